@@ -1,0 +1,100 @@
+"""Every error that edgeattn raises on purpose.
+
+    EdgeattnError                 exit 2 unless said otherwise
+    |-- InputError                what the user gave does not fit
+    |   |-- ModelError            a MODEL reference, its factory, weights or outputs
+    |   |-- DataError             calibration or evaluation data
+    |   |-- AudioError            a recording or samples
+    |   |-- BundleError           a bundle that is damaged, hostile or from the future
+    |   `-- MissingExtraError     an optional dependency is not installed; the message holds the pip command
+    |-- OutputError               the result cannot be written (exists, not writable, disk full)
+    |-- DeviceError               exit 3: device unreachable or lost
+    `-- UnsupportedError          exit 4: the model or precision is not supported on that target
+        `-- ConversionError       exit 4: a converter failed; names the node and the module path where known
+
+Exit 1 is no exception: a failed gate is a result (``Report.passed`` is false).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class EdgeattnError(Exception):
+    """Base of every deliberate error. The message says what was expected, what came, and what to do."""
+
+    exit_code = 2
+
+
+class InputError(EdgeattnError):
+    """What the user gave does not fit."""
+
+
+class ModelError(InputError):
+    """A MODEL reference, its factory, its weights or its outputs are not usable."""
+
+
+class DataError(InputError):
+    """Calibration or evaluation data is not in the form that the task needs."""
+
+
+class AudioError(InputError):
+    """A recording, or samples pushed into a stream, cannot be used."""
+
+
+class BundleError(InputError):
+    """A bundle is damaged, hostile, incomplete or written by a newer edgeattn."""
+
+
+class MissingExtraError(InputError):
+    """An optional dependency is not installed."""
+
+
+class OutputError(EdgeattnError):
+    """The result cannot be written."""
+
+
+class DeviceError(EdgeattnError):
+    """A device cannot be reached, or was lost."""
+
+    exit_code = 3
+
+
+class UnsupportedError(EdgeattnError):
+    """The model or the precision is not supported on that target."""
+
+    exit_code = 4
+
+
+class ConversionError(UnsupportedError):
+    """A converter failed on this model."""
+
+
+def load_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency inside the function that needs it.
+
+    Args:
+        module: dotted name, for example ``"openvino"``.
+        extra: the extra of edgeattn that installs it.
+
+    Raises:
+        MissingExtraError: if the package is not installed. A package that is installed but broken raises its own
+            ImportError unchanged: hiding it would send the user to reinstall what is there.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.split(".")[0]:
+            raise
+        raise MissingExtraError(f"{module} is needed here: pip install 'edgeattn[{extra}]'") from error
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
+    """The sentence for a name that is not known: a near miss is suggested and the valid ones are listed."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f", did you mean {near[0]!r}?" if near else "."
+    return f"unknown {kind} {name!r}{hint} Valid: {', '.join(names)}"

@@ -1,0 +1,275 @@
+"""What a model is, to every room and every engine: names, shapes, states, front end, decoding.
+
+All of it is frozen, needs nothing beyond the standard library and numpy, and goes through JSON unchanged
+(:func:`to_json`, :func:`from_json`), because the same objects are written into a bundle's manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from edgeattn.errors import InputError
+
+T = TypeVar("T")
+
+DType = Literal["float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+DTYPES: tuple[str, ...] = typing.get_args(DType)
+
+HIDDEN = -1e4
+"""Additive attention bias of a position that must not be seen. Finite: -inf turns a fully hidden row into NaN, and
+-1e4 still fits float16."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One named tensor with a static shape."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"tensor {self.name!r}: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if any(size < 1 for size in self.shape):
+            raise ValueError(f"tensor {self.name!r}: sizes must be positive, got {self.shape}")
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def check(self, value: np.ndarray) -> np.ndarray:
+        """Return ``value`` as a C-contiguous array of this dtype and shape.
+
+        Raises:
+            InputError: if shape or kind of dtype differ. Only a widening inside one kind (int32 -> int64) is done.
+        """
+        array = np.asarray(value)
+        if array.shape != self.shape:
+            raise InputError(f"input {self.name!r} must have shape {self.shape}, got {array.shape}")
+        if array.dtype != self.dtype and not np.can_cast(array.dtype, self.dtype, "safe"):
+            raise InputError(f"input {self.name!r} must be {self.dtype}, got {array.dtype}")
+        return np.ascontiguousarray(array, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """A tensor that a step hands to the next one: output ``output`` becomes input ``input``."""
+
+    input: str
+    output: str
+    shape: tuple[int, ...]
+    dtype: DType = "float32"
+    initial: float = 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return TensorSpec(self.input, self.dtype, self.shape).nbytes
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph of a model. ``inputs`` and ``outputs`` leave the states out: those stand in ``states`` alone."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        for kind, names in (("input", self.input_names), ("output", self.output_names)):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"graph {self.name!r}: {kind} names must differ, twice: {', '.join(twice)}")
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of all that the engine takes: inputs, then states."""
+        return tuple(t.name for t in self.inputs) + tuple(s.input for s in self.states)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of all that the engine gives: outputs, then next states."""
+        return tuple(t.name for t in self.outputs) + tuple(s.output for s in self.states)
+
+    @property
+    def all_inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs, then states, as tensors."""
+        return self.inputs + tuple(TensorSpec(s.input, s.dtype, s.shape) for s in self.states)
+
+    @property
+    def all_outputs(self) -> tuple[TensorSpec, ...]:
+        """Outputs, then next states, as tensors."""
+        return self.outputs + tuple(TensorSpec(s.output, s.dtype, s.shape) for s in self.states)
+
+    def initial_states(self) -> dict[str, np.ndarray]:
+        """Fresh arrays, keyed by the states' input names."""
+        return {s.input: np.full(s.shape, s.initial, dtype=s.dtype) for s in self.states}
+
+
+@dataclass(frozen=True)
+class FbankConfig:
+    """Log mel filter bank energies as Kaldi defines them (feature-fbank.h): povey window, pre-emphasis, no dither."""
+
+    sample_rate: int = 8_000  # Hz
+    num_mel: int = 40
+    frame_length: int = 200  # samples, 25 ms at 8 kHz
+    hop_length: int = 80  # samples, 10 ms at 8 kHz
+    preemphasis: float = 0.97
+    low_hz: float = 20.0
+    high_hz: float = 3_600.0  # Nyquist - 400 Hz
+
+    @property
+    def frame_seconds(self) -> Fraction:
+        """Hop between two frames, exact."""
+        return Fraction(self.hop_length, self.sample_rate)
+
+
+@dataclass(frozen=True)
+class CtcGreedy:
+    """Best label per frame, repeats merged, blanks dropped (Graves et al. 2006, section 3.2)."""
+
+    tokens: tuple[str, ...]
+    blank: int = 0
+    hidden: tuple[str, ...] = ()  # recognised but never shown, for example "<unk>"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.blank < len(self.tokens):
+            raise ValueError(f"blank must be an index of the {len(self.tokens)} tokens, got {self.blank}")
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """How samples become steps of a streaming graph, and its scores become words.
+
+    A step reads ``window`` feature frames and moves on by ``shift`` frames; it yields ``chunk`` encoder frames
+    that see ``left`` cached ones. ``bias`` names the input of shape [1, 1, 1, left + chunk] that hides the part of
+    the cache that is still empty (0 visible, :data:`HIDDEN` hidden).
+    """
+
+    frontend: FbankConfig
+    decoder: CtcGreedy
+    window: int
+    shift: int
+    chunk: int
+    left: int
+    features: str = "feats"
+    bias: str = "att_bias"
+    scores: str = "log_probs"
+
+    @property
+    def hop_seconds(self) -> Fraction:
+        """Audio time from one step to the next, exact."""
+        return self.shift * self.frontend.frame_seconds
+
+    @property
+    def encoder_frame_seconds(self) -> Fraction:
+        """Audio time of one encoder frame, exact."""
+        return self.hop_seconds / self.chunk
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model: its graphs, what it is for, and for a streaming one how it is driven."""
+
+    name: str
+    task: str
+    graphs: tuple[GraphSpec, ...]
+    stream: StreamSpec | None = None
+
+    def graph(self, name: str | None = None) -> GraphSpec:
+        """The graph of that name; without a name the only one, or the first.
+
+        Raises:
+            InputError: if there is none of that name.
+        """
+        if name is None:
+            return self.graphs[0]
+        for graph in self.graphs:
+            if graph.name == name:
+                return graph
+        raise InputError(f"model {self.name!r} has no graph {name!r}; it has {', '.join(g.name for g in self.graphs)}")
+
+
+def to_json(value: Any) -> Any:
+    """A dataclass of this module (or a container of them) as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_json(item) for item in value]
+    return value
+
+
+def from_json(kind: type[T], data: Any, where: str = "") -> T:
+    """Read a dataclass back from JSON values, strictly.
+
+    Raises:
+        InputError: for a missing, unknown or wrongly typed field, naming its place (``spec.graphs[0].name``).
+    """
+    return typing.cast(T, _read(kind, data, where or kind.__name__))
+
+
+def _read(kind: Any, data: Any, where: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(typing.cast(type, kind), data, where)
+    if kind is Any:
+        return data
+    if origin is Literal:
+        if data not in args:
+            raise InputError(f"{where}: expected one of {', '.join(map(str, args))}, got {data!r}")
+        return data
+    if origin in (typing.Union, types.UnionType):
+        if data is None and type(None) in args:
+            return None
+        return _read(next(arg for arg in args if arg is not type(None)), data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise InputError(f"{where}: expected a list, got {type(data).__name__}")
+        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(data, dict):
+            raise InputError(f"{where}: expected an object, got {type(data).__name__}")
+        return {key: _read(args[1], item, f"{where}.{key}") for key, item in data.items()}
+    if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        return float(data)
+    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
+        raise InputError(f"{where}: expected {kind.__name__}, got {data!r:.80}")
+    return data
+
+
+def _read_dataclass(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected an object, got {type(data).__name__}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = sorted(set(data) - set(fields))
+    if unknown:
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(fields)}")
+    missing = [
+        name
+        for name, field in fields.items()
+        if name not in data
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise InputError(f"{where}: field {missing[0]!r} is missing")
+    hints = typing.get_type_hints(kind)
+    values = {name: _read(hints[name], item, f"{where}.{name}") for name, item in data.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error

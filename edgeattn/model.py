@@ -1,0 +1,90 @@
+"""EdgeModel: a trained model as edgeattn sees it, torch modules with a :class:`~edgeattn.spec.ModelSpec`.
+
+Every room above takes and returns this one type. The float32 modules in it are the reference that all parity and
+accuracy figures are measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeattn.errors import ModelError
+from edgeattn.spec import GraphSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class EdgeModel:
+    """A model ready for conversion.
+
+    Attributes:
+        spec: names, shapes, states, front end, decoding.
+        modules: one ``torch.nn.Module`` in eval mode per graph. It takes the graph's inputs and states as keyword
+            arguments (or in that order) and returns a dict keyed by output name.
+        example: one set of inputs per graph, states included.
+        source_sha256: hash of weights and code that the model came from.
+        source_size_bytes: size of its weights in float32.
+    """
+
+    spec: ModelSpec
+    modules: Mapping[str, torch.nn.Module]
+    example: Mapping[str, Arrays]
+    source_sha256: str
+    source_size_bytes: int
+
+    def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None) -> Arrays:
+        """The float32 reference: one call of a graph.
+
+        Args:
+            inputs: every input and state of the graph, by name.
+
+        Returns:
+            every output and next state, by name.
+        """
+        import torch
+
+        chosen = self.spec.graph(graph)
+        with torch.inference_mode():
+            tensors = {t.name: torch.from_numpy(t.check(inputs[t.name])) for t in chosen.all_inputs}
+            outputs = self.modules[chosen.name](**tensors)
+        return {name: outputs[name].numpy() for name in chosen.output_names}
+
+
+def check_finite(model: EdgeModel) -> None:
+    """Refuse weights and outputs with NaN or infinity: every figure measured on them would be noise.
+
+    Raises:
+        ModelError: naming the parameter, buffer or output.
+    """
+    import torch
+
+    for graph in model.spec.graphs:
+        module = model.modules[graph.name]
+        for kind, tensors in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
+            for name, tensor in tensors:
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise ModelError(f"{kind} {name} of graph {graph.name!r} holds NaN or infinity; retrain or repair it")
+        for name, array in model.run(model.example[graph.name], graph.name).items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ModelError(
+                    f"output {name} of graph {graph.name!r} is NaN or infinite on the example inputs: "
+                    "give other example inputs, or mend the model"
+                )
+
+
+def graph_from_example(name: str, inputs: Arrays, outputs: Arrays) -> GraphSpec:
+    """The spec of a stateless graph from one call of it."""
+    from edgeattn.spec import TensorSpec
+
+    def tensors(arrays: Arrays) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(key, str(a.dtype), a.shape) for key, a in arrays.items())  # type: ignore[arg-type]
+
+    return GraphSpec(name, tensors(inputs), tensors(outputs))

@@ -1,0 +1,42 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv by themselves.
+#
+#   PYTHON=python3.12       another interpreter (3.10 to 3.13)
+#   DATA=DIR                recordings with a transcripts.tsv for calibration and the word error rate
+#   PIP_FLAGS=...           more for pip; without a GPU, the CPU build of torch saves gigabytes:
+#                           PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+DATA ?= ../shared/data
+PIP_FLAGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+DATA_FLAG = $(if $(wildcard $(DATA)),--data $(DATA))
+
+.PHONY: demo test lint bench clean venv
+
+demo: $(STAMP)
+	$(BIN)/edgeattn convert --target cpu --target mobile --target jetson --out out --force $(DATA_FLAG)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else \
+	  "edgeattn is tested on Python 3.10 to 3.13, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -58,6 +59,32 @@ class EdgeModel:
         return {name: outputs[name].numpy() for name in chosen.output_names}
 
 
+class ReferenceStep:
+    """A :class:`~edgeattn.runtimes.Step` on the float32 source: what a stream of the artifact is compared with."""
+
+    def __init__(self, model: EdgeModel, graph: str | None = None) -> None:
+        self._model = model
+        self._graph = model.spec.graph(graph)
+        self.inputs: Arrays = {t.name: np.zeros(t.shape, t.dtype) for t in self._graph.inputs}
+        self.outputs: Arrays = {t.name: np.zeros(t.shape, t.dtype) for t in self._graph.outputs}
+        self._states = self._graph.initial_states()
+
+    def run(self) -> None:
+        """One step: reads ``inputs`` and the states, writes ``outputs`` and the next states."""
+        result = self._model.run({**self.inputs, **self._states}, self._graph.name)
+        for name, buffer in self.outputs.items():
+            np.copyto(buffer, result[name])
+        self._states = {s.input: result[s.output] for s in self._graph.states}
+
+    def reset(self) -> None:
+        """Back to the initial states."""
+        self._states = self._graph.initial_states()
+
+    def states(self) -> Arrays:
+        """Copies of the states that the next step will read, by input name."""
+        return {name: state.copy() for name, state in self._states.items()}
+
+
 def check_finite(model: EdgeModel) -> None:
     """Refuse weights and outputs with NaN or infinity: every figure measured on them would be noise.
 
@@ -88,3 +115,22 @@ def graph_from_example(name: str, inputs: Arrays, outputs: Arrays) -> GraphSpec:
         return tuple(TensorSpec(key, str(a.dtype), a.shape) for key, a in arrays.items())  # type: ignore[arg-type]
 
     return GraphSpec(name, tensors(inputs), tensors(outputs))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a converter or a quantizer made for one engine.
+
+    Attributes:
+        backend: "openvino", "litert", "onnxruntime" or "tensorrt".
+        precision: "fp32", "fp16" or "int8", as asked; what runs is told by ``Session.executed``.
+        models: graph name -> the file that the engine loads (side files lie beside it).
+        recipe: how it was made, in words that a report can print.
+        build: for TensorRT, how the device builds its engine and what building it here gave.
+    """
+
+    backend: str
+    precision: str
+    models: Mapping[str, Path]
+    recipe: str
+    build: Mapping[str, Any] | None = None

@@ -1,0 +1,209 @@
+"""The user's data (``--data``): recordings with transcripts, or arrays named like the model's inputs.
+
+A file of the wrong form is refused with its line and what was expected.
+"""
+
+from __future__ import annotations
+
+import csv
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeattn.audio import Floats, read_audio
+from edgeattn.errors import DataError
+from edgeattn.spec import GraphSpec
+
+TRANSCRIPTS = "transcripts.tsv"
+TARGET_PREFIX = "target_"
+CALIBRATION_SHARE = 5  # without a split column every fifth sample calibrates and the others measure
+MAX_ROWS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A recording and what is said in it.
+
+    Attributes:
+        samples: float32 in [-1, 1], shape (n,), at the model's rate.
+        words: the words in order.
+        speaker: who says them, "" if unknown.
+    """
+
+    samples: Floats
+    words: tuple[str, ...]
+    speaker: str = ""
+
+
+@dataclass(frozen=True)
+class ArraySample:
+    """One set of inputs by name (batch axis included), and the targets by output name."""
+
+    inputs: Mapping[str, np.ndarray]
+    targets: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class SpeechData:
+    """Recordings to calibrate on and other ones to measure on.
+
+    Attributes:
+        origin: what they are, in words for the report.
+    """
+
+    origin: str
+    calibration: tuple[Utterance, ...]
+    evaluation: tuple[Utterance, ...]
+
+
+@dataclass(frozen=True)
+class ArrayData:
+    """Arrays to calibrate on and other ones to measure on."""
+
+    origin: str
+    calibration: tuple[ArraySample, ...]
+    evaluation: tuple[ArraySample, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of transcripts.tsv."""
+
+    path: Path
+    text: str
+    speaker: str
+    split: str
+
+
+def read_transcripts(directory: Path) -> tuple[Row, ...]:
+    """The lines of DIRECTORY/transcripts.tsv, each naming a recording inside the directory.
+
+    Raises:
+        DataError: naming the line and what was expected there.
+    """
+    table = directory / TRANSCRIPTS
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            return tuple(_rows(directory, table, file))
+    except OSError as error:
+        raise DataError(f"{table}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: not a UTF-8 table with tabs ({error})") from error
+
+
+def _rows(directory: Path, table: Path, lines: Iterator[str]) -> Iterator[Row]:
+    reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = reader.fieldnames or []
+    if not {"path", "text"} <= set(header):
+        got = ' '.join(header) or 'none'
+        raise DataError(f"{table}:1: expected a header with the columns path and text, got {got}")
+    root = directory.resolve()
+    for number, row in enumerate(reader, 2):
+        if number > MAX_ROWS:
+            raise DataError(f"{table}: more than {MAX_ROWS} lines; split it")
+        if None in row or any(row[name] is None for name in header):
+            raise DataError(f"{table}:{number}: expected {len(header)} columns separated by tabs")
+        path = directory / row["path"]
+        if not path.resolve().is_relative_to(root):
+            raise DataError(f"{table}:{number}: {row['path']} lies outside {directory}")
+        yield Row(path, row["text"], row.get("speaker") or "", row.get("split") or "")
+
+
+def load_speech(directory: Path, sample_rate: int, split: str | None = None, limit: int = 0) -> SpeechData:
+    """Recordings of a directory with transcripts.tsv, read at ``sample_rate`` Hz.
+
+    With a split column, ``split`` (default ``test``, else ``dev``) measures and the ``train`` lines calibrate. Without
+    one, every fifth recording calibrates. The two never share a recording.
+
+    Args:
+        limit: at most so many recordings to measure on and as many to calibrate on, spread evenly; 0 for all.
+
+    Raises:
+        DataError: if there is nothing to measure on, a split is unknown, or a recording is missing.
+    """
+    rows = [row for row in read_transcripts(directory) if row.text.strip()]
+    splits = sorted({row.split for row in rows if row.split})
+    if split is None:
+        split = next((name for name in ("test", "dev") if name in splits), None)
+    elif split not in splits:
+        raise DataError(f"{directory}: no split {split!r}; it has {', '.join(splits) or 'no split column'}")
+    if split is None:
+        calibration, evaluation = rows[::CALIBRATION_SHARE], [r for i, r in enumerate(rows) if i % CALIBRATION_SHARE]
+    else:
+        evaluation = [row for row in rows if row.split == split]
+        calibration = [row for row in rows if row.split == "train" and split != "train"]
+    if not evaluation:
+        raise DataError(f"{directory}: no recording with a text to measure on")
+    origin = f"{directory.name}/{split}" if split else directory.name
+    return SpeechData(
+        origin,
+        tuple(_utterance(row, sample_rate) for row in _spread(calibration, limit)),
+        tuple(_utterance(row, sample_rate) for row in _spread(evaluation, limit)),
+    )
+
+
+def _utterance(row: Row, sample_rate: int) -> Utterance:
+    return Utterance(read_audio(row.path, sample_rate), tuple(row.text.lower().split()), row.speaker)
+
+
+def _spread(rows: Sequence[Row], limit: int) -> Sequence[Row]:
+    if not limit or len(rows) <= limit:
+        return rows
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, limit).astype(int)]
+
+
+def load_arrays(path: Path, graph: GraphSpec) -> ArrayData:
+    """Samples from an npz whose arrays are named like the graph's inputs, first axis = samples.
+
+    A sample becomes the input itself if the shapes agree, else with a leading batch axis of 1. ``target_NAME`` holds
+    what output NAME should be. Every fifth sample calibrates, the others measure.
+
+    Raises:
+        DataError: for missing, unknown or misshapen arrays, NaN, or too few samples.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: not a plain npz file ({error})") from error
+    wanted = {t.name: t for t in graph.all_inputs}
+    outputs = {t.name for t in graph.outputs}
+    for name in arrays:
+        target = name.removeprefix(TARGET_PREFIX) if name.startswith(TARGET_PREFIX) else None
+        if name not in wanted and target not in outputs:
+            raise DataError(
+                f"{path}: array {name!r} is neither an input ({', '.join(wanted)}) nor a target "
+                f"({', '.join(TARGET_PREFIX + o for o in sorted(outputs))})"
+            )
+    missing = [t.name for t in graph.inputs if t.name not in arrays]
+    if missing:
+        raise DataError(f"{path}: input {missing[0]!r} is missing; it holds {', '.join(arrays) or 'nothing'}")
+    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(counts) != 1 or counts == {0} or counts == {1}:
+        raise DataError(f"{path}: all arrays need the same first axis, of at least 2 samples; got {sorted(counts)}")
+    samples = [_array_sample(path, arrays, graph, index) for index in range(counts.pop())]
+    return ArrayData(
+        path.name,
+        tuple(samples[::CALIBRATION_SHARE]),
+        tuple(s for i, s in enumerate(samples) if i % CALIBRATION_SHARE),
+    )
+
+
+def _array_sample(path: Path, arrays: Mapping[str, np.ndarray], graph: GraphSpec, index: int) -> ArraySample:
+    inputs = dict(graph.initial_states())
+    for spec in graph.all_inputs:
+        if spec.name not in arrays:
+            continue
+        value = arrays[spec.name][index]
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise DataError(f"{path}: {spec.name}[{index}] holds NaN or infinity")
+        if value.shape != spec.shape and (1, *value.shape) != spec.shape:
+            raise DataError(f"{path}: {spec.name}[{index}] has shape {value.shape}, the model takes {spec.shape}")
+        if value.dtype.kind != np.dtype(spec.dtype).kind:
+            raise DataError(f"{path}: {spec.name} is {value.dtype}, the model takes {spec.dtype}")
+        inputs[spec.name] = np.ascontiguousarray(value.reshape(spec.shape), dtype=spec.dtype)
+    targets = {n.removeprefix(TARGET_PREFIX): a[index] for n, a in arrays.items() if n.startswith(TARGET_PREFIX)}
+    return ArraySample(inputs, targets)

@@ -1,0 +1,99 @@
+"""How far an artifact's outputs are from the float32 source's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_ABS_FP32 = 1e-4
+MIN_SQNR_FP32 = 90.0  # dB
+MIN_SQNR_FP16 = 50.0  # dB
+SQNR_LIMIT = 300.0  # dB, about what float64 resolves: stands for "identical", and keeps JSON free of infinities
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output over all steps."""
+
+    max_abs: float
+    sqnr_db: float  # within +-SQNR_LIMIT; SQNR_LIMIT itself means identical
+
+
+@dataclass(frozen=True)
+class Parity:
+    """All outputs, against ``reference``, over ``steps`` calls (with carried states where the model has them)."""
+
+    reference: str
+    steps: int
+    outputs: Mapping[str, OutputParity]
+
+    def failures(self, precision: str) -> list[str]:
+        """What breaks the gate of that precision, in sentences; int8 is gated by the task's metric instead."""
+        broken = []
+        for name, output in self.outputs.items():
+            sqnr = output.sqnr_db
+            if not math.isfinite(output.max_abs):
+                broken.append(f"parity: output {name} is NaN or infinite")
+            elif precision == "fp32" and output.max_abs > MAX_ABS_FP32 and sqnr < MIN_SQNR_FP32:
+                broken.append(
+                    f"parity: output {name}: wanted max abs <= {MAX_ABS_FP32:g} or SQNR >= {MIN_SQNR_FP32:g} dB, "
+                    f"got {output.max_abs:.2g} and {sqnr:.1f} dB"
+                )
+            elif precision == "fp16" and sqnr < MIN_SQNR_FP16:
+                broken.append(f"parity: output {name}: wanted SQNR >= {MIN_SQNR_FP16:g} dB, got {sqnr:.1f} dB")
+        return broken
+
+
+class ParityMeter:
+    """Accumulates the comparison step by step, in constant memory."""
+
+    def __init__(self) -> None:
+        self._signal: dict[str, float] = {}
+        self._noise: dict[str, float] = {}
+        self._max_abs: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> None:
+        """Compare one call.
+
+        Raises:
+            ValueError: if an output is missing or has another shape.
+        """
+        for name, reference in expected.items():
+            if name not in got or got[name].shape != reference.shape:
+                shape = got[name].shape if name in got else "nothing"
+                raise ValueError(f"output {name!r}: expected shape {reference.shape}, got {shape}")
+            want = np.asarray(reference, np.float64)
+            error = np.asarray(got[name], np.float64) - want
+            largest = float(np.abs(error).max(initial=0.0))
+            if not math.isfinite(largest):  # NaN would lose every comparison that follows
+                largest = math.inf
+            self._max_abs[name] = max(self._max_abs.get(name, 0.0), largest)
+            self._signal[name] = self._signal.get(name, 0.0) + float(np.square(want).sum())
+            self._noise[name] = self._noise.get(name, 0.0) + float(np.square(error).sum())
+        self._steps += 1
+
+    def result(self, reference: str) -> Parity:
+        """The figures so far. ``reference`` says what the expected outputs came from."""
+        return Parity(
+            reference,
+            self._steps,
+            {n: OutputParity(self._max_abs[n], _sqnr_db(self._signal[n], self._noise[n])) for n in self._max_abs},
+        )
+
+
+def sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
+    """Signal to quantization noise ratio, 10 log10(sum x^2 / sum (x - y)^2), in dB within +-SQNR_LIMIT."""
+    want = np.asarray(expected, np.float64)
+    return _sqnr_db(float(np.square(want).sum()), float(np.square(np.asarray(got, np.float64) - want).sum()))
+
+
+def _sqnr_db(signal: float, noise: float) -> float:
+    if noise == 0.0:
+        return SQNR_LIMIT
+    if signal == 0.0 or not math.isfinite(noise):
+        return -SQNR_LIMIT
+    return float(np.clip(10.0 * math.log10(signal / noise), -SQNR_LIMIT, SQNR_LIMIT))

@@ -1,0 +1,1 @@
+"""How fast and how large it is: latency, real time and memory, measured by the runtime that ships. numpy only."""

@@ -1,0 +1,220 @@
+"""Measuring a bundle in this process. ``edgeattn.profiling.worker`` runs it in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeattn.bundle import read_manifest
+from edgeattn.profiling.figures import Kind, Latency, Memory, Profile, Realtime, percentiles_ms
+from edgeattn.runtimes import Session, Step, Stream, load
+from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
+
+NOISE_LEVEL = 0.05  # of the white noise that is streamed where no recording is given; compute does not depend on it
+SLOWEST_LAYERS = 10
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How long and how strictly to measure.
+
+    Attributes:
+        runs: timed calls.
+        deadline_ms: per chunk; None for the hop itself, by which the next chunk is due.
+        paced_seconds: audio seconds to stream in real time; 0 leaves the paced part out.
+        packet: samples per arrival in the paced part; not a divisor of a chunk, as from a real sound card.
+    """
+
+    runs: int = 200
+    deadline_ms: float | None = None
+    paced_seconds: float = 5.0
+    packet: int = 512
+    threads: int = 1
+    layers: bool = False
+
+
+def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> Profile:
+    """Load a bundle, time it, pace it, weigh it.
+
+    A bundle that runs on another engine than its own is a substitute, and its figures say "emulated".
+    """
+    began = time.perf_counter()
+    with load(path, backend=backend, threads=options.threads) as session:
+        load_ms = 1e3 * (time.perf_counter() - began)
+        kind: Kind = "measured" if session.backend == read_manifest(path).backend else "emulated"
+        spec = session.spec
+        if spec.stream is None:
+            first, times = _time_graphs(session, options.runs)
+            realtime = None
+        else:
+            first, times = _time_stream(session, spec.stream, options.runs)
+            realtime = _pace(session.stream(), spec.stream, options, sum(times) / len(times))
+        p50, p90, p99, largest = percentiles_ms(times)
+        layers = _layers(session) if options.layers else None
+        latency = Latency(
+            kind, p50, p90, p99, largest, len(times), options.threads, first * 1e3, load_ms, affinity(), layers
+        )
+        weights = sum(entry.size for entry in read_manifest(path).files.values())
+        states = sum(state.nbytes for graph in spec.graphs for state in graph.states)
+        return Profile(
+            device_name(),
+            session.backend,
+            session.engine_version,
+            latency,
+            realtime,
+            Memory(peak_rss_bytes(), weights, states),
+            session.executed(),
+        )
+
+
+def pace(stream: Stream, spec: StreamSpec, samples: np.ndarray, packet: int, deadline_ms: float) -> Realtime:
+    """Stream a recording as a sound card would deliver it, and keep score.
+
+    Packets arrive at absolute times on a monotonic clock: a late chunk delays the next one, as it would on a device.
+
+    Args:
+        samples: float32, shape (n,), at the front end's rate.
+        packet: samples per arrival.
+    """
+    rate, hop = spec.frontend.sample_rate, float(spec.hop_seconds)
+    misses = chunks = 0
+    busy = backlog = 0.0
+    pushed_chunks = 0
+    start = time.monotonic()
+    for first in range(0, len(samples), packet):
+        piece = samples[first : first + packet]
+        arrival = start + (first + len(piece)) / rate
+        now = time.monotonic()
+        if now < arrival:
+            time.sleep(arrival - now)
+        began = time.monotonic()
+        backlog = max(backlog, began - arrival)
+        stream.push(piece)
+        done = time.monotonic()
+        busy += done - began
+        due = int((first + len(piece)) / rate / hop)  # chunks that this audio completes, up to the look-ahead
+        if due > pushed_chunks:
+            chunks += due - pushed_chunks
+            pushed_chunks = due
+            misses += done - arrival > deadline_ms / 1e3
+    audio = len(samples) / rate
+    return Realtime(hop * 1e3, deadline_ms, busy / audio, misses, chunks, backlog * 1e3, True)
+
+
+def time_step(step: Step, runs: int) -> tuple[float, list[float]]:
+    """Seconds of the first call and of ``runs`` calls after it settled (a tenth of them more, thrown away)."""
+    began = time.perf_counter()
+    step.run()
+    first = time.perf_counter() - began
+    for _ in range(max(3, runs // 10)):
+        step.run()
+    return first, [_timed(step) for _ in range(runs)]
+
+
+def _timed(step: Step) -> float:
+    began = time.perf_counter()
+    step.run()
+    return time.perf_counter() - began
+
+
+def _time_graphs(session: Session, runs: int) -> tuple[float, list[float]]:
+    firsts, totals = 0.0, np.zeros(runs)
+    for graph in session.spec.graphs:
+        step = session.step(graph.name)
+        _fill(step, graph)
+        first, times = time_step(step, runs)
+        firsts += first
+        totals += times
+    return firsts, totals.tolist()
+
+
+def _fill(step: Step, graph: GraphSpec) -> None:
+    for tensor in graph.inputs:
+        np.copyto(step.inputs[tensor.name], _plausible(tensor))
+
+
+def _plausible(tensor: TensorSpec) -> np.ndarray:
+    """Noise for a float input, ones for the others (a valid token id, a mask that shows everything)."""
+    if tensor.dtype.startswith("float"):
+        return np.random.default_rng(0).standard_normal(tensor.shape).astype(tensor.dtype)
+    return np.ones(tensor.shape, tensor.dtype)
+
+
+def _time_stream(session: Session, spec: StreamSpec, runs: int) -> tuple[float, list[float]]:
+    """Chunks through the whole of ``Stream.push``: features, engine, decoding."""
+    stream = session.stream()
+    hop = spec.shift * spec.frontend.hop_length
+    noise = _noise(hop * 16)
+    stream.push(noise[: spec.window * spec.frontend.hop_length])  # from here on each hop of samples is one chunk
+    times = []
+    warmup = max(3, runs // 10)
+    for index in range(1 + warmup + runs):
+        offset = (index % 16) * hop
+        packet = noise[offset : offset + hop]
+        began = time.perf_counter()
+        stream.push(packet)
+        times.append(time.perf_counter() - began)
+    return times[0], times[1 + warmup :]
+
+
+def _pace(stream: Stream, spec: StreamSpec, options: MeasureOptions, chunk_seconds: float) -> Realtime:
+    hop_ms = 1e3 * float(spec.hop_seconds)
+    deadline = options.deadline_ms if options.deadline_ms is not None else hop_ms
+    if options.paced_seconds <= 0:
+        return Realtime(hop_ms, deadline, chunk_seconds * 1e3 / hop_ms, None, None, None, False)
+    samples = _noise(int(options.paced_seconds * spec.frontend.sample_rate))
+    return pace(stream, spec, samples, options.packet, deadline)
+
+
+def _noise(count: int) -> np.ndarray:
+    noise: np.ndarray = NOISE_LEVEL * np.random.default_rng(0).standard_normal(count, dtype=np.float32)
+    return noise
+
+
+def _layers(session: Session) -> tuple[dict[str, object], ...] | None:
+    graph = session.spec.graphs[0]
+    inputs = {t.name: _plausible(t) for t in graph.all_inputs}
+    rows = session.layers(inputs, runs=50)
+    if rows is None:
+        return None
+    slowest = sorted(rows, key=lambda row: -row.microseconds)[:SLOWEST_LAYERS]
+    return tuple({"name": r.name, "type": r.type, "microseconds": r.microseconds} for r in slowest)
+
+
+def device_name() -> str:
+    """The processor that this runs on, in words."""
+    return f"{_processor()} ({platform.machine()}, {os.cpu_count()} cores)"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith(("model name", "model\t", "hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
+
+
+def affinity() -> tuple[int, ...]:
+    """Processors that this process may use."""
+    if sys.platform == "linux":
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def peak_rss_bytes() -> int | None:
+    """Peak resident size of this process; None where the system does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

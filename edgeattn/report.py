@@ -1,0 +1,175 @@
+"""Results: the objects behind ``--json``, and the tables that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgeattn.evaluation.accuracy import Accuracy
+from edgeattn.evaluation.parity import Parity
+from edgeattn.profiling.figures import Latency, Memory, Realtime
+from edgeattn.spec import to_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+ABSENT = "-"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A gate that did not pass."""
+
+    gate: str  # parity, accuracy, deadline, size, finite, golden, executed
+    wanted: str
+    got: str
+
+    def __str__(self) -> str:
+        return f"{self.gate}: wanted {self.wanted}, got {self.got}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A precision that was tried. ``accuracy`` is the metric in percent, ``why`` the reason it was kept or not."""
+
+    precision: str
+    latency_ms: float | None
+    accuracy: float | None
+    size_bytes: int | None
+    kept: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What was asked, what ships, what the engine executes (op type -> dtype -> count)."""
+
+    asked: str
+    shipped: str
+    executed: Mapping[str, Mapping[str, int]] | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """One bundle on one device. An absent figure is None, never 0."""
+
+    target: str
+    device: str
+    backend: str
+    bundle: str
+    passed: bool
+    failures: tuple[Failure, ...]
+    precision: Precision
+    size_bytes: int | None = None
+    source_size_bytes: int | None = None
+    parity: Parity | None = None
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    realtime: Realtime | None = None
+    memory: Memory | None = None
+    build: Mapping[str, Any] | None = None
+    seconds: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The ``--json`` object of convert, check and profile."""
+
+    model: Mapping[str, Any]
+    results: tuple[Result, ...]
+    schema: int = field(default=SCHEMA)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate of every result passed."""
+        return all(result.passed for result in self.results)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"schema": self.schema, "model": to_json(self.model), "results": to_json(self.results)}
+
+
+COLUMNS = ("target", "engine", "precision", "size", "parity", "metric", "p50 / p99 ms", "RTF", "misses", "measured on")
+
+
+def table(results: Sequence[Result]) -> Table:
+    """The results as a table for a terminal."""
+    from rich.table import Table
+
+    grid = Table(title="edgeattn", caption=_caption(results), title_justify="left", caption_justify="left")
+    for name in COLUMNS:
+        grid.add_column(name, overflow="fold", justify="right" if name in {"size", "p50 / p99 ms", "RTF"} else "left")
+    grid.add_column("gates")
+    for result in results:
+        verdict = "[green]passed[/green]" if result.passed else "[red]FAILED[/red]"
+        grid.add_row(*_cells(result), verdict)
+    return grid
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """The same table in Markdown, for documents."""
+    header = "| " + " | ".join((*COLUMNS, "gates")) + " |"
+    rule = "|" + "---|" * (len(COLUMNS) + 1)
+    rows = [
+        "| " + " | ".join((*_cells(result), "passed" if result.passed else "FAILED")) + " |" for result in results
+    ]
+    return "\n".join((header, rule, *rows)) + "\n"
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    latency, realtime = result.latency, result.realtime
+    timing = ABSENT
+    if latency is not None:
+        mark = "" if latency.kind == "measured" else f" ({latency.kind})"
+        timing = f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f}{mark}"
+    return (
+        result.target,
+        result.backend,
+        result.precision.shipped,
+        _size(result),
+        _parity(result.parity),
+        _metric(result.accuracy),
+        timing,
+        ABSENT if realtime is None else f"{realtime.rtf:.4f}",
+        ABSENT if realtime is None or realtime.misses is None else f"{realtime.misses} of {realtime.chunks}",
+        result.device,
+    )
+
+
+def _size(result: Result) -> str:
+    if result.size_bytes is None:
+        return ABSENT
+    size = f"{result.size_bytes / 1e6:.2f} MB"
+    if result.source_size_bytes:
+        size += f" ({result.size_bytes / result.source_size_bytes:.2f}x)"
+    return size
+
+
+def _parity(parity: Parity | None) -> str:
+    if parity is None or not parity.outputs:
+        return ABSENT
+    worst = max(parity.outputs.values(), key=lambda output: output.max_abs)
+    lowest = min(output.sqnr_db for output in parity.outputs.values())
+    return f"{worst.max_abs:.1e}, {lowest:.0f} dB"
+
+
+def _metric(accuracy: Accuracy | None) -> str:
+    if accuracy is None:
+        return ABSENT
+    source = "" if accuracy.source is None else f" (source {accuracy.source:.2f})"
+    low, high = accuracy.ci95
+    return f"{accuracy.metric} {accuracy.deployed:.2f} %{source}, 95 % CI {low:.1f}..{high:.1f}"
+
+
+def _caption(results: Sequence[Result]) -> str:
+    lines = []
+    for result in results:
+        lines += [f"{result.target}: {failure}" for failure in result.failures]
+        lines += [f"{result.target}: {note}" for note in result.notes]
+    data = sorted({f"{r.accuracy.samples} samples of {r.accuracy.data}" for r in results if r.accuracy is not None})
+    lines += [f"metric measured on {entry}" for entry in data]
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""torch -> ONNX: named inputs and outputs, static shapes, LayerNormalization as one op, module paths kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeattn.converters.trace import compare, conversion_error, reference_outputs, strip_wrapper, trace
+from edgeattn.errors import ConversionError, load_extra
+from edgeattn.model import EdgeModel
+from edgeattn.silence import silenced
+from edgeattn.spec import GraphSpec, to_json
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+OPSET = 18  # what torch's exporter is written for; LayerNormalization is one op since 17
+MODULE_KEY = "edgeattn.module"  # node metadata: path of the torch module
+MODEL_KEY = "edgeattn.model"
+SPEC_KEY = "edgeattn.graph"
+PARITY = 1e-4  # largest absolute difference to torch, float32
+MAX_INLINE_BYTES = 2**31 - 2**20  # a protobuf holds 2 GiB
+
+
+def export_onnx(model: EdgeModel, directory: Path) -> Mapping[str, Path]:
+    """Export every graph of a model to float32 ONNX, checked against torch on the example inputs.
+
+    Args:
+        model: modules in eval mode.
+        directory: existing directory; one ``GRAPH.onnx`` per graph is written into it.
+
+    Returns:
+        graph name -> file.
+
+    Raises:
+        ConversionError: if torch.export or the exporter cannot take the model (the node and the module path are named),
+            if the file is no valid ONNX, or if ONNX Runtime's outputs differ from torch's by more than 1e-4.
+        MissingExtraError: without onnx, onnxscript or onnxruntime.
+    """
+    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        load_extra(module, "convert")
+    return {graph.name: _export_graph(model, graph, directory / f"{graph.name}.onnx") for graph in model.spec.graphs}
+
+
+def module_path(node: onnx.NodeProto) -> str:
+    """Path of the torch module that a node came from (``encoder.layers.0.attention``); empty if the file has none."""
+    for entry in node.metadata_props:
+        if entry.key == MODULE_KEY:
+            return str(entry.value)
+        if entry.key == "pkg.torch.onnx.name_scopes":
+            scopes = json.loads(str(entry.value).replace("'", '"'))
+            return str(scopes[-2]) if len(scopes) > 1 else ""
+    return ""
+
+
+def describe_node(node: onnx.NodeProto) -> str:
+    """``node 'node_linear_3' (MatMul) of module encoder.0``, for messages."""
+    path = module_path(node)
+    return f"node {node.name!r} ({node.op_type})" + (f" of module {path}" if path else "")
+
+
+def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
+    import onnx
+    import torch
+
+    with silenced():
+        program = trace(model, graph)
+        try:
+            with torch.no_grad():
+                exported = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    opset_version=OPSET,
+                    input_names=list(graph.input_names),
+                    output_names=list(graph.output_names),
+                    verbose=False,
+                )
+        except Exception as error:
+            raise conversion_error(error, program, graph.name, "torch's ONNX exporter") from error
+        assert exported is not None
+        proto = exported.model_proto
+    _tidy(proto)
+    proto.producer_name = "edgeattn"
+    onnx.helper.set_model_props(
+        proto, {MODEL_KEY: model.spec.name, SPEC_KEY: json.dumps(to_json(graph), separators=(",", ":"))}
+    )
+    proto = _inferred(proto, graph.name)
+    _check_signature(proto, graph)
+    _check_layer_norms(proto, program, graph.name)
+    if proto.ByteSize() < MAX_INLINE_BYTES:
+        onnx.save(proto, path)
+    else:
+        onnx.save(proto, path, save_as_external_data=True, location=path.name + ".data")
+    compare(reference_outputs(model, graph), _run(path, graph, model.example[graph.name]), PARITY, graph.name, "ONNX")
+    return path
+
+
+def _tidy(proto: onnx.ModelProto) -> None:
+    # torch writes stack traces with the paths of the machine into every node: larger than the small models' weights,
+    # and nobody's business. The module path is what an error message needs.
+    del proto.metadata_props[:]
+    for node in proto.graph.node:
+        path = strip_wrapper(module_path(node))
+        del node.metadata_props[:]
+        if path:
+            node.metadata_props.add(key=MODULE_KEY, value=path)
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):
+        del value.metadata_props[:]
+    del proto.graph.metadata_props[:]
+
+
+def _inferred(proto: onnx.ModelProto, graph: str) -> onnx.ModelProto:
+    import onnx
+
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        onnx.checker.check_model(inferred, full_check=False)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ConversionError(f"graph {graph!r}: the exported ONNX is not valid: {str(error).splitlines()[0]}") from error
+    return inferred
+
+
+def _check_signature(proto: onnx.ModelProto, graph: GraphSpec) -> None:
+    import onnx
+
+    for kind, values, wanted in (
+        ("input", proto.graph.input, graph.all_inputs),
+        ("output", proto.graph.output, graph.all_outputs),
+    ):
+        got = [
+            (
+                value.name,
+                str(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)),
+                tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim),
+            )
+            for value in values
+        ]
+        expected = [(tensor.name, tensor.dtype, tensor.shape) for tensor in wanted]
+        if got != expected:
+            raise ConversionError(f"graph {graph.name!r}: {kind}s of the spec are {expected}, the ONNX has {got}")
+
+
+def _check_layer_norms(proto: onnx.ModelProto, program: torch.export.ExportedProgram, graph: str) -> None:
+    # Decomposed, x^2 overflows in float16 on TensorRT (TensorRT#2564): top-1 of a ViT fell from 85 % to 19 %.
+    wanted = sum(node.target.__name__.startswith("layer_norm") for node in program.graph.nodes if node.op == "call_function")
+    got = sum(node.op_type == "LayerNormalization" for node in proto.graph.node)
+    if got < wanted:
+        raise ConversionError(
+            f"graph {graph!r}: torch's ONNX exporter took {wanted - got} of {wanted} layer_norm apart, which overflows in "
+            "float16; use torch 2.9 or later"
+        )
+
+
+def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ConversionError(f"graph {graph.name!r}: ONNX Runtime refuses the exported model: {error}") from error
+    names = {value.name for value in session.get_inputs()}
+    feed = {tensor.name: tensor.check(inputs[tensor.name]) for tensor in graph.all_inputs if tensor.name in names}
+    return dict(zip(graph.output_names, session.run(list(graph.output_names), feed), strict=True))

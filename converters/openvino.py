@@ -1,0 +1,104 @@
+"""ONNX -> OpenVINO IR (``GRAPH.xml`` with ``GRAPH.bin`` beside it)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeattn.converters.onnx import describe_node
+from edgeattn.converters.trace import first_line
+from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
+from edgeattn.model import Artifact
+from edgeattn.silence import silenced, telemetry_off
+
+if TYPE_CHECKING:
+    import openvino
+
+PRECISIONS = ("fp32", "fp16")
+
+
+def to_openvino(onnx: Mapping[str, Path], directory: Path, precision: Literal["fp32", "fp16"]) -> Artifact:
+    """Convert exported ONNX files to OpenVINO IR.
+
+    fp16 halves the weights on disk; a CPU without float16 arithmetic unpacks them and computes in float32, GPU and NPU
+    compute in float16.
+
+    Args:
+        onnx: graph name -> float32 ONNX with static shapes, from ``export_onnx``.
+        directory: existing directory to write into.
+        precision: of the weights.
+
+    Raises:
+        ConversionError: naming the node and its module, if OpenVINO has no such operation.
+        UnsupportedError: for any other precision.
+        MissingExtraError: without openvino.
+    """
+    if precision not in PRECISIONS:
+        raise UnsupportedError(unknown_name("OpenVINO precision", precision, PRECISIONS))
+    models = {}
+    for graph, path in onnx.items():
+        model = read_onnx(path, graph)
+        models[graph] = save_ir(model, directory / f"{graph}.xml", compress_to_fp16=precision == "fp16")
+    recipe = {"fp32": "float32 IR", "fp16": "IR with float16 weights"}[precision]
+    return Artifact("openvino", precision, models, f"{recipe}, OpenVINO {_version()}")
+
+
+def read_onnx(path: Path, graph: str) -> openvino.Model:
+    """Read an ONNX file as an OpenVINO model and check that every shape is static.
+
+    Raises:
+        ConversionError: naming the node and its module.
+    """
+    telemetry_off()
+    openvino_module = load_extra("openvino", "openvino")
+    with silenced():
+        try:
+            model = openvino_module.Core().read_model(path)
+        except RuntimeError as error:
+            raise ConversionError(f"graph {graph!r}: OpenVINO cannot convert {_refused(error, path)}") from error
+    for port in (*model.inputs, *model.outputs):
+        if port.partial_shape.is_dynamic:
+            raise ConversionError(
+                f"graph {graph!r}: {port.any_name} has the dynamic shape {port.partial_shape} in OpenVINO; "
+                "an operation whose result size depends on values (nonzero, masked select) causes this: take it out"
+            )
+    return model
+
+
+def save_ir(model: openvino.Model, path: Path, compress_to_fp16: bool) -> Path:
+    """Write an IR; the weights go into a ``.bin`` beside it."""
+    import openvino
+
+    with silenced():
+        openvino.save_model(model, path, compress_to_fp16=compress_to_fp16)
+    return path
+
+
+def _refused(error: RuntimeError, path: Path) -> str:
+    import onnx
+
+    text = str(error)
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    # "... OpenVINO does not support the following ONNX operations: domain.Op" or "... node_name ..." in the stack.
+    named = [node for node in nodes if re.search(rf"(?<![\w/]){re.escape(node.name)}(?![\w/])", text)] if nodes else []
+    unsupported = re.search(r"following ONNX operations: ([\w.]+)", text)
+    if not named and unsupported:
+        operator = unsupported.group(1).rsplit(".", 1)[-1]
+        named = [node for node in nodes if node.op_type == operator]
+    if not named:
+        return f"this model: {first_line(error)}"
+    reason = "it has no such operation" if unsupported else _reason(text)
+    return f"{describe_node(named[0])}: {reason}; replace that operation in the module, or choose another target"
+
+
+def _reason(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception from")]
+    return (lines[-1] if lines else text)[:300]
+
+
+def _version() -> Any:
+    import openvino
+
+    return openvino.__version__.split("-")[0]

@@ -1,0 +1,240 @@
+"""A torch module as a graph, and the module that a failing node came from."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeattn.errors import ConversionError, ModelError
+from edgeattn.model import EdgeModel
+from edgeattn.silence import silenced
+from edgeattn.spec import GraphSpec
+
+if TYPE_CHECKING:
+    import torch
+
+WRAPPED = "model"  # attribute under which the user's module sits in a wrapper; never shown
+
+
+def named_wrapper(module: torch.nn.Module, graph: GraphSpec) -> torch.nn.Module:
+    """A module that calls ``module`` with keywords and returns exactly the outputs of the spec, in its order.
+
+    Its forward takes the inputs and states in the order of ``graph.input_names``. Outputs that are inputs handed
+    through, or one tensor under two names, become tensors of their own: engines bind by name and need one each.
+    """
+    import torch
+
+    inputs, outputs = graph.input_names, graph.output_names
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *args: torch.Tensor) -> dict[str, torch.Tensor]:
+            result = self.model(**dict(zip(inputs, args, strict=True)))
+            taken = [id(arg) for arg in args]
+            values: dict[str, torch.Tensor] = {}
+            for name in outputs:
+                value = result[name]
+                if id(value) in taken:
+                    value = value.clone()
+                taken.append(id(value))
+                values[name] = value
+            return values
+
+    return Wrapper().eval()
+
+
+def example_tensors(model: EdgeModel, graph: GraphSpec) -> dict[str, torch.Tensor]:
+    """The example inputs and states of a graph as tensors, in the order of ``graph.input_names``."""
+    import torch
+
+    arrays = {tensor.name: tensor.check(model.example[graph.name][tensor.name]) for tensor in graph.all_inputs}
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def trace(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
+    """Trace one graph with torch.export on its example inputs; shapes stay static.
+
+    Raises:
+        ConversionError: naming the module whose forward could not be traced.
+    """
+    import torch
+
+    module = named_wrapper(model.modules[graph.name], graph)
+    examples = tuple(example_tensors(model, graph).values())
+    with _entered_modules(module) as entered:
+        try:
+            with torch.no_grad():
+                return torch.export.export(module, examples, strict=False)
+        except Exception as error:
+            raise ConversionError(
+                f"graph {graph.name!r}: forward of {describe_module(entered)} cannot be traced: {first_line(error)}"
+                f"{_hint(error)}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _entered_modules(root: torch.nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """The chain of modules that are executing, as (path, class name). After an exception it still names the place."""
+    import torch
+
+    paths = {id(module): path for path, module in root.named_modules()}
+    entered: list[tuple[str, str]] = []
+
+    def enter(module: torch.nn.Module, _: Any) -> None:
+        if id(module) in paths:
+            entered.append((paths[id(module)], type(module).__name__))
+
+    def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
+        if id(module) in paths and entered:
+            entered.pop()
+
+    handles = [
+        torch.nn.modules.module.register_module_forward_pre_hook(enter),
+        torch.nn.modules.module.register_module_forward_hook(leave),
+    ]
+    try:
+        yield entered
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def describe_module(entered: list[tuple[str, str]]) -> str:
+    """The innermost entered module, for a message."""
+    if not entered or entered[-1][0] in ("", WRAPPED):
+        kind = next((kind for path, kind in entered if path == WRAPPED), "model")
+        return f"the model itself ({kind})"
+    path, kind = entered[-1]
+    return f"module {strip_wrapper(path)} ({kind})"
+
+
+def strip_wrapper(path: str) -> str:
+    """``model.encoder.0`` as the user knows it: ``encoder.0``."""
+    return path.removeprefix(WRAPPED).removeprefix(".")
+
+
+def node_modules(program: torch.export.ExportedProgram) -> dict[str, str]:
+    """FX node name -> path of the module that it came from."""
+    return {node.name: _fx_module_path(node) for node in program.graph.nodes}
+
+
+def _fx_module_path(node: torch.fx.Node) -> str:
+    stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
+    return strip_wrapper(str(list(stack.values())[-1][0])) if stack else ""
+
+
+def conversion_error(
+    error: BaseException, program: torch.export.ExportedProgram, graph: str, tool: str
+) -> ConversionError:
+    """An exporter's exception as one line that names the FX node, its operator and its module.
+
+    Both exporters print the node that they stumbled over (``%name : ... call_function[target=...]``); the module comes
+    from the traced program, by node name, else by operator.
+    """
+    text = "\n".join(str(link) for link in _chain(error))
+    match = re.search(r"%(\w+) :.*?target=([\w.:]+)\]", text)
+    reason = root_cause(error)
+    if match is None:
+        return ConversionError(f"graph {graph!r}: {tool} cannot convert this model: {reason}")
+    name, operator = match.group(1), match.group(2).removeprefix("torch.ops.")
+    path = node_modules(program).get(name)
+    if path is None:
+        same = [node for node in program.graph.nodes if str(node.target).startswith(operator.removesuffix(".default"))]
+        path = _fx_module_path(same[0]) if same else ""
+    where = f"module {path}" if path else "the model itself"
+    return ConversionError(
+        f"graph {graph!r}: {tool} cannot convert node {name!r} ({operator}) of {where}: {reason} "
+        f"Replace that operation in the module, or choose another target."
+    )
+
+
+def root_cause(error: BaseException) -> str:
+    """First line of the innermost exception, ending in a full stop."""
+    line = first_line(_chain(error)[-1])
+    return line if line.endswith((".", "!", "?")) else line + "."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message that says something, at most 300 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__
+    return links
+
+
+def _hint(error: BaseException) -> str:
+    if "data-dependent" in str(error):
+        return " A branch depends on the values of a tensor: write it with torch.where, or take it out of forward."
+    return ""
+
+
+def reference_outputs(model: EdgeModel, graph: GraphSpec) -> dict[str, np.ndarray]:
+    """What torch gives for the example inputs, float32.
+
+    Raises:
+        ConversionError: if the model reads what ``nn.TransformerEncoder`` writes at padded positions. Its fast path for
+            inference puts zeros there, every traced program does not; no converted model could match both.
+    """
+    import torch
+
+    example = model.example[graph.name]
+    with silenced():
+        outputs = model.run(example, graph.name)
+        if not any(isinstance(module, torch.nn.TransformerEncoder) for module in model.modules[graph.name].modules()):
+            return outputs
+        enabled = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            plain = model.run(example, graph.name)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(enabled)
+    for name, value in outputs.items():
+        if value.dtype.kind == "f" and not np.allclose(value, plain[name], rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ConversionError(
+                f"graph {graph.name!r}: output {name} depends on padded positions, where torch's nn.TransformerEncoder "
+                "gives other values in inference than in training: leave them out of pooling (mask before mean or max), "
+                "or build it with enable_nested_tensor=False"
+            )
+    return outputs
+
+
+def compare(
+    reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], tolerance: float, graph: str, tool: str
+) -> None:
+    """Refuse a conversion whose outputs differ from torch's.
+
+    The bound is absolute for values up to 1 and relative to the largest value beyond.
+
+    Raises:
+        ConversionError: naming the output and the difference.
+        ModelError: if the reference itself holds NaN.
+    """
+    for name, expected in reference.items():
+        if expected.dtype.kind != "f":
+            if not np.array_equal(expected, got[name]):
+                raise ConversionError(f"graph {graph!r}: output {name} of the {tool} model differs from torch's")
+            continue
+        if np.isnan(expected).any():
+            raise ModelError(f"output {name} of graph {graph!r} is NaN on the example inputs; give others or mend the model")
+        allowed = tolerance * max(1.0, float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0)))
+        both = np.isfinite(expected) & np.isfinite(got[name])
+        worst = float(np.abs(np.subtract(expected, got[name], where=both, out=np.zeros_like(expected))).max(initial=0.0))
+        if not np.array_equal(expected[~both], got[name][~both]) or worst > allowed:
+            raise ConversionError(
+                f"graph {graph!r}: output {name} of the {tool} model differs from torch's by {worst:.2e} on the example "
+                f"inputs, allowed is {allowed:.0e}; please report this model"
+            )

@@ -1,0 +1,102 @@
+"""Keeps what the engines' tools print away from the terminal, and hands it over when they fail.
+
+The converters write progress to stdout, where ``--json`` puts one object, and warnings about their own insides to
+stderr, partly from C++, where ``logging`` and ``warnings`` do not reach. So the file descriptors themselves are turned
+away for the length of a call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+TAIL_BYTES = 4_000  # of what was said, kept for the error
+
+
+@contextlib.contextmanager
+def silenced(environment: dict[str, str] | None = None) -> Iterator[None]:
+    """Nothing inside reaches stdout or stderr; an exception leaves with the last of what was said as a note.
+
+    Args:
+        environment: variables that hold inside and are put back after, for tools that have no other switch.
+    """
+    saved_environment = {name: os.environ.get(name) for name in environment or {}}
+    disabled = logging.root.manager.disable
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        said = stack.enter_context(_descriptors_turned_away())
+        try:
+            os.environ.update(environment or {})
+            logging.disable(logging.CRITICAL)
+            yield
+        except Exception as error:
+            _attach(error, said())
+            raise
+        finally:
+            logging.disable(disabled)
+            for name, value in saved_environment.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _descriptors_turned_away() -> Iterator[_Said]:
+    with tempfile.TemporaryFile() as sink:
+        saved: dict[int, int] = {}
+        _flush()
+        for descriptor in (1, 2):
+            with contextlib.suppress(OSError):  # a daemon may have closed them
+                saved[descriptor] = os.dup(descriptor)
+                os.dup2(sink.fileno(), descriptor)
+        try:
+            yield _Said(sink.fileno())
+        finally:
+            _flush()
+            for descriptor, original in saved.items():
+                os.dup2(original, descriptor)
+                os.close(original)
+
+
+class _Said:
+    """Reads the end of what was written into a file descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __call__(self) -> str:
+        _flush()
+        size = os.fstat(self.descriptor).st_size
+        return os.pread(self.descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)).decode(errors="replace").strip()
+
+
+def _attach(error: Exception, said: str) -> None:
+    # add_note came with Python 3.11, JetPack 6 has 3.10; __notes__ is where it writes.
+    if said:
+        error.__notes__ = [*getattr(error, "__notes__", []), said]  # type: ignore[attr-defined,unused-ignore]
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+
+
+def telemetry_off() -> None:
+    """Decline what openvino and nncf would send home; call it before importing either.
+
+    Importing openvino already reports to Google Analytics where the user has no consent file in the home directory.
+    Declining there would write that file; answering for this process alone leaves the user's choice alone.
+    """
+    try:
+        from openvino_telemetry.main import ConsentCheckResult, OptInChecker
+    except ImportError:
+        return
+    OptInChecker.check = lambda *_, **__: ConsentCheckResult.DECLINED

@@ -56,7 +56,7 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
         example = model.example[graph.name]
         compare(reference, _run(path, graph, example), PARITY, graph.name, "TFLite")
         if precision == "fp16":
-            _halve_weights(path)
+            _halve_weights(path, graph.name)
             compare(reference, _run(path, graph, example), HALF_PARITY, graph.name, "float16 TFLite")
         models[graph.name] = path
         narrowed = [tensor.name for tensor in (*graph.all_inputs, *graph.all_outputs) if tensor.dtype == "int64"]
@@ -107,12 +107,24 @@ def _keyword_module(module: torch.nn.Module, graph: GraphSpec) -> torch.nn.Modul
     return Keywords().eval()
 
 
-def _halve_weights(path: Path) -> None:
+def _halve_weights(path: Path, graph: str) -> None:
     with silenced():
-        quantizer = load_extra("ai_edge_quantizer.quantizer", "tflite")
-        recipe = load_extra("ai_edge_quantizer.recipe", "tflite")
-        algorithm = load_extra("ai_edge_quantizer.algorithm_manager", "tflite")
-        raise NotImplementedError(quantizer, recipe, algorithm)
+        quantizer: Any = load_extra("ai_edge_quantizer.quantizer", "tflite")
+        types: Any = load_extra("ai_edge_quantizer.qtyping", "tflite")
+        algorithms: Any = load_extra("ai_edge_quantizer.algorithm_manager", "tflite")
+        half = types.OpQuantizationConfig(
+            weight_tensor_config=types.TensorQuantizationConfig(num_bits=16, dtype=types.TensorDataType.FLOAT),
+            compute_precision=types.ComputePrecision.FLOAT,
+            explicit_dequantize=True,
+        )
+        work = quantizer.Quantizer(str(path))
+        for operator in (types.TFLOperationName.ALL_SUPPORTED,):
+            work.update_quantization_recipe(".*", operator, half, algorithms.AlgorithmName.FLOAT_CASTING)
+        try:
+            halved = work.quantize()
+        except Exception as error:
+            raise ConversionError(f"graph {graph!r}: float16 weights failed: {error}; ask for fp32") from error
+        halved.export_model(str(path), overwrite=True)
 
 
 def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

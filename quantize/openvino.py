@@ -1,0 +1,63 @@
+"""Static int8 for OpenVINO by NNCF: quantize nodes in the IR, ranges from calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgeattn.errors import ConversionError, load_extra
+from edgeattn.model import Artifact
+from edgeattn.quantize.calibration import Calibration, checked_samples
+from edgeattn.silence import silenced, telemetry_off
+
+
+def int8_openvino(onnx: Mapping[str, Path], calibration: Calibration, directory: Path) -> Artifact:
+    """Quantize exported ONNX files to int8 OpenVINO IR.
+
+    NNCF with ``model_type=TRANSFORMER``: symmetric per-channel weights, activations per tensor, SmoothQuant on the
+    MatMuls (Xiao et al., 2022), residual Adds and LayerNorms left in float32.
+
+    Args:
+        onnx: graph name -> float32 ONNX from ``export_onnx``.
+        calibration: graph name -> full input sets.
+        directory: existing directory; ``GRAPH.xml`` and ``GRAPH.bin`` are written into it.
+
+    Raises:
+        DataError: if the calibration does not fit the model or holds NaN.
+        ConversionError: if NNCF fails.
+        MissingExtraError: without openvino or nncf.
+    """
+    samples = {graph: checked_samples(calibration, graph, path) for graph, path in onnx.items()}
+    telemetry_off()
+    for module in ("openvino", "nncf"):
+        with silenced():
+            load_extra(module, "openvino")
+    models = {graph: _quantize(path, samples[graph], directory / f"{graph}.xml", graph) for graph, path in onnx.items()}
+    counts = ", ".join(str(len(taken)) for taken in samples.values())
+    return Artifact("openvino", "int8", models, f"NNCF {_nncf_version()} TRANSFORMER, SmoothQuant, {counts} samples")
+
+
+def _quantize(path: Path, samples: list[dict[str, Any]], target: Path, graph: str) -> Path:
+    import nncf
+    import openvino
+
+    with silenced():
+        model = openvino.Core().read_model(path)
+        try:
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset(samples),
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(samples),
+            )
+        except Exception as error:
+            raise ConversionError(f"graph {graph!r}: NNCF cannot quantize this model: {error}; ship fp16 instead") from error
+        openvino.save_model(quantized, target, compress_to_fp16=False)
+    return target
+
+
+def _nncf_version() -> str:
+    import nncf
+
+    return str(nncf.__version__)

@@ -1,0 +1,147 @@
+"""What a target is: the facts about a device that conversion, profiling and reports use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Arch = Literal["x86_64", "aarch64", "other"]
+Backend = Literal["tensorrt", "openvino", "litert", "onnxruntime"]
+Precision = Literal["fp32", "fp16", "int8"]
+Isa = Literal[
+    "avx2", "fma", "f16c", "avx512", "avx512-vnni", "avx512-bf16", "avx512-fp16", "avx-vnni", "amx-int8", "amx-bf16",
+    "neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2",
+]  # fmt: skip
+
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+"""A target's name is part of a bundle's file name, NAME.TARGET.edge: no dots, no separators."""
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Processor cores.
+
+    Attributes:
+        cores: how many a program can use.
+        isa: instruction sets that decide which kernels an engine picks.
+        clock_hz: of the fastest core.
+        source: where these figures come from.
+    """
+
+    arch: Arch
+    cores: int
+    isa: tuple[Isa, ...]
+    source: str
+    clock_hz: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.cores < 1:
+            raise ValueError(f"cores must be at least 1, got {self.cores}")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Main memory, shared with the accelerator on all boards here.
+
+    Attributes:
+        bytes: size.
+        bytes_per_second: peak bandwidth.
+        source: where these figures come from.
+    """
+
+    source: str
+    bytes: int | None = None
+    bytes_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU or NPU beside the cores.
+
+    Attributes:
+        compute_capability: of an NVIDIA GPU, for example ``"8.7"``; decides which engines can be built for it.
+        source: where these figures come from.
+    """
+
+    name: str
+    source: str
+    compute_capability: str | None = None
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Dense peak rates in operations per second (a multiply-add counts as two). Absent where not known, never 0.
+
+    They bound an estimate from below; no measured figure is ever derived from them.
+    """
+
+    source: str
+    fp32: float | None = None
+    fp16: float | None = None
+    int8: float | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device, or a class of devices, that a bundle is made for.
+
+    Attributes:
+        name: as in ``--target`` and in the bundle's file name.
+        title: for people.
+        backends: engines in order of preference.
+        precisions: what each engine may be asked for there; which one ships is measured.
+        default_deadline_ms: real-time deadline of one step; without it a stream's hop is the deadline.
+        aliases: other names that mean this target.
+        notes: what a user should know before trusting a figure.
+    """
+
+    name: str
+    title: str
+    backends: tuple[Backend, ...]
+    precisions: Mapping[str, tuple[Precision, ...]]
+    cpu: Cpu
+    memory: Memory
+    accelerator: Accelerator | None = None
+    peaks: Peaks | None = None
+    default_deadline_ms: float | None = None
+    aliases: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.aliases):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"a name is lower-case letters, digits and single hyphens, got {name!r}")
+        if not self.backends:
+            raise ValueError("backends must name at least one engine")
+        if set(self.precisions) != set(self.backends):
+            raise ValueError(
+                f"precisions must be given for each of the backends ({', '.join(self.backends)}) and no other, "
+                f"got {', '.join(self.precisions) or 'none'}"
+            )
+        for backend, precisions in self.precisions.items():
+            if not precisions:
+                raise ValueError(f"precisions of {backend} must not be empty")
+        if self.default_deadline_ms is not None and not self.default_deadline_ms > 0:
+            raise ValueError(f"default_deadline_ms must be positive, got {self.default_deadline_ms}")
+
+    @property
+    def cores(self) -> int:
+        """CPU cores that a program can use."""
+        return self.cpu.cores
+
+    @property
+    def isa(self) -> tuple[Isa, ...]:
+        """Instruction sets of the CPU."""
+        return self.cpu.isa
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Size of main memory, None where a class of devices has no one figure."""
+        return self.memory.bytes
+
+    @property
+    def compute_capability(self) -> str | None:
+        """Of the NVIDIA GPU, None without one."""
+        return None if self.accelerator is None else self.accelerator.compute_capability

@@ -64,6 +64,51 @@ def describe_node(node: onnx.NodeProto) -> str:
     return f"node {node.name!r} ({node.op_type})" + (f" of module {path}" if path else "")
 
 
+def reduced_opset(model: onnx.ModelProto) -> int:
+    """Lower a model from opset 18 to 17 in place where that only changes how the same thing is written.
+
+    TensorRT 8.6 (JetPack 6.0) reads opset 17. Reductions then take their axes as an attribute, Split its sizes as an input.
+
+    Returns:
+        the opset that the model has now: 17, or unchanged if a node of it means something else there.
+    """
+    import onnx
+
+    opset = next(entry for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if opset.version != OPSET:
+        return int(opset.version)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    changed = [n for n in model.graph.node if onnx.defs.get_schema(n.op_type, OPSET, n.domain).since_version == OPSET]
+    shapes = {value.name: value.type.tensor_type.shape for value in model.graph.value_info}
+    reductions = [n for n in changed if n.op_type.startswith("Reduce") and n.op_type not in ("ReduceSum",)]
+    splits = [n for n in changed if n.op_type == "Split"]
+    if len(reductions) + len(splits) < len(changed) or any(a.HasField("g") for n in model.graph.node for a in n.attribute):
+        return OPSET
+    if any(len(n.input) > 1 and n.input[1] not in constants for n in reductions):
+        return OPSET
+    for node in reductions:
+        if len(node.input) > 1:
+            axes = onnx.numpy_helper.to_array(constants[node.input[1]]).tolist()
+            del node.input[1:]
+            node.attribute.append(onnx.helper.make_attribute("axes", axes))
+        kept = [a for a in node.attribute if a.name != "noop_with_empty_axes"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    for node in splits:
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        if len(node.input) < 2:
+            sizes = [shapes[name].dim[axis].dim_value for name in node.output]
+            name = f"{node.output[0]}_sizes"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(sizes, np.int64), name))
+            node.input.append(name)
+        kept = [a for a in node.attribute if a.name != "num_outputs"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    opset.version = 17
+    onnx.checker.check_model(model)
+    return 17
+
+
 def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
     import onnx
     import torch

@@ -1,0 +1,294 @@
+"""float32 ONNX -> float16 ONNX for engines with strong typing: the file itself says what runs in which precision.
+
+Matrix products, convolutions and what lies between them compute in float16. Float32 islands stay where float16 is known
+to lose a model: normalisation, softmax, reductions and powers (x^2 overflows from |x| = 256 on), recurrences, the
+arithmetic on raw inputs before the first product, and constants that float16 cannot hold. Graph inputs, outputs and
+states stay float32, with a Cast at the border: a runtime binds the same arrays for every precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeattn.converters.onnx import MODULE_KEY, module_path
+
+if TYPE_CHECKING:
+    import onnx
+
+HALF_MAX = 65504.0  # largest finite float16
+HALF_TINY = 2.0**-24  # smallest positive float16
+MASK = -1e30  # constants below mean "hidden"; -65504 hides as well in float16
+QDQ_OPSET = 19  # QuantizeLinear and DequantizeLinear take float16 from here on
+
+SENSITIVE = frozenset(
+    "LayerNormalization RMSNormalization GroupNormalization InstanceNormalization BatchNormalization LpNormalization "
+    "Softmax LogSoftmax Softplus Exp Log Pow Sqrt Reciprocal CumSum Sin Cos "
+    "ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp ReduceProd GlobalAveragePool "
+    "LSTM GRU RNN If Loop Scan".split()
+)
+ARITHMETIC = frozenset("Add Sub Mul Div Neg Abs Max Min Clip".split())
+MOVING = frozenset(
+    "Reshape Transpose Squeeze Unsqueeze Flatten Identity Slice Split Gather Expand Concat Pad Tile DepthToSpace".split()
+)
+FIXED = frozenset(("Cast", "CastLike"))  # their types are their own
+
+
+@dataclass(frozen=True)
+class HalfReport:
+    """What became of the nodes that handle floats."""
+
+    half: int  # nodes that compute in float16
+    single: int  # nodes kept in float32
+
+
+def to_half(model: onnx.ModelProto) -> HalfReport:
+    """Rewrite a float32 model in place.
+
+    Args:
+        model: with inferred types of every tensor and static shapes; may hold QuantizeLinear and DequantizeLinear,
+            whose float side then becomes float16 (and the opset 19).
+    """
+    import onnx
+
+    _constants_to_initializers(model.graph)
+    plan = _Plan(model)
+    single = plan.single_nodes()
+    types = plan.tensor_types(single)
+    rewriter = _Rewriter(model.graph, plan.floats, types, plan.constants)
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    rewriter.take_inputs()
+    for index, node in enumerate(nodes):
+        rewriter.take(node, "float32" if index in single else "float16", node.op_type in FIXED)
+    rewriter.give_outputs()
+    rewriter.store_constants()
+    del model.graph.value_info[:]
+    if any(node.op_type == "QuantizeLinear" for node in nodes):
+        for opset in model.opset_import:
+            if opset.domain in ("", "ai.onnx"):
+                opset.version = max(opset.version, QDQ_OPSET)
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    onnx.checker.check_model(inferred)
+    model.CopyFrom(inferred)
+    handled = [i for i, node in enumerate(nodes) if any(name in plan.floats for name in (*node.input, *node.output))]
+    return HalfReport(half=len([i for i in handled if i not in single]), single=len([i for i in handled if i in single]))
+
+
+class _Plan:
+    """Decides which nodes stay float32."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        import onnx
+
+        graph = model.graph
+        self.graph = graph
+        self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        values = (*graph.input, *graph.output, *graph.value_info)
+        self.floats = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+        self.floats |= {name for name, t in self.constants.items() if t.data_type == onnx.TensorProto.FLOAT}
+        self.inputs = {value.name for value in graph.input} - set(self.constants)
+
+    def single_nodes(self) -> set[int]:
+        """Indices of the nodes that compute in float32."""
+        single: set[int] = set()
+        from_single: set[str] = set()  # tensors that a float32 node made
+        raw = set(self.inputs)  # graph inputs, and what arithmetic alone made of them
+        for index, node in enumerate(self.graph.node):
+            varying = [name for name in node.input if name in self.floats and name not in self.constants]
+            is_raw = bool(varying) and all(name in raw for name in varying)
+            if (
+                self._needs_single(node)
+                or (node.op_type in ARITHMETIC and varying and (is_raw or all(name in from_single for name in varying)))
+                or (node.op_type in MOVING and is_raw and not set(varying) & self.inputs)
+            ):
+                single.add(index)
+                from_single.update(node.output)
+                if is_raw and node.op_type in ARITHMETIC | MOVING:
+                    raw.update(node.output)
+        return single
+
+    def _needs_single(self, node: onnx.NodeProto) -> bool:
+        if node.op_type in SENSITIVE or node.op_type in FIXED:
+            return True
+        if node.op_type == "Mul" and node.input[0] == node.input[1]:
+            return True  # a square, written out
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            return False
+        if not self._allows_half(node):
+            return True
+        constants = [self.constants[name] for name in node.input if name in self.constants and name in self.floats]
+        return not all(_fits(tensor) for tensor in constants)
+
+    def _allows_half(self, node: onnx.NodeProto) -> bool:
+        import onnx
+
+        try:
+            schema = onnx.defs.get_schema(node.op_type, self.opset, node.domain)
+        except onnx.defs.SchemaError:
+            return False
+        for names, formals in ((node.input, schema.inputs), (node.output, schema.outputs)):
+            for position, name in enumerate(names):
+                formal = formals[min(position, len(formals) - 1)]
+                if name in self.floats and "tensor(float16)" not in formal.types:
+                    return False
+        return True
+
+    def tensor_types(self, single: set[int]) -> dict[str, str]:
+        """Float tensor -> the type in which its producer leaves it."""
+        types = dict.fromkeys(self.inputs & self.floats, "float32")
+        for index, node in enumerate(self.graph.node):
+            for name in node.output:
+                if name in self.floats:
+                    types[name] = "float32" if index in single else "float16"
+        return types
+
+
+class _Rewriter:
+    """Rebuilds a graph node by node, with a Cast wherever the type at hand is not the type wanted."""
+
+    def __init__(
+        self, graph: onnx.GraphProto, floats: set[str], types: dict[str, str], constants: dict[str, onnx.TensorProto]
+    ) -> None:
+        self.graph = graph
+        self.floats = floats
+        self.types = types
+        self.constants = constants
+        self.copies: dict[tuple[str, str], str] = {}
+        self.wanted_constants: dict[str, set[str]] = {name: set() for name in constants}
+        self.renamed_outputs: dict[str, str] = {}
+
+    def take_inputs(self) -> None:
+        """Outputs that float16 nodes make get another name: the graph's name goes to the float32 Cast of them."""
+        for value in self.graph.output:
+            if self.types.get(value.name) == "float16":
+                self.renamed_outputs[value.name] = f"{value.name}_half"
+
+    def take(self, node: onnx.NodeProto, wanted: str, fixed: bool) -> None:
+        module = module_path(node)
+        for position, name in enumerate(node.input):
+            if name in self.constants:
+                node.input[position] = self._constant(name, wanted)
+            elif name in self.floats:
+                own = self.renamed_outputs.get(name, name)
+                node.input[position] = own if fixed else self._as(name, wanted, module)
+        _rename_captured(node, lambda name: self._captured(name, module))
+        for position, name in enumerate(node.output):
+            node.output[position] = self.renamed_outputs.get(name, name)
+        if wanted == "float16":
+            _retype_attributes(node)
+        self.graph.node.append(node)
+
+    def give_outputs(self) -> None:
+        for name, half in self.renamed_outputs.items():
+            self._cast(half, name, "float32", "")
+
+    def store_constants(self) -> None:
+        """Every constant in the types that its readers want, each once."""
+        import onnx
+
+        del self.graph.initializer[:]
+        for name, types in self.wanted_constants.items():
+            tensor = self.constants[name]
+            for wanted in sorted(types):
+                if wanted == "float32" or name not in self.floats:
+                    self.graph.initializer.append(tensor)
+                else:
+                    array = _halved(onnx.numpy_helper.to_array(tensor))
+                    self.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}_half"))
+
+    def _constant(self, name: str, wanted: str) -> str:
+        if name not in self.floats:
+            wanted = "float32"  # any one key: the tensor is stored as it is
+        self.wanted_constants[name].add(wanted)
+        return name if wanted == "float32" else f"{name}_half"
+
+    def _captured(self, name: str, module: str) -> str:
+        # Bodies of Loop and If stay float32 as a whole.
+        if name in self.constants:
+            return self._constant(name, "float32")
+        return self._as(name, "float32", module) if name in self.floats else name
+
+    def _as(self, name: str, wanted: str, module: str) -> str:
+        own = self.renamed_outputs.get(name, name)
+        if self.types.get(name, "float32") == wanted:
+            return own
+        key = (name, wanted)
+        if key not in self.copies:
+            self.copies[key] = f"{name}_as_{wanted}"
+            self._cast(own, self.copies[key], wanted, module)
+        return self.copies[key]
+
+    def _cast(self, source: str, target: str, wanted: str, module: str) -> None:
+        import onnx
+
+        kind = onnx.TensorProto.FLOAT if wanted == "float32" else onnx.TensorProto.FLOAT16
+        node = onnx.helper.make_node("Cast", [source], [target], name=f"cast_{target}", to=kind)
+        if module:
+            node.metadata_props.add(key=MODULE_KEY, value=module)
+        self.graph.node.append(node)
+
+
+def _fits(tensor: onnx.TensorProto) -> bool:
+    import onnx
+
+    array = onnx.numpy_helper.to_array(tensor)
+    size = np.abs(array[np.isfinite(array) & (array > MASK)])
+    if size.size == 0:
+        return True
+    # A constant that float16 flushes to zero as a whole is an epsilon; single tiny weights may vanish.
+    return float(size.max()) <= HALF_MAX and (float(size.max()) == 0.0 or float(size.max()) >= HALF_TINY)
+
+
+def _halved(array: np.ndarray) -> np.ndarray:
+    hidden = np.isfinite(array) & (array <= MASK)
+    return np.where(hidden, -HALF_MAX, array).astype(np.float16)
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    import onnx
+
+    kept = []
+    for node in graph.node:
+        value = next((a for a in node.attribute if a.name == "value" and a.HasField("t")), None)
+        if node.op_type == "Constant" and value is not None:
+            tensor = onnx.TensorProto()
+            tensor.CopyFrom(value.t)
+            tensor.name = node.output[0]
+            graph.initializer.append(tensor)
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _retype_attributes(node: onnx.NodeProto) -> None:
+    # ConstantOfShape makes what its value says.
+    import onnx
+
+    for attribute in node.attribute:
+        if attribute.HasField("t") and attribute.t.data_type == onnx.TensorProto.FLOAT:
+            array = onnx.numpy_helper.to_array(attribute.t)
+            attribute.t.CopyFrom(onnx.numpy_helper.from_array(_halved(array), attribute.t.name))
+
+
+def _rename_captured(node: onnx.NodeProto, rename: Any) -> None:
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+            own = set(_defined(body))
+            for inner in body.node:
+                for position, name in enumerate(inner.input):
+                    if name and name not in own:
+                        inner.input[position] = rename(name)
+                _rename_captured(inner, lambda name, own=own: name if name in own else rename(name))
+
+
+def _defined(graph: onnx.GraphProto) -> Iterable[str]:
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        yield from node.output

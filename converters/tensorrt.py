@@ -1,0 +1,179 @@
+"""ONNX -> ONNX that says its own precision, plus the recipe by which the device builds its engine.
+
+An engine is tied to one GPU, one TensorRT and its clocks, so the device builds it. Here the file is parsed and built as a
+check with ``tensorrt_rtx``, whose builder needs no GPU; what that gave is recorded, never a latency.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeattn.converters.half import to_half
+from edgeattn.converters.onnx import describe_node, reduced_opset
+from edgeattn.errors import ConversionError, MissingExtraError, UnsupportedError, load_extra, unknown_name
+from edgeattn.model import Artifact
+from edgeattn.runtimes.tensorrt_build import (
+    BuildOutcome,
+    BuildRecipe,
+    build_engine,
+    capabilities,
+    recipe_to_build,
+)
+from edgeattn.silence import silenced
+
+if TYPE_CHECKING:
+    import onnx
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+
+def to_tensorrt(
+    onnx: Mapping[str, Path],
+    directory: Path,
+    precision: Literal["fp32", "fp16", "int8"],
+    capability: str = "8.7",
+    recipe: BuildRecipe | None = None,
+) -> Artifact:
+    """Prepare ONNX files for TensorRT and check that it parses and builds them.
+
+    Args:
+        onnx: graph name -> float32 ONNX; for int8 with explicit Q/DQ in it.
+        directory: existing directory; ``GRAPH.onnx`` is written into it.
+        precision: fp16 computes in float16 with float32 islands (see :mod:`edgeattn.converters.half`); int8 has float16
+            around its Q/DQ.
+        capability: compute capability of the target's GPU. Where ``tensorrt_rtx`` cannot build for it, the nearest that
+            it can build for stands in, and the record says so.
+        recipe: workspace and optimization level of the device's build; its precision is set here.
+
+    Returns:
+        ``build["recipe"]`` is the recipe; ``build["checked"]`` has tool, version, capability, target_capability, ok, seconds,
+        engine_bytes, layers (type -> dtype -> count of the parsed network), message. ``ok`` is None where ``tensorrt_rtx``
+        is not installed.
+
+    Raises:
+        ConversionError: naming the node and its module, if TensorRT refuses the file.
+        UnsupportedError: for an unknown precision, or int8 without Q/DQ.
+    """
+    if precision not in PRECISIONS:
+        raise UnsupportedError(unknown_name("TensorRT precision", precision, PRECISIONS))
+    chosen = replace(recipe or BuildRecipe(), precision=precision)
+    models, notes = {}, []
+    for graph, source in onnx.items():
+        models[graph] = directory / f"{graph}.onnx"
+        notes.append(_prepare(source, models[graph], precision, graph))
+    checked = _check(models, chosen, capability)
+    return Artifact("tensorrt", precision, models, "; ".join(dict.fromkeys(notes)), recipe_to_build(chosen, checked))
+
+
+def _prepare(source: Path, target: Path, precision: str, graph: str) -> str:
+    import onnx
+
+    model = onnx.load(source)
+    quantized = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    if precision == "int8" and not quantized:
+        raise UnsupportedError(f"graph {graph!r}: int8 for TensorRT needs explicit Q/DQ in the ONNX file, it has none")
+    _refuse_zero_points(model, graph)
+    note = "float32"
+    if precision != "fp32":
+        report = to_half(model)
+        note = f"float16 strongly typed, {report.single} of {report.half + report.single} nodes kept float32"
+    if precision == "int8":
+        note = f"explicit int8 Q/DQ on {quantized} tensors, rest {note}; needs TensorRT 10"
+    else:
+        note += f", opset {reduced_opset(model)}"
+    onnx.save(model, target)
+    return note
+
+
+def _refuse_zero_points(model: onnx.ModelProto, graph: str) -> None:
+    # TensorRT quantizes symmetrically only; its own message ("shiftIsAllZeros") does not say which module to look at.
+    import onnx
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
+            continue
+        zero_point = constants.get(node.input[2])
+        if zero_point is not None and onnx.numpy_helper.to_array(zero_point).any():
+            raise ConversionError(
+                f"graph {graph!r}: {describe_node(node)} has a non-zero zero-point, TensorRT takes symmetric int8 only; "
+                "quantize it with zero-point 0"
+            )
+
+
+def _check(models: Mapping[str, Path], recipe: BuildRecipe, capability: str) -> dict[str, Any]:
+    checked: dict[str, Any] = {"tool": "tensorrt_rtx", "target_capability": capability}
+    trt = _checker()
+    if isinstance(trt, str):
+        return {**checked, "ok": None, "message": trt}
+    stand_in = nearest_capability(capability, capabilities(trt))
+    outcomes = {}
+    for graph, path in models.items():
+        with silenced():
+            outcomes[graph] = build_engine(trt, path, recipe, stand_in)
+        if not outcomes[graph].ok:
+            raise ConversionError(f"graph {graph!r}: {explain_failure(outcomes[graph], path)}")
+    version = next(iter(outcomes.values())).version
+    layers: dict[str, Counter[str]] = {}
+    for outcome in outcomes.values():
+        for kind, dtypes in outcome.network.items():
+            layers.setdefault(kind, Counter()).update(dtypes)
+    built_for = f"sm_{stand_in.replace('.', '')}"
+    stands_in = "" if stand_in == capability else f", standing in for sm_{capability.replace('.', '')}"
+    return {
+        **checked,
+        "version": version,
+        "capability": stand_in,
+        "ok": True,
+        "seconds": round(sum(outcome.seconds for outcome in outcomes.values()), 3),
+        "engine_bytes": sum(len(outcome.engine or b"") for outcome in outcomes.values()),
+        "layers": {kind: dict(dtypes) for kind, dtypes in sorted(layers.items())},
+        "message": f"built with tensorrt_rtx {version} for {built_for}{stands_in}; the device builds its own engine",
+    }
+
+
+def _checker() -> ModuleType | str:
+    try:
+        return load_extra("tensorrt_rtx", "tensorrt-check")
+    except MissingExtraError as error:
+        return f"not checked: {error}"
+
+
+def nearest_capability(wanted: str, available: tuple[str, ...]) -> str:
+    """The capability that stands in for ``wanted``: itself, else the next lower one, else the lowest there is.
+
+    >>> nearest_capability("8.7", ("7.5", "8.0", "8.6", "8.9"))
+    '8.6'
+    >>> nearest_capability("7.2", ("7.5", "8.0"))
+    '7.5'
+    """
+
+    def number(text: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in text.split("."))
+
+    lower = [capability for capability in available if number(capability) <= number(wanted)]
+    return max(lower, key=number) if lower else min(available, key=number)
+
+
+def explain_failure(outcome: BuildOutcome, path: Path) -> str:
+    """Why TensorRT refused a file, with the module that the node came from."""
+    import onnx
+
+    nodes = list(onnx.load(path, load_external_data=False).graph.node)
+    node = None
+    if outcome.parser_errors:
+        name = outcome.parser_errors[0].node
+        node = next((n for n in nodes if n.name == name), None)
+        if node is None and name.isdigit() and int(name) < len(nodes):
+            node = nodes[int(name)]
+    else:
+        # The builder names layers after nodes, somewhere in its sentences; the longest name is the most specific.
+        named = [n for n in nodes if n.name and any(n.name in message for message in outcome.messages)]
+        node = max(named, key=lambda n: len(n.name), default=None)
+    place = f" Look at {describe_node(node)}." if node is not None else ""
+    return f"{outcome.failure}{place}"

@@ -1,1 +1,33 @@
-"""edgeattn.runtimes: what runs a bundle on a device, in numpy and one engine alone."""
+"""edgeattn.runtimes: a bundle on a device, in numpy and one engine alone.
+
+    with edgeattn.runtimes.load("streaming-conformer.cpu.edge") as session:
+        stream = session.stream()
+        for packet in microphone:                  # float32 in [-1, 1], any size
+            for event in stream.push(packet):
+                print(event.kind, event.text)
+        stream.flush()
+
+Importing this loads numpy and nothing heavier; :func:`load` imports the one engine that the bundle needs.
+"""
+
+from edgeattn.runtimes.engines import BackendStatus, backends, load, open_session
+from edgeattn.runtimes.selftest import SelftestResult, make_golden, selftest
+from edgeattn.runtimes.session import LayerTime, Session, Step
+from edgeattn.runtimes.stream import Event, Stream, Word, stream_inputs
+
+__all__ = [
+    "BackendStatus",
+    "Event",
+    "LayerTime",
+    "SelftestResult",
+    "Session",
+    "Step",
+    "Stream",
+    "Word",
+    "backends",
+    "load",
+    "make_golden",
+    "open_session",
+    "selftest",
+    "stream_inputs",
+]

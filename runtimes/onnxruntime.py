@@ -1,0 +1,145 @@
+"""ONNX Runtime on the CPU: the reference executor of every ONNX file, and the substitute for TensorRT."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from edgeattn.errors import load_extra
+from edgeattn.runtimes.session import (
+    Arrays,
+    Census,
+    EngineStep,
+    HostStep,
+    LayerTime,
+    Session,
+    check_inputs,
+    check_names,
+    count_op,
+    loading,
+    run_failed,
+)
+from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+
+DTYPES = {"float": "float32", "double": "float64"}  # the others are called as numpy calls them
+
+
+def open_onnxruntime(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
+    """One inference session per graph."""
+    ort = load_extra("onnxruntime", "convert")
+    ort.disable_telemetry_events()
+    started = time.perf_counter()
+    sessions = {graph.name: _session(ort, models[graph.name], graph, threads, None) for graph in spec.graphs}
+    session = OnnxRuntimeSession(ort, sessions, models, spec, threads)
+    session.load_ms = (time.perf_counter() - started) * 1e3
+    return session
+
+
+def _session(ort: Any, path: Path, graph: GraphSpec, threads: int, profile: Path | None) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3  # errors; its warnings are about optimisations
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    with loading("ONNX Runtime", path):
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        check_names(path, graph, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
+    return session
+
+
+def _tensors(arguments: Any) -> dict[str, TensorSpec]:
+    found = {}
+    for argument in arguments:
+        dtype: Any = _dtype(argument.type.removeprefix("tensor(").removesuffix(")"))
+        sizes = tuple(size if isinstance(size, int) else 1 for size in argument.shape)  # a symbol never fits the spec
+        found[argument.name] = TensorSpec(argument.name, dtype, sizes)
+    return found
+
+
+def _dtype(name: str) -> str:
+    return DTYPES.get(name, name)
+
+
+def _profile(ort: Any, path: Path, graph: GraphSpec, threads: int, inputs: Arrays, runs: int) -> list[dict[str, Any]]:
+    """Events of the kernels that ran, from ONNX Runtime's own profiler: the optimised graph, without needing onnx."""
+    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder:
+        session = _session(ort, path, graph, threads, Path(folder) / "profile")
+        for _ in range(runs):
+            session.run(None, inputs)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
+
+
+@final
+class _OnnxRuntimeStep(HostStep):
+    def __init__(self, session: Any, graph: GraphSpec) -> None:
+        super().__init__(graph)
+        self._session = session
+        self._bindings = tuple(self._binding(session, parity) for parity in (0, 1))
+
+    def _binding(self, session: Any, parity: int) -> Any:
+        binding = session.io_binding()
+        inputs, outputs = self.bindings(parity)
+        for name, array in inputs.items():
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in outputs.items():
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return binding
+
+    def infer(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._bindings[self.parity])
+        except Exception as error:  # its exceptions share no base but Exception
+            raise run_failed("ONNX Runtime", self.graph, error) from error
+
+
+@final
+class OnnxRuntimeSession(Session):
+    """See :class:`~edgeattn.runtimes.session.Session`."""
+
+    backend = "onnxruntime"
+
+    def __init__(
+        self, ort: Any, sessions: Mapping[str, Any], models: Mapping[str, Path], spec: ModelSpec, threads: int
+    ) -> None:
+        super().__init__(spec, str(ort.__version__), threads)
+        self._ort, self._sessions, self._models = ort, dict(sessions), models
+
+    def new_step(self, graph: GraphSpec) -> EngineStep:
+        """See :class:`~edgeattn.runtimes.session.Session`."""
+        return _OnnxRuntimeStep(self._sessions[graph.name], graph)
+
+    def executed(self) -> Census:
+        """Kernels of the optimised graphs with the narrowest dtype that each reads, from one profiled run on zeros."""
+        census: Census = {}
+        for graph in self.spec.graphs:
+            zeros = {t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs} | graph.initial_states()
+            for event in _profile(self._ort, self._models[graph.name], graph, self.threads, zeros, 1):
+                read = [_dtype(name) for tensor in event["args"].get("input_type_shape", ()) for name in tensor]
+                count_op(census, event["args"]["op_name"], read)
+        return census
+
+    def layers(
+        self, inputs: Mapping[str, np.ndarray], runs: int, graph: str | None = None
+    ) -> tuple[LayerTime, ...] | None:
+        """Times of the kernels, from a second session with profiling on."""
+        chosen = self.spec.graph(graph)
+        arrays = check_inputs(chosen, inputs)
+        totals: dict[tuple[str, str], float] = {}
+        for event in _profile(self._ort, self._models[chosen.name], chosen, self.threads, arrays, runs):
+            key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
+            totals[key] = totals.get(key, 0.0) + float(event["dur"])
+        return tuple(LayerTime(name, kind, total / runs) for (name, kind), total in totals.items())
+
+    def release(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.Session`."""
+        self._sessions.clear()

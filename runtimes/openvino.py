@@ -1,0 +1,148 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from edgeattn.errors import load_extra
+from edgeattn.runtimes.session import (
+    Census,
+    EngineStep,
+    HostStep,
+    LayerTime,
+    Session,
+    check_inputs,
+    check_names,
+    loading,
+    run_failed,
+)
+from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+
+DTYPES = {
+    "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i64": "int64", "i32": "int32",
+    "i16": "int16", "i8": "int8", "u8": "uint8", "i4": "int4", "u4": "uint4", "boolean": "bool", "u32": "uint32",
+}  # fmt: skip
+NOT_WORK = frozenset({"Input", "Output", "Const"})  # layer types of the runtime model that compute nothing
+
+
+def open_openvino(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
+    """Compile one IR (or ONNX) file per graph for the CPU."""
+    openvino = load_extra("openvino", "openvino")
+    started = time.perf_counter()
+    core = openvino.Core()
+    compiled = {graph.name: _compile(core, models[graph.name], graph, threads, False) for graph in spec.graphs}
+    session = OpenVinoSession(openvino, core, compiled, models, spec, threads)
+    session.load_ms = (time.perf_counter() - started) * 1e3
+    return session
+
+
+def _compile(core: Any, path: Path, graph: GraphSpec, threads: int, profiled: bool) -> Any:
+    properties = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        "INFERENCE_NUM_THREADS": str(threads),
+        # CPUs with bf16 instructions compute in bf16 unless told, and parity with the source is gone
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERF_COUNT": "YES" if profiled else "NO",
+    }
+    with loading("OpenVINO", path):
+        compiled = core.compile_model(core.read_model(str(path)), "CPU", properties)
+        check_names(path, graph, _ports(compiled.inputs), _ports(compiled.outputs))
+    return compiled
+
+
+def _ports(ports: Any) -> dict[str, TensorSpec]:
+    found = {}
+    for port in ports:
+        dtype: Any = DTYPES.get(port.get_element_type().get_type_name(), "float64")
+        for name in port.get_names():
+            found[name] = TensorSpec(name, dtype, tuple(port.get_shape()))
+    return found
+
+
+@final
+class _OpenVinoStep(HostStep):
+    def __init__(self, openvino: Any, compiled: Any, graph: GraphSpec) -> None:
+        super().__init__(graph)
+        self._requests = tuple(self._request(openvino, compiled, parity) for parity in (0, 1))
+
+    def _request(self, openvino: Any, compiled: Any, parity: int) -> Any:
+        """A request bound for good to the buffers of one parity: a run then sets nothing."""
+        request = compiled.create_infer_request()
+        inputs, outputs = self.bindings(parity)
+        for name, array in inputs.items():
+            request.set_tensor(compiled.input(name), openvino.Tensor(array, shared_memory=True))
+        for name, array in outputs.items():
+            request.set_tensor(compiled.output(name), openvino.Tensor(array, shared_memory=True))
+        return request
+
+    def infer(self) -> None:
+        request = self._requests[self.parity]
+        try:
+            request.start_async()  # infer() would build a dict of results that nobody reads
+            request.wait()
+        except RuntimeError as error:
+            raise run_failed("OpenVINO", self.graph, error) from error
+
+
+@final
+class OpenVinoSession(Session):
+    """See :class:`~edgeattn.runtimes.session.Session`."""
+
+    backend = "openvino"
+
+    def __init__(
+        self,
+        openvino: Any,
+        core: Any,
+        compiled: Mapping[str, Any],
+        models: Mapping[str, Path],
+        spec: ModelSpec,
+        threads: int,
+    ) -> None:
+        super().__init__(spec, str(openvino.__version__).split("-")[0], threads)
+        self._openvino, self._core = openvino, core
+        self._compiled, self._models = dict(compiled), models
+
+    def new_step(self, graph: GraphSpec) -> EngineStep:
+        """See :class:`~edgeattn.runtimes.session.Session`."""
+        return _OpenVinoStep(self._openvino, self._compiled[graph.name], graph)
+
+    def executed(self) -> Census:
+        """Layer types and ``runtimePrecision`` of the compiled graphs."""
+        census: Census = {}
+        for compiled in self._compiled.values():
+            for node in compiled.get_runtime_model().get_ordered_ops():
+                info = node.get_rt_info()
+                kind, dtype = str(info["layerType"].value), str(info["runtimePrecision"].value)
+                if kind not in NOT_WORK:
+                    kinds = census.setdefault(kind, {})
+                    dtype = DTYPES.get(dtype, dtype)
+                    kinds[dtype] = kinds.get(dtype, 0) + 1
+        return census
+
+    def layers(
+        self, inputs: Mapping[str, np.ndarray], runs: int, graph: str | None = None
+    ) -> tuple[LayerTime, ...] | None:
+        """Times of the executed layers, from a second compilation with counters on."""
+        chosen = self.spec.graph(graph)
+        arrays = check_inputs(chosen, inputs)
+        compiled = _compile(self._core, self._models[chosen.name], chosen, self.threads, True)
+        request = compiled.create_infer_request()
+        totals: dict[tuple[str, str], float] = {}
+        for _ in range(runs):
+            request.infer(arrays)
+            for info in request.get_profiling_info():
+                if info.status == info.Status.EXECUTED:
+                    key = (info.node_name, info.node_type)
+                    totals[key] = totals.get(key, 0.0) + info.real_time.total_seconds() * 1e6
+        return tuple(LayerTime(name, kind, total / runs) for (name, kind), total in totals.items())
+
+    def release(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.Session`."""
+        self._compiled.clear()

@@ -1,0 +1,183 @@
+"""Golden inputs: made once from the shipped artifact, replayed on every device that it reaches.
+
+Maker and replayer run the same loop, so what they compare is the engine and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgeattn.errors import BundleError, InputError
+from edgeattn.runtimes.engines import load
+from edgeattn.runtimes.session import Arrays, Census, Session
+from edgeattn.spec import GraphSpec, ModelSpec
+
+
+@dataclass(frozen=True)
+class OutputCheck:
+    """How near a replayed output came to the golden one, over all steps."""
+
+    sqnr_db: float  # inf for equal arrays
+    max_abs: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class SelftestResult:
+    """What replaying the golden inputs gave.
+
+    Attributes:
+        bundle: what was replayed.
+        backend: the engine that ran, and ``engine_version`` its version.
+        steps: golden steps replayed per graph.
+        min_sqnr_db: what every output had to reach.
+        outputs: ``GRAPH.NAME`` -> figures.
+        executed: op type -> {dtype: count}: the precision that really ran here.
+        passed: whether every output did.
+        load_ms: see :class:`~edgeattn.runtimes.session.Session`.
+    """
+
+    bundle: str
+    backend: str
+    engine_version: str
+    threads: int
+    steps: int
+    min_sqnr_db: float
+    outputs: Mapping[str, OutputCheck]
+    executed: Census
+    passed: bool
+    load_ms: float
+
+
+def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
+    """Signal to quantization noise ratio in dB: 10 log10(sum r^2 / sum (r - o)^2), in float64.
+
+    Returns:
+        inf for equal arrays, -inf where ``other`` holds NaN or infinity or where the reference is all zero and differs.
+
+    >>> round(sqnr_db(np.array([1.0, 2.0]), np.array([1.0, 2.1])), 2)
+    26.99
+    """
+    signal = np.asarray(reference, np.float64)
+    noise = signal - np.asarray(other, np.float64)
+    if not noise.any():
+        return math.inf
+    power, disturbance = float(np.square(signal).sum()), float(np.square(noise).sum())
+    if power == 0 or not math.isfinite(disturbance):
+        return -math.inf
+    return 10 * math.log10(power / disturbance)
+
+
+def run_steps(session: Session, graph: GraphSpec, inputs: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
+    """Run a graph step after step with carried states, from their initial values.
+
+    Args:
+        inputs: per step every input of the graph by name, states left out.
+
+    Returns:
+        every output by name (states left out), stacked: first axis = step.
+
+    Raises:
+        InputError: for missing inputs, wrong shapes or dtypes, or no step at all.
+    """
+    if not inputs:
+        raise InputError(f"graph {graph.name!r}: no steps to run")
+    step = session.step(graph.name)
+    collected: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in graph.outputs}
+    for values in inputs:
+        for tensor in graph.inputs:
+            if tensor.name not in values:
+                raise InputError(f"graph {graph.name!r} needs input {tensor.name!r}; given: {', '.join(values)}")
+            np.copyto(step.inputs[tensor.name], tensor.check(values[tensor.name]))
+        step.run()
+        for name, arrays in collected.items():
+            arrays.append(step.outputs[name].copy())
+    return {name: np.stack(arrays) for name, arrays in collected.items()}
+
+
+def make_golden(session: Session, inputs: Mapping[str, Sequence[Mapping[str, np.ndarray]]]) -> Arrays:
+    """The arrays of ``golden.npz``: ``GRAPH.in.NAME`` and ``GRAPH.out.NAME``, first axis = step.
+
+    Args:
+        session: the artifact as it ships.
+        inputs: graph -> steps, as :func:`run_steps` takes them; :func:`edgeattn.runtimes.stream_inputs` makes them
+            from a recording.
+    """
+    golden: Arrays = {}
+    for name, steps in inputs.items():
+        graph = session.spec.graph(name)
+        outputs = run_steps(session, graph, steps)
+        for tensor in graph.inputs:
+            golden[f"{name}.in.{tensor.name}"] = np.stack([values[tensor.name] for values in steps])
+        golden |= {f"{name}.out.{output}": array for output, array in outputs.items()}
+    return golden
+
+
+def replay_golden(session: Session, golden: Mapping[str, np.ndarray], min_sqnr_db: float) -> dict[str, OutputCheck]:
+    """Run the golden inputs and compare: ``GRAPH.NAME`` -> figures.
+
+    Raises:
+        BundleError: if the arrays do not fit the session's graphs.
+    """
+    checks = {}
+    for graph in session.spec.graphs:
+        if not any(key.startswith(f"{graph.name}.in.") for key in golden):
+            continue
+        steps = _golden_steps(session.spec, graph, golden)
+        for name, array in run_steps(session, graph, steps).items():
+            expected = golden[f"{graph.name}.out.{name}"]
+            ratio = sqnr_db(expected, array)
+            difference = float(np.abs(expected.astype(np.float64) - array.astype(np.float64)).max())
+            checks[f"{graph.name}.{name}"] = OutputCheck(ratio, difference, ratio >= min_sqnr_db)
+    if not checks:
+        raise BundleError(f"golden inputs fit no graph of model {session.spec.name!r}; convert it again")
+    return checks
+
+
+def selftest(path: Path | str, backend: str | None = None, threads: int = 1) -> SelftestResult:
+    """Verify a bundle, load it, replay its golden inputs, and tell what precision was executed.
+
+    Needs numpy and the engine alone. Arguments and errors: see :func:`edgeattn.runtimes.load`; a bundle without golden
+    inputs is a BundleError. A replay that differs is a result (``passed`` is false), not an error.
+    """
+    from edgeattn.bundle import open_bundle, read_golden
+
+    with open_bundle(path) as bundle:
+        golden = read_golden(bundle)
+        facts = bundle.manifest.golden
+    assert facts is not None, "read_golden raises without one"
+    with load(path, backend, threads) as session:
+        outputs = replay_golden(session, golden, facts.min_sqnr_db)
+        return SelftestResult(
+            bundle=str(path),
+            backend=session.backend,
+            engine_version=session.engine_version,
+            threads=threads,
+            steps=facts.steps,
+            min_sqnr_db=facts.min_sqnr_db,
+            outputs=outputs,
+            executed=session.executed(),
+            passed=all(check.passed for check in outputs.values()),
+            load_ms=session.load_ms,
+        )
+
+
+def _golden_steps(spec: ModelSpec, graph: GraphSpec, golden: Mapping[str, np.ndarray]) -> list[Arrays]:
+    wanted = {f"{graph.name}.in.{tensor.name}": tensor for tensor in graph.inputs}
+    wanted |= {f"{graph.name}.out.{tensor.name}": tensor for tensor in graph.outputs}
+    counts = set()
+    for key, tensor in wanted.items():
+        array = golden.get(key)
+        if array is None or array.shape[1:] != tensor.shape or array.dtype != tensor.dtype:
+            found = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
+            raise BundleError(f"golden array {key!r} of model {spec.name!r} is {found}; convert the model again")
+        counts.add(len(array))
+    if len(counts) != 1:
+        raise BundleError(f"golden arrays of graph {graph.name!r} differ in their number of steps; convert it again")
+    inputs = {tensor.name: golden[f"{graph.name}.in.{tensor.name}"] for tensor in graph.inputs}
+    return [{name: array[index] for name, array in inputs.items()} for index in range(counts.pop())]

@@ -8,9 +8,10 @@ hear the same. A test holds them to kaldi-native-fbank; per chunk they take a th
 from __future__ import annotations
 
 import wave
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +140,16 @@ def read_audio(path: Path, sample_rate: int) -> Floats:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
+def read_pcm16(file: IO[bytes], packet: int) -> Iterator[Floats]:
+    """Raw little-endian 16-bit mono samples, as ``arecord -t raw -f S16_LE`` writes them, in packets as they come.
+
+    Args:
+        packet: samples per array; the last one may be shorter.
+    """
+    while data := file.read(2 * packet):
+        yield _pcm_to_float(data[: len(data) // 2 * 2], 2)
+
+
 def _is_pcm_wav(path: Path) -> bool:
     try:
         with path.open("rb") as file:
@@ -155,7 +166,7 @@ def _read_wav(path: Path) -> tuple[Floats, int]:
             _check_length(path, count, rate)
             data = file.readframes(count)
     except (wave.Error, EOFError) as error:
-        raise AudioError(f"{path}: not a readable wav file ({error or 'it ends early'})") from error
+        raise AudioError(f"{path}: not a readable wav file ({str(error) or 'it ends early'})") from error
     if width not in (1, 2, 3, 4):
         raise AudioError(f"{path}: {8 * width}-bit samples; expected 8, 16, 24 or 32")
     if len(data) != count * channels * width:

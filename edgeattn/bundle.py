@@ -10,20 +10,23 @@ import contextlib
 import errno
 import hashlib
 import json
+import lzma
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, final
 
 import numpy as np
 
 from edgeattn.errors import BundleError, EdgeattnError, InputError, OutputError
-from edgeattn.spec import ModelSpec, from_json, to_json
+from edgeattn.spec import ModelSpec, TensorSpec, from_json, to_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -31,7 +34,12 @@ SUFFIX = ".edge"
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILES = 1_000
 MAX_FILE_BYTES = 4 * 2**30
+MAX_BUNDLE_BYTES = 16 * 2**30
+MAX_TENSOR_BYTES = 4 * 2**30  # all tensors of a spec together
+MAX_ZIP_RATIO = 100  # unpacked to packed; weights reach 2
 BLOCK = 2**20  # bytes hashed at a time
+BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError)
+"""What zipfile raises for damaged, encrypted and unknown archives."""
 
 
 @dataclass(frozen=True)
@@ -127,20 +135,46 @@ def read_manifest(path: Path | str) -> Manifest:
 
 
 def read_golden(bundle: Bundle) -> dict[str, np.ndarray]:
-    """The golden arrays of a bundle, without pickle.
+    """The golden arrays of a bundle, without pickle: ``GRAPH.in.NAME`` and ``GRAPH.out.NAME``, first axis = step.
 
     Raises:
-        BundleError: if the bundle has none or the file is not a plain npz.
+        BundleError: if the bundle has none, or an array is not one that the spec has, in its dtype and shape.
     """
-    if bundle.manifest.golden is None:
+    golden = bundle.manifest.golden
+    if golden is None:
         raise BundleError(f"{bundle.source}: this bundle has no golden inputs")
+    tensors = _golden_tensors(bundle.manifest.spec)
     try:
-        with np.load(bundle.file(bundle.manifest.golden.file), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{bundle.source}: {bundle.manifest.golden.file} is not a plain npz ({error})") from error
+        with zipfile.ZipFile(bundle.file(golden.file)) as packed:
+            return {
+                name: _read_array(packed, info, tensors[name], golden.steps)
+                for name, info in ((info.filename.removesuffix(".npy"), info) for info in packed.infolist())
+            }
+    except KeyError as error:
+        raise BundleError(f"{bundle.source}: {golden.file} holds {error}, which no graph of the model has") from error
+    except (*BROKEN_ZIP, ValueError) as error:
+        raise BundleError(f"{bundle.source}: {golden.file} is not a plain npz ({error})") from error
 
 
+def _golden_tensors(spec: ModelSpec) -> dict[str, TensorSpec]:
+    inputs = {f"{graph.name}.in.{tensor.name}": tensor for graph in spec.graphs for tensor in graph.all_inputs}
+    return inputs | {f"{graph.name}.out.{tensor.name}": tensor for graph in spec.graphs for tensor in graph.all_outputs}
+
+
+def _read_array(packed: zipfile.ZipFile, info: zipfile.ZipInfo, tensor: TensorSpec, steps: int) -> np.ndarray:
+    """One array, its header compared with the spec before numpy makes room for what the header promises."""
+    wanted = (steps, *tensor.shape)
+    with packed.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+    if shape != wanted or dtype != np.dtype(tensor.dtype):
+        raise ValueError(f"{info.filename}: expected {tensor.dtype} {wanted}, got {dtype} {shape}")
+    with packed.open(info) as file:
+        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+
+
+@final
 class BundleDraft:
     """A bundle under construction beside its destination; it appears there whole, or not at all.
 
@@ -176,61 +210,81 @@ class BundleDraft:
         files = {name: _entry(self.path / name) for name in names if name != MANIFEST}
         complete = replace(manifest, files=files)
         with writing(self.destination):
-            write_atomically(self.path / MANIFEST, json.dumps(to_json(complete), indent=1).encode() + b"\n")
+            write_atomically(
+                self.path / MANIFEST, json.dumps(to_json(complete), indent=1, allow_nan=False).encode() + b"\n"
+            )
         return complete
 
     def publish(self) -> Path:
         """Move the draft to its destination in one rename and return that."""
         with writing(self.destination):
-            old = None
             if self._overwrite and self.destination.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{self.destination.name}.old.", dir=self.destination.parent))
-                self.destination.rename(old / "bundle")
-            try:
+                self._replace()
+            else:
                 self.path.rename(self.destination)
-            except BaseException:
-                if old is not None:
-                    (old / "bundle").rename(self.destination)
-                raise
-            finally:
-                if old is not None:
-                    shutil.rmtree(old, ignore_errors=True)
         self._published = True
         return self.destination
 
+    def _replace(self) -> None:
+        """Put the old bundle aside, and back again if anything comes between the two renames (Ctrl-C included)."""
+        aside = Path(tempfile.mkdtemp(prefix=f".{self.destination.name}.old.", dir=self.destination.parent))
+        old = aside / "bundle"
+        try:
+            self.destination.rename(old)
+            self.path.rename(self.destination)
+        except BaseException:
+            if old.exists() and not self.destination.exists():
+                old.rename(self.destination)
+            if not old.exists():
+                aside.rmdir()
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
-def zip_bundle(bundle: Path, archive: Path) -> Path:
+
+def zip_bundle(bundle: Path, archive: Path, overwrite: bool = False) -> Path:
     """Pack a bundle directory into one .zip (stored, not deflated: weights do not compress and devices read faster).
 
     The same bundle always gives the same bytes.
+
+    Raises:
+        BundleError: if the bundle is not whole.
+        OutputError: if the archive exists and ``overwrite`` is not given, or cannot be written.
     """
-    with open_bundle(bundle) as opened:
-        names = [MANIFEST, *sorted(opened.manifest.files)]
-        with writing(archive):
-            handle, temporary = tempfile.mkstemp(prefix=f".{archive.name}.", dir=archive.parent)
-            try:
-                with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as packed:
-                    for name in names:
-                        info = zipfile.ZipInfo(name)  # its fixed date keeps the bytes the same
-                        info.external_attr = 0o644 << 16
-                        packed.writestr(info, (opened.root / name).read_bytes())
-                Path(temporary).replace(archive)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+    if archive.exists() and not overwrite:
+        raise OutputError(f"{archive} exists; remove it, choose another --out, or pass --force")
+    with (
+        open_bundle(bundle) as opened,
+        writing(archive),
+        _replacing(archive) as file,
+        zipfile.ZipFile(file, "w") as packed,
+    ):
+        for name in (MANIFEST, *sorted(opened.manifest.files)):
+            info = zipfile.ZipInfo(name)  # its fixed date keeps the bytes the same
+            info.external_attr = 0o644 << 16
+            info.file_size = (opened.root / name).stat().st_size
+            with (opened.root / name).open("rb") as plain, packed.open(info, "w") as member:
+                shutil.copyfileobj(plain, member, BLOCK)
     return archive
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old bytes or the new ones, never half of them."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with _replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary sibling to write to, moved to ``path`` at the end, or removed if there is an error."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+            yield file
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -260,6 +314,8 @@ def _sha256(file: IO[bytes]) -> str:
 
 def _bounded(source: Path, path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would block for ever
+            raise BundleError(f"{source}: {MANIFEST} is a link or a special file; a bundle holds plain files only")
         with path.open("rb") as file:
             data = file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
@@ -271,7 +327,7 @@ def _bounded(source: Path, path: Path) -> bytes:
 
 def _parse(source: Path, data: bytes) -> Manifest:
     try:
-        values = json.loads(data)
+        values = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{source}: {MANIFEST} is not JSON ({error})") from error
     version = values.get("format_version") if isinstance(values, dict) else None
@@ -285,39 +341,85 @@ def _parse(source: Path, data: bytes) -> Manifest:
         manifest = from_json(Manifest, values, "manifest")
     except InputError as error:
         raise BundleError(f"{source}: {error}") from error
-    if len(manifest.files) > MAX_FILES:
-        raise BundleError(f"{source}: lists {len(manifest.files)} files, more than {MAX_FILES}")
-    for name, entry in manifest.files.items():
-        _check_name(source, name)
-        if not 0 <= entry.size <= MAX_FILE_BYTES:
-            raise BundleError(f"{source}: {name}: size {entry.size} is outside 0..{MAX_FILE_BYTES}")
+    _check_files(source, manifest.files)
+    _check_spec(source, manifest)
     wanted = {*manifest.models.values(), *([manifest.golden.file] if manifest.golden else [])}
     for name in sorted(wanted - set(manifest.files)):
         raise BundleError(f"{source}: the manifest uses {name!r} but does not list it under files")
     return manifest
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):  # two readers could see two bundles
+        raise ValueError("a key stands twice in one object")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _check_files(source: Path, files: Mapping[str, FileEntry]) -> None:
+    if len(files) > MAX_FILES:
+        raise BundleError(f"{source}: lists {len(files)} files, more than {MAX_FILES}")
+    for name, entry in files.items():
+        _check_name(source, name)
+        if not 0 <= entry.size <= MAX_FILE_BYTES:
+            raise BundleError(f"{source}: {name}: size {entry.size} is outside 0..{MAX_FILE_BYTES}")
+        for parent in PurePosixPath(name).parents:
+            if parent.as_posix() in files:
+                raise BundleError(f"{source}: {parent} is listed as a file and as the directory of {name}")
+    total = sum(entry.size for entry in files.values())
+    if total > MAX_BUNDLE_BYTES:
+        raise BundleError(f"{source}: lists {total} bytes, more than {MAX_BUNDLE_BYTES}")
+
+
+def _check_spec(source: Path, manifest: Manifest) -> None:
+    graphs = {graph.name for graph in manifest.spec.graphs}
+    if set(manifest.models) != graphs:
+        raise BundleError(
+            f"{source}: models are given for {', '.join(manifest.models) or 'no graph'}; "
+            f"the spec has {', '.join(sorted(graphs))}"
+        )
+    for text in (manifest.name, manifest.target, manifest.backend):
+        if not text.isprintable():  # they are printed, and a terminal obeys control characters
+            raise BundleError(f"{source}: {text!r} is not a printable name")
+    size = sum(t.nbytes for graph in manifest.spec.graphs for t in (*graph.all_inputs, *graph.all_outputs))
+    if size > MAX_TENSOR_BYTES:
+        raise BundleError(f"{source}: the tensors of the spec take {size} bytes, more than {MAX_TENSOR_BYTES}")
+    if manifest.golden is not None and manifest.golden.steps < 1:
+        raise BundleError(f"{source}: golden.steps must be at least 1, got {manifest.golden.steps}")
+
+
 def _check_name(source: Path, name: str) -> None:
     pure = PurePosixPath(name)
     plain = name == pure.as_posix() and not pure.is_absolute() and ".." not in pure.parts and pure.parts
-    if not plain or "\\" in name or ":" in name or "\0" in name or name == MANIFEST:
+    if not plain or "\\" in name or ":" in name or not name.isprintable() or name == MANIFEST:
         raise BundleError(f"{source}: {name!r} is not a path inside the bundle")
 
 
 def _check_directory(root: Path) -> Manifest:
     manifest = _parse(root, _bounded(root, root / MANIFEST))
+    try:
+        _check_present(root, manifest)
+    except OSError as error:
+        raise BundleError(f"{root}: cannot be read: {error.strerror} ({error.filename})") from error
+    return manifest
+
+
+def _check_present(root: Path, manifest: Manifest) -> None:
     present = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_symlink() or not p.is_dir()}
     for name, path in present.items():
         if path.is_symlink() or not path.is_file():
-            raise BundleError(f"{root}: {name} is a link or a special file; a bundle holds plain files only")
+            raise BundleError(f"{root}: {name!r} is a link or a special file; a bundle holds plain files only")
         if name != MANIFEST and name not in manifest.files:
-            raise BundleError(f"{root}: {name} is not listed in the manifest")
+            raise BundleError(f"{root}: {name!r} is not listed in the manifest")
     for name, entry in manifest.files.items():
         if name not in present:
             raise BundleError(f"{root}: {name} is listed in the manifest and missing")
         with present[name].open("rb") as file:
             _check_content(root, name, entry, present[name].stat().st_size, file)
-    return manifest
 
 
 def _check_content(source: Path, name: str, entry: FileEntry, size: int, file: IO[bytes]) -> None:
@@ -330,28 +432,42 @@ def _check_content(source: Path, name: str, entry: FileEntry, size: int, file: I
 def _unpack(archive: Path, root: Path) -> Manifest:
     try:
         with zipfile.ZipFile(archive) as packed:
-            members = {info.filename: info for info in packed.infolist() if not info.is_dir()}
-            if len(members) > MAX_FILES + 1 or MANIFEST not in members:
-                raise BundleError(f"{archive}: not a bundle (no {MANIFEST} at its top, or too many files)")
-            if members[MANIFEST].file_size > MAX_MANIFEST_BYTES:
-                raise BundleError(f"{archive}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
-            data = packed.read(MANIFEST)
-            manifest = _parse(archive, data)
-            unlisted = sorted(set(members) - set(manifest.files) - {MANIFEST})
-            if unlisted:
-                raise BundleError(f"{archive}: {unlisted[0]} is not listed in the manifest")
-            (root / MANIFEST).write_bytes(data)
-            for name, entry in manifest.files.items():
-                if name not in members:
-                    raise BundleError(f"{archive}: {name} is listed in the manifest and missing")
-                if members[name].file_size != entry.size:  # also bounds what unpacking writes
-                    raise BundleError(f"{archive}: {name} has another size than the manifest says")
-                target = root / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with packed.open(name) as packed_file, target.open("wb") as file:
-                    shutil.copyfileobj(packed_file, file, BLOCK)
-                with target.open("rb") as file:
-                    _check_content(archive, name, entry, target.stat().st_size, file)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            return _unpack_members(archive, packed, root)
+    except (*BROKEN_ZIP, ValueError) as error:
         raise BundleError(f"{archive}: not a readable zip ({error})") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"{root}: the disk is full; unpacking {archive} needs more room there") from error
+        raise BundleError(f"{archive}: not a readable zip ({error.strerror or error})") from error
+
+
+def _unpack_members(archive: Path, packed: zipfile.ZipFile, root: Path) -> Manifest:
+    infos = [info for info in packed.infolist() if not info.is_dir()]
+    members = {info.filename: info for info in infos}
+    if len(infos) > MAX_FILES + 1 or MANIFEST not in members:
+        raise BundleError(f"{archive}: not a bundle (no {MANIFEST} at its top, or too many files)")
+    if len(infos) != len(members):
+        raise BundleError(f"{archive}: holds two files of the same name")
+    if members[MANIFEST].file_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{archive}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
+    unpacked, size = sum(info.file_size for info in infos), archive.stat().st_size
+    if unpacked > MAX_ZIP_RATIO * size:
+        raise BundleError(f"{archive}: {size} bytes that unpack to {unpacked}: more than {MAX_ZIP_RATIO} times")
+    data = packed.read(MANIFEST)
+    manifest = _parse(archive, data)
+    unlisted = sorted(set(members) - set(manifest.files) - {MANIFEST})
+    if unlisted:
+        raise BundleError(f"{archive}: {unlisted[0]!r} is not listed in the manifest")
+    (root / MANIFEST).write_bytes(data)
+    for name, entry in manifest.files.items():
+        if name not in members:
+            raise BundleError(f"{archive}: {name} is listed in the manifest and missing")
+        if members[name].file_size != entry.size:  # also bounds what unpacking writes
+            raise BundleError(f"{archive}: {name} has another size than the manifest says")
+        target = root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with packed.open(name) as packed_file, target.open("wb") as file:
+            shutil.copyfileobj(packed_file, file, BLOCK)
+        with target.open("rb") as file:
+            _check_content(archive, name, entry, target.stat().st_size, file)
     return manifest

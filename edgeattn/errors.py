@@ -87,7 +87,7 @@ def load_extra(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.split(".")[0]:
+        if error.name != module.partition(".")[0]:
             raise
         raise MissingExtraError(f"{module} is needed here: pip install 'edgeattn[{extra}]'") from error
 

@@ -24,6 +24,8 @@ T = TypeVar("T")
 DType = Literal["float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 DTYPES: tuple[str, ...] = typing.get_args(DType)
 
+MAX_SAMPLE_RATE = 384_000  # Hz, of the fastest audio converters
+
 HIDDEN = -1e4
 """Additive attention bias of a position that must not be seen. Finite: -inf turns a fully hidden row into NaN, and
 -1e4 still fits float16."""
@@ -52,14 +54,15 @@ class TensorSpec:
         """Return ``value`` as a C-contiguous array of this dtype and shape.
 
         Raises:
-            InputError: if shape or kind of dtype differ. Only a widening inside one kind (int32 -> int64) is done.
+            InputError: if shape or dtype differ. Only a widening inside one kind (int32 -> int64) is done.
         """
         array = np.asarray(value)
         if array.shape != self.shape:
             raise InputError(f"input {self.name!r} must have shape {self.shape}, got {array.shape}")
-        if array.dtype != self.dtype and not np.can_cast(array.dtype, self.dtype, "safe"):
+        wanted = np.dtype(self.dtype)
+        if array.dtype.kind != wanted.kind or not np.can_cast(array.dtype, wanted, "safe"):
             raise InputError(f"input {self.name!r} must be {self.dtype}, got {array.dtype}")
-        return np.ascontiguousarray(array, dtype=self.dtype)
+        return np.asarray(array, dtype=wanted, order="C")  # ascontiguousarray would make a scalar one-dimensional
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class StateSpec:
     shape: tuple[int, ...]
     dtype: DType = "float32"
     initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        TensorSpec(self.input, self.dtype, self.shape)  # its checks are ours
+        if not math.isfinite(self.initial):
+            raise ValueError(f"state {self.input!r}: initial must be finite, got {self.initial}")
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +138,22 @@ class FbankConfig:
     low_hz: float = 20.0
     high_hz: float = 3_600.0  # Nyquist - 400 Hz
 
+    def __post_init__(self) -> None:
+        if not 0 < self.sample_rate <= MAX_SAMPLE_RATE:
+            raise ValueError(f"sample_rate must be in 1..{MAX_SAMPLE_RATE} Hz, got {self.sample_rate}")
+        if not 2 <= self.frame_length <= self.sample_rate:
+            raise ValueError(f"frame_length must be in 2..{self.sample_rate} samples, got {self.frame_length}")
+        if not 1 <= self.hop_length <= self.frame_length:
+            raise ValueError(f"hop_length must be in 1..{self.frame_length} samples, got {self.hop_length}")
+        if not 1 <= self.num_mel <= self.frame_length:
+            raise ValueError(f"num_mel must be in 1..{self.frame_length}, got {self.num_mel}")
+        if not 0 <= self.low_hz < self.high_hz <= self.sample_rate / 2:
+            raise ValueError(
+                f"0 <= low_hz < high_hz <= {self.sample_rate / 2:g} must hold, got {self.low_hz}, {self.high_hz}"
+            )
+        if not 0 <= self.preemphasis <= 1:
+            raise ValueError(f"preemphasis must be in 0..1, got {self.preemphasis}")
+
     @property
     def frame_seconds(self) -> Fraction:
         """Hop between two frames, exact."""
@@ -147,6 +171,9 @@ class CtcGreedy:
     def __post_init__(self) -> None:
         if not 0 <= self.blank < len(self.tokens):
             raise ValueError(f"blank must be an index of the {len(self.tokens)} tokens, got {self.blank}")
+        strange = sorted(set(self.hidden) - set(self.tokens))
+        if strange:
+            raise ValueError(f"hidden must name tokens, {strange[0]!r} is none")
 
 
 @dataclass(frozen=True)
@@ -168,6 +195,15 @@ class StreamSpec:
     bias: str = "att_bias"
     scores: str = "log_probs"
 
+    def __post_init__(self) -> None:
+        if min(self.window, self.shift, self.chunk) < 1 or self.left < 0:
+            raise ValueError(
+                "window, shift and chunk must be at least 1 and left at least 0, "
+                f"got {self.window}, {self.shift}, {self.chunk}, {self.left}"
+            )
+        if self.shift > self.window:
+            raise ValueError(f"shift must be at most the window of {self.window} frames, got {self.shift}")
+
     @property
     def hop_seconds(self) -> Fraction:
         """Audio time from one step to the next, exact."""
@@ -188,6 +224,13 @@ class ModelSpec:
     graphs: tuple[GraphSpec, ...]
     stream: StreamSpec | None = None
 
+    def __post_init__(self) -> None:
+        names = [graph.name for graph in self.graphs]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"model {self.name!r} needs graphs with different names, got {names}")
+        if self.stream is not None:
+            _check_stream(self.stream, self.graphs[0])
+
     def graph(self, name: str | None = None) -> GraphSpec:
         """The graph of that name; without a name the only one, or the first.
 
@@ -200,6 +243,21 @@ class ModelSpec:
             if graph.name == name:
                 return graph
         raise InputError(f"model {self.name!r} has no graph {name!r}; it has {', '.join(g.name for g in self.graphs)}")
+
+
+def _check_stream(stream: StreamSpec, graph: GraphSpec) -> None:
+    inputs, outputs = {t.name: t for t in graph.inputs}, {t.name: t for t in graph.outputs}
+    wanted = (
+        (inputs, stream.features, (1, stream.window, stream.frontend.num_mel)),
+        (inputs, stream.bias, (1, 1, 1, stream.left + stream.chunk)),
+        (outputs, stream.scores, (1, stream.chunk, len(stream.decoder.tokens))),
+    )
+    for tensors, name, shape in wanted:
+        if name not in tensors or tensors[name].shape != shape or tensors[name].dtype != "float32":
+            raise ValueError(
+                f"a stream needs {name!r} of float32 {shape} in graph {graph.name!r}, "
+                f"got {tensors.get(name, 'none of that name')}"
+            )
 
 
 def to_json(value: Any) -> Any:
@@ -245,7 +303,10 @@ def _read(kind: Any, data: Any, where: str) -> Any:
             raise InputError(f"{where}: expected an object, got {type(data).__name__}")
         return {key: _read(args[1], item, f"{where}.{key}") for key, item in data.items()}
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError as error:
+            raise InputError(f"{where}: the number is too large") from error
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
         raise InputError(f"{where}: expected {kind.__name__}, got {data!r:.80}")
     return data
@@ -261,9 +322,7 @@ def _read_dataclass(kind: type, data: Any, where: str) -> Any:
     missing = [
         name
         for name, field in fields.items()
-        if name not in data
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
+        if name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise InputError(f"{where}: field {missing[0]!r} is missing")

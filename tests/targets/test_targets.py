@@ -1,0 +1,194 @@
+"""Targets: the shipped facts are complete and sourced, and nothing unknown is guessed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeattn.errors import InputError
+from edgeattn.targets import get_target, host_target, list_targets
+from edgeattn.targets.host import parse_cpuinfo
+
+FOLDER = Path(__file__).parents[2] / "targets"
+BUILT_IN = sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+MINE = """
+name = "my-board"
+title = "a board of mine"
+backends = ["litert"]
+default_deadline_ms = 40
+
+[precisions]
+litert = ["fp32", "int8"]
+
+[cpu]
+arch = "aarch64"
+cores = 2
+isa = ["neon"]
+source = "its data sheet"
+
+[memory]
+bytes = 1073741824
+source = "its data sheet"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "my-board.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_file_is_named_after_its_target(name: str) -> None:
+    target = get_target(name)
+    assert target.name == name
+    assert target.title
+    assert target.cores >= 1
+
+
+def test_the_list_is_this_machine_and_then_every_file() -> None:
+    assert [target.name for target in list_targets()] == ["cpu", *BUILT_IN]
+
+
+def test_no_two_targets_share_a_name_or_an_alias() -> None:
+    names = [name for target in list_targets() for name in (target.name, *target.aliases)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_group_of_facts_says_where_it_comes_from(name: str) -> None:
+    target = get_target(name)
+    groups = (target.cpu, target.memory, target.accelerator, target.peaks)
+    assert all(len(group.source) > 10 for group in groups if group is not None)
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("jetson", "jetson-orin-nano"), ("mobile", "android-arm64"), ("raspberry-pi", "raspberry-pi-5")],
+)
+def test_an_alias_means_its_target(alias: str, name: str) -> None:
+    assert get_target(alias) == get_target(name)
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name.startswith("jetson")])
+def test_a_jetson_takes_tensorrt_first_for_its_compute_capability(name: str) -> None:
+    target = get_target(name)
+    assert target.backends[0] == "tensorrt"
+    assert target.compute_capability == "8.7"
+
+
+@pytest.mark.parametrize(
+    ("name", "sms", "mhz"),
+    [
+        ("jetson-orin-nano", 8, 625),
+        ("jetson-orin-nano-super", 8, 1020),
+        ("jetson-orin-nx", 8, 918),
+        ("jetson-agx-orin", 16, 1300),
+    ],
+)
+def test_a_jetsons_peaks_follow_from_its_multiprocessors_and_clock(name: str, sms: int, mhz: int) -> None:
+    # 128 lanes per Ampere SM; its four tensor cores make 1024 half multiply-adds a cycle, twice that in int8.
+    peaks = get_target(name).peaks
+    assert peaks is not None
+    cycles = sms * mhz * 1e6
+    assert peaks.fp32 == pytest.approx(cycles * 2 * 128, rel=1e-3)  # the files give four digits
+    assert peaks.fp16 == pytest.approx(cycles * 2 * 1024, rel=1e-3)
+    assert peaks.int8 == pytest.approx(cycles * 2 * 2048, rel=1e-3)
+
+
+def test_a_near_miss_is_suggested_and_the_valid_names_are_listed() -> None:
+    with pytest.raises(InputError, match=r"unknown target 'jetsn', did you mean 'jetson'.*Valid: android-arm64, cpu, "):
+        get_target("jetsn")
+
+
+def test_a_users_file_is_a_target(tmp_path: Path) -> None:
+    target = get_target(write(tmp_path, MINE))
+    assert (target.name, target.cores, target.memory_bytes) == ("my-board", 2, 2**30)
+    assert target.precisions == {"litert": ("fp32", "int8")}
+    assert target.default_deadline_ms == 40.0
+    assert target == get_target(str(tmp_path / "my-board.toml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("cores = 2", "coers = 2", r"target\.cpu: unknown field 'coers'; known: arch, cores"),
+        ("cores = 2", "", r"target\.cpu: field 'cores' is missing"),
+        ("cores = 2", 'cores = "2"', r"target\.cpu\.cores: expected int, got '2'"),
+        ("cores = 2", "cores = 0", r"target\.cpu: cores must be at least 1, got 0"),
+        ('["neon"]', '["noen"]', r"target\.cpu\.isa\[0\]: expected one of .*neon.*, got 'noen'"),
+        ('backends = ["litert"]', 'backends = ["tflite"]', r"target\.backends\[0\]: expected one of .*litert"),
+        ('backends = ["litert"]', "backends = []", "at least one engine"),
+        ('litert = ["fp32", "int8"]', 'openvino = ["fp32"]', r"given for each of the backends \(litert\)"),
+        ('litert = ["fp32", "int8"]', "litert = []", "precisions of litert must not be empty"),
+        ('litert = ["fp32", "int8"]', 'litert = ["int4"]', r"precisions\.litert\[0\]: expected one of fp32"),
+        ("default_deadline_ms = 40", "default_deadline_ms = 0", "default_deadline_ms must be positive"),
+        ("default_deadline_ms = 40", "default_deadline_ms = nan", "default_deadline_ms must be positive"),
+        ('name = "my-board"', 'name = "../board"', r"a name is lower-case letters.*'\.\./board'"),
+        ('name = "my-board"', "name = ", "not a TOML file"),
+        ('source = "its data sheet"', "", "field 'source' is missing"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_at_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in MINE
+    with pytest.raises(InputError, match=message) as caught:
+        get_target(write(tmp_path, MINE.replace(old, new)))
+    assert "my-board.toml" in str(caught.value)
+
+
+def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        get_target(tmp_path / "none.toml")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(InputError, match="cannot be read"):
+        get_target(tmp_path / "folder.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not a TOML file"):
+        get_target(tmp_path / "binary.toml")
+
+
+# Two real machines, and two kinds of core in one chip.
+INTEL = "model name\t: Intel(R) Xeon(R)\nflags\t\t: fpu avx2 fma f16c avx512f avx512_vnni\n"
+OLD_AMD = "model name\t: AMD EPYC 7571\nflags\t\t: fpu avx2 fma f16c\n"
+PI_5 = "processor\t: 0\nFeatures\t: fp asimd evtstrm aes asimdhp asimddp\n\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n"
+MIXED = "Features\t: fp asimd asimdhp asimddp i8mm\n\nFeatures\t: fp asimd asimdhp asimddp\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "arch", "isa", "model", "int8_dot"),
+    [
+        (INTEL * 2, "x86_64", ("avx2", "fma", "f16c", "avx512", "avx512-vnni"), "Intel(R) Xeon(R)", True),
+        (OLD_AMD, "x86_64", ("avx2", "fma", "f16c"), "AMD EPYC 7571", False),
+        (PI_5, "aarch64", ("neon", "fp16", "dotprod"), "Raspberry Pi 5 Model B Rev 1.0", True),
+        (MIXED, "aarch64", ("neon", "fp16", "dotprod"), "", True),
+        ("", "arm64", (), "", False),
+    ],
+)
+def test_features_are_those_that_every_core_has(
+    text: str, arch: str, isa: tuple[str, ...], model: str, int8_dot: bool
+) -> None:
+    features = parse_cpuinfo(text, arch, cores=4)
+    assert (features.isa, features.model, features.int8_dot) == (isa, model, int8_dot)
+
+
+@pytest.mark.parametrize(
+    ("machine", "text", "first", "warned"),
+    [("x86_64", INTEL, "openvino", False), ("x86_64", OLD_AMD, "openvino", True), ("aarch64", PI_5, "litert", False)],
+)
+def test_this_machine_gets_the_engine_that_suits_its_processor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, text: str, first: str, warned: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("edgeattn.targets.host.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    target = get_target("cpu")
+    assert target.name == "cpu"
+    assert target.backends[0] == first
+    assert bool(target.notes) == warned
+
+
+def test_a_machine_without_cpuinfo_is_still_a_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("edgeattn.targets.host.CPUINFO", tmp_path / "none")
+    assert host_target().isa == ()

@@ -1,0 +1,144 @@
+"""The built-in streaming speech model: ten digits and ten commands as connected words.
+
+Importing this loads no torch: the command line asks for names and data before it needs the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeattn.audio import read_audio
+from edgeattn.errors import DataError, load_extra
+from edgeattn.evaluation.data import SpeechData, Utterance
+from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID, COMMANDS, DIGITS, TOKENS, UNKNOWN
+
+if TYPE_CHECKING:
+    from edgeattn.model import EdgeModel
+    from edgeattn.models.streaming_conformer.step import StreamingStep
+    from edgeattn.spec import ModelSpec
+
+NAME = "streaming-conformer"
+GRAPH = "step"
+FEATURES, BIAS, SCORES = "feats", "att_bias", "log_probs"
+PER_SPEAKER = {"fsdd": 20, "speech_commands": 3}  # evaluation utterances; fsdd has 5 speakers, the dev split 53
+
+
+def weights_path() -> Path:
+    """Where the weights that ship are."""
+    return Path(str(files(__package__).joinpath("weights.safetensors")))
+
+
+def build(weights: Path | None = None) -> EdgeModel:
+    """The streaming model as edgeattn converts it.
+
+    Args:
+        weights: a file that training wrote; None for the weights that ship.
+
+    Raises:
+        InputError: the file is missing, damaged, of another model or holds NaN.
+        MissingExtraError: torch or safetensors is not installed.
+    """
+    load_extra("torch", "convert")
+    load_extra("safetensors", "convert")
+    from edgeattn.models.streaming_conformer.step import StreamingStep
+    from edgeattn.models.streaming_conformer.weights import load_model
+
+    path = weights_path() if weights is None else weights
+    model = load_model(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return edge_model(StreamingStep(model).eval(), digest)
+
+
+def edge_model(step: StreamingStep, source_sha256: str) -> EdgeModel:
+    """A streaming step, pruned or not, with its spec and an example: noise after a full cache."""
+    from edgeattn.model import EdgeModel
+
+    spec = model_spec(step)
+    rng = np.random.default_rng(0)
+    graph = spec.graphs[0]
+    example = {tensor.name: rng.standard_normal(tensor.shape).astype(np.float32) for tensor in graph.all_inputs}
+    example[FEATURES] = 3.0 * example[FEATURES] + step.mean.numpy()
+    example[BIAS][:] = 0.0
+    size = sum(parameter.numel() * 4 for parameter in step.parameters())
+    return EdgeModel(spec, {GRAPH: step}, {GRAPH: example}, source_sha256, size)
+
+
+def model_spec(step: StreamingStep) -> ModelSpec:
+    """Names, shapes, states, front end and decoding of a streaming step."""
+    from edgeattn.models.streaming_conformer.utterances import FBANK
+    from edgeattn.spec import CtcGreedy, GraphSpec, ModelSpec, StateSpec, StreamSpec, TensorSpec
+
+    config = step.config
+    graph = GraphSpec(
+        GRAPH,
+        (
+            TensorSpec(FEATURES, "float32", (1, config.window, config.num_mel)),
+            TensorSpec(BIAS, "float32", (1, 1, 1, config.left + config.chunk)),
+        ),
+        (TensorSpec(SCORES, "float32", (1, config.chunk, config.vocabulary)),),
+        tuple(StateSpec(name, f"next_{name}", shape) for name, shape in step.state_shapes.items()),
+    )
+    decoder = CtcGreedy(TOKENS, BLANK_ID, (UNKNOWN,))
+    stream = StreamSpec(FBANK, decoder, config.window, config.shift, config.chunk, config.left, FEATURES, BIAS, SCORES)
+    return ModelSpec(NAME, "speech-recognition", (graph,), stream)
+
+
+def data(directory: Path | None = None, split: str | None = None, limit: int = 0) -> SpeechData:
+    """Connected utterances to calibrate and measure on.
+
+    Args:
+        directory: holds ``fsdd/`` and/or ``speech_commands/``; None for the small synthesised sample that ships.
+        split: what to measure on, "test" or "dev"; by default fsdd's test and speech_commands' dev split. The train
+            splits calibrate, never what is measured.
+        limit: at most so many utterances of each kind, spread evenly; 0 for all.
+
+    Raises:
+        DataError: no utterance can be made of the data.
+        InputError: a line of a transcripts.tsv is wrong.
+    """
+    if directory is None:
+        return limited(sample(), limit)
+    from edgeattn.models.streaming_conformer.utterances import connected_utterances
+    from edgeattn.models.streaming_conformer.voices import NOISE, read_corpus
+
+    clips = read_corpus(directory)
+    measured = ("test", "dev") if split is None else (split,)
+    calibration: list[Utterance] = []
+    evaluation: list[Utterance] = []
+    for source, vocabulary in (("fsdd", DIGITS), ("speech_commands", COMMANDS)):
+        for kept, wanted in ((calibration, ("train",)), (evaluation, measured)):
+            chosen = [clip for clip in clips if clip.split in wanted and (clip.source == source or clip.word == NOISE)]
+            kept += connected_utterances(chosen, vocabulary, PER_SPEAKER[source])
+    if not evaluation or (split == "train"):
+        raise DataError(f"{directory}: nothing to measure on in split {split or 'test or dev'}; valid: test, dev")
+    origin = f"{directory.name}: connected words, noise 15-30 dB"
+    return limited(SpeechData(origin, tuple(calibration), tuple(evaluation)), limit)
+
+
+def limited(speech: SpeechData, limit: int) -> SpeechData:
+    """At most ``limit`` utterances of each kind, spread evenly; all of them for 0."""
+
+    def spread(utterances: tuple[Utterance, ...]) -> tuple[Utterance, ...]:
+        if not limit or len(utterances) <= limit:
+            return utterances
+        return tuple(utterances[index] for index in np.linspace(0, len(utterances) - 1, limit).astype(int))
+
+    return SpeechData(speech.origin, spread(speech.calibration), spread(speech.evaluation))
+
+
+def sample() -> SpeechData:
+    """The sample that ships: words spoken by synthesised voices, half to calibrate on, half to measure on."""
+    folder = Path(str(files(__package__)))
+    index = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
+    samples = read_audio(folder / "sample.wav", index["sample_rate"])
+    utterances = tuple(
+        Utterance(samples[item["start"] : item["end"]], tuple(item["text"].split()), item["speaker"])
+        for item in index["utterances"]
+    )
+    return SpeechData("synthesised sample", utterances[::2], utterances[1::2])

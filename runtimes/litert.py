@@ -16,6 +16,7 @@ from edgeattn.errors import BundleError, load_extra
 from edgeattn.runtimes.session import (
     Census,
     EngineStep,
+    Found,
     HostStep,
     LayerTime,
     Session,
@@ -24,7 +25,7 @@ from edgeattn.runtimes.session import (
     loading,
     run_failed,
 )
-from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+from edgeattn.spec import GraphSpec, ModelSpec
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,11 @@ def _load(module: ModuleType, path: Path, graph: GraphSpec, threads: int) -> _Lo
     )
 
 
-def _tensors(details: Mapping[str, Mapping[str, Any]]) -> dict[str, TensorSpec]:
-    found = {}
-    for name, detail in details.items():
-        dtype: Any = np.dtype(detail["dtype"]).name
-        found[name] = TensorSpec(name, dtype, tuple(int(size) for size in detail["shape"]))
-    return found
+def _tensors(details: Mapping[str, Mapping[str, Any]]) -> Found:
+    return {
+        name: (np.dtype(detail["dtype"]).name, tuple(int(size) for size in detail["shape"]))
+        for name, detail in details.items()
+    }
 
 
 @final

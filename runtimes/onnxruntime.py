@@ -16,6 +16,7 @@ from edgeattn.runtimes.session import (
     Arrays,
     Census,
     EngineStep,
+    Found,
     HostStep,
     LayerTime,
     Session,
@@ -25,7 +26,7 @@ from edgeattn.runtimes.session import (
     loading,
     run_failed,
 )
-from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+from edgeattn.spec import GraphSpec, ModelSpec
 
 DTYPES = {"float": "float32", "double": "float64"}  # the others are called as numpy calls them
 
@@ -56,12 +57,11 @@ def _session(ort: Any, path: Path, graph: GraphSpec, threads: int, profile: Path
     return session
 
 
-def _tensors(arguments: Any) -> dict[str, TensorSpec]:
-    found = {}
+def _tensors(arguments: Any) -> Found:
+    found: Found = {}
     for argument in arguments:
-        dtype: Any = _dtype(argument.type.removeprefix("tensor(").removesuffix(")"))
-        sizes = tuple(size if isinstance(size, int) else 1 for size in argument.shape)  # a symbol never fits the spec
-        found[argument.name] = TensorSpec(argument.name, dtype, sizes)
+        dtype = argument.type.removeprefix("tensor(").removesuffix(")")
+        found[argument.name] = (_dtype(dtype), tuple(size if isinstance(size, int) else -1 for size in argument.shape))
     return found
 
 

@@ -13,6 +13,7 @@ from edgeattn.errors import load_extra
 from edgeattn.runtimes.session import (
     Census,
     EngineStep,
+    Found,
     HostStep,
     LayerTime,
     Session,
@@ -21,7 +22,7 @@ from edgeattn.runtimes.session import (
     loading,
     run_failed,
 )
-from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+from edgeattn.spec import GraphSpec, ModelSpec
 
 DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i64": "int64", "i32": "int32",
@@ -56,12 +57,12 @@ def _compile(core: Any, path: Path, graph: GraphSpec, threads: int, profiled: bo
     return compiled
 
 
-def _ports(ports: Any) -> dict[str, TensorSpec]:
-    found = {}
+def _ports(ports: Any) -> Found:
+    found: Found = {}
     for port in ports:
-        dtype: Any = DTYPES.get(port.get_element_type().get_type_name(), "float64")
-        for name in port.get_names():
-            found[name] = TensorSpec(name, dtype, tuple(port.get_shape()))
+        dtype = port.get_element_type().get_type_name()
+        shape = tuple(size.get_length() if size.is_static else -1 for size in port.get_partial_shape())
+        found |= {name: (DTYPES.get(dtype, dtype), shape) for name in port.get_names()}
     return found
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from edgeattn.errors import BundleError, EdgeattnError, InputError, UnsupportedError
-from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+from edgeattn.spec import GraphSpec, ModelSpec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from edgeattn.runtimes.stream import Stream
 
 Arrays = dict[str, np.ndarray]
+Found = dict[str, tuple[str, tuple[int, ...]]]
+"""What a model file holds: tensor name -> dtype, shape; -1 stands for a size that is not fixed."""
 Census = dict[str, dict[str, int]]
 """Op type -> {dtype: how many}."""
 
@@ -52,9 +54,7 @@ def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> Arrays:
     return {tensor.name: tensor.check(inputs[tensor.name]) for tensor in graph.all_inputs}
 
 
-def check_names(
-    path: Path, graph: GraphSpec, inputs: Mapping[str, TensorSpec], outputs: Mapping[str, TensorSpec]
-) -> None:
+def check_names(path: Path, graph: GraphSpec, inputs: Found, outputs: Found) -> None:
     """Hold a loaded model file to the spec that it came with.
 
     Args:
@@ -72,10 +72,10 @@ def check_names(
                 raise BundleError(
                     f"{path}: has no {kind} {tensor.name!r}; its {kind}s: {names}. Convert the model again"
                 )
-            other = found[tensor.name]
-            if (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+            dtype, shape = found[tensor.name]
+            if (dtype, shape) != (tensor.dtype, tensor.shape):
                 raise BundleError(
-                    f"{path}: {kind} {tensor.name!r} is {other.dtype}{list(other.shape)}, the spec says "
+                    f"{path}: {kind} {tensor.name!r} is {dtype}{list(shape)}, the spec says "
                     f"{tensor.dtype}{list(tensor.shape)}. Convert the model again"
                 )
         extra = sorted(set(found) - {tensor.name for tensor in wanted})

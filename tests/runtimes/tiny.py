@@ -51,8 +51,8 @@ class TinyWeights:
 def tiny_weights() -> TinyWeights:
     """Fixed random projections: (D, D) three times, (D, V)."""
     rng = np.random.default_rng(3)
-    square = [(rng.standard_normal((MEL, MEL)) * 0.3).astype(np.float32) for _ in range(3)]
-    return TinyWeights(*square, (rng.standard_normal((MEL, len(TOKENS))) * 2).astype(np.float32))
+    query, key, value = ((rng.standard_normal((MEL, MEL)) * 0.3).astype(np.float32) for _ in range(3))
+    return TinyWeights(query, key, value, (rng.standard_normal((MEL, len(TOKENS))) * 2).astype(np.float32))
 
 
 def numpy_step(weights: TinyWeights, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -155,7 +155,7 @@ def write_tflite(path: Path) -> Path:
     litert_torch = pytest.importorskip("litert_torch", reason="the TFLite test model is made with litert-torch")
     weights = {name: torch.from_numpy(getattr(tiny_weights(), name)) for name in ("query", "key", "value", "out")}
 
-    class Tiny(torch.nn.Module):  # type: ignore[misc]
+    class Tiny(torch.nn.Module):  # type: ignore[misc, name-defined]
         def forward(self, feats: Any, att_bias: Any, value_cache: Any, key_cache: Any) -> dict[str, Any]:
             x = feats[:, : CHUNK * 2 : 2]
             keys = torch.cat([key_cache, x @ weights["key"]], 1)

@@ -1,0 +1,310 @@
+"""TensorRT on a Jetson (or any NVIDIA GPU with the ``tensorrt`` package).
+
+The bundle holds ONNX and a recipe: an engine is tied to the GPU and to TensorRT's version, so it is built on the device
+at first use and cached. Only calls that TensorRT 8.6 to 11 share are used; see :mod:`edgeattn.runtimes.tensorrt_build`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from edgeattn.errors import BundleError, ConversionError, DeviceError, OutputError, load_extra
+from edgeattn.runtimes.cuda import Cuda
+from edgeattn.runtimes.session import (
+    Arrays,
+    Census,
+    EngineStep,
+    Found,
+    LayerTime,
+    Session,
+    check_inputs,
+    check_names,
+    count_op,
+    run_failed,
+)
+from edgeattn.runtimes.tensorrt_build import BuildRecipe, build_engine, recipe_from_build
+from edgeattn.spec import GraphSpec, ModelSpec, to_json
+
+LOG = logging.getLogger(__name__)
+
+DTYPES = {
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "INT8": "int8",
+    "UINT8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+FORMATS = {
+    "int8": "int8", "fp16": "float16", "half": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32",
+    "float": "float32", "int32": "int32", "int64": "int64", "bool": "bool", "fp8": "float8", "int4": "int4",
+}  # fmt: skip
+"""Words in the inspector's "Format/Datatype" that name a dtype ("Row major linear FP32" on 8.6, "Float" on 10)."""
+
+
+def open_tensorrt(
+    models: Mapping[str, Path], spec: ModelSpec, threads: int, build: Mapping[str, Any] | None
+) -> Session:
+    """Find or build one engine per graph.
+
+    Raises:
+        DeviceError: if this machine has no TensorRT or no GPU.
+        ConversionError: if TensorRT refuses the ONNX file.
+        BundleError: if there is no recipe, or the engine does not fit the spec.
+    """
+    recipe = recipe_from_build(build)
+    trt, cuda = _device()
+    started = time.perf_counter()
+    logger = trt.Logger(trt.Logger.ERROR)
+    runtime = trt.Runtime(logger)
+    engines = {}
+    for graph in spec.graphs:
+        path = models[graph.name]
+        engines[graph.name] = _engine(trt, cuda, runtime, path, recipe)
+        inputs, outputs = _tensors(trt, engines[graph.name])
+        check_names(path, graph, inputs, outputs)
+    session = TensorRtSession(trt, cuda, (logger, runtime), engines, spec, threads)
+    session.load_ms = (time.perf_counter() - started) * 1e3
+    return session
+
+
+def _device() -> tuple[Any, Cuda]:
+    missing = []
+    if importlib.util.find_spec("tensorrt") is None:
+        missing.append("the Python package tensorrt is not installed (it comes with JetPack)")
+    cuda = None
+    try:
+        cuda = Cuda()
+    except DeviceError as error:
+        missing.append(str(error))
+    if missing or cuda is None:
+        raise DeviceError(
+            f"TensorRT cannot run here: {'; '.join(missing)}. Run this on the device, or replay the bundle's ONNX with "
+            'backend="onnxruntime"'
+        )
+    return load_extra("tensorrt", "tensorrt"), cuda
+
+
+def _engine(trt: Any, cuda: Cuda, runtime: Any, onnx: Path, recipe: BuildRecipe) -> Any:
+    key = engine_key(onnx, recipe, str(trt.__version__), cuda.capability, cuda.multiprocessors)
+    cached = engine_cache() / f"{key}.engine"
+    if cached.is_file():
+        engine = runtime.deserialize_cuda_engine(cached.read_bytes())
+        if engine is not None:
+            return engine
+        LOG.warning("%s: not readable by TensorRT %s, building it again", cached, trt.__version__)
+    LOG.info("building a TensorRT engine for %s, once for this device; this takes a while", onnx.name)
+    outcome = build_engine(trt, onnx, recipe)
+    if outcome.engine is None:
+        raise ConversionError(f"{onnx}: {outcome.failure}")
+    _store(cached, outcome.engine)
+    engine = runtime.deserialize_cuda_engine(outcome.engine)
+    if engine is None:
+        raise BundleError(f"{onnx}: TensorRT {trt.__version__} cannot load the engine that it just built")
+    return engine
+
+
+def engine_cache() -> Path:
+    """Where built engines are kept: ``$EDGEATTN_CACHE/engines``, else ``~/.cache/edgeattn/engines``."""
+    root = os.environ.get("EDGEATTN_CACHE")
+    return (Path(root) if root else Path.home() / ".cache" / "edgeattn") / "engines"
+
+
+def engine_key(onnx: Path, recipe: BuildRecipe, version: str, capability: str, multiprocessors: int) -> str:
+    """Name of an engine in the cache: a sha256 over all that decides whether it can run and is the right one.
+
+    Side files of the ONNX (external weights, ``NAME.onnx.data`` or ``NAME.onnx_data``) are hashed with it.
+    """
+    facts = {
+        "onnx": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(onnx.parent.glob(f"{onnx.name}*"))
+        },
+        "recipe": to_json(recipe),
+        "tensorrt": version,
+        "capability": capability,
+        "multiprocessors": multiprocessors,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _store(path: Path, engine: bytes) -> None:
+    from edgeattn.bundle import write_atomically, writing
+
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, engine)
+    except OutputError as error:  # a read-only or full device still runs; it builds again next time
+        LOG.warning("%s; the engine will be built again next time", error)
+
+
+def _tensors(trt: Any, engine: Any) -> tuple[Found, Found]:
+    inputs: Found = {}
+    outputs: Found = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        dtype = engine.get_tensor_dtype(name).name
+        found = (DTYPES.get(dtype, dtype), tuple(engine.get_tensor_shape(name)))
+        (inputs if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else outputs)[name] = found
+    return inputs, outputs
+
+
+@final
+class _TensorRtStep(EngineStep):
+    """States ping-pong between two sets of device memory; only the other inputs and outputs cross the bus."""
+
+    def __init__(self, cuda: Cuda, engine: Any, graph: GraphSpec) -> None:
+        self._cuda, self._graph = cuda, graph
+        self._context = engine.create_execution_context()
+        if self._context is None:
+            raise DeviceError("TensorRT cannot create an execution context: most likely the GPU's memory is full")
+        self.inputs = {t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.inputs}
+        self.outputs = {t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.outputs}
+        self._addresses = {t.name: cuda.device_memory(t.nbytes) for t in (*graph.inputs, *graph.outputs)}
+        self._states = [{s.input: cuda.device_memory(s.nbytes) for s in graph.states} for _ in (0, 1)]
+        self._staging = {s.input: cuda.pinned_array(s.shape, s.dtype) for s in graph.states}
+        self._parity = 0
+        for name, address in self._addresses.items():
+            self._context.set_tensor_address(name, address)
+        self.reset()
+
+    def run(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.Step`."""
+        read, write = self._states[self._parity], self._states[1 - self._parity]
+        for state in self._graph.states:
+            self._context.set_tensor_address(state.input, read[state.input])
+            self._context.set_tensor_address(state.output, write[state.input])
+        for name, array in self.inputs.items():
+            self._cuda.upload(self._addresses[name], array)
+        if not self._context.execute_async_v3(self._cuda.stream):
+            raise run_failed("TensorRT", self._graph, RuntimeError("execute_async_v3 returned false"))
+        for name, array in self.outputs.items():
+            self._cuda.download(array, self._addresses[name])
+        self._cuda.synchronize()
+        self._parity ^= 1
+
+    def reset(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.Step`."""
+        self.set_states(self._graph.initial_states())
+
+    def states(self) -> Arrays:
+        """See :class:`~edgeattn.runtimes.session.Step`."""
+        for name, array in self._staging.items():
+            self._cuda.download(array, self._states[self._parity][name])
+        self._cuda.synchronize()
+        return {name: array.copy() for name, array in self._staging.items()}
+
+    def set_states(self, values: Mapping[str, np.ndarray]) -> None:
+        """See :class:`~edgeattn.runtimes.session.EngineStep`."""
+        for name, array in self._staging.items():
+            np.copyto(array, values[name])
+            self._cuda.upload(self._states[self._parity][name], array)
+        self._cuda.synchronize()
+
+    def run_profiled(self, profiler: Any) -> None:
+        """Run once with a TensorRT profiler attached."""
+        self._context.profiler = profiler
+        self.run()
+
+    def free(self) -> None:
+        """Give the memory back; the step is of no use afterwards."""
+        device = [*self._addresses.values(), *(address for states in self._states for address in states.values())]
+        pinned = [*self.inputs.values(), *self.outputs.values(), *self._staging.values()]
+        self._context = None
+        self._cuda.free(device, pinned)
+
+
+@final
+class TensorRtSession(Session):
+    """See :class:`~edgeattn.runtimes.session.Session`; ``threads`` means nothing on a GPU."""
+
+    backend = "tensorrt"
+
+    def __init__(
+        self, trt: Any, cuda: Cuda, alive: tuple[Any, ...], engines: Mapping[str, Any], spec: ModelSpec, threads: int
+    ) -> None:
+        super().__init__(spec, str(trt.__version__), threads)
+        self._trt, self._cuda, self._alive = trt, cuda, alive
+        self._engines = dict(engines)
+        self._steps: list[_TensorRtStep] = []
+
+    def new_step(self, graph: GraphSpec) -> EngineStep:
+        """See :class:`~edgeattn.runtimes.session.Session`."""
+        return self._new_step(graph)
+
+    def executed(self) -> Census:
+        """Layers of the built engines with the dtype that each gives, from TensorRT's inspector."""
+        census: Census = {}
+        for engine in self._engines.values():
+            text = engine.create_engine_inspector().get_engine_information(self._trt.LayerInformationFormat.JSON)
+            for kind, dtypes in inspected_layers(text):
+                count_op(census, kind, dtypes)
+        return census
+
+    def layers(
+        self, inputs: Mapping[str, np.ndarray], runs: int, graph: str | None = None
+    ) -> tuple[LayerTime, ...] | None:
+        """Times of the engine's layers, from TensorRT's profiler."""
+        chosen = self.spec.graph(graph)
+        arrays = check_inputs(chosen, inputs)
+        totals: dict[str, float] = {}
+        profiler = _profiler(self._trt, totals)
+        step = self._new_step(chosen)
+        for _ in range(runs):
+            for tensor in chosen.inputs:
+                np.copyto(step.inputs[tensor.name], arrays[tensor.name])
+            step.set_states(arrays)
+            step.run_profiled(profiler)
+        return tuple(LayerTime(name, "layer", total * 1e3 / runs) for name, total in totals.items())
+
+    def release(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.Session`."""
+        for step in self._steps:
+            step.free()
+        if self._engines:
+            self._cuda.close()
+        self._steps.clear()
+        self._engines.clear()
+
+    def _new_step(self, graph: GraphSpec) -> _TensorRtStep:
+        step = _TensorRtStep(self._cuda, self._engines[graph.name], graph)
+        self._steps.append(step)
+        return step
+
+
+def _profiler(trt: Any, totals: dict[str, float]) -> Any:
+    class Profiler(trt.IProfiler):  # type: ignore[misc]  # the base class is only known at run time
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)  # pybind11 refuses super() here
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            totals[layer_name] = totals.get(layer_name, 0.0) + ms
+
+    return Profiler()
+
+
+def inspected_layers(text: str) -> list[tuple[str, list[str]]]:
+    """Layer type and dtypes of its outputs, from the JSON that TensorRT's engine inspector gives.
+
+    A layer is a plain name where the engine was built without detailed verbosity; it then has type "layer".
+    """
+    found: list[tuple[str, list[str]]] = []
+    for layer in json.loads(text).get("Layers", ()):
+        if isinstance(layer, str):
+            found.append(("layer", []))
+            continue
+        words = [word for out in layer.get("Outputs", ()) for word in _words(str(out.get("Format/Datatype", "")))]
+        found.append((str(layer.get("LayerType", "layer")), [FORMATS[word] for word in words if word in FORMATS]))
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]+[0-9]*", text.lower())

@@ -24,16 +24,23 @@ HALF_TINY = 2.0**-24  # smallest positive float16
 MASK = -1e30  # constants below mean "hidden"; -65504 hides as well in float16
 QDQ_OPSET = 19  # QuantizeLinear and DequantizeLinear take float16 from here on
 
-SENSITIVE = frozenset(
-    "LayerNormalization RMSNormalization GroupNormalization InstanceNormalization BatchNormalization LpNormalization "
-    "Softmax LogSoftmax Softplus Exp Log Pow Sqrt Reciprocal CumSum Sin Cos "
-    "ReduceMean ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp ReduceProd GlobalAveragePool "
-    "LSTM GRU RNN If Loop Scan".split()
-)
-ARITHMETIC = frozenset("Add Sub Mul Div Neg Abs Max Min Clip".split())
-MOVING = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten Identity Slice Split Gather Expand Concat Pad Tile DepthToSpace".split()
-)
+SENSITIVE = frozenset((
+    "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization", "LpNormalization",
+    "Softmax", "LogSoftmax", "Softplus", "Exp", "Log", "Pow",
+    "Sqrt", "Reciprocal", "CumSum", "Sin", "Cos", "ReduceMean",
+    "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd",
+    "GlobalAveragePool", "LSTM", "GRU", "RNN", "If", "Loop",
+    "Scan",
+))  # fmt: skip
+ARITHMETIC = frozenset((
+    "Add", "Sub", "Mul", "Div", "Neg", "Abs",
+    "Max", "Min", "Clip",
+))  # fmt: skip
+MOVING = frozenset((
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
+    "Slice", "Split", "Gather", "Expand", "Concat", "Pad",
+    "Tile", "DepthToSpace",
+))  # fmt: skip
 FIXED = frozenset(("Cast", "CastLike"))  # their types are their own
 
 
@@ -75,7 +82,9 @@ def to_half(model: onnx.ModelProto) -> HalfReport:
     onnx.checker.check_model(inferred)
     model.CopyFrom(inferred)
     handled = [i for i, node in enumerate(nodes) if any(name in plan.floats for name in (*node.input, *node.output))]
-    return HalfReport(half=len([i for i in handled if i not in single]), single=len([i for i in handled if i in single]))
+    return HalfReport(
+        half=len([i for i in handled if i not in single]), single=len([i for i in handled if i in single])
+    )
 
 
 class _Plan:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.converters.trace import compare, conversion_error, reference_outputs, strip_wrapper, trace
+from edgeattn.converters.trace import compare, conversion_error, first_line, reference_outputs, strip_wrapper, trace
 from edgeattn.errors import ConversionError, load_extra
 from edgeattn.model import EdgeModel
 from edgeattn.silence import silenced
@@ -67,7 +67,8 @@ def describe_node(node: onnx.NodeProto) -> str:
 def reduced_opset(model: onnx.ModelProto) -> int:
     """Lower a model from opset 18 to 17 in place where that only changes how the same thing is written.
 
-    TensorRT 8.6 (JetPack 6.0) reads opset 17. Reductions then take their axes as an attribute, Split its sizes as an input.
+    TensorRT 8.6 (JetPack 6.0) reads opset 17. There reductions take their axes as an attribute, Split its sizes as an
+    input.
 
     Returns:
         the opset that the model has now: 17, or unchanged if a node of it means something else there.
@@ -80,9 +81,11 @@ def reduced_opset(model: onnx.ModelProto) -> int:
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     changed = [n for n in model.graph.node if onnx.defs.get_schema(n.op_type, OPSET, n.domain).since_version == OPSET]
     shapes = {value.name: value.type.tensor_type.shape for value in model.graph.value_info}
-    reductions = [n for n in changed if n.op_type.startswith("Reduce") and n.op_type not in ("ReduceSum",)]
+    reductions = [n for n in changed if n.op_type.startswith("Reduce") and n.op_type != "ReduceSum"]
     splits = [n for n in changed if n.op_type == "Split"]
-    if len(reductions) + len(splits) < len(changed) or any(a.HasField("g") for n in model.graph.node for a in n.attribute):
+    if len(reductions) + len(splits) < len(changed) or any(
+        a.HasField("g") for n in model.graph.node for a in n.attribute
+    ):
         return OPSET
     if any(len(n.input) > 1 and n.input[1] not in constants for n in reductions):
         return OPSET
@@ -166,7 +169,7 @@ def _inferred(proto: onnx.ModelProto, graph: str) -> onnx.ModelProto:
         inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         onnx.checker.check_model(inferred, full_check=False)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ConversionError(f"graph {graph!r}: the exported ONNX is not valid: {str(error).splitlines()[0]}") from error
+        raise ConversionError(f"graph {graph!r}: the exported ONNX is not valid: {first_line(error)}") from error
     return inferred
 
 
@@ -192,12 +195,13 @@ def _check_signature(proto: onnx.ModelProto, graph: GraphSpec) -> None:
 
 def _check_layer_norms(proto: onnx.ModelProto, program: torch.export.ExportedProgram, graph: str) -> None:
     # Decomposed, x^2 overflows in float16 on TensorRT (TensorRT#2564): top-1 of a ViT fell from 85 % to 19 %.
-    wanted = sum(node.target.__name__.startswith("layer_norm") for node in program.graph.nodes if node.op == "call_function")
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    wanted = sum(getattr(node.target, "__name__", "").startswith("layer_norm") for node in calls)
     got = sum(node.op_type == "LayerNormalization" for node in proto.graph.node)
     if got < wanted:
         raise ConversionError(
-            f"graph {graph!r}: torch's ONNX exporter took {wanted - got} of {wanted} layer_norm apart, which overflows in "
-            "float16; use torch 2.9 or later"
+            f"graph {graph!r}: torch's ONNX exporter took {wanted - got} of {wanted} layer_norm apart, which overflows "
+            "in float16; use torch 2.9 or later"
         )
 
 

@@ -1,7 +1,7 @@
 """ONNX -> ONNX that says its own precision, plus the recipe by which the device builds its engine.
 
-An engine is tied to one GPU, one TensorRT and its clocks, so the device builds it. Here the file is parsed and built as a
-check with ``tensorrt_rtx``, whose builder needs no GPU; what that gave is recorded, never a latency.
+An engine is tied to one GPU, one TensorRT and its clocks, so the device builds it. Here the file is parsed and built as
+a check with ``tensorrt_rtx``, whose builder needs no GPU; what that gave is recorded, never a latency.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def to_tensorrt(
         recipe: workspace and optimization level of the device's build; its precision is set here.
 
     Returns:
-        ``build["recipe"]`` is the recipe; ``build["checked"]`` has tool, version, capability, target_capability, ok, seconds,
-        engine_bytes, layers (type -> dtype -> count of the parsed network), message. ``ok`` is None where ``tensorrt_rtx``
-        is not installed.
+        ``build["recipe"]`` is the recipe; ``build["checked"]`` has tool, version, capability, target_capability, ok,
+        seconds, engine_bytes, layers (type -> dtype -> count of the parsed network) and message. ``ok`` is None where
+        ``tensorrt_rtx`` is not installed, and message says so.
 
     Raises:
         ConversionError: naming the node and its module, if TensorRT refuses the file.
@@ -101,8 +101,8 @@ def _refuse_zero_points(model: onnx.ModelProto, graph: str) -> None:
         zero_point = constants.get(node.input[2])
         if zero_point is not None and onnx.numpy_helper.to_array(zero_point).any():
             raise ConversionError(
-                f"graph {graph!r}: {describe_node(node)} has a non-zero zero-point, TensorRT takes symmetric int8 only; "
-                "quantize it with zero-point 0"
+                f"graph {graph!r}: {describe_node(node)} has a non-zero zero-point, TensorRT takes symmetric int8 "
+                "only; quantize it with zero-point 0"
             )
 
 

@@ -11,8 +11,8 @@ from edgeattn.errors import DataError
 
 Samples = Sequence[Mapping[str, np.ndarray]]
 Calibration = Mapping[str, Samples]
-"""Graph name -> full input sets, states included, collected over whole streams with carried state: ranges of states that
-were never carried are all zero."""
+"""Graph name -> full input sets, states included, collected over whole streams with carried state: states that were
+never carried are all zero and give no range."""
 
 
 def checked_samples(calibration: Calibration, graph: str, onnx: Path) -> list[dict[str, np.ndarray]]:
@@ -24,11 +24,11 @@ def checked_samples(calibration: Calibration, graph: str, onnx: Path) -> list[di
     samples = calibration.get(graph) or ()
     if not samples:
         raise DataError(
-            f"int8 needs calibration samples for graph {graph!r} and got none: give --data with inputs like those of use "
-            "(full input sets, states included), or ask for fp16"
+            f"int8 needs calibration samples for graph {graph!r} and got none: give --data with inputs like those of "
+            "use (full input sets, states included), or ask for fp16"
         )
     expected = _declared_inputs(onnx)
-    return [_checked(sample, expected, f"calibration sample {i} of graph {graph!r}") for i, sample in enumerate(samples)]
+    return [_checked(sample, expected, f"calibration sample {i} of {graph!r}") for i, sample in enumerate(samples)]
 
 
 def _declared_inputs(onnx_path: Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
@@ -57,6 +57,6 @@ def _checked(
         if array.shape != shape or not np.can_cast(array.dtype, dtype, "safe"):
             raise DataError(f"{where}: {name} must be {dtype} {shape}, got {array.dtype} {array.shape}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"{where}: {name} holds NaN or infinity; find the recording that it came from and leave it out")
+            raise DataError(f"{where}: {name} holds NaN or infinity; leave out the recording that it came from")
         arrays[name] = np.ascontiguousarray(array, dtype=dtype)
     return arrays

@@ -52,7 +52,7 @@ def _quantize(path: Path, samples: list[dict[str, Any]], target: Path, graph: st
                 subset_size=len(samples),
             )
         except Exception as error:
-            raise ConversionError(f"graph {graph!r}: NNCF cannot quantize this model: {error}; ship fp16 instead") from error
+            raise ConversionError(f"graph {graph!r}: NNCF cannot quantize this: {error}; ship fp16 instead") from error
         openvino.save_model(quantized, target, compress_to_fp16=False)
     return target
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import Parity
+from edgeattn.gates import Failure
 from edgeattn.profiling.figures import Latency, Memory, Realtime
 from edgeattn.spec import to_json
 
@@ -16,18 +17,6 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 ABSENT = "-"
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A gate that did not pass."""
-
-    gate: str  # parity, accuracy, deadline, size, finite, golden, executed
-    wanted: str
-    got: str
-
-    def __str__(self) -> str:
-        return f"{self.gate}: wanted {self.wanted}, got {self.got}"
 
 
 @dataclass(frozen=True)
@@ -114,9 +103,7 @@ def markdown(results: Sequence[Result]) -> str:
     """The same table in Markdown, for documents."""
     header = "| " + " | ".join((*COLUMNS, "gates")) + " |"
     rule = "|" + "---|" * (len(COLUMNS) + 1)
-    rows = [
-        "| " + " | ".join((*_cells(result), "passed" if result.passed else "FAILED")) + " |" for result in results
-    ]
+    rows = ["| " + " | ".join((*_cells(result), "passed" if result.passed else "FAILED")) + " |" for result in results]
     return "\n".join((header, rule, *rows)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A MODEL reference becomes an :class:`~edgeattn.model.EdgeModel`.
+"""A MODEL reference becomes an :class:`~edgeattn.model.EdgeModel`, and ``--data`` its samples.
 
 One loader per kind of reference, in the order of :data:`LOADERS`; each says whether a reference is its own. A new
 source is one function and one line there.
@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.errors import EdgeattnError, ModelError, UnsupportedError, load_extra, unknown_name
+from edgeattn.errors import DataError, EdgeattnError, ModelError, UnsupportedError, load_extra, unknown_name
+from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, SpeechData, array_data, load_arrays, load_speech
 from edgeattn.model import Arrays, EdgeModel, check_finite, graph_from_example
 from edgeattn.models import MODELS
 from edgeattn.spec import ModelSpec
@@ -27,7 +29,8 @@ from edgeattn.spec import ModelSpec
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_MODEL = "streaming-conformer"
+Data = SpeechData | ArrayData
+
 DEFAULT_FACTORY = "model"
 GRAPH = "main"
 LATER = {".pt2": "torch.export programs", ".onnx": "ONNX files", ".pt": "pickled modules", ".pth": "pickled modules"}
@@ -54,6 +57,59 @@ def load_model(reference: str) -> EdgeModel:
     raise ModelError(f"{near}. {FORM}")
 
 
+def load_data(reference: str, spec: ModelSpec, source: str | None, split: str | None, limit: int) -> Data | None:
+    """Load ``--data`` for a model.
+
+    Args:
+        reference: the MODEL that it is for; a built-in knows the layout of its own data and brings a sample.
+        source: a directory with transcripts.tsv, an npz, a directory that a built-in trains on, ``file.py:function``
+            yielding dicts of arrays, or None.
+        split: what to measure on, where the data has splits.
+        limit: at most so many samples to measure on.
+
+    Raises:
+        DataError: if it is missing or not of a form that the model can use.
+    """
+    if source is None:
+        return None if reference not in MODELS else _builtin_data(reference, None, split, limit)
+    name, _ = _split(source)
+    path = Path(name)
+    if not path.exists():
+        raise DataError(f"{path}: no such data")
+    if path.suffix == ".py":
+        return _load_samples(source, spec, limit)
+    if path.suffix == ".npz":
+        return load_arrays(path, spec.graphs[0])
+    if spec.stream is not None and (path / TRANSCRIPTS).is_file():
+        return load_speech(path, spec.stream.frontend.sample_rate, split, limit)
+    if reference in MODELS:
+        return _builtin_data(reference, path, split, limit)
+    raise DataError(f"{path}: expected a directory with {TRANSCRIPTS}, an npz, or file.py:function")
+
+
+def _builtin_data(reference: str, directory: Path | None, split: str | None, limit: int) -> SpeechData:
+    module, _, function = MODELS[reference].data.partition(":")
+    data: SpeechData = getattr(importlib.import_module(module), function)(directory, split, limit)
+    return data
+
+
+def _load_samples(source: str, spec: ModelSpec, limit: int) -> ArrayData:
+    path, function = _split(source)
+    module = _run_file(Path(path), source)
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise DataError(f"{source}: {unknown_name('function', function, _functions(module))}")
+    with _users_code(source):
+        samples = list(itertools.islice(make(), limit))
+    if not samples or not all(isinstance(sample, Mapping) for sample in samples):
+        raise DataError(f"{source}: must yield dicts of arrays named like the model's inputs")
+    try:
+        arrays = {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in samples[0]}
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{source}: all samples need the same names and shapes ({error})") from error
+    return array_data(arrays, source, spec.graphs[0])
+
+
 def _is_builtin(reference: str) -> bool:
     return reference in MODELS
 
@@ -73,15 +129,19 @@ def _load_python_file(reference: str) -> EdgeModel:
     path = Path(name)
     if not path.is_file():
         raise ModelError(f"{path}: no such file. {FORM}")
-    module_name = f"_edgeattn_source_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    return _call_factory(reference, _run_file(path, reference), factory, path.stem, path.read_bytes())
+
+
+def _run_file(path: Path, reference: str) -> ModuleType:
+    name = f"_edgeattn_source_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses in the file look themselves up there
+    sys.modules[name] = module  # dataclasses in the file look themselves up there
     with _import_path(path.resolve().parent), _users_code(reference):
         spec.loader.exec_module(module)
-    return _call_factory(reference, module, factory, path.stem, path.read_bytes())
+    return module
 
 
 def _is_module(reference: str) -> bool:
@@ -173,13 +233,16 @@ def _users_code(reference: str) -> Iterator[None]:
 def _call_factory(reference: str, module: ModuleType, name: str, stem: str, source: bytes) -> EdgeModel:
     factory = getattr(module, name, None)
     if not callable(factory):
-        public = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-        raise ModelError(f"{reference}: {unknown_name('factory', name, public)}")
+        raise ModelError(f"{reference}: {unknown_name('factory', name, _functions(module))}")
     with _users_code(reference):
         made = factory()
     if isinstance(made, EdgeModel):
         return made
     return from_module(*_module_and_inputs(reference, made), name=stem, source=source)
+
+
+def _functions(module: ModuleType) -> list[str]:
+    return [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
 
 
 def _module_and_inputs(reference: str, made: Any) -> tuple[torch.nn.Module, Arrays]:

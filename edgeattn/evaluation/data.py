@@ -98,7 +98,7 @@ def _rows(directory: Path, table: Path, lines: Iterator[str]) -> Iterator[Row]:
     reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     header = reader.fieldnames or []
     if not {"path", "text"} <= set(header):
-        got = ' '.join(header) or 'none'
+        got = " ".join(header) or "none"
         raise DataError(f"{table}:1: expected a header with the columns path and text, got {got}")
     root = directory.resolve()
     for number, row in enumerate(reader, 2):
@@ -158,52 +158,61 @@ def _spread(rows: Sequence[Row], limit: int) -> Sequence[Row]:
 def load_arrays(path: Path, graph: GraphSpec) -> ArrayData:
     """Samples from an npz whose arrays are named like the graph's inputs, first axis = samples.
 
-    A sample becomes the input itself if the shapes agree, else with a leading batch axis of 1. ``target_NAME`` holds
-    what output NAME should be. Every fifth sample calibrates, the others measure.
-
     Raises:
-        DataError: for missing, unknown or misshapen arrays, NaN, or too few samples.
+        DataError: if it is no plain npz, or as :func:`array_data`.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a plain npz file ({error})") from error
+    return array_data(arrays, path.name, graph)
+
+
+def array_data(arrays: Mapping[str, np.ndarray], origin: str, graph: GraphSpec) -> ArrayData:
+    """Check arrays, first axis = samples, and cut them into samples.
+
+    A sample becomes the input itself if the shapes agree, else with a leading batch axis of 1. ``target_NAME`` holds
+    what output NAME should be. Every fifth sample calibrates, the others measure.
+
+    Raises:
+        DataError: for missing, unknown or misshapen arrays, NaN, or too few samples.
+    """
     wanted = {t.name: t for t in graph.all_inputs}
     outputs = {t.name for t in graph.outputs}
     for name in arrays:
         target = name.removeprefix(TARGET_PREFIX) if name.startswith(TARGET_PREFIX) else None
         if name not in wanted and target not in outputs:
             raise DataError(
-                f"{path}: array {name!r} is neither an input ({', '.join(wanted)}) nor a target "
+                f"{origin}: array {name!r} is neither an input ({', '.join(wanted)}) nor a target "
                 f"({', '.join(TARGET_PREFIX + o for o in sorted(outputs))})"
             )
     missing = [t.name for t in graph.inputs if t.name not in arrays]
     if missing:
-        raise DataError(f"{path}: input {missing[0]!r} is missing; it holds {', '.join(arrays) or 'nothing'}")
+        raise DataError(f"{origin}: input {missing[0]!r} is missing; it holds {', '.join(arrays) or 'nothing'}")
     counts = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(counts) != 1 or counts == {0} or counts == {1}:
-        raise DataError(f"{path}: all arrays need the same first axis, of at least 2 samples; got {sorted(counts)}")
-    samples = [_array_sample(path, arrays, graph, index) for index in range(counts.pop())]
+        raise DataError(f"{origin}: all arrays need the same first axis, of at least 2 samples; got {sorted(counts)}")
+    samples = [_array_sample(origin, arrays, graph, index) for index in range(counts.pop())]
     return ArrayData(
-        path.name,
+        origin,
         tuple(samples[::CALIBRATION_SHARE]),
         tuple(s for i, s in enumerate(samples) if i % CALIBRATION_SHARE),
     )
 
 
-def _array_sample(path: Path, arrays: Mapping[str, np.ndarray], graph: GraphSpec, index: int) -> ArraySample:
+def _array_sample(origin: str, arrays: Mapping[str, np.ndarray], graph: GraphSpec, index: int) -> ArraySample:
     inputs = dict(graph.initial_states())
     for spec in graph.all_inputs:
         if spec.name not in arrays:
             continue
         value = arrays[spec.name][index]
         if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise DataError(f"{path}: {spec.name}[{index}] holds NaN or infinity")
+            raise DataError(f"{origin}: {spec.name}[{index}] holds NaN or infinity")
         if value.shape != spec.shape and (1, *value.shape) != spec.shape:
-            raise DataError(f"{path}: {spec.name}[{index}] has shape {value.shape}, the model takes {spec.shape}")
+            raise DataError(f"{origin}: {spec.name}[{index}] has shape {value.shape}, the model takes {spec.shape}")
         if value.dtype.kind != np.dtype(spec.dtype).kind:
-            raise DataError(f"{path}: {spec.name} is {value.dtype}, the model takes {spec.dtype}")
+            raise DataError(f"{origin}: {spec.name} is {value.dtype}, the model takes {spec.dtype}")
         inputs[spec.name] = np.ascontiguousarray(value.reshape(spec.shape), dtype=spec.dtype)
     targets = {n.removeprefix(TARGET_PREFIX): a[index] for n, a in arrays.items() if n.startswith(TARGET_PREFIX)}
     return ArraySample(inputs, targets)

@@ -30,22 +30,6 @@ class Parity:
     steps: int
     outputs: Mapping[str, OutputParity]
 
-    def failures(self, precision: str) -> list[str]:
-        """What breaks the gate of that precision, in sentences; int8 is gated by the task's metric instead."""
-        broken = []
-        for name, output in self.outputs.items():
-            sqnr = output.sqnr_db
-            if not math.isfinite(output.max_abs):
-                broken.append(f"parity: output {name} is NaN or infinite")
-            elif precision == "fp32" and output.max_abs > MAX_ABS_FP32 and sqnr < MIN_SQNR_FP32:
-                broken.append(
-                    f"parity: output {name}: wanted max abs <= {MAX_ABS_FP32:g} or SQNR >= {MIN_SQNR_FP32:g} dB, "
-                    f"got {output.max_abs:.2g} and {sqnr:.1f} dB"
-                )
-            elif precision == "fp16" and sqnr < MIN_SQNR_FP16:
-                broken.append(f"parity: output {name}: wanted SQNR >= {MIN_SQNR_FP16:g} dB, got {sqnr:.1f} dB")
-        return broken
-
 
 class ParityMeter:
     """Accumulates the comparison step by step, in constant memory."""

@@ -11,9 +11,9 @@ class BuiltIn:
 
     Attributes:
         factory: ``module:function`` returning an :class:`~edgeattn.model.EdgeModel`.
-        data: ``module:function(directory: Path | None, split: str | None)`` returning the
-            :class:`~edgeattn.evaluation.data.SpeechData` to calibrate and measure on; None means the small sample that
-            comes with the model.
+        data: ``module:function(directory: Path | None, split: str | None, limit: int)`` returning the
+            :class:`~edgeattn.evaluation.data.SpeechData` to calibrate and measure on, at most ``limit`` utterances
+            each; without a directory the small sample that comes with the model.
         train: ``module:function`` that reproduces the weights (see ``edgeattn train``).
     """
 

@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from edgeattn.bundle import read_manifest
 from edgeattn.profiling.figures import Kind, Latency, Memory, Profile, Realtime, percentiles_ms
-from edgeattn.runtimes import Session, Step, Stream, load
+from edgeattn.runtimes import Event, Session, Step, Stream, load
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
 
 NOISE_LEVEL = 0.05  # of the white noise that is streamed where no recording is given; compute does not depend on it
@@ -73,7 +74,14 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
         )
 
 
-def pace(stream: Stream, spec: StreamSpec, samples: np.ndarray, packet: int, deadline_ms: float) -> Realtime:
+def pace(
+    stream: Stream,
+    spec: StreamSpec,
+    samples: np.ndarray,
+    packet: int,
+    deadline_ms: float,
+    on_event: Callable[[Event], None] = lambda _: None,
+) -> Realtime:
     """Stream a recording as a sound card would deliver it, and keep score.
 
     Packets arrive at absolute times on a monotonic clock: a late chunk delays the next one, as it would on a device.
@@ -81,6 +89,7 @@ def pace(stream: Stream, spec: StreamSpec, samples: np.ndarray, packet: int, dea
     Args:
         samples: float32, shape (n,), at the front end's rate.
         packet: samples per arrival.
+        on_event: hears what the stream has to say; its time is not counted.
     """
     rate, hop = spec.frontend.sample_rate, float(spec.hop_seconds)
     misses = chunks = 0
@@ -95,7 +104,7 @@ def pace(stream: Stream, spec: StreamSpec, samples: np.ndarray, packet: int, dea
             time.sleep(arrival - now)
         began = time.monotonic()
         backlog = max(backlog, began - arrival)
-        stream.push(piece)
+        events = stream.push(piece)
         done = time.monotonic()
         busy += done - began
         due = int((first + len(piece)) / rate / hop)  # chunks that this audio completes, up to the look-ahead
@@ -103,6 +112,8 @@ def pace(stream: Stream, spec: StreamSpec, samples: np.ndarray, packet: int, dea
             chunks += due - pushed_chunks
             pushed_chunks = due
             misses += done - arrival > deadline_ms / 1e3
+        for event in events:
+            on_event(event)
     audio = len(samples) / rate
     return Realtime(hop * 1e3, deadline_ms, busy / audio, misses, chunks, backlog * 1e3, True)
 

@@ -1,0 +1,195 @@
+"""check() and profile(): a bundle that exists is verified and measured again, with or without its source."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeattn.bundle import Manifest, read_manifest
+from edgeattn.errors import InputError
+from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy, score_arrays, score_speech
+from edgeattn.evaluation.data import ArrayData, SpeechData
+from edgeattn.evaluation.parity import Parity
+from edgeattn.evaluation.replay import replay
+from edgeattn.gates import (
+    Failure,
+    Gates,
+    accuracy_failures,
+    deadline_failures,
+    executed_failures,
+    parity_failures,
+    size_failures,
+)
+from edgeattn.pipeline import REFERENCE, Baseline, Progress, baseline
+from edgeattn.profiling.figures import Profile
+from edgeattn.profiling.measure import MeasureOptions
+from edgeattn.profiling.worker import profile_bundle
+from edgeattn.report import Candidate, Precision, Report, Result
+from edgeattn.runtimes import Session, load
+from edgeattn.runtimes.selftest import selftest
+from edgeattn.sources import Data, load_data, load_model
+from edgeattn.spec import from_json
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to check a bundle against.
+
+    Attributes:
+        backend: engine to run on, if not the bundle's own.
+        model: MODEL that it came from; without it parity is that of the golden outputs.
+        data: as ``--data`` of convert; without it the metric is not measured.
+        samples: at most so many samples to measure on.
+    """
+
+    gates: Gates = field(default_factory=Gates)
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+    backend: str | None = None
+    model: str | None = None
+    data: str | None = None
+    split: str | None = None
+    samples: int = 400
+
+
+def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
+    """Verify a bundle: hashes, golden outputs, parity and metric where source and data are given, deadline, size.
+
+    Raises:
+        EdgeattnError: if the bundle, the source or the data cannot be used.
+    """
+    progress.begin("golden outputs")
+    manifest = read_manifest(path)
+    golden = selftest(path, options.backend, options.measure.threads)
+    failures = [
+        Failure("golden", f"{name} at SQNR >= {golden.min_sqnr_db:g} dB", f"{output.sqnr_db:.1f} dB")
+        for name, output in golden.outputs.items()
+        if not output.passed
+    ]
+    shipped = str(manifest.precision["shipped"])
+    parity, figures = None, None
+    with load(path, backend=options.backend, threads=options.measure.threads) as session:
+        base, data = _source(manifest, session, options, progress)
+        if base is not None:
+            parity = _parity(base, session, progress)
+            failures += parity_failures(parity, shipped)
+        if data is not None:
+            score = _score(session, data, progress)
+            if score is not None:
+                figures = _accuracy(base, manifest, score, data)
+                failures += _metric_failures(base, figures, score, options.gates)
+        failures += executed_failures(shipped, session.executed())
+    progress.begin("profile")
+    profile = profile_bundle(path, options.measure, options.backend)
+    if profile.latency.kind == "measured":
+        failures += deadline_failures(profile, options.gates.deadline_ms)
+    size = sum(entry.size for entry in manifest.files.values())
+    failures += size_failures(size, options.gates.max_size_bytes)
+    return Report(_model(manifest), (_result(path, manifest, profile, failures, parity, figures),))
+
+
+def profile(path: Path, options: MeasureOptions, backend: str | None) -> Report:
+    """Measure a bundle on this machine, in a process of its own.
+
+    Raises:
+        EdgeattnError: as :func:`edgeattn.runtimes.load`.
+    """
+    manifest = read_manifest(path)
+    measured = profile_bundle(path, options, backend)
+    return Report(_model(manifest), (_result(path, manifest, measured, [], None, None),))
+
+
+def _source(
+    manifest: Manifest, session: Session, options: CheckOptions, progress: Progress
+) -> tuple[Baseline | None, Data | None]:
+    if options.model is None:
+        if options.data is None:
+            return None, None
+        return None, load_data(manifest.name, session.spec, options.data, options.split, options.samples)
+    model = load_model(options.model)
+    if model.spec != session.spec:
+        raise InputError(f"{options.model} is not what this bundle was made from: names, shapes or states differ")
+    data = load_data(options.model, model.spec, options.data, options.split, options.samples)
+    return baseline(model, data, progress), data
+
+
+def _parity(base: Baseline, session: Session, progress: Progress) -> Parity:
+    progress.begin("parity", sum(len(records) for records in base.records.values()))
+    carried = session.spec.stream is not None
+    parities = [
+        replay(records, session.step(graph), REFERENCE, carried, progress.advance)
+        for graph, records in base.records.items()
+    ]
+    outputs = {name: output for parity in parities for name, output in parity.outputs.items()}
+    return Parity(REFERENCE, sum(p.steps for p in parities), outputs)
+
+
+def _score(session: Session, data: Data, progress: Progress) -> Score | None:
+    progress.begin("metric", len(data.evaluation))
+    if isinstance(data, SpeechData):
+        return score_speech(session.stream(), data.evaluation, progress.advance)
+    return score_arrays(session.run, data.evaluation, progress.advance)
+
+
+def _accuracy(base: Baseline | None, manifest: Manifest, score: Score, data: SpeechData | ArrayData) -> Accuracy:
+    if base is not None:
+        return accuracy(base.score, score, data.origin)
+    figures = accuracy(None, score, data.origin)
+    recorded = manifest.measured.get("accuracy")
+    if not recorded:
+        return figures
+    before = from_json(Accuracy, recorded, "manifest.measured.accuracy")
+    same = (before.data, before.samples, before.metric) == (figures.data, figures.samples, figures.metric)
+    source = before.source if same else None  # another set of samples has another source figure
+    return Accuracy(figures.metric, source, figures.deployed, figures.ci95, figures.samples, figures.data)
+
+
+def _metric_failures(base: Baseline | None, figures: Accuracy, score: Score, gates: Gates) -> list[Failure]:
+    if base is not None and base.score is not None:
+        return accuracy_failures(base.score, score, gates.max_drop)
+    drop = figures.drop
+    if drop is None or drop <= gates.max_drop or math.isclose(drop, gates.max_drop):
+        return []
+    wanted = f"{figures.metric} within {gates.max_drop:g} points of the source's {figures.source:.2f} %"
+    return [Failure("accuracy", wanted, f"{figures.deployed:.2f} %")]
+
+
+def _model(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "name": manifest.name,
+        "task": manifest.spec.task,
+        "source_sha256": manifest.provenance.get("source_sha256"),
+        "graphs": [graph.name for graph in manifest.spec.graphs],
+    }
+
+
+def _result(
+    path: Path,
+    manifest: Manifest,
+    profile: Profile,
+    failures: list[Failure],
+    parity: Parity | None,
+    figures: Accuracy | None,
+) -> Result:
+    emulated = profile.latency.kind != "measured"
+    note = f"a substitute: {profile.backend} on this machine runs what {manifest.backend} would run"
+    asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
+    candidates = tuple(from_json(Candidate, c, "candidate") for c in manifest.precision.get("candidates", ()))
+    return Result(
+        target=manifest.target,
+        device=profile.device,
+        backend=profile.backend,
+        bundle=str(path),
+        passed=not failures,
+        failures=tuple(failures),
+        precision=Precision(asked, shipped, profile.executed, candidates),
+        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        parity=parity,
+        accuracy=figures,
+        latency=profile.latency,
+        realtime=profile.realtime,
+        memory=profile.memory,
+        build=manifest.build,
+        notes=(note,) * emulated,
+    )

@@ -1,0 +1,57 @@
+"""The ``edgeattn`` command. One file per command: parse, one library call, print.
+
+No command imports a framework, numpy or rich before it runs: ``edgeattn --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from edgeattn.cli import (
+    check,
+    convert,
+    demo,
+    doctor,
+    models,
+    profile,
+    selftest,
+    stream,
+    targets,
+)
+from edgeattn.cli.settings import read_settings
+from edgeattn.errors import EdgeattnError
+
+app = typer.Typer(
+    name="edgeattn",
+    help="Attention models on edge devices: converted, quantized, verified, measured.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+COMMANDS = {
+    "convert": convert.convert,
+    "check": check.check,
+    "profile": profile.profile,
+    "stream": stream.stream,
+    "selftest": selftest.selftest,
+    "models": models.models,
+    "targets": targets.targets,
+    "doctor": doctor.doctor,
+    "demo": demo.demo,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    """Entry point of the ``edgeattn`` script: settings from edgeattn.toml become defaults, flags win."""
+    command = typer.main.get_command(app)
+    try:
+        defaults = read_settings({name: {p.name for p in c.params} for name, c in command.commands.items()})
+    except EdgeattnError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+    command(default_map=defaults)

@@ -1,0 +1,62 @@
+"""``edgeattn convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeattn.cli import options as o
+from edgeattn.cli.console import exit_codes, finish, progress_bar
+
+DEFAULT_MODEL = "streaming-conformer"
+
+
+def convert(
+    model: Annotated[
+        str, typer.Argument(help="Built-in name, file.py[:factory] or package.module:factory.")
+    ] = DEFAULT_MODEL,
+    target: Annotated[list[str], typer.Option(help="Target name or .toml file; may be repeated.")] = ["cpu"],  # noqa: B006
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
+    data: Annotated[
+        str | None,
+        typer.Option(help="transcripts.tsv directory, npz or file.py:function, to calibrate and measure on."),
+    ] = None,
+    split: o.Split = None,
+    samples: o.Samples = 60,
+    out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
+    max_drop: o.MaxDrop = 0.5,
+    deadline: o.Deadline = None,
+    max_size: o.MaxSize = None,
+    threads: o.Threads = 1,
+    paced_seconds: o.PacedSeconds = 5.0,
+    archive: Annotated[bool, typer.Option("--zip", help="Pack each bundle into one .zip.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write a bundle although a gate failed.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Make a verified bundle of MODEL for each target: convert, quantize, check, measure."""
+    with exit_codes(as_json):
+        from edgeattn.gates import Gates
+        from edgeattn.pipeline import ConvertOptions
+        from edgeattn.pipeline import convert as run
+        from edgeattn.profiling.measure import MeasureOptions
+        from edgeattn.sources import load_data, load_model
+        from edgeattn.targets import get_target
+
+        settings = ConvertOptions(
+            targets=tuple(get_target(name) for name in dict.fromkeys(target)),
+            precision=precision,
+            out=out,
+            gates=Gates(max_drop, deadline, max_size),
+            measure=MeasureOptions(deadline_ms=deadline, paced_seconds=paced_seconds, threads=threads),
+            archive=archive,
+            force=force,
+            keep_failed=keep_failed,
+        )
+        with progress_bar() as bar:
+            bar.begin(f"loading {model}")
+            source = load_model(model)
+            report = run(source, load_data(model, source.spec, data, split, samples), settings, bar)
+        finish(report, as_json)

@@ -1,0 +1,74 @@
+"""``edgeattn demo``: the main job, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeattn.cli import options as o
+from edgeattn.cli.console import console, exit_codes, note, print_json, print_table, progress_bar
+
+DEMO_TARGETS = ("cpu", "mobile", "jetson")
+SUBSTITUTE = "onnxruntime"  # replays the TensorRT bundle where there is no NVIDIA GPU
+
+
+def demo(
+    data: Annotated[str | None, typer.Option(help="Real speech; without it the synthesised sample is used.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
+    as_json: o.Json = False,
+) -> None:
+    """Convert the built-in speech model for three targets, stream a recording through each bundle, print the table."""
+    with exit_codes(as_json):
+        from edgeattn.errors import DeviceError, MissingExtraError
+        from edgeattn.evaluation.data import SpeechData
+        from edgeattn.pipeline import ConvertOptions, convert
+        from edgeattn.profiling.measure import pace
+        from edgeattn.runtimes import Event, load
+        from edgeattn.sources import load_data, load_model
+        from edgeattn.targets import get_target
+
+        reference = "streaming-conformer"
+        with progress_bar() as bar:
+            bar.begin(f"loading {reference}")
+            model = load_model(reference)
+            samples = load_data(reference, model.spec, data, None, 60)
+            targets = tuple(get_target(name) for name in DEMO_TARGETS)
+            report = convert(model, samples, ConvertOptions(targets=targets, out=out, force=True), bar)
+        assert isinstance(samples, SpeechData)
+        utterance = samples.evaluation[0]
+        said = " ".join(utterance.words)
+        note(f"\nspoken ({samples.origin}, {utterance.speaker}): {said}")
+        transcripts = {}
+        for result in report.results:
+            if not result.bundle:
+                continue
+            try:
+                session = load(result.bundle)
+            except (DeviceError, MissingExtraError):
+                session = load(result.bundle, backend=SUBSTITUTE)
+            with session:
+                spec = session.spec.stream
+                assert spec is not None
+                live = session.stream()
+                engine = session.backend if session.backend == result.backend else f"{session.backend} as substitute"
+                note(f"{result.target} on {engine}:")
+                finals: list[str] = []
+
+                def show(event: Event, finals: list[str] = finals) -> None:
+                    note(f"  {event.time:5.2f} s {event.kind:7s} {event.text}")
+                    if event.kind == "final":
+                        finals.append(event.text)
+
+                pace(live, spec, utterance.samples, 512, 1e3 * float(spec.hop_seconds), show)
+                for event in live.flush():
+                    show(event)
+                transcripts[result.target] = " ".join(finals)
+        if as_json:
+            print_json({**report.to_json(), "spoken": said, "transcripts": transcripts})
+        else:
+            console().print()
+            print_table(report)
+        if not report.passed:
+            raise typer.Exit(1)

@@ -112,9 +112,11 @@ def data(directory: Path | None = None, split: str | None = None, limit: int = 0
     calibration: list[Utterance] = []
     evaluation: list[Utterance] = []
     for source, vocabulary in (("fsdd", DIGITS), ("speech_commands", COMMANDS)):
-        for kept, wanted in ((calibration, ("train",)), (evaluation, measured)):
-            chosen = [clip for clip in clips if clip.split in wanted and (clip.source == source or clip.word == NOISE)]
-            kept += connected_utterances(chosen, vocabulary, PER_SPEAKER[source])
+        own = [clip for clip in clips if clip.source == source or clip.word == NOISE]
+        trained = [clip for clip in own if clip.split == "train"]
+        unseen = [clip for clip in own if clip.split in measured]
+        calibration += connected_utterances(trained, vocabulary, PER_SPEAKER[source])
+        evaluation += connected_utterances(unseen, vocabulary, PER_SPEAKER[source])
     if not evaluation or (split == "train"):
         raise DataError(f"{directory}: nothing to measure on in split {split or 'test or dev'}; valid: test, dev")
     origin = f"{directory.name}: connected words, noise 15-30 dB"

@@ -60,7 +60,7 @@ def coloured_noise(length: int, exponent: float, rng: np.random.Generator) -> Sa
 
 
 def fast_size(length: int) -> int:
-    """The next length whose FFT is fast: 1, 1.25, 1.5 or 1.75 times a power of two. A prime length takes 20 times longer."""
+    """The next length whose FFT is fast: 1, 1.25, 1.5 or 1.75 times a power of two (a prime one is 20 times slower)."""
     unit = 1 << max(0, length.bit_length() - 3)
     return -(-length // unit) * unit
 
@@ -141,10 +141,11 @@ def block_quantised(samples: Samples, bits: int, block: int = 64) -> Samples:
 
 
 def band_pass(samples: Samples, low_hz: float, high_hz: float) -> Samples:
-    """Keeps ``low_hz`` to ``high_hz`` with raised-cosine edges of 100 Hz, as a telephone line or small speaker does."""
+    """Keeps ``low_hz`` to ``high_hz``, as a telephone line or small speaker does (linear edges of 100 Hz)."""
     size = fast_size(len(samples))
     frequency = np.fft.rfftfreq(size, 1.0 / SAMPLE_RATE)
-    gain = np.clip((frequency - low_hz) / 100.0 + 0.5, 0.01, 1.0) * np.clip((high_hz - frequency) / 100.0 + 0.5, 0.01, 1.0)
+    above = np.clip((frequency - low_hz) / 100.0 + 0.5, 0.01, 1.0)
+    gain = above * np.clip((high_hz - frequency) / 100.0 + 0.5, 0.01, 1.0)
     return np.asarray(np.fft.irfft(np.fft.rfft(samples, size) * gain, size)[: len(samples)], np.float32)
 
 

@@ -8,13 +8,12 @@ Two forwards share the weights: :class:`StreamingConformer` runs whole utterance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from edgeattn.attention.masks import cache_mask, chunk_mask, length_mask
+from edgeattn.attention.masks import chunk_mask, length_mask
 from edgeattn.attention.relative_bias import RelativeBiasAttention
 from edgeattn.models.streaming_conformer.vocabulary import TOKENS
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeattn.audio import fbank
 from edgeattn.errors import EdgeattnError, InputError
 from edgeattn.models.streaming_conformer.augment import NUM_MEL, Samples
-from edgeattn.models.streaming_conformer.data import (
-    FEATURES,
+from edgeattn.models.streaming_conformer.measure import SpeakerScore, evaluate, held_out_sets
+from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
+from edgeattn.models.streaming_conformer.utterances import (
     IGNORE,
     Batch,
     BatchMaker,
     Recipe,
-    Utterance,
-    connected_utterances,
 )
-from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
-from edgeattn.models.streaming_conformer.scoring import Score, score_transcripts
-from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID, COMMANDS, DIGITS, words_of
+from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID
 from edgeattn.models.streaming_conformer.voices import NOISE, Clip
 
 # Chunk and left context of a batch, and how often: what ships most often, the variants and full context sometimes.
@@ -45,7 +42,7 @@ SECONDS = (1.8, 7.5)
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class StageOptions:
     """One training stage.
 
     Attributes:
@@ -93,17 +90,17 @@ class Progress:
     loss: float
     learning_rate: float
     seconds: float
-    scores: dict[str, Score] | None
+    scores: dict[str, SpeakerScore] | None
 
 
 @dataclass(frozen=True)
-class TrainResult:
+class StageResult:
     """What a stage gave: the averaged weights and their word errors on the held-out clips, by source."""
 
     weights: Path
     steps: int
     loss: float
-    scores: dict[str, Score]
+    scores: dict[str, SpeakerScore]
 
 
 class TrainingError(EdgeattnError):
@@ -117,7 +114,9 @@ def is_held_out(clip: Clip, patterns: Sequence[str]) -> bool:
     """Whether one of the patterns names the clip's speaker (with or without its source) or its split."""
     name = clip.speaker.partition("/")[2]
     return any(
-        clip.split == pattern[6:] if pattern.startswith("split=") else pattern == name or fnmatchcase(clip.speaker, pattern)
+        clip.split == pattern.removeprefix("split=")
+        if pattern.startswith("split=")
+        else pattern == name or fnmatchcase(clip.speaker, pattern)
         for pattern in patterns
     )
 
@@ -136,20 +135,6 @@ def divide(clips: Sequence[Clip], patterns: Sequence[str]) -> tuple[list[Clip], 
     return kept, [clip for clip in clips if is_held_out(clip, patterns)]
 
 
-def held_out_sets(clips: Sequence[Clip], per_set: int = 60) -> dict[str, list[Utterance]]:
-    """Evaluation utterances by source: digits of fsdd, commands of speech_commands; about ``per_set`` each."""
-    noises = [clip for clip in clips if clip.word == NOISE]
-    sets = {}
-    for source, vocabulary in (("fsdd", DIGITS), ("speech_commands", COMMANDS)):
-        own = [clip for clip in clips if clip.source == source and clip.word != NOISE]
-        speakers = len({clip.speaker for clip in own if clip.word in vocabulary})
-        if speakers:
-            utterances = connected_utterances([*own, *noises], vocabulary, -(-per_set // speakers), seed=1234)
-            if utterances:
-                sets[source] = utterances
-    return sets
-
-
 def normalisation(make: BatchMaker, batches: int = 8) -> tuple[Samples, Samples]:
     """Mean and 1 / standard deviation of log mel energies over some augmented batches. float32, shape (F,) each."""
     frames = []
@@ -160,7 +145,7 @@ def normalisation(make: BatchMaker, batches: int = 8) -> tuple[Samples, Samples]
     return stacked.mean(axis=0), np.asarray(1.0 / stacked.std(axis=0), np.float32)
 
 
-def loss_of(model: StreamingConformer, auxiliary: nn.Linear, batch: Batch, options: TrainOptions, step: int) -> Tensor:
+def loss_of(model: StreamingConformer, auxiliary: nn.Linear, batch: Batch, options: StageOptions, step: int) -> Tensor:
     """CTC per word plus the framewise cross entropy, under a random context.
 
     The framewise loss works because we joined the words ourselves and know where each is; it removes the plateau on
@@ -181,10 +166,10 @@ def loss_of(model: StreamingConformer, auxiliary: nn.Linear, batch: Batch, optio
     return ctc + options.auxiliary * framewise
 
 
-def learning_rate_at(step: int, options: TrainOptions) -> float:
+def learning_rate_at(step: int, options: StageOptions) -> float:
     """Warm-up, stable, decay (Hu et al., "MiniCPM", 2024): a stage without decay can be branched from anywhere.
 
-    >>> options = TrainOptions(out=Path("."), steps=100, learning_rate=1.0, warmup=10, decay=0.5)
+    >>> options = StageOptions(out=Path("."), steps=100, learning_rate=1.0, warmup=10, decay=0.5)
     >>> [learning_rate_at(step, options) for step in (0, 9, 40, 75, 100)]
     [0.1, 1.0, 1.0, 0.5, 0.0]
     """
@@ -193,37 +178,13 @@ def learning_rate_at(step: int, options: TrainOptions) -> float:
     return options.learning_rate * min(rise, max(0.0, min(1.0, fall)))
 
 
-def seconds_at(step: int, options: TrainOptions) -> tuple[float, float]:
+def seconds_at(step: int, options: StageOptions) -> tuple[float, float]:
     """Shortest and longest utterance at a step."""
     if options.curriculum:
         for until, seconds in CURRICULUM:
             if step < until:
                 return seconds
     return SECONDS
-
-
-@torch.no_grad()
-def transcribe(model: StreamingConformer, utterances: Sequence[Utterance], batch: int = 32) -> list[list[str]]:
-    """What the model hears under its chunk mask, exactly as a stream would, in batches."""
-    model.eval()
-    order = sorted(range(len(utterances)), key=lambda index: len(utterances[index].samples))
-    result: list[list[str]] = [[] for _ in utterances]
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        feats = [torch.from_numpy(fbank(utterances[index].samples, FEATURES)) for index in chosen]
-        lengths = torch.tensor([len(item) for item in feats])
-        log_probs, out_lengths = model(nn.utils.rnn.pad_sequence(feats, batch_first=True), lengths)
-        for index, row, length in zip(chosen, log_probs.argmax(-1), out_lengths.tolist(), strict=True):
-            result[index] = words_of(row[:length].tolist())
-    return result
-
-
-def evaluate(model: StreamingConformer, sets: dict[str, list[Utterance]]) -> dict[str, Score]:
-    """Word errors per evaluation set."""
-    return {
-        name: score_transcripts(list(zip(utterances, transcribe(model, utterances), strict=True)))
-        for name, utterances in sets.items()
-    }
 
 
 @dataclass
@@ -266,7 +227,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def new_run(options: TrainOptions, config: ConformerConfig, make: BatchMaker) -> _Run:
+def new_run(options: StageOptions, config: ConformerConfig, make: BatchMaker) -> _Run:
     """A run at step 0, or where its checkpoint left it.
 
     Raises:
@@ -303,7 +264,7 @@ def new_run(options: TrainOptions, config: ConformerConfig, make: BatchMaker) ->
     return run
 
 
-def update(run: _Run, batch: Batch, options: TrainOptions) -> float:
+def update(run: _Run, batch: Batch, options: StageOptions) -> float:
     """One optimizer step and its loss.
 
     Raises:
@@ -369,6 +330,15 @@ _maker: BatchMaker | None = None
 def _start_worker(clips: Sequence[Clip], recipe: Recipe, seed: int, mean: Samples) -> None:
     global _maker
     _maker = BatchMaker(clips, recipe, seed, mean)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when training is killed: it would wait for work forever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(index: int, seconds: tuple[float, float]) -> Batch:
@@ -376,7 +346,7 @@ def _work(index: int, seconds: tuple[float, float]) -> Batch:
     return _maker(index, seconds)
 
 
-def batches(make: BatchMaker, start: int, options: TrainOptions) -> Iterator[Batch]:
+def batches(make: BatchMaker, start: int, options: StageOptions) -> Iterator[Batch]:
     """Batches from ``start`` to the last step, made ahead by worker processes."""
     if options.workers == 0:
         for index in range(start, options.steps):
@@ -405,16 +375,16 @@ def batches(make: BatchMaker, start: int, options: TrainOptions) -> Iterator[Bat
 
 def train_stage(
     clips: Sequence[Clip],
-    options: TrainOptions,
+    options: StageOptions,
     on_progress: OnProgress | None = None,
     config: ConformerConfig | None = None,
     recipe: Recipe | None = None,
-) -> TrainResult:
+) -> StageResult:
     """Runs one stage to its last step.
 
     Args:
         clips: every clip; those that ``options.held_out`` names are only evaluated on.
-        options: see :class:`TrainOptions`.
+        options: see :class:`StageOptions`.
         on_progress: called every 20 steps and at each evaluation.
         config: sizes of the model.
         recipe: what utterances are made of.
@@ -429,8 +399,9 @@ def train_stage(
     sets = held_out_sets([*held, *(clip for clip in kept if clip.word == NOISE and not held)])
     make = BatchMaker(kept, recipe or Recipe(), options.seed, np.zeros(NUM_MEL, np.float32))
     run = new_run(options, config or ConformerConfig(), make)
-    began, losses = time.monotonic(), [0.0][:0]
-    scores: dict[str, Score] = {}
+    began = time.monotonic()
+    losses: list[float] = []
+    scores: dict[str, SpeakerScore] = {}
     weights = options.out / "weights.safetensors"
     with torch_threads(options.threads):
         for batch in batches(make, run.step, options):
@@ -443,7 +414,8 @@ def train_stage(
             if on_progress is not None and (checked or run.step % 20 == 0):
                 rate, seconds = learning_rate_at(run.step - 1, options), time.monotonic() - began
                 mean = float(np.mean(losses[-20:]))
-                on_progress(
-                    Progress(options.out.name, run.step, options.steps, mean, rate, seconds, scores if checked else None)
-                )
-    return TrainResult(weights, run.step, float(np.mean(losses[-20:])) if losses else 0.0, scores)
+                shown = scores if checked else None
+                on_progress(Progress(options.out.name, run.step, options.steps, mean, rate, seconds, shown))
+    if not scores:  # resumed after its end
+        scores = evaluate(run.average, sets)
+    return StageResult(weights, run.step, float(np.mean(losses[-20:])) if losses else 0.0, scores)

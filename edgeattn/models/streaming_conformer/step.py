@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from edgeattn.attention.masks import cache_mask
-from edgeattn.models.streaming_conformer.model import StreamingConformer, encoder_frames
+from edgeattn.models.streaming_conformer.model import ConformerBlock, StreamingConformer, encoder_frames
 
 
 class StreamingStep(nn.Module):
@@ -27,17 +28,20 @@ class StreamingStep(nn.Module):
         self.blocks = model.blocks
         self.classify = model.classify
         chunk, keys = self.config.chunk, self.config.chunk + self.config.left
-        for index, block in enumerate(model.blocks):
+        for index, block in enumerate(self._blocks()):
             self.register_buffer(f"bias_{index}", block.attention.relative_bias(chunk, keys).detach().clone()[None])
+
+    def _blocks(self) -> list[ConformerBlock]:
+        return cast("list[ConformerBlock]", list(self.blocks))
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the states by input name; heads may differ between blocks."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks()):
             attention = block.attention
             shapes[f"kv_cache_{index}"] = (1, attention.num_heads, self.config.left, 2 * attention.head_dim)
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks()):
             shapes[f"conv_cache_{index}"] = (1, block.convolution.kernel - 1, self.config.dim)
         return shapes
 
@@ -55,7 +59,7 @@ class StreamingStep(nn.Module):
         x = self.subsampling((feats - self.mean) * self.scale)
         keys: dict[str, Tensor] = {}
         convolutions: dict[str, Tensor] = {}
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks()):
             bias = self.get_buffer(f"bias_{index}") + att_bias
             x, keys[f"next_kv_cache_{index}"], convolutions[f"next_conv_cache_{index}"] = block.step(
                 x, bias, states[f"kv_cache_{index}"], states[f"conv_cache_{index}"]

@@ -98,7 +98,7 @@ def cut(clip: Clip, margin: int) -> Samples:
 
 
 def pick_noise(length: int, noises: Sequence[Clip], rng: np.random.Generator) -> Samples:
-    """A noise clip looped with a crossfade-free random start (6 of 10 times where there are any), else coloured noise."""
+    """A noise clip looped from a random start (6 of 10 times where there are any), else coloured noise."""
     if noises and rng.random() < 0.6:
         clip = noises[int(rng.integers(len(noises)))].samples.astype(np.float32)
         return augment.mix([np.concatenate([clip, clip[::-1]])], length, rng)
@@ -214,7 +214,14 @@ class BatchMaker:
         speech, spans = self._speech(seconds * speed, rng)
         speech = augment.resample(speech, speed)
         spans = [(int(start / speed), int(end / speed), token) for start, end, token in spans]
-        feats = fbank(self._acoustics(speech, rng), FBANK)
+        heard = self._acoustics(speech, rng)
+        # A stream that is flushed, or a muted microphone, gives digital silence right up to a word.
+        first, last = (spans[0][0], spans[-1][1]) if spans else (len(heard), 0)
+        if rng.random() < 0.4:
+            heard[len(heard) - int(rng.uniform(0.0, len(heard) - last)) :] = 0.0
+        if rng.random() < 0.2:
+            heard[: int(rng.uniform(0.0, first))] = 0.0
+        feats = fbank(heard, FBANK)
         feats = feats @ self._warps[int(np.clip(rng.normal(11, 5), 0, 22))]
         feats = augment.mask_features(augment.colour_features(feats, rng), self.mean, rng)
         return feats, [token for _, _, token in spans], frame_labels(len(feats), spans)

@@ -126,7 +126,8 @@ def read_rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
         header = next(reader, [])
         missing = [column for column in columns if column not in header]
         if missing:
-            raise InputError(f"{table}:1: the header lacks {', '.join(missing)}; it has {', '.join(header) or 'nothing'}")
+            got = ", ".join(header) or "nothing"
+            raise InputError(f"{table}:1: the header lacks {', '.join(missing)}; it has {got}")
         for number, fields in enumerate(reader, start=2):
             if len(fields) != len(header):
                 raise InputError(f"{table}:{number}: expected {len(header)} tab-separated fields, got {len(fields)}")
@@ -171,7 +172,8 @@ def read_folder(folder: Path, source: str) -> list[Clip]:
             samples = read_audio(path, SAMPLE_RATE)
         except InputError as error:
             raise InputError(f"{table}:{number}: {error}") from error
-        clips.append(make_clip(samples, row["text"].strip().lower(), f"{source}/{row['speaker']}", source, row["split"]))
+        speaker = f"{source}/{row['speaker']}"
+        clips.append(make_clip(samples, row["text"].strip().lower(), speaker, source, row["split"]))
     return clips
 
 
@@ -188,7 +190,8 @@ def read_sample_zip(path: Path) -> list[Clip]:
                 continue
             samples, rate = soundfile.read(io.BytesIO(archive.read(name)), dtype="float32")
             speaker = f"speech_commands/{file.split('_')[0]}"
-            clips.append(make_clip(soxr.resample(samples, rate, SAMPLE_RATE), word, speaker, "speech_commands", "train"))
+            narrow = np.asarray(soxr.resample(samples, rate, SAMPLE_RATE), np.float32)
+            clips.append(make_clip(narrow, word, speaker, "speech_commands", "train"))
     return clips
 
 
@@ -287,7 +290,7 @@ def save_clips(path: Path, clips: Iterable[Clip]) -> None:
     }
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     partial.replace(path)
 
 

@@ -1,0 +1,139 @@
+"""``edgeattn train streaming-conformer``: the stages that made the weights that ship.
+
+    trunk             every voice but fsdd's five and the dev split of speech_commands, at a constant learning rate
+    without-SPEAKER   from the trunk, all but that fsdd speaker and the dev split: honest figures on unseen speakers
+    final             from the trunk, every speaker: what ships
+
+All but the trunk end with the learning rate falling to zero. The stages without a speaker exist to be measured: their
+word errors are the estimate for the final weights, which nobody here can be unseen to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeattn.errors import InputError
+from edgeattn.models.streaming_conformer.measure import SpeakerScore
+from edgeattn.models.streaming_conformer.stage import OnProgress, StageOptions, StageResult, train_stage
+from edgeattn.models.streaming_conformer.voices import Clip, read_corpus, synthesise
+
+TRUNK_STEPS = 20_000
+BRANCH_STEPS = 1_200
+FINAL_STEPS = 2_400
+TRUNK_RATE, BRANCH_RATE = 1.5e-3, 1.0e-3
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train on and where to put it.
+
+    Attributes:
+        data: directory with ``fsdd/`` and/or ``speech_commands/``, see :func:`read_corpus`.
+        out: directory of checkpoints, one folder per stage; the weights end in ``out/weights.safetensors``.
+        steps: steps of all stages together, shared out as the recipe does; 0 for the recipe's own number.
+        seed: of everything random.
+        resume: go on from the checkpoints in ``out``.
+        held_out: speakers or "split=NAME" that no stage hears; the result is then one model without them, and
+            their word errors. Empty for the whole recipe.
+        threads: torch threads; 0 keeps torch's choice.
+        synthetic: use synthesised voices (needs espeak-ng).
+    """
+
+    data: Path
+    out: Path
+    steps: int = 0
+    seed: int = 0
+    resume: bool = False
+    held_out: tuple[str, ...] = ()
+    threads: int = 0
+    synthetic: bool = True
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The weights, and the word errors of every stage on what it never heard, by stage and source."""
+
+    weights: Path
+    scores: dict[str, dict[str, SpeakerScore]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A line of the recipe; ``after`` names the stage whose weights it starts from."""
+
+    name: str
+    steps: int
+    held_out: tuple[str, ...]
+    after: str | None = None
+
+
+def recipe(clips: Sequence[Clip], held_out: Sequence[str] = ()) -> tuple[Stage, ...]:
+    """The stages in order, for the speakers that there are."""
+    digits = sorted({clip.speaker for clip in clips if clip.source == "fsdd"})
+    dev = ("split=dev",) if any(clip.split == "dev" for clip in clips) else ()
+    others = any(clip.source not in ("fsdd", "espeak-ng", "flite") for clip in clips)
+    # With fsdd alone there is nobody else to make a trunk of.
+    hidden = (*(("fsdd/*",) if digits and others else ()), *dev, *held_out)
+    trunk = Stage("trunk", TRUNK_STEPS, tuple(dict.fromkeys(hidden)))
+    if held_out:
+        return (trunk, Stage("final", FINAL_STEPS, tuple(held_out), "trunk"))
+    branches = [
+        Stage(f"without-{speaker.partition('/')[2]}", BRANCH_STEPS, (speaker, *dev), "trunk") for speaker in digits
+    ]
+    return (trunk, *(branches if len(digits) > 1 else ()), Stage("final", FINAL_STEPS, (), "trunk"))
+
+
+def stage_options(stage: Stage, options: TrainOptions, share: float) -> StageOptions:
+    """A line of the recipe as options of :func:`train_stage`; ``share`` scales its steps."""
+    steps = max(1, round(stage.steps * share))
+    trunk = stage.after is None
+    return StageOptions(
+        out=options.out / stage.name,
+        steps=steps,
+        seed=options.seed,
+        resume=options.resume,
+        init=None if stage.after is None else options.out / stage.after / "weights.safetensors",
+        held_out=stage.held_out,
+        learning_rate=TRUNK_RATE if trunk else BRANCH_RATE,
+        warmup=min(400 if trunk else 100, steps),
+        decay=0.0 if trunk else 0.7,
+        curriculum=trunk,
+        evaluate_every=500,
+        threads=options.threads,
+    )
+
+
+def train(options: TrainOptions, on_progress: OnProgress | None = None) -> TrainResult:
+    """Runs the recipe.
+
+    Args:
+        options: see :class:`TrainOptions`.
+        on_progress: called every 20 steps and at each evaluation.
+
+    Raises:
+        InputError: the data is not in the expected form (with file and line), espeak-ng is missing, or nobody is called
+            as ``held_out`` says.
+        TrainingError: the loss became infinite or NaN.
+    """
+    if options.steps < 0:
+        raise InputError(f"--steps must be 0 (the recipe's own number) or more, got {options.steps}")
+    clips = read_corpus(options.data)
+    if options.synthetic:
+        clips += synthesise(options.out / "voices")
+    stages = recipe(clips, options.held_out)
+    share = options.steps / sum(stage.steps for stage in stages) if options.steps else 1.0
+    results: dict[str, StageResult] = {}
+    for stage in stages:
+        results[stage.name] = train_stage(clips, stage_options(stage, options, share), on_progress)
+    weights = options.out / "weights.safetensors"
+    strip_auxiliary(results["final"].weights, weights)
+    return TrainResult(weights, {name: result.scores for name, result in results.items()})
+
+
+def strip_auxiliary(source: Path, destination: Path) -> None:
+    """Copies a weights file without the training-only layer."""
+    from edgeattn.models.streaming_conformer.weights import load_model, save_state
+
+    save_state(destination, load_model(source))

@@ -13,7 +13,7 @@ Importing this loads numpy and nothing heavier; :func:`load` imports the one eng
 from edgeattn.runtimes.engines import BackendStatus, backends, load, open_session
 from edgeattn.runtimes.selftest import SelftestResult, make_golden, selftest
 from edgeattn.runtimes.session import LayerTime, Session, Step
-from edgeattn.runtimes.stream import Event, Stream, Word, stream_inputs
+from edgeattn.runtimes.stream import Event, Stream, Word
 
 __all__ = [
     "BackendStatus",
@@ -29,5 +29,4 @@ __all__ = [
     "make_golden",
     "open_session",
     "selftest",
-    "stream_inputs",
 ]

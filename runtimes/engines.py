@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeattn.errors import InputError, unknown_name
+from edgeattn.errors import InputError, MissingExtraError, unknown_name
 from edgeattn.runtimes.session import Session
 from edgeattn.spec import ModelSpec
 
@@ -108,6 +108,9 @@ def open_session(
     for graph in spec.graphs:
         if graph.name not in models:
             raise InputError(f"no model file for graph {graph.name!r}; given: {', '.join(models) or 'none'}")
+    status = _status(backend)
+    if status.module is None and backend != "tensorrt":  # TensorRT's own error also tells what its device lacks
+        raise MissingExtraError(f"{backend} is not installed: {status.install}")
     return _open(backend, models, spec, threads, build)
 
 

@@ -105,8 +105,7 @@ def make_golden(session: Session, inputs: Mapping[str, Sequence[Mapping[str, np.
 
     Args:
         session: the artifact as it ships.
-        inputs: graph -> steps, as :func:`run_steps` takes them; :func:`edgeattn.runtimes.stream_inputs` makes them
-            from a recording.
+        inputs: graph -> steps, as :func:`run_steps` takes them.
     """
     golden: Arrays = {}
     for name, steps in inputs.items():

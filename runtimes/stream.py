@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeattn.errors import AudioError, InputError, UnsupportedError
 from edgeattn.runtimes.decoding import GreedyDecoder, best_labels
-from edgeattn.runtimes.session import Arrays, Step
+from edgeattn.runtimes.session import Step
 from edgeattn.spec import HIDDEN, StreamSpec
 
 ENDPOINT_SECONDS = Fraction(6, 5)  # of blanks after text end a segment (sherpa's rule 2)
@@ -42,47 +42,6 @@ class Event:
     text: str
     words: tuple[Word, ...]
     time: float  # seconds of audio that had to be heard for it
-
-
-def stream_inputs(samples: np.ndarray, spec: StreamSpec) -> tuple[Arrays, ...]:
-    """What a stream feeds its graph for a whole recording, flush included: for calibration, parity and golden inputs.
-
-    Args:
-        samples: float32 in [-1, 1], shape (n,).
-
-    Returns:
-        per step the features and the attention bias by name (states left out).
-
-    Raises:
-        AudioError: as :meth:`Stream.push`.
-    """
-    recorder = _Recorder(spec)
-    stream = Stream(recorder, spec)
-    stream.push(samples)
-    stream.flush()
-    return tuple(recorder.recorded)
-
-
-class _Recorder:
-    """A step that hears and says nothing: it copies its inputs."""
-
-    def __init__(self, spec: StreamSpec) -> None:
-        features = np.zeros((1, spec.window, spec.frontend.num_mel), np.float32)
-        bias = np.zeros((1, 1, 1, spec.left + spec.chunk), np.float32)
-        scores = np.zeros((1, spec.chunk, len(spec.decoder.tokens)), np.float32)
-        scores[..., spec.decoder.blank] = 1.0
-        self.inputs = {spec.features: features} | ({spec.bias: bias} if spec.left else {})
-        self.outputs = {spec.scores: scores}
-        self.recorded: list[Arrays] = []
-
-    def run(self) -> None:
-        self.recorded.append({name: array.copy() for name, array in self.inputs.items()})
-
-    def reset(self) -> None:
-        pass
-
-    def states(self) -> Arrays:
-        return {}
 
 
 class Stream:

@@ -25,8 +25,8 @@ MASK = -1e30  # constants below mean "hidden"; -65504 hides as well in float16
 QDQ_OPSET = 19  # QuantizeLinear and DequantizeLinear take float16 from here on
 
 SENSITIVE = frozenset((
-    "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization", "LpNormalization",
-    "Softmax", "LogSoftmax", "Softplus", "Exp", "Log", "Pow",
+    "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization",
+    "LpNormalization", "Softmax", "LogSoftmax", "Softplus", "Exp", "Log", "Pow",
     "Sqrt", "Reciprocal", "CumSum", "Sin", "Cos", "ReduceMean",
     "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd",
     "GlobalAveragePool", "LSTM", "GRU", "RNN", "If", "Loop",
@@ -193,6 +193,10 @@ class _Rewriter:
         self.graph.node.append(node)
 
     def give_outputs(self) -> None:
+        """Cast to float32 what float16 nodes made; an output that is a constant keeps its own type."""
+        for value in self.graph.output:
+            if value.name in self.constants:
+                self._constant(value.name, "float32")
         for name, half in self.renamed_outputs.items():
             self._cast(half, name, "float32", "")
 

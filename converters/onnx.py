@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.converters.trace import compare, conversion_error, first_line, reference_outputs, strip_wrapper, trace
+from edgeattn.converters.trace import (
+    compare,
+    conversion_error,
+    first_line,
+    reference_outputs,
+    strip_wrapper,
+    trace,
+    wrapper_prefix,
+)
 from edgeattn.errors import ConversionError, load_extra
 from edgeattn.model import EdgeModel
 from edgeattn.silence import silenced
@@ -116,6 +124,13 @@ def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
     import onnx
     import torch
 
+    both = sorted(set(graph.input_names) & set(graph.output_names))
+    if both:
+        raise ConversionError(
+            f"graph {graph.name!r}: {both[0]!r} names an input and an output, ONNX needs a name for each; rename the "
+            "output in forward"
+        )
+    prefix = wrapper_prefix(model.modules[graph.name])
     with silenced():
         program = trace(model, graph)
         try:
@@ -129,10 +144,10 @@ def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
                     verbose=False,
                 )
         except Exception as error:
-            raise conversion_error(error, program, graph.name, "torch's ONNX exporter") from error
+            raise conversion_error(error, program, graph.name, "torch's ONNX exporter", prefix) from error
         assert exported is not None
         proto = exported.model_proto
-    _tidy(proto)
+    _tidy(proto, prefix)
     proto.producer_name = "edgeattn"
     onnx.helper.set_model_props(
         proto, {MODEL_KEY: model.spec.name, SPEC_KEY: json.dumps(to_json(graph), separators=(",", ":"))}
@@ -148,12 +163,12 @@ def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
     return path
 
 
-def _tidy(proto: onnx.ModelProto) -> None:
+def _tidy(proto: onnx.ModelProto, prefix: str) -> None:
     # torch writes stack traces with the paths of the machine into every node: larger than the small models' weights,
     # and nobody's business. The module path is what an error message needs.
     del proto.metadata_props[:]
     for node in proto.graph.node:
-        path = strip_wrapper(module_path(node))
+        path = strip_wrapper(module_path(node), prefix)
         del node.metadata_props[:]
         if path:
             node.metadata_props.add(key=MODULE_KEY, value=path)
@@ -189,6 +204,14 @@ def _check_signature(proto: onnx.ModelProto, graph: GraphSpec) -> None:
             for value in values
         ]
         expected = [(tensor.name, tensor.dtype, tensor.shape) for tensor in wanted]
+        for value, tensor in zip(values, wanted, strict=True):
+            if any(not dim.dim_value for dim in value.type.tensor_type.shape.dim):
+                source = next((node for node in proto.graph.node if value.name in node.output), None)
+                raise ConversionError(
+                    f"graph {graph.name!r}: the shape of {kind} {tensor.name!r} depends on values"
+                    f"{f', made by {describe_node(source)}' if source else ''}; edge engines need static shapes: "
+                    "return a fixed size and a mask"
+                )
         if got != expected:
             raise ConversionError(f"graph {graph.name!r}: {kind}s of the spec are {expected}, the ONNX has {got}")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeattn.converters.onnx import describe_node
-from edgeattn.converters.trace import first_line
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
 from edgeattn.model import Artifact
 from edgeattn.silence import silenced, telemetry_off
@@ -81,20 +80,21 @@ def _refused(error: RuntimeError, path: Path) -> str:
 
     text = str(error)
     nodes = onnx.load(path, load_external_data=False).graph.node
-    # "... OpenVINO does not support the following ONNX operations: domain.Op" or "... node_name ..." in the stack.
+    # Either the operators without a conversion rule are listed, "Det-18", or the node's name stands in the message.
     named = [node for node in nodes if re.search(rf"(?<![\w/]){re.escape(node.name)}(?![\w/])", text)] if nodes else []
-    unsupported = re.search(r"following ONNX operations: ([\w.]+)", text)
+    unsupported = re.search(r"(?:following ONNX operations:|No conversion rule found for operations:) ([\w.]+)", text)
     if not named and unsupported:
         operator = unsupported.group(1).rsplit(".", 1)[-1]
         named = [node for node in nodes if node.op_type == operator]
     if not named:
-        return f"this model: {first_line(error)}"
+        return f"this model: {_reason(text)}"
     reason = "it has no such operation" if unsupported else _reason(text)
     return f"{describe_node(named[0])}: {reason}; replace that operation in the module, or choose another target"
 
 
 def _reason(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception from")]
+    # C++ prints where it gave up first and why last.
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return (lines[-1] if lines else text)[:300]
 
 

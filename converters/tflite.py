@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,15 +15,14 @@ from edgeattn.converters.trace import (
     example_tensors,
     named_wrapper,
     reference_outputs,
+    strip_wrapper,
     trace,
+    wrapper_prefix,
 )
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.silence import silenced
 from edgeattn.spec import GraphSpec
-
-if TYPE_CHECKING:
-    import torch
 
 PRECISIONS = ("fp32", "fp16")
 PARITY = 1e-4  # largest absolute difference to torch, float32
@@ -33,7 +33,7 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
     """Convert every graph of a model to TFLite, checked against torch on the example inputs.
 
     fp16 stores the weights as float16; XNNPACK widens them when it loads and computes in float32, a GPU delegate
-    computes in float16. int64 inputs and outputs become int32: the format's kernels know no other index type.
+    computes in float16. int64 inputs and outputs stay int64.
 
     Args:
         model: modules in eval mode.
@@ -47,23 +47,19 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(unknown_name("TFLite precision", precision, PRECISIONS))
-    notes = []
     models = {}
     for graph in model.spec.graphs:
         path = directory / f"{graph.name}.tflite"
         _convert_graph(model, graph, path)
         reference = reference_outputs(model, graph)
-        example = model.example[graph.name]
-        compare(reference, _run(path, graph, example), PARITY, graph.name, "TFLite")
+        example, prefix = model.example[graph.name], wrapper_prefix(model.modules[graph.name])
+        compare(reference, _run(path, graph, example, prefix), PARITY, graph.name, "TFLite")
         if precision == "fp16":
             _halve_weights(path, graph.name)
-            compare(reference, _run(path, graph, example), HALF_PARITY, graph.name, "float16 TFLite")
+            compare(reference, _run(path, graph, example, prefix), HALF_PARITY, graph.name, "float16 TFLite")
         models[graph.name] = path
-        narrowed = [tensor.name for tensor in (*graph.all_inputs, *graph.all_outputs) if tensor.dtype == "int64"]
-        if narrowed:
-            notes.append(f"int64 as int32: {', '.join(narrowed)}")
     recipe = {"fp32": "float32", "fp16": "float16 weights, float32 input and output"}[precision]
-    return Artifact("litert", precision, models, "; ".join([recipe, *notes]))
+    return Artifact("litert", precision, models, recipe)
 
 
 def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
@@ -75,36 +71,23 @@ def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
         try:
             # Traced here first: a forward that cannot be traced is then named by module, as for the other engines.
             program = trace(model, graph)
-            module = _keyword_module(model.modules[graph.name], graph)
+            module = named_wrapper(model.modules[graph.name], graph)
             sample = example_tensors(model, graph)
-            converted = litert_torch.signature(graph.name, module, sample_kwargs=sample).convert()
+            # Narrowing to int32 is LiteRT's default; the inputs of a model keep the type that its user gives.
+            wide = any(tensor.dtype == "int64" for tensor in (*graph.all_inputs, *graph.all_outputs))
+            signature = litert_torch.signature(graph.name, module, sample_kwargs=sample)
+            converted = signature.convert(enable_x64=wide)
         except ConversionError:
             raise
         except Exception as error:
             if program is None:
                 raise
-            raise conversion_error(error, program, graph.name, "LiteRT") from error
+            raise conversion_error(
+                error, program, graph.name, "LiteRT", wrapper_prefix(model.modules[graph.name])
+            ) from error
         finally:
             config.show_progress = shown
         converted.export(str(path))
-
-
-def _keyword_module(module: torch.nn.Module, graph: GraphSpec) -> torch.nn.Module:
-    """The wrapper with a signature of named inputs: LiteRT names a signature's inputs after the keywords."""
-    import torch
-
-    inner = named_wrapper(module, graph)
-    names = graph.input_names
-
-    class Keywords(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, **tensors: torch.Tensor) -> Any:
-            return self.inner(*(tensors[name] for name in names))
-
-    return Keywords().eval()
 
 
 def _halve_weights(path: Path, graph: str) -> None:
@@ -127,18 +110,43 @@ def _halve_weights(path: Path, graph: str) -> None:
         halved.export_model(str(path), overwrite=True)
 
 
-def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     with silenced():
         interpreter_module: Any = load_extra("ai_edge_litert.interpreter", "tflite")
         try:
             runner = interpreter_module.Interpreter(str(path), num_threads=1).get_signature_runner(graph.name)
         except (RuntimeError, ValueError) as error:
-            raise ConversionError(f"graph {graph.name!r}: LiteRT cannot load the converted model: {error}") from error
+            raise ConversionError(
+                f"graph {graph.name!r}: LiteRT has no kernel for {_unknown_operation(path, str(error), prefix)}; "
+                "replace that operation in the module, or choose another target"
+            ) from error
         details = runner.get_input_details()
-        feed = {
-            tensor.name: tensor.check(inputs[tensor.name]).astype(details[tensor.name]["dtype"])
-            for tensor in graph.all_inputs
-            if tensor.name in details
-        }
+        feed = {tensor.name: tensor.check(inputs[tensor.name]) for tensor in graph.all_inputs if tensor.name in details}
         outputs = runner(**feed)
-        return {tensor.name: outputs[tensor.name].astype(tensor.dtype) for tensor in graph.all_outputs}
+        return {tensor.name: outputs[tensor.name] for tensor in graph.all_outputs}
+
+
+def _unknown_operation(path: Path, message: str, prefix: str) -> str:
+    """The operation that an interpreter stumbled over, with its module where the file tells it.
+
+    Tensors are named ``pkg.Class/pkg.Class_attribute/.../pkg.Class_attribute;n``.
+    """
+    schema: Any = load_extra("ai_edge_litert.schema_py_generated", "tflite")
+    found = re.search(r"builtin opcode '(\w+)'", message)
+    if found is None:
+        return f"this model: {message.splitlines()[0]}"
+    code = getattr(schema.BuiltinOperator, found.group(1), None)
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    for subgraph in model.subgraphs:
+        for operator in subgraph.operators:
+            if model.operatorCodes[operator.opcodeIndex].builtinCode == code:
+                name = subgraph.tensors[operator.outputs[0]].name.decode()
+                return f"operation {found.group(1)}{_module_of(name, prefix)}"
+    return f"operation {found.group(1)}"
+
+
+def _module_of(tensor: str, prefix: str) -> str:
+    segments = tensor.partition(";")[0].split("/")[1:]
+    attributes = [segment.rpartition(".")[2].lstrip("_").partition("_")[2] for segment in segments]
+    path = strip_wrapper(".".join(attributes), prefix)
+    return f" of module {path}" if path else f", which makes {tensor}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ WRAPPED = "model"  # attribute under which the user's module sits in a wrapper; 
 def named_wrapper(module: torch.nn.Module, graph: GraphSpec) -> torch.nn.Module:
     """A module that calls ``module`` with keywords and returns exactly the outputs of the spec, in its order.
 
-    Its forward takes the inputs and states in the order of ``graph.input_names``. Outputs that are inputs handed
-    through, or one tensor under two names, become tensors of their own: engines bind by name and need one each.
+    Its forward takes the inputs and states in the order of ``graph.input_names``, or by name. Outputs that are inputs
+    handed through, or one tensor under two names, become tensors of their own: engines bind by name and need one each.
     """
     import torch
 
@@ -35,9 +36,10 @@ def named_wrapper(module: torch.nn.Module, graph: GraphSpec) -> torch.nn.Module:
             super().__init__()
             self.model = module
 
-        def forward(self, *args: torch.Tensor) -> dict[str, torch.Tensor]:
-            result = self.model(**dict(zip(inputs, args, strict=True)))
-            taken = [id(arg) for arg in args]
+        def forward(self, *args: torch.Tensor, **named: torch.Tensor) -> dict[str, torch.Tensor]:
+            given = named or dict(zip(inputs, args, strict=True))
+            result = self.model(**given)
+            taken = [id(value) for value in given.values()]
             values: dict[str, torch.Tensor] = {}
             for name in outputs:
                 value = result[name]
@@ -68,14 +70,15 @@ def trace(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
 
     module = named_wrapper(model.modules[graph.name], graph)
     examples = tuple(example_tensors(model, graph).values())
+    prefix = wrapper_prefix(model.modules[graph.name])
     with _entered_modules(module) as entered:
         try:
             with torch.no_grad():
                 return torch.export.export(module, examples, strict=False)
         except Exception as error:
+            place = describe_module(entered, prefix)
             raise ConversionError(
-                f"graph {graph.name!r}: forward of {describe_module(entered)} cannot be traced: {first_line(error)}"
-                f"{_hint(error)}"
+                f"graph {graph.name!r}: forward of {place} cannot be traced: {first_line(error)}{_hint(error)}"
             ) from error
 
 
@@ -106,37 +109,49 @@ def _entered_modules(root: torch.nn.Module) -> Iterator[list[tuple[str, str]]]:
             handle.remove()
 
 
-def describe_module(entered: list[tuple[str, str]]) -> str:
+def describe_module(entered: list[tuple[str, str]], prefix: str) -> str:
     """The innermost entered module, for a message."""
-    if not entered or entered[-1][0] in ("", WRAPPED):
-        kind = next((kind for path, kind in entered if path == WRAPPED), "model")
-        return f"the model itself ({kind})"
-    path, kind = entered[-1]
-    return f"module {strip_wrapper(path)} ({kind})"
+    path, kind = entered[-1] if entered else ("", "model")
+    shown = strip_wrapper(path, prefix)
+    return f"module {shown} ({kind})" if shown else f"the model itself ({kind})"
 
 
-def strip_wrapper(path: str) -> str:
-    """``model.encoder.0`` as the user knows it: ``encoder.0``."""
-    return path.removeprefix(WRAPPED).removeprefix(".")
+def wrapper_prefix(module: torch.nn.Module) -> str:
+    """Path of the user's module inside the wrappers that edgeattn put around it, ``model`` or ``model.inner``.
+
+    A wrapper is a module of edgeattn's own with one child and no weights; the built-in models have weights.
+    """
+    parts = [WRAPPED]
+    while type(module).__module__.split(".")[0] == "edgeattn":
+        children = list(module.named_children())
+        weights = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        if len(children) != 1 or weights:
+            break
+        parts.append(children[0][0])
+        module = children[0][1]
+    return ".".join(parts)
 
 
-def node_modules(program: torch.export.ExportedProgram) -> dict[str, str]:
-    """FX node name -> path of the module that it came from."""
-    return {node.name: _fx_module_path(node) for node in program.graph.nodes}
+def strip_wrapper(path: str, prefix: str) -> str:
+    """``model.encoder.0`` as the user knows it: ``encoder.0``; empty for the wrappers themselves."""
+    if path == prefix or prefix.startswith(path + "."):
+        return ""
+    return path.removeprefix(prefix + ".")
 
 
-def _fx_module_path(node: torch.fx.Node) -> str:
+def _fx_module_path(node: torch.fx.Node, prefix: str) -> str:
     stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
-    return strip_wrapper(str(list(stack.values())[-1][0])) if stack else ""
+    return strip_wrapper(str(list(stack.values())[-1][0]), prefix) if stack else ""
 
 
 def conversion_error(
-    error: BaseException, program: torch.export.ExportedProgram, graph: str, tool: str
+    error: BaseException, program: torch.export.ExportedProgram, graph: str, tool: str, prefix: str
 ) -> ConversionError:
     """An exporter's exception as one line that names the FX node, its operator and its module.
 
-    Both exporters print the node that they stumbled over (``%name : ... call_function[target=...]``); the module comes
-    from the traced program, by node name, else by operator.
+    Both exporters print the node that they stumbled over (``%name : ... call_function[target=...]``). The node itself,
+    with the stack of its modules, is a local variable on the way to the exception; decomposed operators are found
+    nowhere else.
     """
     text = "\n".join(str(link) for link in _chain(error))
     match = re.search(r"%(\w+) :.*?target=([\w.:]+)\]", text)
@@ -144,15 +159,23 @@ def conversion_error(
     if match is None:
         return ConversionError(f"graph {graph!r}: {tool} cannot convert this model: {reason}")
     name, operator = match.group(1), match.group(2).removeprefix("torch.ops.")
-    path = node_modules(program).get(name)
-    if path is None:
-        same = [node for node in program.graph.nodes if str(node.target).startswith(operator.removesuffix(".default"))]
-        path = _fx_module_path(same[0]) if same else ""
+    nodes = [node for node in (*_nodes_on_the_way(error), *program.graph.nodes) if node.name == name]
+    path = next((_fx_module_path(node, prefix) for node in nodes if node.meta.get("nn_module_stack")), "")
     where = f"module {path}" if path else "the model itself"
     return ConversionError(
         f"graph {graph!r}: {tool} cannot convert node {name!r} ({operator}) of {where}: {reason} "
         f"Replace that operation in the module, or choose another target."
     )
+
+
+def _nodes_on_the_way(error: BaseException) -> Iterator[torch.fx.Node]:
+    import torch
+
+    for link in _chain(error):
+        for frame, _ in traceback.walk_tb(link.__traceback__):
+            for value in frame.f_locals.values():
+                if isinstance(value, torch.fx.Node):
+                    yield value
 
 
 def root_cause(error: BaseException) -> str:

@@ -31,9 +31,7 @@ def int8_tflite(tflite: Artifact, calibration: Calibration, directory: Path) -> 
     if tflite.backend != "litert" or tflite.precision != "fp32":
         raise UnsupportedError(f"int8 for TFLite starts from float32 TFLite, got {tflite.backend} {tflite.precision}")
     models = {graph: _quantize(path, directory / f"{graph}.tflite", graph) for graph, path in tflite.models.items()}
-    notes = [note for note in tflite.recipe.split("; ") if note.startswith("int64")]
-    recipe = "dynamic-range int8, weights per channel, float32 input and output"
-    return Artifact("litert", "int8", models, "; ".join([recipe, *notes]))
+    return Artifact("litert", "int8", models, "dynamic-range int8, weights per channel, float32 input and output")
 
 
 def _quantize(source: Path, target: Path, graph: str) -> Path:

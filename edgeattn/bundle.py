@@ -37,6 +37,8 @@ MAX_FILE_BYTES = 4 * 2**30
 MAX_BUNDLE_BYTES = 16 * 2**30
 MAX_TENSOR_BYTES = 4 * 2**30  # all tensors of a spec together
 MAX_ZIP_RATIO = 100  # unpacked to packed; weights reach 2
+SEAL = "manifest_sha256"  # field of manifest.json with the hash of manifest.json itself
+UNSEALED = b"0" * 64  # what stands there while it is hashed
 BLOCK = 2**20  # bytes hashed at a time
 BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError)
 """What zipfile raises for damaged, encrypted and unknown archives."""
@@ -210,9 +212,7 @@ class BundleDraft:
         files = {name: _entry(self.path / name) for name in names if name != MANIFEST}
         complete = replace(manifest, files=files)
         with writing(self.destination):
-            write_atomically(
-                self.path / MANIFEST, json.dumps(to_json(complete), indent=1, allow_nan=False).encode() + b"\n"
-            )
+            write_atomically(self.path / MANIFEST, _seal(to_json(complete)))
         return complete
 
     def publish(self) -> Path:
@@ -312,6 +312,19 @@ def _sha256(file: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
+def _seal(values: dict[str, Any]) -> bytes:
+    """manifest.json with its own hash in it, so that a changed byte is found there too."""
+    text = json.dumps({**values, SEAL: UNSEALED.decode()}, indent=1, allow_nan=False).encode() + b"\n"
+    head, _, tail = text.rpartition(UNSEALED)
+    return head + hashlib.sha256(text).hexdigest().encode() + tail
+
+
+def _check_seal(source: Path, data: bytes, seal: object) -> None:
+    given = str(seal).encode("utf-8", "replace")
+    if len(given) != len(UNSEALED) or hashlib.sha256(data.replace(given, UNSEALED)).hexdigest().encode() != given:
+        raise BundleError(f"{source}: {MANIFEST} was changed: its sha256 is not the one in it; copy the bundle again")
+
+
 def _bounded(source: Path, path: Path) -> bytes:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):  # a pipe would block for ever
@@ -337,6 +350,7 @@ def _parse(source: Path, data: bytes) -> Manifest:
         raise BundleError(
             f"{source}: format version {version}, this edgeattn reads up to {FORMAT_VERSION}; update edgeattn"
         )
+    seal = values.pop(SEAL, None)
     try:
         manifest = from_json(Manifest, values, "manifest")
     except InputError as error:
@@ -346,6 +360,7 @@ def _parse(source: Path, data: bytes) -> Manifest:
     wanted = {*manifest.models.values(), *([manifest.golden.file] if manifest.golden else [])}
     for name in sorted(wanted - set(manifest.files)):
         raise BundleError(f"{source}: the manifest uses {name!r} but does not list it under files")
+    _check_seal(source, data, seal)
     return manifest
 
 
@@ -363,8 +378,9 @@ def _no_constant(name: str) -> None:
 def _check_files(source: Path, files: Mapping[str, FileEntry]) -> None:
     if len(files) > MAX_FILES:
         raise BundleError(f"{source}: lists {len(files)} files, more than {MAX_FILES}")
-    for name, entry in files.items():
+    for name in files:
         _check_name(source, name)
+    for name, entry in files.items():
         if not 0 <= entry.size <= MAX_FILE_BYTES:
             raise BundleError(f"{source}: {name}: size {entry.size} is outside 0..{MAX_FILE_BYTES}")
         for parent in PurePosixPath(name).parents:

@@ -1,0 +1,22 @@
+"""The settings of hypothesis, and fixtures that several rooms use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.small import write_small_bundle
+
+# The same examples in every run: what is red for one is red for all. HYPOTHESIS_PROFILE=explore looks for new ones.
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1_000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A whole bundle directory."""
+    return write_small_bundle(tmp_path / "small.cpu.edge")

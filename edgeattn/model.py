@@ -6,7 +6,8 @@ accuracy figures are measured against.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,23 @@ class EdgeModel:
         return {name: outputs[name].numpy() for name in chosen.output_names}
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread.
+
+    A streaming step is too small to share, and on a busy host the threads' barriers take
+    fifty times as long as the work (measured).
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class ReferenceStep:
     """A :class:`~edgeattn.runtimes.Step` on the float32 source: what a stream of the artifact is compared with."""
 
@@ -98,7 +116,9 @@ def check_finite(model: EdgeModel) -> None:
         for kind, tensors in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
             for name, tensor in tensors:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ModelError(f"{kind} {name} of graph {graph.name!r} holds NaN or infinity; retrain or repair it")
+                    raise ModelError(
+                        f"{kind} {name} of graph {graph.name!r} holds NaN or infinity; retrain or repair it"
+                    )
         for name, array in model.run(model.example[graph.name], graph.name).items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise ModelError(

@@ -43,14 +43,14 @@ from edgeattn.gates import (
     parity_failures,
     size_failures,
 )
-from edgeattn.model import Arrays, Artifact, EdgeModel, ReferenceStep
+from edgeattn.model import Arrays, Artifact, EdgeModel, ReferenceStep, one_thread
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions, time_step
 from edgeattn.profiling.worker import profile_bundle
 from edgeattn.report import Candidate, Precision, Report, Result
 from edgeattn.runtimes import Session, Stream, open_session
 from edgeattn.runtimes.selftest import make_golden
-from edgeattn.spec import to_json
+from edgeattn.spec import StreamSpec, to_json
 from edgeattn.targets import Target
 
 Data = SpeechData | ArrayData
@@ -192,20 +192,9 @@ def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Pa
 
 def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
     """Run the float32 source: steps to replay, samples to calibrate with, and the task's metric."""
-    stream = model.spec.stream
-    if stream is not None and isinstance(data, SpeechData):
-        graph = model.spec.graphs[0].name
-        step = ReferenceStep(model)
-        progress.begin("baseline: recording the source")
-        records = record_stream(step, stream, (u.samples for u in data.evaluation), PARITY_STEPS)
-        step.reset()
-        recordings = (u.samples for u in data.calibration)
-        calibration = record_utterances(step, stream, recordings, CALIBRATION_STEPS)
-        progress.begin("baseline: word error of the source", len(data.evaluation))
-        step.reset()
-        score = score_speech(Stream(step, stream), data.evaluation, progress.advance)
-        inputs = tuple({**record.inputs, **record.states} for record in calibration)
-        return Baseline({graph: records}, {graph: inputs}, score, data)
+    if model.spec.stream is not None and isinstance(data, SpeechData):
+        with one_thread():
+            return _stream_baseline(model, model.spec.stream, data, progress)
     if data is not None and not isinstance(data, ArrayData):
         raise DataError(f"{model.spec.name} does not take speech; its data is an npz with arrays named like its inputs")
     progress.begin("baseline: recording the source")
@@ -218,6 +207,18 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
         return Baseline(recorded, {}, None, None)
     score_or_none = score_arrays(lambda inputs: model.run(inputs, graph), data.evaluation, progress.advance)
     return Baseline(recorded, {graph: tuple(dict(s.inputs) for s in data.calibration)}, score_or_none, data)
+
+
+def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData, progress: Progress) -> Baseline:
+    graph = model.spec.graphs[0].name
+    step = ReferenceStep(model)
+    progress.begin("baseline: recording the source")
+    records = record_stream(step, stream, (u.samples for u in data.evaluation), PARITY_STEPS)
+    calibration = record_utterances(step, stream, (u.samples for u in data.calibration), CALIBRATION_STEPS)
+    progress.begin("baseline: word error of the source", len(data.evaluation))
+    score = score_speech(Stream(step, stream), data.evaluation, progress.advance)
+    inputs = tuple({**record.inputs, **record.states} for record in calibration)
+    return Baseline({graph: records}, {graph: inputs}, score, data)
 
 
 class Workshop:
@@ -562,8 +563,4 @@ def _save_arrays(path: Path, arrays: Arrays) -> None:
 
 
 def _build_note(build: Mapping[str, Any]) -> str:
-    check = build.get("check")
-    if not check:
-        return "not built here: tensorrt_rtx is not installed"
-    verdict = "built" if check["ok"] else f"refused: {check['message']}"
-    return f"engine {verdict} by {check['tool']} {check['version']} for compute capability {check['capability']}"
+    return str(build["checked"].get("message", "not built on this host"))

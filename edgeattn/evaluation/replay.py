@@ -63,8 +63,7 @@ def record_stream(step: Step, spec: StreamSpec, recordings: Iterable[np.ndarray]
     if not sum(len(piece) for piece in pieces):
         raise ValueError("a stream cannot be recorded from nothing")
     recorder = Recorder(step)
-    step.reset()
-    stream = Stream(recorder, spec)
+    stream = Stream(recorder, spec)  # a new stream resets its step
     while len(recorder.records) < steps:
         for piece in pieces:
             stream.push(piece)
@@ -76,7 +75,7 @@ def record_stream(step: Step, spec: StreamSpec, recordings: Iterable[np.ndarray]
 def record_utterances(step: Step, spec: StreamSpec, recordings: Iterable[np.ndarray], limit: int) -> tuple[Record, ...]:
     """Stream recordings each from its own fresh state, so that the first, empty caches are among the records."""
     recorder = Recorder(step)
-    stream = Stream(recorder, spec)
+    stream = Stream(recorder, spec)  # a new stream resets its step
     for samples in recordings:
         stream.push(samples)
         stream.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from edgeattn.bundle import read_manifest
 from edgeattn.profiling.figures import Kind, Latency, Memory, Profile, Realtime, percentiles_ms
 from edgeattn.runtimes import Event, Session, Step, Stream, load
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
+from edgeattn.targets import cpu_features
 
 NOISE_LEVEL = 0.05  # of the white noise that is streamed where no recording is given; compute does not depend on it
 SLOWEST_LAYERS = 10
@@ -200,17 +200,8 @@ def _layers(session: Session) -> tuple[dict[str, object], ...] | None:
 
 def device_name() -> str:
     """The processor that this runs on, in words."""
-    return f"{_processor()} ({platform.machine()}, {os.cpu_count()} cores)"
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.lower().startswith(("model name", "model\t", "hardware")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown processor"
+    cpu = cpu_features()
+    return f"{cpu.model or cpu.arch}, {cpu.cores} cores"
 
 
 def affinity() -> tuple[int, ...]:

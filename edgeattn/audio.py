@@ -82,6 +82,8 @@ class OnlineFbank:
         count = len(out)
         if count > self.ready:
             raise ValueError(f"asked for {count} frames, {self.ready} are ready")
+        if count == 0:
+            return  # there may be no whole frame to look at
         config = self._config
         frames = np.lib.stride_tricks.sliding_window_view(self._pending, config.frame_length)
         out[:] = _log_mel(frames[: count * config.hop_length : config.hop_length], self._window, self._mel, config)
@@ -130,13 +132,13 @@ def read_audio(path: Path, sample_rate: int) -> Floats:
     if not path.is_file():
         raise AudioError(f"{path}: no such recording")
     samples, rate = _read_wav(path) if _is_pcm_wav(path) else _read_soundfile(path)
-    if len(samples) == 0:
-        raise AudioError(f"{path}: the recording is empty")
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: the recording holds NaN or infinite samples")
     mono = samples.mean(axis=1, dtype=np.float32)
     if rate != sample_rate:
         mono = load_extra("soxr", "speech").resample(mono, rate, sample_rate)
+    if len(mono) == 0:
+        raise AudioError(f"{path}: the recording is empty")
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
@@ -165,7 +167,7 @@ def _read_wav(path: Path) -> tuple[Floats, int]:
             channels, width, rate, count = file.getparams()[:4]
             _check_length(path, count, rate)
             data = file.readframes(count)
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a chunk that claims to reach beyond the file
         raise AudioError(f"{path}: not a readable wav file ({str(error) or 'it ends early'})") from error
     if width not in (1, 2, 3, 4):
         raise AudioError(f"{path}: {8 * width}-bit samples; expected 8, 16, 24 or 32")

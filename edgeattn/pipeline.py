@@ -29,7 +29,7 @@ import numpy as np
 
 import edgeattn
 from edgeattn.bundle import SUFFIX, BundleDraft, Golden, Manifest, zip_bundle
-from edgeattn.errors import DataError, UnsupportedError, unknown_name
+from edgeattn.errors import DataError, InputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.accuracy import Score, accuracy, score_arrays, score_speech
 from edgeattn.evaluation.data import ArrayData, SpeechData
 from edgeattn.evaluation.parity import Parity
@@ -51,11 +51,12 @@ from edgeattn.report import Candidate, Precision, Report, Result
 from edgeattn.runtimes import Session, Stream, open_session
 from edgeattn.runtimes.selftest import make_golden
 from edgeattn.spec import StreamSpec, to_json
+from edgeattn.targets import Precision as Name
 from edgeattn.targets import Target
 
 Data = SpeechData | ArrayData
 
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS: tuple[Name, ...] = ("fp32", "fp16", "int8")
 PARITY_STEPS = 500  # with carried states: an error that grows shows by then
 CALIBRATION_STEPS = 256
 GOLDEN_STEPS = 6
@@ -159,7 +160,7 @@ def describe(model: EdgeModel) -> dict[str, Any]:
     }
 
 
-def precisions(target: Target, asked: str) -> tuple[str, ...]:
+def precisions(target: Target, asked: str) -> tuple[Name, ...]:
     """The precisions to try on a target, the safest first.
 
     Raises:
@@ -172,10 +173,11 @@ def precisions(target: Target, asked: str) -> tuple[str, ...]:
     if asked == "auto":
         return offered
     if asked not in PRECISIONS:
-        raise UnsupportedError(unknown_name("precision", asked, ("auto", *PRECISIONS)))
-    if asked not in offered:
+        raise InputError(unknown_name("precision", asked, ("auto", *PRECISIONS)))
+    chosen = tuple(p for p in offered if p == asked)
+    if not chosen:
         raise UnsupportedError(f"{backend} on {target.name} has no {asked}; it has {', '.join(offered)}")
-    return (asked,)
+    return chosen
 
 
 def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
@@ -251,7 +253,7 @@ class Workshop:
         return path
 
 
-def build_openvino(shop: Workshop, precision: str) -> Artifact:
+def build_openvino(shop: Workshop, precision: Name) -> Artifact:
     """ONNX -> OpenVINO IR; int8 by nncf."""
     room = shop.room(f"openvino-{precision}")
     if precision == "int8":
@@ -263,7 +265,7 @@ def build_openvino(shop: Workshop, precision: str) -> Artifact:
     return to_openvino(shop.onnx, room, precision)
 
 
-def build_litert(shop: Workshop, precision: str) -> Artifact:
+def build_litert(shop: Workshop, precision: Name) -> Artifact:
     """Torch -> TFLite; int8 weights with dynamic activations."""
     if precision == "fp32":
         return shop.tflite
@@ -277,7 +279,7 @@ def build_litert(shop: Workshop, precision: str) -> Artifact:
     return to_tflite(shop.model, room, precision)
 
 
-def build_tensorrt(shop: Workshop, precision: str) -> Artifact:
+def build_tensorrt(shop: Workshop, precision: Name) -> Artifact:
     """ONNX and build recipe for the device; int8 as explicit Q/DQ. Parsed and built here as far as this host can."""
     from edgeattn.converters.tensorrt import to_tensorrt
 
@@ -289,7 +291,7 @@ def build_tensorrt(shop: Workshop, precision: str) -> Artifact:
     return to_tensorrt(onnx, shop.room(f"tensorrt-{precision}"), precision)
 
 
-BUILDERS: Mapping[str, Callable[[Workshop, str], Artifact]] = {
+BUILDERS: Mapping[str, Callable[[Workshop, Name], Artifact]] = {
     "openvino": build_openvino,
     "litert": build_litert,
     "tensorrt": build_tensorrt,

@@ -6,8 +6,10 @@ No command imports a framework, numpy or rich before it runs: ``edgeattn --help`
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 import typer
+from typer.core import TyperGroup
 
 from edgeattn.cli import (
     check,
@@ -19,6 +21,7 @@ from edgeattn.cli import (
     selftest,
     stream,
     targets,
+    train,
 )
 from edgeattn.cli.settings import read_settings
 from edgeattn.errors import EdgeattnError
@@ -31,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert.convert,
     "check": check.check,
     "profile": profile.profile,
@@ -40,6 +43,7 @@ COMMANDS = {
     "models": models.models,
     "targets": targets.targets,
     "doctor": doctor.doctor,
+    "train": train.train,
     "demo": demo.demo,
 }
 for _name, _command in COMMANDS.items():
@@ -49,8 +53,9 @@ for _name, _command in COMMANDS.items():
 def main() -> None:
     """Entry point of the ``edgeattn`` script: settings from edgeattn.toml become defaults, flags win."""
     command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
     try:
-        defaults = read_settings({name: {p.name for p in c.params} for name, c in command.commands.items()})
+        defaults = read_settings({name: {p.name for p in c.params if p.name} for name, c in command.commands.items()})
     except EdgeattnError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from multiprocessing import get_context, parent_process
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises for a file that is none of its own
 from typing import Any
 
 import numpy as np
@@ -258,7 +259,7 @@ def new_run(options: StageOptions, config: ConformerConfig, make: BatchMaker) ->
     if options.resume and checkpoint.is_file():
         try:
             run.load(torch.load(checkpoint, weights_only=True))
-        except (RuntimeError, KeyError, ValueError, OSError) as error:
+        except (RuntimeError, KeyError, ValueError, OSError, EOFError, UnpicklingError) as error:
             raise InputError(f"{checkpoint} is not a checkpoint of this model: {error}") from error
     make.mean = run.model.mean.numpy().copy()
     return run

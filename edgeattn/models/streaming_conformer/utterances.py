@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeattn.audio import fbank
+from edgeattn.errors import InputError
 from edgeattn.evaluation.data import Utterance
 from edgeattn.models.streaming_conformer import augment
 from edgeattn.models.streaming_conformer.augment import SAMPLE_RATE, Samples
@@ -172,9 +173,15 @@ class BatchMaker:
                 word = clip.word if clip.word in TOKEN_ID else UNKNOWN
                 self.sources[clip.source].words[word].append(clip)
                 self.sources[clip.source].speakers[clip.speaker][word].append(clip)
+        self._anywhere: dict[str, list[Clip]] = defaultdict(list)
+        for source in self.sources.values():
+            for word, spoken in source.words.items():
+                self._anywhere[word] += spoken
+        self._digits = [word for word in DIGITS if word in self._anywhere]
+        self._commands = [word for word in COMMANDS if word in self._anywhere]
         weights = [(name, weight) for name, weight in recipe.source_weights if name in self.sources]
-        if not weights:
-            raise ValueError("there is no clip with a word in it")
+        if not weights or not (self._digits or self._commands):
+            raise InputError("there is no recording of a digit or a command to train on")
         total = sum(weight for _, weight in weights)
         self._names = [name for name, _ in weights]
         self._weights = [weight / total for _, weight in weights]
@@ -257,16 +264,14 @@ class BatchMaker:
 
     def _clip(self, source: str, speaker: str | None, empty: bool, rng: np.random.Generator) -> Clip:
         bank = self.sources[source]
-        if empty or rng.random() < self.recipe.unknown:
+        if UNKNOWN in self._anywhere and (empty or rng.random() < self.recipe.unknown):
             word = UNKNOWN
         else:
-            word = str(rng.choice(DIGITS if rng.random() < 0.5 else COMMANDS))
+            digit = source == "fsdd" or rng.random() < 0.5
+            words = (self._digits if digit else self._commands) or self._digits or self._commands
+            word = str(rng.choice(words))
         own = bank.speakers[speaker] if speaker is not None else {}
-        if source == "fsdd" and word in COMMANDS:
-            word = str(rng.choice(DIGITS))
-        clips = own.get(word) or bank.words.get(word)
-        if not clips:
-            clips = next(s.words[word] for s in self.sources.values() if s.words.get(word))
+        clips = own.get(word) or bank.words.get(word) or self._anywhere[word]
         return clips[int(rng.integers(len(clips)))]
 
     def _acoustics(self, speech: Samples, rng: np.random.Generator) -> Samples:

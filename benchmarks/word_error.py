@@ -1,0 +1,116 @@
+"""Word error of the built-in model on connected words, per speaker, of the torch model or of a bundle.
+
+    python benchmarks/word_error.py --data DIR [--weights FILE | --bundle BUNDLE] [--speaker PATTERN ...] [--split NAME]
+
+Utterances: 3 to 8 words of one speaker with pauses of 0.08 to 0.7 s and noise at 15 to 30 dB, the same for every run
+(edgeattn.models.streaming_conformer.utterances.connected_utterances). Leave-one-speaker-out figures come from the
+weights that ``edgeattn train`` leaves in OUT/without-SPEAKER, measured on that speaker alone:
+
+    python benchmarks/word_error.py --data DIR --weights OUT/without-jackson/weights.safetensors --speaker jackson
+    python benchmarks/word_error.py --data DIR --weights OUT/without-jackson/weights.safetensors --split dev
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgeattn.evaluation.data import Utterance
+from edgeattn.evaluation.word_error import WordErrors
+from edgeattn.models.streaming_conformer import weights_path
+from edgeattn.models.streaming_conformer.augment import Samples
+from edgeattn.models.streaming_conformer.measure import score
+from edgeattn.models.streaming_conformer.stage import divide
+from edgeattn.models.streaming_conformer.utterances import connected_utterances
+from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS
+from edgeattn.models.streaming_conformer.voices import NOISE, Clip, read_corpus
+
+PER_SPEAKER = {"fsdd": 60, "speech_commands": 4}
+NOISE_DB = (15.0, 30.0)
+
+
+def utterance_sets(
+    clips: Sequence[Clip], patterns: Sequence[str], seed: int, whole_clips: bool, noise_db: tuple[float, float]
+) -> dict[str, list[Utterance]]:
+    """Digits of fsdd and commands of speech_commands, said by the clips that ``patterns`` name."""
+    _, chosen = divide(clips, patterns)
+    noises = [clip for clip in clips if clip.word == NOISE and clip.split == "dev"]
+    sets = {}
+    for source, vocabulary in (("fsdd", DIGITS), ("speech_commands", COMMANDS)):
+        own = [clip for clip in chosen if clip.source == source and clip.word != NOISE]
+        made = connected_utterances(
+            [*own, *noises], vocabulary, PER_SPEAKER[source], seed, noise_db, whole_clips=whole_clips
+        )
+        if made:
+            sets[source] = made
+    return sets
+
+
+def torch_recogniser(weights: Path) -> Callable[[Samples], Sequence[str]]:
+    """The float32 model under its chunk mask, which equals its stream."""
+    from edgeattn.models.streaming_conformer.measure import recogniser
+    from edgeattn.models.streaming_conformer.weights import load_model
+
+    return recogniser(load_model(weights))
+
+
+def bundle_recogniser(bundle: Path) -> Callable[[Samples], Sequence[str]]:
+    """A stream of the device runtime."""
+    from edgeattn.evaluation.accuracy import transcribe
+    from edgeattn.runtimes import load
+
+    stream = load(bundle).stream()
+    return lambda samples: transcribe(stream, samples)
+
+
+def line(name: str, errors: WordErrors, ci95: tuple[float, float] | None = None) -> str:
+    interval = "" if ci95 is None else f"   95 % CI {100 * ci95[0]:.1f}-{100 * ci95[1]:.1f}"
+    parts = f"S {errors.substitutions:4d}  D {errors.deletions:4d}  I {errors.insertions:4d}  of {errors.words:5d}"
+    return f"{name:32s} {100 * errors.rate:6.2f} %   {parts}{interval}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, default=weights_path())
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--speaker", action="append", default=[], help='a name or pattern: "jackson", "fsdd/*"')
+    parser.add_argument("--split", action="append", default=[])
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--snr", type=float, nargs=2, default=NOISE_DB, metavar=("LOW", "HIGH"), help="dB")
+    parser.add_argument("--whole-clips", action="store_true", help="clips as recorded, not cut around the word")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+
+    recognise = bundle_recogniser(chosen.bundle) if chosen.bundle else torch_recogniser(chosen.weights)
+    patterns = [*chosen.speaker, *(f"split={name}" for name in chosen.split)] or ["fsdd/*", "split=dev"]
+    sets = utterance_sets(
+        read_corpus(chosen.data), patterns, chosen.seed, chosen.whole_clips, (chosen.snr[0], chosen.snr[1])
+    )
+    report = {}
+    for source, utterances in sets.items():
+        seconds = float(np.sum([len(item.samples) for item in utterances])) / 8000
+        result = score(utterances, [recognise(item.samples) for item in utterances])
+        if chosen.json:
+            report[source] = {
+                "wer": result.total.rate,
+                "ci95": result.ci95,
+                "utterances": len(utterances),
+                "speakers": {name: errors.rate for name, errors in result.by_speaker.items()},
+            }
+            continue
+        if len(result.by_speaker) <= 10:
+            for speaker, errors in result.by_speaker.items():
+                print(line(speaker, errors))
+        print(line(f"{source}, {len(result.by_speaker)} speakers", result.total, result.ci95))
+        print(f"{'':32s} {len(utterances)} utterances, {seconds / 60:.1f} min")
+    if chosen.json:
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unkno
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.silence import silenced
 from edgeattn.spec import GraphSpec
+
+if TYPE_CHECKING:
+    import torch
 
 PRECISIONS = ("fp32", "fp16")
 PARITY = 1e-4  # largest absolute difference to torch, float32
@@ -76,7 +80,8 @@ def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
             # Narrowing to int32 is LiteRT's default; the inputs of a model keep the type that its user gives.
             wide = any(tensor.dtype == "int64" for tensor in (*graph.all_inputs, *graph.all_outputs))
             signature = litert_torch.signature(graph.name, module, sample_kwargs=sample)
-            converted = signature.convert(enable_x64=wide)
+            with _plain_weights(module):
+                converted = signature.convert(enable_x64=wide)
         except ConversionError:
             raise
         except Exception as error:
@@ -88,6 +93,31 @@ def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
         finally:
             config.show_progress = shown
         converted.export(str(path))
+
+
+@contextlib.contextmanager
+def _plain_weights(module: torch.nn.Module) -> Iterator[None]:
+    """Weights that litert-torch 0.10 can take, and the module's own back afterwards.
+
+    It keys its cache of constants by address, and makes a contiguous copy first, which is freed at once: two weights
+    with strides may then share an address, and the second silently becomes the first. And it clamps infinities in
+    place, in the user's module.
+    """
+    import torch
+
+    saved = []
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not tensor.is_contiguous():
+            saved.append((tensor, tensor.data))
+            tensor.data = tensor.data.contiguous()
+        elif tensor.is_floating_point() and bool(torch.isinf(tensor).any()):
+            saved.append((tensor, tensor.data))
+            tensor.data = tensor.data.clone()
+    try:
+        yield
+    finally:
+        for tensor, data in saved:
+            tensor.data = data
 
 
 def _halve_weights(path: Path, graph: str) -> None:

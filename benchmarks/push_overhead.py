@@ -13,7 +13,6 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,14 +71,14 @@ def measure(session: Session, chunks: int) -> Overhead:
     pushed: list[float] = []
     for index in range(chunks + WARM_UP):
         samples = (0.05 * rng.standard_normal(stream.hop_samples)).astype(np.float32)
-        turns: list[Callable[[], None]] = [lambda x=samples: pushed.append(timed_push(stream, x)), lambda x=samples: parts(x)]
-        for turn in turns if index % 2 else reversed(turns):
-            turn()
+        if index % 2:
+            parts(samples)
+        pushed.append(timed_push(stream, samples))
+        if not index % 2:
+            parts(samples)
     features, engine = (np.array(times[-chunks:]) * 1e6 for times in (parts.features, parts.engine))
     push = statistics.median(pushed[-chunks:]) * 1e6
-    return Overhead(
-        float(np.median(features)), float(np.median(engine)), float(np.median(features + engine)), push
-    )
+    return Overhead(float(np.median(features)), float(np.median(engine)), float(np.median(features + engine)), push)
 
 
 def timed_push(stream: Stream, samples: np.ndarray) -> float:

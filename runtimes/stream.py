@@ -61,8 +61,8 @@ class Stream:
         _check_fit(step, spec)
         self._fbank_of = OnlineFbank
         self._step, self._spec = step, spec
-        self._features, self._scores = step.inputs[spec.features], step.outputs[spec.scores]
-        self._bias = step.inputs[spec.bias] if spec.left else np.zeros((1, 1, 1, spec.chunk), np.float32)
+        self._features, self._bias = step.inputs[spec.features], step.inputs[spec.bias]
+        self._scores = step.outputs[spec.scores]
         self._window = np.zeros((spec.window, spec.frontend.num_mel), np.float32)
         self._decoder = GreedyDecoder(spec.decoder)
         hop, ratio = spec.frontend.frame_seconds, Fraction(spec.shift, spec.chunk)
@@ -200,16 +200,12 @@ def check_samples(samples: np.ndarray) -> None:
 
 
 def _check_fit(step: Step, spec: StreamSpec) -> None:
-    if not 0 < spec.shift <= spec.window or spec.chunk < 1 or spec.left < 0:
-        raise InputError(f"stream: needs 0 < shift <= window, chunk >= 1 and left >= 0, got {spec.shift}, "
-                         f"{spec.window}, {spec.chunk}, {spec.left}")  # fmt: skip
-    wanted: dict[str, tuple[Mapping[str, np.ndarray], tuple[int, ...]]] = {
-        spec.features: (step.inputs, (1, spec.window, spec.frontend.num_mel)),
-        spec.scores: (step.outputs, (1, spec.chunk, len(spec.decoder.tokens))),
-    }
-    if spec.left:
-        wanted[spec.bias] = (step.inputs, (1, 1, 1, spec.left + spec.chunk))
-    for name, (tensors, shape) in wanted.items():
+    wanted: tuple[tuple[str, Mapping[str, np.ndarray], tuple[int, ...]], ...] = (
+        (spec.features, step.inputs, (1, spec.window, spec.frontend.num_mel)),
+        (spec.bias, step.inputs, (1, 1, 1, spec.left + spec.chunk)),
+        (spec.scores, step.outputs, (1, spec.chunk, len(spec.decoder.tokens))),
+    )
+    for name, tensors, shape in wanted:
         if name not in tensors:
             raise InputError(f"stream: the graph has no tensor {name!r}; it has {', '.join(tensors)}")
         if tensors[name].shape != shape:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edgeattn.runtimes import Step
 from edgeattn.spec import CtcGreedy, FbankConfig, GraphSpec, ModelSpec, StateSpec, StreamSpec, TensorSpec
 
 MEL, WINDOW, SHIFT, CHUNK, LEFT = 6, 5, 4, 2, 4
@@ -178,6 +179,40 @@ def write_ir(onnx: Path, path: Path) -> Path:
     return path
 
 
-def without_stream(spec: ModelSpec) -> ModelSpec:
-    """The same model, as one that does not stream."""
-    return replace(spec, stream=None)
+def write_qdq(path: Path) -> tuple[Path, ModelSpec, np.ndarray]:
+    """One linear layer y = x W with explicit Q/DQ, as TensorRT takes it; with its spec and W, shape (32, 16)."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(4).uniform(-1, 1, (32, 16)).astype(np.float32)
+    constants = {
+        "w": np.round(weights * 127).astype(np.int8),
+        "scale": np.float32(1 / 127),
+        "zero": np.int8(0),
+        "w_scale": np.full(16, 1 / 127, np.float32),
+        "w_zero": np.zeros(16, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["wd"], axis=1),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 16])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    spec = GraphSpec("main", (TensorSpec("x", "float32", (4, 32)),), (TensorSpec("y", "float32", (4, 16)),))
+    return path, ModelSpec("linear", "test", (spec,)), weights
+
+
+def fill(rng: np.random.Generator, *steps: Step) -> None:
+    """The same random inputs into every step."""
+    for tensor in tiny_spec().graphs[0].inputs:
+        values = rng.standard_normal(tensor.shape).astype(np.float32)
+        for step in steps:
+            step.inputs[tensor.name][:] = values

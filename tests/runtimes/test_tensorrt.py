@@ -1,0 +1,200 @@
+"""TensorRT: the builder for real with tensorrt_rtx, and what this host without a GPU must say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from edgeattn.errors import BundleError, DeviceError
+from edgeattn.runtimes import open_session
+from edgeattn.runtimes.cuda import Cuda
+from edgeattn.runtimes.tensorrt import engine_cache, engine_key, inspected_layers
+from edgeattn.runtimes.tensorrt_build import (
+    BuildRecipe,
+    build_engine,
+    capabilities,
+    recipe_from_build,
+    recipe_to_build,
+)
+from tests.runtimes.tiny import tiny_spec, write_qdq
+
+Files = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def rtx() -> ModuleType:
+    module: ModuleType = pytest.importorskip("tensorrt_rtx", reason="building here needs pip install tensorrt-rtx")
+    return module
+
+
+def has_gpu() -> bool:
+    try:
+        Cuda().close()
+    except DeviceError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("kind", "precision", "dtype"), [("onnxruntime", "fp32", "float"), ("fp16", "fp16", "half")])
+def test_builder_builds_an_engine_whose_layers_have_the_dtype_of_the_file(
+    rtx: ModuleType, kind: str, precision: str, dtype: str, tiny_file: Files
+) -> None:
+    recipe = replace(BuildRecipe(), precision=precision)  # type: ignore[arg-type]  # a Literal, from parametrize
+    outcome = build_engine(rtx, tiny_file(kind), recipe, "8.6")
+    assert outcome.ok, outcome.failure
+    assert outcome.engine is not None
+    assert len(outcome.engine) > 10_000
+    assert outcome.strongly_typed
+    assert outcome.network["matrix_multiply"] == {dtype: 6}
+    assert (outcome.version, outcome.capability, outcome.failure) == (rtx.__version__, "8.6", "")
+    assert 0 < outcome.seconds < 60
+
+
+def test_builder_takes_explicit_qdq(rtx: ModuleType, tmp_path: Path) -> None:
+    outcome = build_engine(rtx, write_qdq(tmp_path / "main.onnx")[0], BuildRecipe("int8"), "8.6")
+    assert outcome.ok, outcome.failure
+    assert outcome.network["dequantize"] == {"float": 2}
+    assert outcome.network["quantize"] == {"int8": 1}
+
+
+def test_sparse_and_tf32_flags_are_taken(rtx: ModuleType, tiny_file: Files) -> None:
+    recipe = BuildRecipe(sparsity=True, tf32=True, optimization_level=1)
+    assert build_engine(rtx, tiny_file("onnxruntime"), recipe, "8.9").ok
+
+
+def test_refused_node_is_named_with_its_op(rtx: ModuleType, tiny_file: Files, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(tiny_file("onnxruntime"))
+    model.graph.node.append(onnx.helper.make_node("Frobnicate", ["log_probs"], ["odd"], name="layer7/odd"))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("odd", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tmp_path / "odd.onnx")
+    outcome = build_engine(rtx, tmp_path / "odd.onnx", BuildRecipe(), "8.6")
+    assert not outcome.ok
+    assert (outcome.parser_errors[0].node, outcome.parser_errors[0].op) == ("layer7/odd", "Frobnicate")
+    assert "cannot parse the ONNX file: node 'layer7/odd' (Frobnicate)" in outcome.failure
+    assert "\n" not in outcome.failure
+
+
+def test_non_zero_zero_point_is_refused_as_on_the_device(rtx: ModuleType, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path, _, _ = write_qdq(tmp_path / "main.onnx")
+    model = onnx.load(path)
+    for index, tensor in enumerate(model.graph.initializer):
+        if tensor.name == "zero":
+            shifted = onnx.numpy_helper.to_array(tensor) + np.int8(3)
+            model.graph.initializer[index].CopyFrom(onnx.numpy_helper.from_array(shifted, "zero"))
+    onnx.save(model, path)
+    outcome = build_engine(rtx, path, BuildRecipe("int8"), "8.6")
+    assert not outcome.ok
+    assert "zero" in outcome.failure.lower()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "missing"])
+def test_damaged_onnx_is_an_outcome_with_a_reason(
+    rtx: ModuleType, damage: str, tiny_file: Files, tmp_path: Path
+) -> None:
+    path = tmp_path / "main.onnx"
+    if damage != "missing":
+        data = tiny_file("onnxruntime").read_bytes()
+        path.write_bytes(data[: len(data) // 2] if damage == "truncated" else b"hello world")
+    outcome = build_engine(rtx, path, BuildRecipe(), "8.6")
+    assert not outcome.ok
+    assert outcome.engine is None
+    assert outcome.failure
+
+
+def test_capability_that_cannot_be_built_for_is_refused_with_the_valid_ones(rtx: ModuleType, tiny_file: Files) -> None:
+    assert "8.6" in capabilities(rtx)
+    with pytest.raises(ValueError, match=r"cannot build for compute capability '8.7'; valid: .*8.6"):
+        build_engine(rtx, tiny_file("onnxruntime"), BuildRecipe(), "8.7")
+
+
+def test_recipe_goes_through_the_manifest_unchanged() -> None:
+    recipe = BuildRecipe("fp16", 2**28, 5, sparsity=True, tf32=True)
+    assert recipe_from_build(recipe_to_build(recipe, {"ok": True})) == recipe
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (None, "no build recipe"),
+        ({"checked": {}}, "no build recipe"),
+        ({"recipe": {"precision": "fp8"}}, "build.recipe.precision: expected one of fp32, fp16, int8"),
+        ({"recipe": {"precison": "fp16"}}, "unknown field 'precison'"),
+        ({"recipe": {"workspace_bytes": 5}}, "workspace_bytes must be at least 1 MiB"),
+        ({"recipe": {"optimization_level": 9}}, "optimization_level must be 0 to 5"),
+    ],
+)
+def test_wrong_recipe_is_refused_by_field(build: dict[str, object] | None, message: str, tiny_file: Files) -> None:
+    with pytest.raises(BundleError, match=message):
+        open_session("tensorrt", {"main": tiny_file("onnxruntime")}, tiny_spec(), build=build)
+
+
+def test_host_without_tensorrt_or_gpu_says_what_is_missing(tiny_file: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(DeviceError) as caught:
+        open_session("tensorrt", {"main": tiny_file("onnxruntime")}, tiny_spec(), build=recipe_to_build(BuildRecipe()))
+    message = str(caught.value)
+    assert "tensorrt is not installed (it comes with JetPack)" in message
+    assert 'backend="onnxruntime"' in message
+    assert "\n" not in message
+    assert caught.value.exit_code == 3
+    if not has_gpu():
+        assert "cuda" in message.lower()
+
+
+@pytest.mark.skipif(has_gpu(), reason="this host has a GPU")
+def test_cuda_without_a_gpu_is_a_device_error() -> None:
+    with pytest.raises(DeviceError, match="CUDA"):
+        Cuda()
+
+
+def test_engine_key_changes_with_all_that_an_engine_is_tied_to(tmp_path: Path) -> None:
+    onnx = tmp_path / "main.onnx"
+    onnx.write_bytes(b"graph")
+    recipe = BuildRecipe()
+    base = engine_key(onnx, recipe, "10.3.0", "8.7", 8)
+    others = {
+        engine_key(onnx, replace(recipe, precision="fp16"), "10.3.0", "8.7", 8),
+        engine_key(onnx, recipe, "10.3.1", "8.7", 8),
+        engine_key(onnx, recipe, "10.3.0", "8.6", 8),
+        engine_key(onnx, recipe, "10.3.0", "8.7", 16),
+    }
+    (tmp_path / "main.onnx.data").write_bytes(b"weights")
+    others.add(engine_key(onnx, recipe, "10.3.0", "8.7", 8))
+    (tmp_path / "main.onnx.data").unlink()
+    onnx.write_bytes(b"other graph")
+    others.add(engine_key(onnx, recipe, "10.3.0", "8.7", 8))
+    assert len(others | {base}) == 7
+    onnx.write_bytes(b"graph")
+    assert engine_key(onnx, recipe, "10.3.0", "8.7", 8) == base
+
+
+def test_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path))
+    assert engine_cache() == tmp_path / "engines"
+    monkeypatch.delenv("EDGEATTN_CACHE")
+    assert engine_cache() == Path.home() / ".cache" / "edgeattn" / "engines"
+
+
+def test_inspector_text_of_each_version_gives_types_and_dtypes() -> None:
+    text = """{"Layers": [
+      {"Name": "a", "LayerType": "gemm", "Outputs": [{"Name": "x", "Format/Datatype": "Row major linear FP32"}]},
+      {"Name": "b", "LayerType": "CaskGemm", "Outputs": [{"Name": "x", "Format/Datatype": "Half"}]},
+      {"Name": "c", "LayerType": "conv", "Outputs": [
+        {"Name": "x", "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}]},
+      {"Name": "d", "LayerType": "kgen", "Outputs": []},
+      "fused layer without details"], "Bindings": ["x"]}"""
+    assert inspected_layers(text) == [
+        ("gemm", ["float32"]),
+        ("CaskGemm", ["float16"]),
+        ("conv", ["int8"]),
+        ("kgen", []),
+        ("layer", []),
+    ]

@@ -15,7 +15,7 @@ DATA_FLAG = $(if $(wildcard $(DATA)),--data $(DATA))
 .PHONY: demo test lint bench clean venv
 
 demo: $(STAMP)
-	$(BIN)/edgeattn convert --target cpu --target mobile --target jetson --out out --force $(DATA_FLAG)
+	$(BIN)/edgeattn demo --out out $(DATA_FLAG)
 
 test: lint
 	$(BIN)/python -m pytest

@@ -11,7 +11,6 @@ Importing this loads numpy and nothing heavier; :func:`load` imports the one eng
 """
 
 from edgeattn.runtimes.engines import BackendStatus, backends, load, open_session
-from edgeattn.runtimes.selftest import SelftestResult, make_golden, selftest
 from edgeattn.runtimes.session import LayerTime, Session, Step
 from edgeattn.runtimes.stream import Event, Stream, Word
 
@@ -19,14 +18,11 @@ __all__ = [
     "BackendStatus",
     "Event",
     "LayerTime",
-    "SelftestResult",
     "Session",
     "Step",
     "Stream",
     "Word",
     "backends",
     "load",
-    "make_golden",
     "open_session",
-    "selftest",
 ]

@@ -7,12 +7,14 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeattn.errors import InputError, MissingExtraError, unknown_name
 from edgeattn.runtimes.session import Session
 from edgeattn.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path  # 4 ms at import, with the urllib that it brings
 
 PACKAGES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "openvino": (("openvino", "openvino"),),

@@ -11,7 +11,6 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +20,8 @@ from edgeattn.errors import BundleError, EdgeattnError, InputError, UnsupportedE
 from edgeattn.spec import GraphSpec, ModelSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from typing_extensions import Self
 
     from edgeattn.runtimes.stream import Stream

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import doctest
 import itertools
-import sys
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeattn.runtimes import decoding
+from edgeattn.runtimes import decoding, selftest
 from edgeattn.runtimes.decoding import GreedyDecoder, best_labels, greedy_words
 from edgeattn.spec import CtcGreedy
 
@@ -65,7 +64,7 @@ def test_first_of_equal_scores_wins() -> None:
 
 
 def test_docstring_examples_hold() -> None:
-    for module in (decoding, sys.modules["edgeattn.runtimes.selftest"]):
+    for module in (decoding, selftest):
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0

@@ -16,7 +16,7 @@ def int8_openvino(onnx: Mapping[str, Path], calibration: Calibration, directory:
     """Quantize exported ONNX files to int8 OpenVINO IR.
 
     NNCF with ``model_type=TRANSFORMER``: symmetric per-channel weights, activations per tensor, SmoothQuant on the
-    MatMuls (Xiao et al., 2022), residual Adds and LayerNorms left in float32.
+    MatMuls (Xiao et al., 2022), ranges from the extremes over all samples, residual Adds and LayerNorms left in float32.
 
     Args:
         onnx: graph name -> float32 ONNX from ``export_onnx``.
@@ -41,6 +41,7 @@ def int8_openvino(onnx: Mapping[str, Path], calibration: Calibration, directory:
 def _quantize(path: Path, samples: list[dict[str, Any]], target: Path, graph: str) -> Path:
     import nncf
     import openvino
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     with silenced():
         model = openvino.Core().read_model(path)
@@ -50,6 +51,11 @@ def _quantize(path: Path, samples: list[dict[str, Any]], target: Path, graph: st
                 nncf.Dataset(samples),
                 model_type=nncf.ModelType.TRANSFORMER,
                 subset_size=len(samples),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    # NNCF averages the samples' extremes by default. Half of a stream's chunks are silence, so the
+                    # averages clip speech: measured, 9 % word error became 64 %, and stays 9 % with the true extremes.
+                    activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX,
+                ),
             )
         except Exception as error:
             raise ConversionError(f"graph {graph!r}: NNCF cannot quantize this: {error}; ship fp16 instead") from error

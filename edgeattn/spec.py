@@ -261,13 +261,18 @@ def _check_stream(stream: StreamSpec, graph: GraphSpec) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """A dataclass of this module (or a container of them) as plain JSON values."""
+    """A dataclass (or a container of them) as plain JSON values.
+
+    JSON has no infinity and no NaN: such a figure (the SQNR of equal arrays) becomes null, as an absent one does.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return [to_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 

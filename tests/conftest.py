@@ -9,6 +9,7 @@ import hypothesis
 import pytest
 
 from tests.small import write_small_bundle
+from tests.wheels import build, copy_sources
 
 # The same examples in every run: what is red for one is red for all. HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
@@ -20,3 +21,15 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 def bundle(tmp_path: Path) -> Path:
     """A whole bundle directory."""
     return write_small_bundle(tmp_path / "small.cpu.edge")
+
+
+@pytest.fixture(scope="session")
+def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a build reads."""
+    return copy_sources(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture(scope="session")
+def wheel(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's wheel."""
+    return build(source_tree, "wheel", tmp_path_factory.mktemp("wheel"))

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -304,11 +305,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_figure_that_is_no_number_is_not_written(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    with BundleDraft(tmp_path / "b") as draft, pytest.raises(ValueError, match="not JSON compliant"):
-        draft.write_manifest(replace(small_manifest(), measured={"latency": float("nan")}))
+def test_a_figure_that_is_no_number_is_written_as_null(tmp_path: Path) -> None:
+    with BundleDraft(tmp_path / "b") as draft:
+        shutil.copytree(write_small_bundle(tmp_path / "other"), draft.path, dirs_exist_ok=True)
+        draft.write_manifest(replace(small_manifest(), measured={"a": float("nan"), "b": [float("inf")]}))
+        assert read(draft.path).measured == {"a": None, "b": [None]}
 
 
 # Zips

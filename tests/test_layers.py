@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("converters", "quantize", "runtimes", "targets")  # at the top level, linked into edgeattn
+from tests.wheels import ROOMS, ROOT
 
 DEVICE = ("errors", "spec", "bundle", "audio", "runtimes", "targets", "evaluation", "profiling")
 ENGINES = {"ai_edge_litert", "onnxruntime", "openvino", "tensorrt", "tflite_runtime"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,13 +14,13 @@ from typing import Any
 
 import pytest
 
+from tests.wheels import ROOMS, ROOT, build, pip_install
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[1]
-ROOMS = ("converters", "quantize", "runtimes", "targets")
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 FOLDERS: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
@@ -92,34 +91,8 @@ def test_all_is_every_other_extra() -> None:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a build reads, so that building leaves nothing in the work tree."""
-    copy = tmp_path_factory.mktemp("tree")
-    for name in ("edgeattn", *ROOMS):
-        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(ROOT / name, copy / name)
-    return copy
-
-
-def build(tree: Path, kind: str, out: Path) -> Path:
-    """Wheel or sdist by the project's own backend, without a network."""
-    pytest.importorskip("setuptools", minversion="77", reason="setuptools builds the wheel: edgeattn[dev] installs it")
-    program = f"import setuptools.build_meta as b, sys; b.build_{kind}(sys.argv[1])"
-    result = subprocess.run([sys.executable, "-c", program, out], cwd=tree, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    (built,) = out.iterdir()
-    return built
-
-
-@pytest.fixture(scope="module")
-def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tree, "wheel", tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture(scope="module")
-def sdist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tree, "sdist", tmp_path_factory.mktemp("sdist"))
+def sdist(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(source_tree, "sdist", tmp_path_factory.mktemp("sdist"))
 
 
 def wheel_files(wheel: Path) -> dict[str, bytes]:
@@ -147,27 +120,15 @@ def test_a_wheel_from_the_sdist_is_the_same(wheel: Path, sdist: Path, tmp_path: 
 def test_an_installation_has_no_top_level_rooms_and_its_data(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"
-    pip: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--no-deps",
-        "--no-index",
-        "--quiet",
-        wheel,
-    ]
-    subprocess.run(pip, check=True, capture_output=True)
+    result = pip_install(python, "--no-deps", "--no-index", wheel)
+    assert result.returncode == 0, result.stderr
     (site,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == {"edgeattn"}
     assert (tmp_path / "venv" / "bin" / "edgeattn").is_file()
     for room in ROOMS:
-        result = subprocess.run([python, "-c", f"import {room}"], cwd=tmp_path, capture_output=True, check=False)
-        assert b"ModuleNotFoundError" in result.stderr
-    version = subprocess.run(
-        [python, "-c", "import edgeattn, importlib.metadata as m; print(edgeattn.__version__, m.version('edgeattn'))"],
-        cwd=tmp_path, capture_output=True, text=True, check=True,
-    ).stdout.split()  # fmt: skip
-    assert version[0] == version[1]
+        tried = subprocess.run([python, "-I", "-c", f"import {room}"], capture_output=True, check=False)
+        assert b"ModuleNotFoundError" in tried.stderr
+    program = "import edgeattn, importlib.metadata as m; print(edgeattn.__version__, m.version('edgeattn'))"
+    result = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, check=True)
+    source, installed = result.stdout.split()
+    assert source == installed

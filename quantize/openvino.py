@@ -16,7 +16,7 @@ def int8_openvino(onnx: Mapping[str, Path], calibration: Calibration, directory:
     """Quantize exported ONNX files to int8 OpenVINO IR.
 
     NNCF with ``model_type=TRANSFORMER``: symmetric per-channel weights, activations per tensor, SmoothQuant on the
-    MatMuls (Xiao et al., 2022), ranges from the extremes over all samples, residual Adds and LayerNorms left in float32.
+    MatMuls (Xiao et al., 2022), ranges from the extremes over all samples, residual Adds and LayerNorms left float32.
 
     Args:
         onnx: graph name -> float32 ONNX from ``export_onnx``.

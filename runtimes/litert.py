@@ -142,15 +142,15 @@ class LiteRtSession(Session):
         """
         census: Census = {}
         for loaded in self._loaded.values():
+            dtypes = {
+                tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in loaded.interpreter.get_tensor_details()
+            }
             for op in loaded.interpreter._get_ops_details():  # noqa: SLF001  # no public call tells the ops
                 if op["op_name"] == "DELEGATE":
                     kinds = census.setdefault("DELEGATE", {})
                     kinds["partitions"] = kinds.get("partitions", 0) + 1
                 else:
-                    present = [
-                        kind for kind, index in zip(op["operand_types"], op["inputs"], strict=False) if index >= 0
-                    ]
-                    count_op(census, op["op_name"], [np.dtype(kind).name for kind in present])
+                    count_op(census, op["op_name"], [dtypes[index] for index in op["inputs"] if index in dtypes])
         return census
 
     def layers(

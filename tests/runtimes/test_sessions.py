@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -340,6 +341,20 @@ def test_loading_imports_one_engine_only(tiny_file: Files) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_openvino_leaves_no_telemetry_behind(tiny_file: Files, tmp_path: Path) -> None:
+    graph = json.dumps(to_json(tiny_spec().graphs[0]))
+    code = (
+        "import json, pathlib; from edgeattn.runtimes import open_session; from edgeattn import spec;"
+        f"graph = spec.from_json(spec.GraphSpec, json.loads({graph!r}));"
+        f"path = pathlib.Path({str(tiny_file('openvino'))!r});"
+        "open_session('openvino', {'main': path}, spec.ModelSpec('tiny', 'asr', (graph,))).close();"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | {"HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("*")) == []  # its client id would lie in intel/ here
 
 
 def test_dynamic_sizes_in_the_file_are_refused(tmp_path: Path) -> None:

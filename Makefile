@@ -15,7 +15,7 @@ DATA_FLAG = $(if $(wildcard $(DATA)),--data $(DATA))
 .PHONY: demo test lint bench clean venv
 
 demo: $(STAMP)
-	$(BIN)/edgeattn demo --out out $(DATA_FLAG)
+	$(BIN)/edgeattn demo --out out --picture out/table.svg $(DATA_FLAG)
 
 test: lint
 	$(BIN)/python -m pytest

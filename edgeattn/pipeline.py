@@ -512,7 +512,7 @@ def assemble(
     data = shop.base.data
     return Result(
         target=target.name,
-        device=profile.device,
+        device=profile.device if substitute is None else f"{profile.device} ({substitute})",
         backend=artifact.backend,
         bundle="",
         passed=not failures,

@@ -82,16 +82,17 @@ class Report:
         return {"schema": self.schema, "model": to_json(self.model), "results": to_json(self.results)}
 
 
-COLUMNS = ("target", "engine", "precision", "size", "parity", "metric", "p50 / p99 ms", "RTF", "misses", "measured on")
+COLUMNS = ("target", "engine", "precision", "size", "parity", "metric", "p50 / p99", "RTF", "late", "measured on")
+RIGHT = frozenset({"size", "p50 / p99", "RTF", "late"})
 
 
 def table(results: Sequence[Result]) -> Table:
     """The results as a table for a terminal."""
     from rich.table import Table
 
-    grid = Table(title="edgeattn", caption=_caption(results), title_justify="left", caption_justify="left")
+    grid = Table(caption=_caption(results), caption_justify="left", padding=(0, 0, 0, 1), expand=False)
     for name in COLUMNS:
-        grid.add_column(name, overflow="fold", justify="right" if name in {"size", "p50 / p99 ms", "RTF"} else "left")
+        grid.add_column(name, overflow="fold", justify="right" if name in RIGHT else "left")
     grid.add_column("gates")
     for result in results:
         verdict = "[green]passed[/green]" if result.passed else "[red]FAILED[/red]"
@@ -99,20 +100,12 @@ def table(results: Sequence[Result]) -> Table:
     return grid
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """The same table in Markdown, for documents."""
-    header = "| " + " | ".join((*COLUMNS, "gates")) + " |"
-    rule = "|" + "---|" * (len(COLUMNS) + 1)
-    rows = ["| " + " | ".join((*_cells(result), "passed" if result.passed else "FAILED")) + " |" for result in results]
-    return "\n".join((header, rule, *rows)) + "\n"
-
-
 def _cells(result: Result) -> tuple[str, ...]:
     latency, realtime = result.latency, result.realtime
     timing = ABSENT
     if latency is not None:
-        mark = "" if latency.kind == "measured" else f" ({latency.kind})"
-        timing = f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f}{mark}"
+        mark = "" if latency.kind == "measured" else f"\n{latency.kind}"
+        timing = f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms{mark}"
     return (
         result.target,
         result.backend,
@@ -132,7 +125,7 @@ def _size(result: Result) -> str:
         return ABSENT
     size = f"{result.size_bytes / 1e6:.2f} MB"
     if result.source_size_bytes:
-        size += f" ({result.size_bytes / result.source_size_bytes:.2f}x)"
+        size += f"\n{result.size_bytes / result.source_size_bytes:.2f}x"
     return size
 
 
@@ -141,15 +134,15 @@ def _parity(parity: Parity | None) -> str:
         return ABSENT
     worst = max(parity.outputs.values(), key=lambda output: output.max_abs)
     lowest = min(output.sqnr_db for output in parity.outputs.values())
-    return f"{worst.max_abs:.1e}, {lowest:.0f} dB"
+    return f"{worst.max_abs:.1e}\n{lowest:.0f} dB"
 
 
 def _metric(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return ABSENT
-    source = "" if accuracy.source is None else f" (source {accuracy.source:.2f})"
     low, high = accuracy.ci95
-    return f"{accuracy.metric} {accuracy.deployed:.2f} %{source}, 95 % CI {low:.1f}..{high:.1f}"
+    source = "" if accuracy.source is None else f"source {accuracy.source:.2f}, "
+    return f"{accuracy.metric} {accuracy.deployed:.2f} %\n{source}CI {low:.1f}..{high:.1f}"
 
 
 def _caption(results: Sequence[Result]) -> str:
@@ -158,5 +151,6 @@ def _caption(results: Sequence[Result]) -> str:
         lines += [f"{result.target}: {failure}" for failure in result.failures]
         lines += [f"{result.target}: {note}" for note in result.notes]
     data = sorted({f"{r.accuracy.samples} samples of {r.accuracy.data}" for r in results if r.accuracy is not None})
-    lines += [f"metric measured on {entry}" for entry in data]
+    lines += [f"metric: {entry}; CI: 95 %" for entry in data]
+    lines.append("p50 / p99: one chunk or call; late: chunks past their deadline in the paced run")
     return "\n".join(lines)

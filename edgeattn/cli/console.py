@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -68,6 +69,21 @@ def print_table(report: Report) -> None:
     for result in report.results:
         if result.bundle:
             terminal.print(f"bundle: {result.bundle}", highlight=False, soft_wrap=True)
+
+
+def save_picture(report: Report, path: Path) -> None:
+    """The table as an SVG, as a terminal shows it."""
+    import io
+
+    from rich.console import Console
+
+    from edgeattn.bundle import write_atomically, writing
+    from edgeattn.report import table
+
+    recorder = Console(record=True, width=150, file=io.StringIO(), force_terminal=True)
+    recorder.print(table(report.results))
+    with writing(path):
+        write_atomically(path, recorder.export_svg(title="edgeattn").encode())
 
 
 def console(stderr: bool = False) -> Console:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, note, print_json, print_table, progress_bar
+from edgeattn.cli.console import console, exit_codes, note, print_json, print_table, progress_bar, save_picture
 
 DEMO_TARGETS = ("cpu", "mobile", "jetson")
 SUBSTITUTE = "onnxruntime"  # replays the TensorRT bundle where there is no NVIDIA GPU
@@ -17,6 +17,7 @@ SUBSTITUTE = "onnxruntime"  # replays the TensorRT bundle where there is no NVID
 def demo(
     data: Annotated[str | None, typer.Option(help="Real speech; without it the synthesised sample is used.")] = None,
     out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
+    picture: Annotated[Path | None, typer.Option(help="Save the table as an SVG, too.")] = None,
     as_json: o.Json = False,
 ) -> None:
     """Convert the built-in speech model for three targets, stream a recording through each bundle, print the table."""
@@ -65,6 +66,8 @@ def demo(
                 for event in live.flush():
                     show(event)
                 transcripts[result.target] = " ".join(finals)
+        if picture is not None:
+            save_picture(report, picture)
         if as_json:
             print_json({**report.to_json(), "spoken": said, "transcripts": transcripts})
         else:

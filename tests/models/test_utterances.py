@@ -151,3 +151,11 @@ def test_a_fast_size_is_at_least_as_long_and_has_small_factors() -> None:
         while size % 2 == 0:
             size //= 2
         assert size in (1, 3, 5, 7)
+
+
+def test_tempo_changes_the_length_and_not_the_bins() -> None:
+    ramp = np.arange(100, dtype=np.float32)[:, None] + 1000.0 * np.arange(40, dtype=np.float32)
+    faster = augment.change_tempo(ramp, 1.25)
+    assert faster.shape == (80, 40)
+    np.testing.assert_allclose(faster, 1.25 * np.arange(80)[:, None] + 1000.0 * np.arange(40), atol=0.01)
+    assert augment.change_tempo(ramp, 1.0) is ramp

@@ -43,6 +43,13 @@ def test_a_closure_inside_a_word_does_not_end_it_but_a_pause_does() -> None:
     assert end == pytest.approx(7200, abs=240)
 
 
+def test_a_weak_fricative_of_a_clip_cut_before_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    samples = 0.03 * rng.standard_normal(3200).astype(np.float32)  # 30 dB below the vowel
+    samples[1600:] += rng.standard_normal(1600)
+    assert word_bounds(samples)[0] <= 80
+
+
 def test_a_click_keeps_the_whole_clip() -> None:
     samples = np.zeros(8000, np.float32)
     samples[4000:4040] = 1.0
@@ -107,7 +114,7 @@ def test_saved_clips_come_back(tmp_path: Path) -> None:
 
 def test_without_espeak_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    with pytest.raises(InputError, match=r"apt install espeak-ng\) or train with --synthetic off"):
+    with pytest.raises(InputError, match=r"apt install espeak-ng\) or train with --no-synthetic"):
         synthetic_voices(3)
 
 

@@ -36,7 +36,7 @@ class ConformerConfig:
     channels: tuple[int, int] = (32, 64)
     max_behind: int = 79
     max_ahead: int = 15
-    dropout: float = 0.1
+    dropout: float = 0.15
     chunk: int = 8
     left_chunks: int = 4
 

@@ -72,8 +72,11 @@ class Clip:
     split: str
 
 
-def word_bounds(samples: Samples, threshold_db: float = -32.0) -> tuple[int, int]:
+def word_bounds(samples: Samples, threshold_db: float = -36.0) -> tuple[int, int]:
     """Where the word is, by energy after pre-emphasis (fricatives are weak at 8 kHz without it).
+
+    The noise floor counts only in clips of at least 0.8 s: in a clip that was cut already the quietest frames are the
+    word's own fricatives, and cutting those made "four" an "off".
 
     Args:
         samples: float32, shape (n,).
@@ -87,9 +90,11 @@ def word_bounds(samples: Samples, threshold_db: float = -32.0) -> tuple[int, int
     if len(frames) < 10:
         return 0, len(samples)
     energy = 10.0 * np.log10(np.mean(frames * frames, axis=1) + 1e-10)
-    floor = float(np.percentile(energy, 10))
     peak = int(np.argmax(energy))
-    loud = energy > max(energy[peak] + threshold_db, min(floor + 6.0, energy[peak] - 10.0))
+    limit = energy[peak] + threshold_db
+    if len(frames) >= 80:
+        limit = max(limit, min(float(np.percentile(energy, 10)) + 6.0, energy[peak] - 12.0))
+    loud = energy > limit
     gap = 16  # frames: the closure of a plosive lasts up to 150 ms
     first = last = peak
     for index in range(peak, -1, -1):
@@ -212,7 +217,7 @@ def synthetic_voices(count: int, seed: int = 0) -> list[Voice]:
     """
     if shutil.which("espeak-ng") is None:
         raise InputError("espeak-ng is needed for the synthesised voices: install it (Debian: apt install espeak-ng)"
-                         " or train with --synthetic off")  # fmt: skip
+                         " or train with --no-synthetic")  # fmt: skip
     rng = np.random.default_rng(seed)
     pairs = [(accent, variant) for accent in ACCENTS for variant in VARIANTS]
     order = rng.permutation(len(pairs))[:count]

@@ -27,7 +27,10 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/tool_speed.py $(DATA_FLAG)
+	$(BIN)/edgeattn convert --target cpu --out out/bench --force $(DATA_FLAG)
+	$(BIN)/python benchmarks/push_overhead.py out/bench/streaming-conformer.cpu.edge
+	$(if $(DATA_FLAG),$(BIN)/python benchmarks/word_error.py $(DATA_FLAG))
 
 venv: $(STAMP)
 

@@ -15,7 +15,8 @@ def int8_tflite(tflite: Artifact, calibration: Calibration, directory: Path) -> 
     """Quantize the weights of float32 TFLite files per output channel.
 
     Activations are quantized per row while the model runs: no ranges to calibrate, hence none to be wrong, and under
-    XNNPACK several times faster than static int8, whose graph falls apart into dozens of partitions.
+    XNNPACK several times faster than static int8, whose graph falls apart into dozens of partitions. Depthwise
+    convolutions stay float32: XNNPACK has no such kernel, and each would split the graph (6 partitions, not 1).
 
     Args:
         tflite: the float32 artifact of ``to_tflite``.
@@ -38,8 +39,13 @@ def _quantize(source: Path, target: Path, graph: str) -> Path:
     with silenced():
         quantizer: Any = load_extra("ai_edge_quantizer.quantizer", "tflite")
         recipes: Any = load_extra("ai_edge_quantizer.recipe", "tflite")
+        types: Any = load_extra("ai_edge_quantizer.qtyping", "tflite")
+        algorithms: Any = load_extra("ai_edge_quantizer.algorithm_manager", "tflite")
         try:
             work = quantizer.Quantizer(str(source), recipes.dynamic_wi8_afp32())
+            work.update_quantization_recipe(
+                ".*", types.TFLOperationName.DEPTHWISE_CONV_2D, algorithm_key=algorithms.AlgorithmName.NO_QUANTIZE
+            )
             work.quantize().export_model(str(target), overwrite=True)
         except Exception as error:
             raise ConversionError(

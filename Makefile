@@ -2,8 +2,7 @@
 #
 #   PYTHON=python3.12       another interpreter (3.10 to 3.13)
 #   DATA=DIR                recordings with a transcripts.tsv for calibration and the word error rate
-#   PIP_FLAGS=...           more for pip; without a GPU, the CPU build of torch saves gigabytes:
-#                           PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#   PIP_FLAGS=...           more for pip, for example the index of torch's CPU build, which saves gigabytes of CUDA
 
 PYTHON ?= python3
 DATA ?= ../shared/data

@@ -61,6 +61,7 @@ PARITY_STEPS = 500  # with carried states: an error that grows shows by then
 CALIBRATION_STEPS = 256
 GOLDEN_STEPS = 6
 GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0}  # what other kernels of the same precision must reach
+DEFAULT_CAPABILITY = "8.7"  # Orin
 PAYS = 1.05  # int8 ships only if it is at least this much faster than the best float
 TIMING_ROUNDS, TIMING_RUNS = 6, 25  # candidates take turns, so that a slow moment of the host meets all of them
 REFERENCE = "float32 source in torch"
@@ -82,6 +83,7 @@ class ConvertOptions:
 
     Attributes:
         precision: "auto", or one of :data:`PRECISIONS`.
+        backend: engine, if not the target's first.
         out: directory that receives ``NAME.TARGET.edge``.
         archive: pack each bundle into one .zip instead of a directory.
         force: replace a bundle that is there.
@@ -91,6 +93,7 @@ class ConvertOptions:
 
     targets: tuple[Target, ...]
     precision: str = "auto"
+    backend: str | None = None
     out: Path = Path("out")
     gates: Gates = field(default_factory=Gates)
     measure: MeasureOptions = field(default_factory=MeasureOptions)
@@ -140,7 +143,7 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         EdgeattnError: for anything that stops a target; what was published before stays.
     """
     for target in options.targets:
-        precisions(target, options.precision)  # refused before any waiting
+        precisions(target, engine(target, options), options.precision)  # refused before any waiting
         destination(model, target, options)
     base = baseline(model, data, progress)
     with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
@@ -160,15 +163,25 @@ def describe(model: EdgeModel) -> dict[str, Any]:
     }
 
 
-def precisions(target: Target, asked: str) -> tuple[Name, ...]:
-    """The precisions to try on a target, the safest first.
+def engine(target: Target, options: ConvertOptions) -> str:
+    """The engine to convert for.
 
     Raises:
-        UnsupportedError: if the target's engine does not have the asked one, or edgeattn has no converter for it.
+        UnsupportedError: if the target does not have the one that was asked for.
     """
-    backend = target.backends[0]
-    if backend not in BUILDERS:
-        raise UnsupportedError(f"target {target.name}: {unknown_name('engine', backend, BUILDERS)}")
+    backend = options.backend or target.backends[0]
+    if backend not in target.backends:
+        raise UnsupportedError(f"target {target.name}: {unknown_name('engine', backend, target.backends)}")
+    return backend
+
+
+def precisions(target: Target, backend: str, asked: str) -> tuple[Name, ...]:
+    """The precisions to try on an engine of a target, the safest first.
+
+    Raises:
+        InputError: for a name that is no precision.
+        UnsupportedError: if the engine does not have it there.
+    """
     offered = tuple(p for p in PRECISIONS if p in target.precisions[backend])
     if asked == "auto":
         return offered
@@ -253,7 +266,7 @@ class Workshop:
         return path
 
 
-def build_openvino(shop: Workshop, precision: Name) -> Artifact:
+def build_openvino(shop: Workshop, precision: Name, _: Target) -> Artifact:
     """ONNX -> OpenVINO IR; int8 by nncf."""
     room = shop.room(f"openvino-{precision}")
     if precision == "int8":
@@ -265,7 +278,7 @@ def build_openvino(shop: Workshop, precision: Name) -> Artifact:
     return to_openvino(shop.onnx, room, precision)
 
 
-def build_litert(shop: Workshop, precision: Name) -> Artifact:
+def build_litert(shop: Workshop, precision: Name, _: Target) -> Artifact:
     """Torch -> TFLite; int8 weights with dynamic activations."""
     if precision == "fp32":
         return shop.tflite
@@ -279,7 +292,7 @@ def build_litert(shop: Workshop, precision: Name) -> Artifact:
     return to_tflite(shop.model, room, precision)
 
 
-def build_tensorrt(shop: Workshop, precision: Name) -> Artifact:
+def build_tensorrt(shop: Workshop, precision: Name, target: Target) -> Artifact:
     """ONNX and build recipe for the device; int8 as explicit Q/DQ. Parsed and built here as far as this host can."""
     from edgeattn.converters.tensorrt import to_tensorrt
 
@@ -288,13 +301,22 @@ def build_tensorrt(shop: Workshop, precision: Name) -> Artifact:
         from edgeattn.quantize.qdq import int8_qdq
 
         onnx = int8_qdq(onnx, shop.base.calibration, shop.room("qdq"))
-    return to_tensorrt(onnx, shop.room(f"tensorrt-{precision}"), precision)
+    capability = target.compute_capability or DEFAULT_CAPABILITY
+    return to_tensorrt(onnx, shop.room(f"tensorrt-{precision}"), precision, capability)
 
 
-BUILDERS: Mapping[str, Callable[[Workshop, Name], Artifact]] = {
+def build_onnxruntime(shop: Workshop, precision: Name, target: Target) -> Artifact:
+    """The exported ONNX as it is; int8 as Q/DQ, fp16 as for TensorRT."""
+    if precision == "fp32":
+        return Artifact("onnxruntime", precision, shop.onnx, "ONNX, float32")
+    return replace(build_tensorrt(shop, precision, target), backend="onnxruntime", build=None)
+
+
+BUILDERS: Mapping[str, Callable[[Workshop, Name, Target], Artifact]] = {
     "openvino": build_openvino,
     "litert": build_litert,
     "tensorrt": build_tensorrt,
+    "onnxruntime": build_onnxruntime,
 }
 SUBSTITUTE = {"tensorrt": "onnxruntime"}  # runs the same ONNX file where there is no NVIDIA GPU
 
@@ -302,14 +324,15 @@ SUBSTITUTE = {"tensorrt": "onnxruntime"}  # runs the same ONNX file where there 
 def convert_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
     """Candidates, verification, choice and bundle for one target."""
     began = time.monotonic()
+    backend = engine(target, options)
     verified: dict[str, Verified] = {}
     refused: list[Candidate] = []
     with ExitStack() as open_sessions:
         sessions: dict[str, Session] = {}
-        for precision in precisions(target, options.precision):
-            progress.begin(f"{target.name}: {precision} with {target.backends[0]}")
+        for precision in precisions(target, backend, options.precision):
+            progress.begin(f"{target.name}: {precision} with {backend}")
             try:
-                artifact = BUILDERS[target.backends[0]](shop, precision)
+                artifact = BUILDERS[backend](shop, precision, target)
             except (DataError, UnsupportedError) as error:
                 if options.precision != "auto":
                     raise
@@ -328,7 +351,7 @@ def convert_target(shop: Workshop, target: Target, options: ConvertOptions, prog
         if not verified:
             raise UnsupportedError(f"{target.name}: no precision could be built: {refused[0].why}")
         progress.begin(f"{target.name}: timing")
-        if target.backends[0] not in SUBSTITUTE:
+        if backend not in SUBSTITUTE:
             times = time_candidates(sessions)
             verified = {p: replace(v, latency_ms=times[p]) for p, v in verified.items()}
         baseline_score = shop.base.score

@@ -90,7 +90,7 @@ def table(results: Sequence[Result]) -> Table:
     """The results as a table for a terminal."""
     from rich.table import Table
 
-    grid = Table(caption=_caption(results), caption_justify="left", padding=(0, 0, 0, 1), expand=False)
+    grid = Table(caption=_caption(results), caption_justify="left")
     for name in COLUMNS:
         grid.add_column(name, overflow="fold", justify="right" if name in RIGHT else "left")
     grid.add_column("gates")

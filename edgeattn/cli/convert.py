@@ -19,6 +19,9 @@ def convert(
     ] = DEFAULT_MODEL,
     target: Annotated[list[str], typer.Option(help="Target name or .toml file; may be repeated.")] = ["cpu"],  # noqa: B006
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
+    backend: Annotated[
+        str | None, typer.Option(help="Engine, if not the target's first: see edgeattn targets.")
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help="transcripts.tsv directory, npz or file.py:function, to calibrate and measure on."),
@@ -48,6 +51,7 @@ def convert(
         settings = ConvertOptions(
             targets=tuple(get_target(name) for name in dict.fromkeys(target)),
             precision=precision,
+            backend=backend,
             out=out,
             gates=Gates(max_drop, deadline, max_size),
             measure=MeasureOptions(deadline_ms=deadline, paced_seconds=paced_seconds, threads=threads),

@@ -1,0 +1,207 @@
+"""torch -> ONNX: names, one LayerNormalization per LayerNorm, parity over a carried-state stream, named failures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeattn.converters.onnx import SPEC_KEY, export_onnx, module_path, reduced_opset
+from edgeattn.errors import ConversionError
+from edgeattn.model import Artifact
+from edgeattn.models.streaming_conformer import GRAPH
+from edgeattn.sources import from_module
+from edgeattn.spec import GraphSpec, from_json
+from tests.converters.samples import (
+    Nested,
+    as_model,
+    converted_stream,
+    deployed_once,
+    deployed_stream,
+    generic_models,
+    nested,
+    reference_stream,
+    stream_model,
+    worst_difference,
+)
+
+
+@pytest.fixture(scope="module")
+def proto() -> onnx.ModelProto:
+    return onnx.load(converted_stream().onnx[GRAPH])
+
+
+def test_inputs_and_outputs_are_those_of_the_spec(proto: onnx.ModelProto) -> None:
+    graph = stream_model().spec.graphs[0]
+    for values, tensors in ((proto.graph.input, graph.all_inputs), (proto.graph.output, graph.all_outputs)):
+        found = [(v.name, tuple(d.dim_value for d in v.type.tensor_type.shape.dim)) for v in values]
+        assert found == [(t.name, t.shape) for t in tensors]
+    assert proto.opset_import[0].version >= 17
+
+
+def test_each_layer_norm_is_one_node(proto: onnx.ModelProto) -> None:
+    module = stream_model().modules[GRAPH]
+    norms = sum(isinstance(child, nn.LayerNorm) for child in module.modules())
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds.count("LayerNormalization") == norms
+    assert "ReduceMean" not in kinds
+
+
+def test_only_plain_operators_move_the_caches(proto: onnx.ModelProto) -> None:
+    kinds = {node.op_type for node in proto.graph.node}
+    assert not kinds & {"ScatterND", "ScatterElements", "Where", "Range", "Gather", "GatherND", "If", "Loop"}
+
+
+def test_every_product_knows_its_module(proto: onnx.ModelProto) -> None:
+    modules = dict(stream_model().modules[GRAPH].named_modules())
+    products = [node for node in proto.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
+    assert len(products) > 10
+    for node in products:
+        assert module_path(node) in modules, node.name
+    assert "blocks.0.attention.query" in {module_path(node) for node in products}
+
+
+def test_the_file_tells_its_spec_and_no_path_of_this_machine() -> None:
+    path = converted_stream().onnx[GRAPH]
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert from_json(GraphSpec, json.loads(properties[SPEC_KEY])) == stream_model().spec.graphs[0]
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
+    assert b"site-packages" not in path.read_bytes()
+
+
+def test_500_carried_state_steps_match_torch() -> None:
+    artifact = Artifact("onnxruntime", "fp32", converted_stream().onnx, "")
+    assert worst_difference(reference_stream()[1], deployed_stream(artifact)) <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["tokens", "recurrent", "attention"])
+def test_any_torch_module_gets_through(name: str, tmp_path: Path) -> None:
+    model = generic_models()[name]
+    artifact = Artifact("onnxruntime", "fp32", export_onnx(model, tmp_path), "")
+    got = deployed_once(artifact, model)
+    for output, expected in model.run(model.example["main"]).items():
+        np.testing.assert_allclose(got[output], expected, atol=1e-5)
+
+
+class Borders(nn.Module):
+    """An unused input, an input handed through, one tensor under two names, a constant, names of inner nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear_layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, unused: Tensor, state: Tensor) -> dict[str, Tensor]:
+        y = self.linear_layer(x)
+        return {"linear": y, "again": y, "next_state": state, "constant": torch.ones(2, 3), "add": y + 1.0}
+
+
+def borders() -> tuple[nn.Module, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    return Borders(), {"x": torch.randn(2, 16), "unused": torch.randn(3), "state": torch.randn(2, 2)}
+
+
+def test_unused_inputs_and_shared_outputs_stay(tmp_path: Path) -> None:
+    module, inputs = borders()
+    model = as_model("borders", module, **inputs)
+    got = deployed_once(Artifact("onnxruntime", "fp32", export_onnx(model, tmp_path), ""), model)
+    for name, expected in model.run(model.example["main"]).items():
+        np.testing.assert_allclose(got[name], expected, atol=1e-5)
+
+
+def test_an_operation_without_onnx_is_named_with_its_module(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConversionError, match=r"'linalg_eig' \(aten\.linalg_eig\.default\) of module encoder\.odd: "
+    ) as caught:
+        export_onnx(nested(lambda x: torch.linalg.eigvals(x).real), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_decomposed_operation_is_still_named_with_its_module(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"of module encoder\.odd: "):
+        export_onnx(nested(lambda x: torch.cumprod(x, 0)), tmp_path)
+
+
+def test_a_branch_on_values_names_the_module_and_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"forward of module encoder\.odd \(Apply\) .* torch\.where"):
+        export_onnx(nested(lambda x: x * 2 if x.sum() > 0 else x), tmp_path)
+
+
+def test_a_shape_that_depends_on_values_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="shape of output 'y' depends on values"):
+        export_onnx(nested(lambda x: x[x > 0]), tmp_path)
+
+
+def test_wrappers_of_edgeattn_stay_out_of_the_path(tmp_path: Path) -> None:
+    model = from_module(Nested(torch.tanh), {"x": np.ones((8, 8), np.float32)}, "plain")
+    nodes = onnx.load(export_onnx(model, tmp_path)["main"]).graph.node
+    assert {module_path(node) for node in nodes if node.op_type in ("Gemm", "Tanh")} == {
+        "encoder.linear",
+        "encoder.odd",
+    }
+
+
+class Renamed(nn.Module):
+    """Calls its output like its input."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"x": x + 1.0}
+
+
+def test_one_name_for_input_and_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="'x' names an input and an output"):
+        export_onnx(as_model("renamed", Renamed(), x=torch.ones(3)), tmp_path)
+
+
+class PooledPadding(nn.Module):
+    """Reads what the encoder's fast path writes at padded positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x: Tensor, padding: Tensor) -> dict[str, Tensor]:
+        return {"mean": self.encoder(x, src_key_padding_mask=padding).mean(1)}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_outputs_that_depend_on_padding_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    padding = torch.tensor([[False, False, False, True]])
+    model = as_model("padded", PooledPadding(), x=torch.randn(1, 4, 16), padding=padding)
+    with pytest.raises(ConversionError, match="output mean depends on padded positions"):
+        export_onnx(model, tmp_path)
+
+
+def test_exporting_leaves_torch_and_the_terminal_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = generic_models()["attention"]
+    before = {name: value.clone() for name, value in model.modules["main"].state_dict().items()}
+    export_onnx(model, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+    for name, value in model.modules["main"].state_dict().items():
+        assert torch.equal(before[name], value)
+
+
+class Reductions(nn.Module):
+    """Writes opset 18 forms: ReduceMean with an input of axes, Split with num_outputs."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        left, right = x.chunk(2, dim=-1)
+        return {"y": left.mean(-1) + right.amax(-1)}
+
+
+def test_lowering_the_opset_changes_nothing_else(tmp_path: Path) -> None:
+    model = as_model("reductions", Reductions(), x=torch.randn(2, 8))
+    path = export_onnx(model, tmp_path)["main"]
+    lowered = onnx.load(path)
+    assert reduced_opset(lowered) == 17
+    onnx.save(lowered, path)
+    got = deployed_once(Artifact("onnxruntime", "fp32", {"main": path}, ""), model)
+    np.testing.assert_allclose(got["y"], model.run(model.example["main"])["y"], atol=1e-6)

@@ -12,7 +12,6 @@ from edgeattn.errors import InputError
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy, score_arrays, score_speech
 from edgeattn.evaluation.data import ArrayData, SpeechData
 from edgeattn.evaluation.parity import Parity
-from edgeattn.evaluation.replay import replay
 from edgeattn.gates import (
     Failure,
     Gates,
@@ -22,7 +21,7 @@ from edgeattn.gates import (
     parity_failures,
     size_failures,
 )
-from edgeattn.pipeline import REFERENCE, Baseline, Progress, baseline
+from edgeattn.pipeline import Baseline, Progress, baseline, replay_baseline
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
@@ -116,13 +115,7 @@ def _source(
 
 def _parity(base: Baseline, session: Session, progress: Progress) -> Parity:
     progress.begin("parity", sum(len(records) for records in base.records.values()))
-    carried = session.spec.stream is not None
-    parities = [
-        replay(records, session.step(graph), REFERENCE, carried, progress.advance)
-        for graph, records in base.records.items()
-    ]
-    outputs = {name: output for parity in parities for name, output in parity.outputs.items()}
-    return Parity(REFERENCE, sum(p.steps for p in parities), outputs)
+    return replay_baseline(base, session, progress)
 
 
 def _score(session: Session, data: Data, progress: Progress) -> Score | None:

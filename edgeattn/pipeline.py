@@ -13,13 +13,15 @@ Nothing appears under the destination before its last step; a failed gate publis
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
+import itertools
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +30,8 @@ from typing import Any, Protocol
 import numpy as np
 
 import edgeattn
-from edgeattn.bundle import SUFFIX, BundleDraft, Golden, Manifest, zip_bundle
-from edgeattn.errors import DataError, InputError, UnsupportedError, unknown_name
+from edgeattn.bundle import SUFFIX, BundleDraft, Golden, Manifest, writing, zip_bundle
+from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.accuracy import Score, accuracy, score_arrays, score_speech
 from edgeattn.evaluation.data import ArrayData, SpeechData
 from edgeattn.evaluation.parity import Parity
@@ -45,7 +47,7 @@ from edgeattn.gates import (
 )
 from edgeattn.model import Arrays, Artifact, EdgeModel, ReferenceStep, one_thread
 from edgeattn.profiling.figures import Profile
-from edgeattn.profiling.measure import MeasureOptions, time_step
+from edgeattn.profiling.measure import MeasureOptions, time_step, white_noise
 from edgeattn.profiling.worker import profile_bundle
 from edgeattn.report import Candidate, Precision, Report, Result
 from edgeattn.runtimes import Session, Stream, open_session
@@ -145,9 +147,8 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
     for target in options.targets:
         precisions(target, engine(target, options), options.precision)  # refused before any waiting
         destination(model, target, options)
-    base = baseline(model, data, progress)
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-        workshop = Workshop(model, base, Path(scratch))
+    with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
+        workshop = Workshop(model, baseline(model, data, progress), Path(scratch))
         results = [convert_target(workshop, target, options, progress) for target in options.targets]
     return Report(describe(model), tuple(results))
 
@@ -200,14 +201,34 @@ def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Pa
         OutputError: if it cannot go there.
     """
     path = options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
-    with BundleDraft(path, options.force):  # tried now, not after minutes of work
-        pass
-    return path
+    with removed_if_empty(options.out):  # tried now, not after minutes of work
+        if not options.archive:
+            with BundleDraft(path, options.force):
+                return path
+        archive = path.with_suffix(f"{SUFFIX}.zip")
+        if archive.exists() and not (options.force and archive.is_file()):
+            raise OutputError(f"{archive} exists; remove it, choose another --out, or pass --force")
+        with writing(archive):
+            options.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=options.out):
+                return archive
+
+
+@contextlib.contextmanager
+def removed_if_empty(directory: Path) -> Iterator[None]:
+    """Take a directory that was not there before away again if nothing came into it."""
+    there = directory.exists()
+    try:
+        yield
+    finally:
+        if not there:
+            with contextlib.suppress(OSError):  # not empty, which is how it should be
+                directory.rmdir()
 
 
 def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
     """Run the float32 source: steps to replay, samples to calibrate with, and the task's metric."""
-    if model.spec.stream is not None and isinstance(data, SpeechData):
+    if model.spec.stream is not None and not isinstance(data, ArrayData):
         with one_thread():
             return _stream_baseline(model, model.spec.stream, data, progress)
     if data is not None and not isinstance(data, ArrayData):
@@ -224,10 +245,13 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
     return Baseline(recorded, {graph: tuple(dict(s.inputs) for s in data.calibration)}, score_or_none, data)
 
 
-def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData, progress: Progress) -> Baseline:
+def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | None, progress: Progress) -> Baseline:
     graph = model.spec.graphs[0].name
     step = ReferenceStep(model)
     progress.begin("baseline: recording the source")
+    if data is None:  # parity needs no words: noise carries the states as far as speech does
+        noise = white_noise(2 * stream.frontend.sample_rate)
+        return Baseline({graph: record_stream(step, stream, [noise], PARITY_STEPS)}, {}, None, None)
     records = record_stream(step, stream, (u.samples for u in data.evaluation), PARITY_STEPS)
     calibration = record_utterances(step, stream, (u.samples for u in data.calibration), CALIBRATION_STEPS)
     progress.begin("baseline: word error of the source", len(data.evaluation))
@@ -368,12 +392,7 @@ def verify(
     """Parity over the recorded steps and the metric over the data, on the runtime that ships."""
     spec = shop.model.spec
     progress.begin(f"{label}: parity", sum(len(records) for records in shop.base.records.values()))
-    parities = [
-        replay(records, session.step(graph), REFERENCE, spec.stream is not None, progress.advance)
-        for graph, records in shop.base.records.items()
-    ]
-    outputs = {name: output for parity in parities for name, output in parity.outputs.items()}
-    parity = Parity(REFERENCE, sum(p.steps for p in parities), outputs)
+    parity = replay_baseline(shop.base, session, progress)
     score = None
     data = shop.base.data
     if spec.stream is not None and isinstance(data, SpeechData):
@@ -388,6 +407,17 @@ def verify(
         failures += accuracy_failures(shop.base.score, score, gates.max_drop)
     size = sum(path.stat().st_size for path in _artifact_files(artifact).values())
     return Verified(artifact, parity, score, None, tuple(failures), size)
+
+
+def replay_baseline(base: Baseline, session: Session, progress: Progress) -> Parity:
+    """The recorded steps on a session: a stream carries its own states, calls that were recorded apart do not."""
+    carried = session.spec.stream is not None and not isinstance(base.data, ArrayData)
+    parities = [
+        replay(records, session.step(graph), REFERENCE, carried, progress.advance)
+        for graph, records in base.records.items()
+    ]
+    outputs = {name: output for parity in parities for name, output in parity.outputs.items()}
+    return Parity(REFERENCE, sum(p.steps for p in parities), outputs)
 
 
 def time_candidates(sessions: Mapping[str, Session]) -> dict[str, float]:
@@ -469,8 +499,9 @@ def pack(
 ) -> Result:
     """Draft the bundle, profile the draft, gate it, publish it."""
     model, artifact = shop.model, chosen.artifact
-    path = options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
-    with BundleDraft(path, options.force) as draft:
+    path = destination(model, target, options)
+    draft_path = shop.scratch / path.name if options.archive else path
+    with BundleDraft(draft_path, options.force) as draft, writing(path):
         for name, file in _artifact_files(artifact).items():
             shutil.copyfile(file, draft.path / name)
         _save_arrays(draft.path / "golden.npz", golden)
@@ -502,12 +533,11 @@ def pack(
         result = replace(result, size_bytes=size, failures=failures, passed=not failures, bundle=str(path))
         if not result.passed and not options.keep_failed:
             note = "not written: a gate failed (--keep-failed writes it)"
-            return replace(result, bundle="", notes=(*result.notes, note))
-        draft.publish()
-    if options.archive:
-        archive = zip_bundle(path, path.with_suffix(f"{SUFFIX}.zip"))
-        shutil.rmtree(path)
-        result = replace(result, bundle=str(archive))
+            return replace(result, bundle=None, notes=(*result.notes, note))
+        if options.archive:
+            zip_bundle(draft.path, path, options.force)
+        else:
+            draft.publish()
     return result
 
 
@@ -537,7 +567,7 @@ def assemble(
         target=target.name,
         device=profile.device if substitute is None else f"{profile.device} ({substitute})",
         backend=artifact.backend,
-        bundle="",
+        bundle=None,
         passed=not failures,
         failures=tuple(failures),
         precision=Precision(
@@ -555,8 +585,11 @@ def assemble(
 
 
 def golden_inputs(base: Baseline) -> dict[str, list[Arrays]]:
-    """The first recorded inputs of every graph."""
-    return {graph: [dict(r.inputs) for r in records[:GOLDEN_STEPS]] for graph, records in base.records.items()}
+    """The first recorded inputs of every graph, from the start again where fewer were recorded."""
+    return {
+        graph: [dict(record.inputs) for record in itertools.islice(itertools.cycle(records), GOLDEN_STEPS)]
+        for graph, records in base.records.items()
+    }
 
 
 def provenance(model: EdgeModel, artifact: Artifact) -> dict[str, Any]:

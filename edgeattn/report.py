@@ -48,7 +48,7 @@ class Result:
     target: str
     device: str
     backend: str
-    bundle: str
+    bundle: str | None
     passed: bool
     failures: tuple[Failure, ...]
     precision: Precision

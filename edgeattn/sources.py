@@ -13,7 +13,8 @@ import importlib.util
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,8 @@ def load_model(reference: str) -> EdgeModel:
     for owns, load in LOADERS:
         if owns(reference):
             model = load(reference)
-            check_finite(model)
+            with _users_code(reference):  # an EdgeModel made by hand may not do what its spec says
+                check_finite(model)
             return model
     near = unknown_name("model", reference, MODELS)
     raise ModelError(f"{near}. {FORM}")
@@ -95,12 +97,13 @@ def _builtin_data(reference: str, directory: Path | None, split: str | None, lim
 
 def _load_samples(source: str, spec: ModelSpec, limit: int) -> ArrayData:
     path, function = _split(source)
-    module = _run_file(Path(path), source)
+    module = _run_file(Path(path), source, DataError)
     make = getattr(module, function, None)
     if not callable(make):
         raise DataError(f"{source}: {unknown_name('function', function, _functions(module))}")
-    with _users_code(source):
-        samples = list(itertools.islice(make(), limit))
+    with _users_code(source, DataError):
+        yielded = make()
+        samples = list(itertools.islice(yielded, limit)) if isinstance(yielded, Iterable) else []
     if not samples or not all(isinstance(sample, Mapping) for sample in samples):
         raise DataError(f"{source}: must yield dicts of arrays named like the model's inputs")
     try:
@@ -132,14 +135,14 @@ def _load_python_file(reference: str) -> EdgeModel:
     return _call_factory(reference, _run_file(path, reference), factory, path.stem, path.read_bytes())
 
 
-def _run_file(path: Path, reference: str) -> ModuleType:
+def _run_file(path: Path, reference: str, kind: type[EdgeattnError] = ModelError) -> ModuleType:
     name = f"_edgeattn_source_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses in the file look themselves up there
-    with _import_path(path.resolve().parent), _users_code(reference):
+    with _import_path(path.resolve().parent), _users_code(reference, kind):
         spec.loader.exec_module(module)
     return module
 
@@ -151,15 +154,14 @@ def _is_module(reference: str) -> bool:
 
 def _load_module(reference: str) -> EdgeModel:
     name, factory = _split(reference)
-    with _import_path(Path.cwd()):
+    with _import_path(Path.cwd()), _users_code(reference):  # finding a module runs the packages around it
         try:
             found = importlib.util.find_spec(name)
         except ModuleNotFoundError:
             found = None
         if found is None:
             raise ModelError(f"{reference}: there is no module {name}. {FORM}")
-        with _users_code(reference):
-            module = importlib.import_module(name)
+        module = importlib.import_module(name)
     source = Path(found.origin).read_bytes() if found.origin and Path(found.origin).is_file() else b""
     return _call_factory(reference, module, factory, name.rpartition(".")[2], source)
 
@@ -215,19 +217,28 @@ def _import_path(directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _users_code(reference: str) -> Iterator[None]:
-    """Name the user's line when the user's code raises."""
+def _users_code(reference: str, kind: type[EdgeattnError] = ModelError) -> Iterator[None]:
+    """Name the user's line when the user's code raises; what it prints goes to stderr, stdout is for results."""
     try:
-        yield
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
     except EdgeattnError:
         raise
-    except Exception as error:
-        trace = error.__traceback__
-        line = ""
-        while trace is not None:
-            line = f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
-            trace = trace.tb_next
-        raise ModelError(f"{reference} raised {type(error).__name__}: {error}{line}") from error
+    except (Exception, SystemExit) as error:  # a script that parses arguments when imported exits
+        raise kind(f"{reference} raised {type(error).__name__}: {error}{_users_line(error)}") from error
+
+
+def _users_line(error: BaseException) -> str:
+    """The deepest line that is neither edgeattn's nor an installed package's; without one the deepest of all."""
+    foreign = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))]
+    lines = []
+    trace = error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        users = path.is_absolute() and not any(path.is_relative_to(folder) for folder in foreign)
+        lines.append((users, f" ({path.name}:{trace.tb_lineno})"))
+        trace = trace.tb_next
+    return next((line for users, line in reversed(lines) if users), lines[-1][1])
 
 
 def _call_factory(reference: str, module: ModuleType, name: str, stem: str, source: bytes) -> EdgeModel:
@@ -267,7 +278,10 @@ def _module_and_inputs(reference: str, made: Any) -> tuple[torch.nn.Module, Arra
     for key, value in named.items():
         if not isinstance(value, torch.Tensor):
             raise ModelError(f"{reference}: example input {key!r} must be a tensor, got {type(value).__name__}")
-    return module, {key: value.detach().cpu().numpy() for key, value in named.items()}
+    try:
+        return module, {key: value.detach().cpu().numpy() for key, value in named.items()}
+    except TypeError as error:  # bfloat16 and others that numpy does not have
+        raise ModelError(f"{reference}: an example input has no numpy dtype: {error}") from error
 
 
 def _describe(value: object) -> str:
@@ -304,7 +318,10 @@ def from_module(module: torch.nn.Module, inputs: Arrays, name: str, source: byte
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         size += tensor.numel() * tensor.element_size()
-    spec = ModelSpec(name.replace("_", "-"), "generic", (graph_from_example(GRAPH, inputs, first),))
+    try:
+        spec = ModelSpec(name.replace("_", "-"), "generic", (graph_from_example(GRAPH, inputs, first),))
+    except ValueError as error:
+        raise ModelError(f"{type(module).__name__}: {error}") from error
     return EdgeModel(spec, {GRAPH: named}, {GRAPH: dict(inputs)}, digest.hexdigest(), size)
 
 

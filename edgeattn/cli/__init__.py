@@ -23,7 +23,7 @@ from edgeattn.cli import (
     targets,
     train,
 )
-from edgeattn.cli.settings import read_settings
+from edgeattn.cli.settings import read_settings, settings_of
 from edgeattn.errors import EdgeattnError
 
 app = typer.Typer(
@@ -55,7 +55,7 @@ def main() -> None:
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     try:
-        defaults = read_settings({name: {p.name for p in c.params if p.name} for name, c in command.commands.items()})
+        defaults = read_settings({name: settings_of(c.params) for name, c in command.commands.items()})
     except EdgeattnError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)

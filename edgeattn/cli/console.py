@@ -38,6 +38,12 @@ def exit_codes(as_json: bool) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         raise typer.Exit(0) from None
+    except OSError as error:  # a full temporary directory, a file that vanished: the system's own words
+        message = ": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error))))
+        if as_json:
+            print_json({"schema": 1, "error": {"type": "OSError", "message": message}})
+        typer.echo(f"error: {message}", err=True)
+        raise typer.Exit(EdgeattnError.exit_code) from error
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ def convert(
         from edgeattn.targets import get_target
 
         settings = ConvertOptions(
-            targets=tuple(get_target(name) for name in dict.fromkeys(target)),
+            targets=tuple({found.name: found for found in map(get_target, target)}.values()),
             precision=precision,
             backend=backend,
             out=out,

@@ -93,7 +93,6 @@ def pace(
     rate, hop = spec.frontend.sample_rate, float(spec.hop_seconds)
     misses = chunks = 0
     busy = backlog = 0.0
-    pushed_chunks = 0
     start = time.monotonic()
     for first in range(0, len(samples), packet):
         piece = samples[first : first + packet]
@@ -106,15 +105,24 @@ def pace(
         events = stream.push(piece)
         done = time.monotonic()
         busy += done - began
-        due = int((first + len(piece)) / rate / hop)  # chunks that this audio completes, up to the look-ahead
-        if due > pushed_chunks:
-            chunks += due - pushed_chunks
-            pushed_chunks = due
-            misses += done - arrival > deadline_ms / 1e3
+        completed = steps_after(spec, first + len(piece)) - chunks
+        chunks += completed
+        if done - arrival > deadline_ms / 1e3:
+            misses += completed
         for event in events:
             on_event(event)
     audio = len(samples) / rate
     return Realtime(hop * 1e3, deadline_ms, busy / audio, misses, chunks, backlog * 1e3, True)
+
+
+def steps_after(spec: StreamSpec, samples: int) -> int:
+    """Steps that a fresh stream has run once it heard so many samples: the chunks whose last sample came by then."""
+    frontend = spec.frontend
+    overhang = frontend.frame_length // 2 - frontend.hop_length // 2  # frame 0 starts this far before sample 0
+    if samples < frontend.frame_length:
+        return 0
+    frames = (samples + overhang - frontend.frame_length) // frontend.hop_length + 1
+    return max(0, (frames - spec.window) // spec.shift + 1)
 
 
 def time_step(step: Step, runs: int) -> tuple[float, list[float]]:
@@ -160,7 +168,7 @@ def _time_stream(session: Session, spec: StreamSpec, runs: int) -> tuple[float, 
     """Chunks through the whole of ``Stream.push``: features, engine, decoding."""
     stream = session.stream()
     hop = spec.shift * spec.frontend.hop_length
-    noise = _noise(hop * 16)
+    noise = white_noise(hop * 16)
     stream.push(noise[: spec.window * spec.frontend.hop_length])  # from here on each hop of samples is one chunk
     times = []
     warmup = max(3, runs // 10)
@@ -178,11 +186,12 @@ def _pace(stream: Stream, spec: StreamSpec, options: MeasureOptions, chunk_secon
     deadline = options.deadline_ms if options.deadline_ms is not None else hop_ms
     if options.paced_seconds <= 0:
         return Realtime(hop_ms, deadline, chunk_seconds * 1e3 / hop_ms, None, None, None, False)
-    samples = _noise(int(options.paced_seconds * spec.frontend.sample_rate))
+    samples = white_noise(int(options.paced_seconds * spec.frontend.sample_rate))
     return pace(stream, spec, samples, options.packet, deadline)
 
 
-def _noise(count: int) -> np.ndarray:
+def white_noise(count: int) -> np.ndarray:
+    """The same noise every time: float32, shape (count,), quiet enough never to clip."""
     noise: np.ndarray = NOISE_LEVEL * np.random.default_rng(0).standard_normal(count, dtype=np.float32)
     return noise
 

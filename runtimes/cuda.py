@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import weakref
+from collections.abc import Iterable
 from typing import Any, final
 
 import numpy as np
@@ -51,22 +53,24 @@ class Cuda:
         return int(address.value or 0)
 
     def pinned_array(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """Page-locked host memory as an array of zeros: copies from pageable memory block and take a detour."""
+        """Page-locked host memory as an array of zeros: copies from pageable memory block and take a detour.
+
+        It is given back when the last view of it dies, so that no array is ever left over nothing.
+        """
         kind = np.dtype(dtype)
         nbytes = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         address = ctypes.c_void_p()
         self._call("cudaHostAlloc", ctypes.byref(address), ctypes.c_size_t(nbytes), ctypes.c_uint(0))
         block = (ctypes.c_byte * nbytes).from_address(int(address.value or 0))
+        weakref.finalize(block, self._library.cudaFreeHost, ctypes.c_void_p(address.value)).atexit = False
         array: np.ndarray = np.ndarray(shape, kind, buffer=memoryview(block))
         array.fill(0)
         return array
 
-    def free(self, device: list[int], pinned: list[np.ndarray]) -> None:
-        """Give memory back."""
-        for address in device:
+    def free(self, addresses: Iterable[int]) -> None:
+        """Give device memory back."""
+        for address in addresses:
             self._call("cudaFree", ctypes.c_void_p(address))
-        for array in pinned:
-            self._call("cudaFreeHost", ctypes.c_void_p(array.ctypes.data))
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Start copying a contiguous host array to the device."""

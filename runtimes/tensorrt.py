@@ -215,11 +215,9 @@ class _TensorRtStep(EngineStep):
         self.run()
 
     def free(self) -> None:
-        """Give the memory back; the step is of no use afterwards."""
-        device = [*self._addresses.values(), *(address for states in self._states for address in states.values())]
-        pinned = [*self.inputs.values(), *self.outputs.values(), *self._staging.values()]
+        """Give the device's memory back; the step cannot run afterwards."""
         self._context = None
-        self._cuda.free(device, pinned)
+        self._cuda.free([*self._addresses.values(), *(a for states in self._states for a in states.values())])
 
 
 @final

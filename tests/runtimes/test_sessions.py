@@ -172,6 +172,14 @@ def test_layer_times_are_positive_and_of_the_size_of_a_run(
     assert 0 < sum(layer.microseconds for layer in layers) < 1e6
 
 
+@pytest.mark.parametrize("backend", ENGINES)
+def test_two_threads_compute_the_same(backend: str, tiny_file: Files, random_inputs: dict[str, np.ndarray]) -> None:
+    with open_session(backend, {"main": tiny_file(backend)}, tiny_spec(), threads=2) as session:
+        result = session.run(random_inputs)["log_probs"]
+        assert session.threads == 2
+    np.testing.assert_allclose(result, numpy_step(tiny_weights(), random_inputs)["log_probs"], atol=1e-5)
+
+
 def test_closing_twice_is_fine(tiny_file: Files) -> None:
     session = open_session("onnxruntime", {"main": tiny_file("onnxruntime")}, tiny_spec())
     session.close()

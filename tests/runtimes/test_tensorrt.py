@@ -95,6 +95,27 @@ def test_non_zero_zero_point_is_refused_as_on_the_device(rtx: ModuleType, tmp_pa
     assert "zero" in outcome.failure.lower()
 
 
+def test_calls_of_the_runtime_exist_in_nvidias_package(rtx: ModuleType) -> None:
+    calls = {
+        "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype get_tensor_shape "
+        "create_execution_context create_engine_inspector",
+        "IExecutionContext": "set_tensor_address execute_async_v3 profiler",
+        "EngineInspector": "get_engine_information",
+        "LayerInformationFormat": "JSON",
+        "TensorIOMode": "INPUT OUTPUT",
+        "IProfiler": "report_layer_time",
+        "Runtime": "deserialize_cuda_engine",
+        "Logger": "ERROR",
+    }
+    missing = [
+        f"{kind}.{name}"
+        for kind, names in calls.items()
+        for name in names.split()
+        if not hasattr(getattr(rtx, kind), name)
+    ]
+    assert missing == []
+
+
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "missing"])
 def test_damaged_onnx_is_an_outcome_with_a_reason(
     rtx: ModuleType, damage: str, tiny_file: Files, tmp_path: Path

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,10 +132,13 @@ def load_speech(directory: Path, sample_rate: int, split: str | None = None, lim
     elif split not in splits:
         raise DataError(f"{directory}: no split {split!r}; it has {', '.join(splits) or 'no split column'}")
     if split is None:
-        calibration, evaluation = rows[::CALIBRATION_SHARE], [r for i, r in enumerate(rows) if i % CALIBRATION_SHARE]
+        every_fifth = set(list(dict.fromkeys(row.path for row in rows))[::CALIBRATION_SHARE])
+        evaluation = [row for row in rows if row.path not in every_fifth]
+        calibration = [row for row in rows if row.path in every_fifth]
     else:
         evaluation = [row for row in rows if row.split == split]
-        calibration = [row for row in rows if row.split == "train" and split != "train"]
+        measured = {row.path for row in evaluation}  # a recording may stand in two lines
+        calibration = [row for row in rows if row.split == "train" and row.path not in measured]
     if not evaluation:
         raise DataError(f"{directory}: no recording with a text to measure on")
     origin = f"{directory.name}/{split}" if split else directory.name
@@ -162,9 +166,9 @@ def load_arrays(path: Path, graph: GraphSpec) -> ArrayData:
         DataError: if it is no plain npz, or as :func:`array_data`.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a plain npz file ({error})") from error
     return array_data(arrays, path.name, graph)
 

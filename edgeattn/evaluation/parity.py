@@ -80,4 +80,4 @@ def _sqnr_db(signal: float, noise: float) -> float:
         return SQNR_LIMIT
     if signal == 0.0 or not math.isfinite(noise):
         return -SQNR_LIMIT
-    return float(np.clip(10.0 * math.log10(signal / noise), -SQNR_LIMIT, SQNR_LIMIT))
+    return float(np.clip(10.0 * (math.log10(signal) - math.log10(noise)), -SQNR_LIMIT, SQNR_LIMIT))

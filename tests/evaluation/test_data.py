@@ -1,0 +1,226 @@
+"""Data: what is read, what is refused with its line, and that calibration never sees what is measured."""
+
+from __future__ import annotations
+
+import wave
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeattn.errors import AudioError, DataError
+from edgeattn.evaluation.data import array_data, load_arrays, load_speech, read_transcripts
+from edgeattn.spec import GraphSpec, StateSpec, TensorSpec
+
+RATE = 1_000  # Hz
+GRAPH = GraphSpec(
+    "main",
+    (TensorSpec("x", "float32", (1, 3)), TensorSpec("ids", "int64", (1, 2))),
+    (TensorSpec("y", "float32", (1, 4)),),
+    (StateSpec("cache", "next_cache", (1, 2), initial=0.5),),
+)
+
+
+def write_wav(path: Path, level: int) -> None:
+    """Ten samples of one level, by which a recording is recognised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, RATE, 10, "NONE", ""))
+        file.writeframes(np.full(10, level, "<i2").tobytes())
+
+
+def write_table(directory: Path, text: str | bytes) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / "transcripts.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return directory
+
+
+def arrays(count: int = 10) -> dict[str, np.ndarray]:
+    return {"x": np.arange(3 * count, dtype=np.float32).reshape(count, 3), "ids": np.ones((count, 1, 2), np.int32)}
+
+
+def test_transcripts_are_read_with_optional_columns(tmp_path: Path) -> None:
+    table = 'speaker\tpath\ttext\tsplit\nann\ta.wav\tone "two\ttest\n\tsub/b.wav\t\t\n'
+    first, second = read_transcripts(write_table(tmp_path, table))
+    assert (first.path, first.text, first.speaker, first.split) == (tmp_path / "a.wav", 'one "two', "ann", "test")
+    assert (second.path, second.text, second.speaker, second.split) == (tmp_path / "sub/b.wav", "", "", "")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("", r"transcripts\.tsv:1: expected a header with the columns path and text, got none"),
+        ("file\ttext\na.wav\tone\n", r":1: expected a header .* got file text"),
+        ("path,text\na.wav,one\n", r":1: expected a header"),
+        ("path\ttext\na.wav\tone\nb.wav\n", r":3: expected 2 columns separated by tabs"),
+        ("path\ttext\na.wav\tone\textra\n", r":2: expected 2 columns separated by tabs"),
+        ("path\ttext\n../a.wav\tone\n", r":2: \.\./a\.wav lies outside"),
+        ("path\ttext\na.wav\tone\n/etc/passwd\tone\n", r":3: /etc/passwd lies outside"),
+        (b"path\ttext\na.wav\t\xff\xfe\n", r"not a UTF-8 table with tabs"),
+        (b"path\ttext\na.wav\t" + b"x" * 200_000 + b"\n", r"not a UTF-8 table with tabs"),
+    ],
+    ids=["empty", "no path", "commas", "short line", "long line", "dot dot", "absolute", "not UTF-8", "huge field"],
+)
+def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, table: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_transcripts(write_table(tmp_path, table))
+
+
+def test_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
+    write_wav(tmp_path / "secret.wav", 1)
+    inside = write_table(tmp_path / "data", "path\ttext\nlink.wav\tone\n")
+    (inside / "link.wav").symlink_to(tmp_path / "secret.wav")
+    with pytest.raises(DataError, match=r":2: link\.wav lies outside"):
+        read_transcripts(inside)
+
+
+def test_a_missing_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"transcripts\.tsv: cannot be read"):
+        read_transcripts(tmp_path)
+
+
+def test_a_missing_recording_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"b\.wav: no such recording"):
+        load_speech(write_table(tmp_path, "path\ttext\nb.wav\tone\n" * 2), RATE)
+
+
+@pytest.mark.parametrize(
+    ("table", "split", "message"),
+    [
+        ("path\ttext\tsplit\na.wav\tone\ttest\n", "tset", "no split 'tset'; it has test"),
+        ("path\ttext\na.wav\tone\n", "test", "no split 'test'; it has no split column"),
+        ("path\ttext\n", None, "no recording with a text"),
+        ("path\ttext\na.wav\t \n", None, "no recording with a text"),
+    ],
+)
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path, table: str, split: str | None, message: str) -> None:
+    write_wav(tmp_path / "a.wav", 1)
+    with pytest.raises(DataError, match=message):
+        load_speech(write_table(tmp_path, table), RATE, split)
+
+
+def test_words_are_lower_case_and_split_at_spaces(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav", 1)
+    data = load_speech(write_table(tmp_path, "path\ttext\tsplit\tspeaker\na.wav\t One  TWO\ttest\tann\n"), RATE)
+    assert data.evaluation[0].words == ("one", "two")
+    assert data.evaluation[0].speaker == "ann"
+    assert data.origin == f"{tmp_path.name}/test"
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.lists(st.sampled_from(["", "train", "dev", "test"]), min_size=1, max_size=12),
+    split=st.sampled_from([None, "train", "dev", "test"]),
+    limit=st.integers(0, 4),
+)
+def test_calibration_never_shares_a_recording_with_the_metric(rows: list[str], split: str | None, limit: int) -> None:
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        for index in range(len(rows)):
+            write_wav(directory / f"{index}.wav", 1_000 + index)
+        lines = [f"{index}.wav\tone\t{row}\n" for index, row in enumerate(rows)]
+        write_table(directory, "path\ttext\tsplit\n" + "".join(lines))
+        try:
+            data = load_speech(directory, RATE, split, limit)
+        except DataError:
+            named = {row for row in rows if row}
+            assert (split is not None and split not in named) or len(rows) == 1
+            return
+    calibration = [round(float(u.samples[0]) * 32_768) - 1_000 for u in data.calibration]
+    evaluation = [round(float(u.samples[0]) * 32_768) - 1_000 for u in data.evaluation]
+    assert evaluation
+    assert set(calibration).isdisjoint(evaluation)
+    assert len(set(evaluation)) == len(evaluation)
+    if limit:
+        assert max(len(calibration), len(evaluation)) <= limit
+    chosen = split or next((s for s in ("test", "dev") if s in rows), None)
+    if chosen:
+        assert {rows[i] for i in evaluation} == {chosen}
+        assert {rows[i] for i in calibration} <= {"train"}
+
+
+@pytest.mark.parametrize("splits", [[""] * 12, ["\ttrain", "\ttest", "\ttrain", "\ttrain", "\ttrain", "\ttrain"]])
+def test_one_recording_in_two_lines_is_not_calibrated_and_measured(tmp_path: Path, splits: list[str]) -> None:
+    for index in range(3):
+        write_wav(tmp_path / f"{index}.wav", 1_000 + index)
+    lines = "".join(f"{index % 3}.wav\tone{split}\n" for index, split in enumerate(splits))
+    header = "path\ttext\tsplit\n" if splits[0] else "path\ttext\n"
+    data = load_speech(write_table(tmp_path, header + lines), RATE)
+    calibration, evaluation = ({float(u.samples[0]) for u in part} for part in (data.calibration, data.evaluation))
+    assert calibration
+    assert calibration.isdisjoint(evaluation)
+
+
+def test_npz_samples_get_a_batch_axis_and_initial_states(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", allow_pickle=False, target_y=np.arange(10), **arrays())
+    data = load_arrays(tmp_path / "a.npz", GRAPH)
+    assert (len(data.calibration), len(data.evaluation), data.origin) == (2, 8, "a.npz")
+    sample = data.evaluation[0]
+    assert {name: (a.shape, str(a.dtype)) for name, a in sample.inputs.items()} == {
+        "x": ((1, 3), "float32"),
+        "ids": ((1, 2), "int64"),
+        "cache": ((1, 2), "float32"),
+    }
+    np.testing.assert_array_equal(sample.inputs["x"], [[3, 4, 5]])
+    np.testing.assert_array_equal(sample.inputs["cache"], 0.5)
+    assert int(sample.targets["y"]) == 1
+
+
+@given(count=st.integers(2, 40))
+def test_npz_samples_calibrate_or_measure_never_both(count: int) -> None:
+    data = array_data(arrays(count), "x", GRAPH)
+    firsts = [[float(s.inputs["x"][0, 0]) for s in part] for part in (data.calibration, data.evaluation)]
+    assert sorted(firsts[0] + firsts[1]) == [3.0 * index for index in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z": np.zeros(10)}, r"array 'z' is neither an input \(x, ids, cache\) nor a target \(target_y\)"),
+        ({"target_z": np.zeros(10)}, r"array 'target_z' is neither"),
+        ({"x": np.full((10, 3), np.nan, np.float32)}, r"x\[0\] holds NaN or infinity"),
+        ({"x": np.zeros((10, 4), np.float32)}, r"x\[0\] has shape \(4,\), the model takes \(1, 3\)"),
+        ({"x": np.zeros((10, 3), np.int64)}, r"x is int64, the model takes float32"),
+        ({"x": np.zeros((9, 3), np.float32)}, r"the same first axis, of at least 2 samples; got \[9, 10\]"),
+        ({"x": np.float32(1)}, r"the same first axis"),
+    ],
+)
+def test_wrong_arrays_are_refused_by_name(change: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        array_data(arrays() | change, "x", GRAPH)
+
+
+def test_a_missing_input_is_named() -> None:
+    with pytest.raises(DataError, match="input 'ids' is missing; it holds x"):
+        array_data({"x": arrays()["x"]}, "x", GRAPH)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_samples_are_refused(count: int) -> None:
+    with pytest.raises(DataError, match="at least 2 samples"):
+        array_data(arrays(count), "x", GRAPH)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x93NUMPY\x01\x00", b"text"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.npz: not a plain npz file"):
+        load_arrays(tmp_path / "a.npz", GRAPH)
+
+
+def test_a_truncated_npz_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "whole.npz", x=np.random.default_rng(0).random(1_000))
+    data = bytearray((tmp_path / "whole.npz").read_bytes())
+    data[500:600] = bytes(100)
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(DataError, match="not a plain npz file"):
+        load_arrays(tmp_path / "a.npz", GRAPH)
+
+
+def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.array([{}, {}], object))
+    with pytest.raises(DataError, match="not a plain npz file"):
+        load_arrays(tmp_path / "a.npz", GRAPH)

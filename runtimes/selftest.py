@@ -17,12 +17,14 @@ from edgeattn.runtimes.engines import load
 from edgeattn.runtimes.session import Arrays, Census, Session
 from edgeattn.spec import GraphSpec, ModelSpec
 
+SQNR_LIMIT = 300.0  # dB, about what float64 resolves: stands for "equal", and keeps JSON free of infinities
+
 
 @dataclass(frozen=True)
 class OutputCheck:
     """How near a replayed output came to the golden one, over all steps."""
 
-    sqnr_db: float  # inf for equal arrays
+    sqnr_db: float  # within +-SQNR_LIMIT, which itself means equal arrays
     max_abs: float
     passed: bool
 
@@ -55,22 +57,27 @@ class SelftestResult:
 
 
 def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
-    """Signal to quantization noise ratio in dB: 10 log10(sum r^2 / sum (r - o)^2), in float64.
+    """Signal to quantization noise ratio, 10 log10(sum r^2 / sum (r - o)^2), in dB within +-SQNR_LIMIT.
 
     Returns:
-        inf for equal arrays, -inf where ``other`` holds NaN or infinity or where the reference is all zero and differs.
+        SQNR_LIMIT for equal arrays, -SQNR_LIMIT where ``other`` holds NaN or infinity or where the reference is all
+        zero and differs.
 
     >>> round(sqnr_db(np.array([1.0, 2.0]), np.array([1.0, 2.1])), 2)
     26.99
     """
     signal = np.asarray(reference, np.float64)
     noise = signal - np.asarray(other, np.float64)
-    if not noise.any():
-        return math.inf
-    power, disturbance = float(np.square(signal).sum()), float(np.square(noise).sum())
-    if power == 0 or not math.isfinite(disturbance):
-        return -math.inf
-    return 10 * math.log10(power / disturbance)
+    return decibels(float(np.square(signal).sum()), float(np.square(noise).sum()))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """The ratio of two sums of squares in dB, within +-SQNR_LIMIT."""
+    if noise == 0:
+        return SQNR_LIMIT
+    if signal == 0 or not math.isfinite(noise):
+        return -SQNR_LIMIT
+    return min(SQNR_LIMIT, max(-SQNR_LIMIT, 10 * (math.log10(signal) - math.log10(noise))))
 
 
 def run_steps(session: Session, graph: GraphSpec, inputs: Sequence[Mapping[str, np.ndarray]]) -> Arrays:

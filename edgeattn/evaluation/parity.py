@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeattn.runtimes.selftest import decibels
+
 MAX_ABS_FP32 = 1e-4
 MIN_SQNR_FP32 = 90.0  # dB
 MIN_SQNR_FP16 = 50.0  # dB
-SQNR_LIMIT = 300.0  # dB, about what float64 resolves: stands for "identical", and keeps JSON free of infinities
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,5 @@ class ParityMeter:
         return Parity(
             reference,
             self._steps,
-            {n: OutputParity(self._max_abs[n], _sqnr_db(self._signal[n], self._noise[n])) for n in self._max_abs},
+            {n: OutputParity(self._max_abs[n], decibels(self._signal[n], self._noise[n])) for n in self._max_abs},
         )
-
-
-def sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum x^2 / sum (x - y)^2), in dB within +-SQNR_LIMIT."""
-    want = np.asarray(expected, np.float64)
-    return _sqnr_db(float(np.square(want).sum()), float(np.square(np.asarray(got, np.float64) - want).sum()))
-
-
-def _sqnr_db(signal: float, noise: float) -> float:
-    if noise == 0.0:
-        return SQNR_LIMIT
-    if signal == 0.0 or not math.isfinite(noise):
-        return -SQNR_LIMIT
-    return float(np.clip(10.0 * (math.log10(signal) - math.log10(noise)), -SQNR_LIMIT, SQNR_LIMIT))

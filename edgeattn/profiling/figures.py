@@ -59,7 +59,7 @@ class Memory:
 
     Attributes:
         rss_bytes: peak resident size, Python and numpy included.
-        weights_bytes: the model files.
+        weights_bytes: the model files with what lies beside them, golden inputs apart.
         state_bytes: one stream's states.
     """
 

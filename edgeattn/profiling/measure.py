@@ -47,7 +47,8 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
     began = time.perf_counter()
     with load(path, backend=backend, threads=options.threads) as session:
         load_ms = 1e3 * (time.perf_counter() - began)
-        kind: Kind = "measured" if session.backend == read_manifest(path).backend else "emulated"
+        manifest = read_manifest(path)
+        kind: Kind = "measured" if session.backend == manifest.backend else "emulated"
         spec = session.spec
         if spec.stream is None:
             first, times = _time_graphs(session, options.runs)
@@ -60,7 +61,8 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
         latency = Latency(
             kind, p50, p90, p99, largest, len(times), options.threads, first * 1e3, load_ms, affinity(), layers
         )
-        weights = sum(entry.size for entry in read_manifest(path).files.values())
+        golden = manifest.golden.file if manifest.golden is not None else None
+        weights = sum(entry.size for name, entry in manifest.files.items() if name != golden)
         states = sum(state.nbytes for graph in spec.graphs for state in graph.states)
         return Profile(
             device_name(),

@@ -39,6 +39,7 @@ def to_openvino(onnx: Mapping[str, Path], directory: Path, precision: Literal["f
     models = {}
     for graph, path in onnx.items():
         model = read_onnx(path, graph)
+        forget_inner_names(model, path)
         models[graph] = save_ir(model, directory / f"{graph}.xml", compress_to_fp16=precision == "fp16")
     recipe = {"fp32": "float32 IR", "fp16": "IR with float16 weights"}[precision]
     return Artifact("openvino", precision, models, f"{recipe}, OpenVINO {_version()}")
@@ -64,6 +65,21 @@ def read_onnx(path: Path, graph: str) -> openvino.Model:
                 "an operation whose result size depends on values (nonzero, masked select) causes this: take it out"
             )
     return model
+
+
+def forget_inner_names(model: openvino.Model, onnx: Path) -> None:
+    """Leave tensor names to the inputs and outputs of the ONNX file alone.
+
+    Where compiling drops an operation that does nothing (x * 1), its tensor's name moves to the port beside it, and a
+    runtime then finds an input called ``mul``.
+    """
+    import onnx as onnx_module
+
+    graph = onnx_module.load(onnx, load_external_data=False).graph
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    for operation in model.get_ops():
+        for port in operation.outputs():
+            port.get_tensor().set_names(port.get_names() & kept)
 
 
 def save_ir(model: openvino.Model, path: Path, compress_to_fp16: bool) -> Path:

@@ -70,8 +70,6 @@ def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
     program = None
     with silenced({"TF_CPP_MIN_LOG_LEVEL": "3"}):
         litert_torch: Any = load_extra("litert_torch", "tflite")
-        config = load_extra("litert_torch._config", "tflite").config
-        shown, config.show_progress = config.show_progress, False
         try:
             # Traced here first: a forward that cannot be traced is then named by module, as for the other engines.
             program = trace(model, graph)
@@ -81,8 +79,8 @@ def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
             wide = any(tensor.dtype == "int64" for tensor in (*graph.all_inputs, *graph.all_outputs))
             signature = litert_torch.signature(graph.name, module, sample_kwargs=sample)
             with _plain_weights(module):
-                converted = signature.convert(enable_x64=wide)
-        except ConversionError:
+                signature.convert(enable_x64=wide).export(str(path))
+        except (ConversionError, OSError):
             raise
         except Exception as error:
             if program is None:
@@ -90,9 +88,6 @@ def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
             raise conversion_error(
                 error, program, graph.name, "LiteRT", wrapper_prefix(model.modules[graph.name])
             ) from error
-        finally:
-            config.show_progress = shown
-        converted.export(str(path))
 
 
 @contextlib.contextmanager

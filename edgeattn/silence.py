@@ -57,7 +57,13 @@ def _descriptors_turned_away() -> Iterator[_Said]:
                 saved[descriptor] = os.dup(descriptor)
                 os.dup2(sink.fileno(), descriptor)
         try:
-            yield _Said(sink.fileno())
+            # Python's own writes go the same way: sys.stdout need not be descriptor 1.
+            with (
+                os.fdopen(os.dup(sink.fileno()), "w", errors="replace") as writer,
+                contextlib.redirect_stdout(writer),
+                contextlib.redirect_stderr(writer),
+            ):
+                yield _Said(sink.fileno())
         finally:
             _flush()
             for descriptor, original in saved.items():

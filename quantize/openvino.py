@@ -69,8 +69,20 @@ def _quantize(path: Path, samples: list[dict[str, Any]], target: Path, graph: st
             )
         except Exception as error:
             raise ConversionError(f"graph {graph!r}: NNCF cannot quantize this: {error}; ship fp16 instead") from error
+        _forget_inner_names(quantized, path)
         openvino.save_model(quantized, target, compress_to_fp16=False)
     return target
+
+
+def _forget_inner_names(model: Any, path: Path) -> None:
+    # As in edgeattn.converters.openvino: compiling may move an inner tensor's name to an input.
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    for operation in model.get_ops():
+        for port in operation.outputs():
+            port.get_tensor().set_names(port.get_names() & kept)
 
 
 def _nncf_version() -> str:

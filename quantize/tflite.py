@@ -46,9 +46,10 @@ def _quantize(source: Path, target: Path, graph: str) -> Path:
             work.update_quantization_recipe(
                 ".*", types.TFLOperationName.DEPTHWISE_CONV_2D, algorithm_key=algorithms.AlgorithmName.NO_QUANTIZE
             )
-            work.quantize().export_model(str(target), overwrite=True)
+            quantized = work.quantize()
         except Exception as error:
             raise ConversionError(
                 f"graph {graph!r}: ai-edge-quantizer cannot quantize this model: {error}; ship fp16 instead"
             ) from error
+        quantized.export_model(str(target), overwrite=True)
     return target

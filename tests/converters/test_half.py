@@ -1,0 +1,172 @@
+"""float32 -> float16 ONNX: what stays float32, and that it computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeattn.converters.half import HALF_MAX, to_half
+from edgeattn.models.streaming_conformer import GRAPH
+from tests.converters.samples import converted_stream, onnx_types
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+
+
+def graph_of(nodes: list[onnx.NodeProto], **constants: np.ndarray) -> onnx.ModelProto:
+    """A model with input x (4, 8), output y of the last node, opset 18."""
+    graph = helper.make_graph(
+        nodes,
+        "main",
+        [helper.make_tensor_value_info("x", FLOAT, [4, 8])],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Without optimisation no Cast is folded away: what the file says is what is computed.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["y"], {"x": x})[0])
+
+
+def computed_in(model: onnx.ModelProto, op_type: str) -> set[int]:
+    types = onnx_types(model)
+    return {types[node.output[0]] for node in model.graph.node if node.op_type == op_type}
+
+
+def linear(name: str = "product", source: str = "x", target: str = "h") -> onnx.NodeProto:
+    return helper.make_node("MatMul", [source, "w"], [target], name=name)
+
+
+WEIGHT = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+X = np.random.default_rng(1).standard_normal((4, 8)).astype(np.float32)
+
+
+def test_products_become_half_and_norms_and_softmax_stay_single() -> None:
+    model = onnx.load(converted_stream().onnx[GRAPH])
+    report = to_half(model)
+    for kind in ("MatMul", "Gemm", "Conv", "Sigmoid"):
+        assert computed_in(model, kind) <= {HALF}, kind
+    for kind in ("LayerNormalization", "Softmax", "LogSoftmax"):
+        assert computed_in(model, kind) == {FLOAT}, kind
+    assert report.half > 3 * report.single
+
+
+def test_arithmetic_on_raw_inputs_stays_single() -> None:
+    # Log mel energies around 15 have a step of 1/128 in float16: normalising them afterwards would keep the loss.
+    model = graph_of(
+        [helper.make_node("Sub", ["x", "mean"], ["c"]), linear(source="c", target="y")],
+        mean=np.full(8, 1000.0, np.float32),
+        w=WEIGHT,
+    )
+    x = X + 1000.0
+    expected = run(model, x)
+    to_half(model)
+    assert computed_in(model, "Sub") == {FLOAT}
+    assert computed_in(model, "MatMul") == {HALF}
+    np.testing.assert_allclose(run(model, x), expected, atol=2e-2)
+
+
+def test_a_square_written_out_does_not_overflow() -> None:
+    nodes = [
+        linear(),
+        helper.make_node("Mul", ["h", "h"], ["square"]),
+        helper.make_node("ReduceMean", ["square", "axes"], ["mean"]),
+        helper.make_node("Add", ["mean", "epsilon"], ["sum"]),
+        helper.make_node("Sqrt", ["sum"], ["norm"]),
+        helper.make_node("Div", ["h", "norm"], ["y"]),
+    ]
+    model = graph_of(nodes, w=1000 * WEIGHT, axes=np.array([-1]), epsilon=np.float32(1e-12))
+    expected = run(model, X)
+    to_half(model)
+    assert np.abs(1000 * X @ WEIGHT).max() > 256  # its square is beyond float16
+    np.testing.assert_allclose(run(model, X), expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("constant", [1e6, 1e-9])
+def test_a_constant_that_half_cannot_hold_keeps_its_node_single(constant: float) -> None:
+    nodes = [linear(), helper.make_node("Mul", ["h", "k"], ["m"]), helper.make_node("Div", ["m", "k"], ["y"])]
+    model = graph_of(nodes, w=WEIGHT, k=np.float32(constant))
+    expected = run(model, X)
+    to_half(model)
+    assert computed_in(model, "Mul") == {FLOAT}
+    np.testing.assert_allclose(run(model, X), expected, atol=2e-2)
+
+
+def test_a_mask_of_the_lowest_float_hides_without_nan() -> None:
+    mask = np.zeros((4, 8), np.float32)
+    mask[:, 3] = np.finfo(np.float32).min
+    mask[0] = np.finfo(np.float32).min  # a row that sees nothing
+    nodes = [
+        linear(),
+        helper.make_node("Add", ["h", "mask"], ["s"]),
+        helper.make_node("Softmax", ["s"], ["y"], axis=-1),
+    ]
+    model = graph_of(nodes, w=WEIGHT, mask=mask)
+    expected = run(model, X)
+    to_half(model)
+    got = run(model, X)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    assert constants["mask_half"].min() == -HALF_MAX
+    assert np.isfinite(got).all()
+    np.testing.assert_array_equal(got[1:, 3], 0.0)
+    np.testing.assert_allclose(got[1:], expected[1:], atol=5e-3)
+
+
+def test_a_branch_keeps_its_bodies_and_what_they_capture_single() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Add", ["h", "k"], ["then_out"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("then_out", FLOAT, [4, 8])],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["h"], ["else_out"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("else_out", FLOAT, [4, 8])],
+    )
+    nodes = [
+        linear(),
+        helper.make_node("If", ["yes"], ["b"], then_branch=body, else_branch=other),
+        linear("second", "b", "y"),
+    ]
+    model = graph_of(nodes, w=WEIGHT, k=np.float32(2.0), yes=np.array(True))
+    expected = run(model, X)
+    to_half(model)
+    assert computed_in(model, "If") == {FLOAT}
+    np.testing.assert_allclose(run(model, X), expected, atol=5e-2)
+
+
+def test_border_and_names_are_unchanged_where_an_output_is_read_again() -> None:
+    graph = graph_of([linear(target="y")], w=WEIGHT).graph
+    first = helper.make_node("Relu", ["y"], ["z"])
+    graph.node.append(first)
+    graph.output.append(helper.make_tensor_value_info("z", FLOAT, [4, 8]))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    expected = run(model, X)
+    to_half(model)
+    assert [value.name for value in model.graph.output] == ["y", "z"]
+    assert {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)} == {FLOAT}
+    np.testing.assert_allclose(run(model, X), expected, atol=2e-2)
+
+
+def test_weights_are_stored_once_in_half(tmp_path: Path) -> None:
+    big = np.random.default_rng(0).standard_normal((8, 4096)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("MatMul", ["x", "w"], ["b"])]
+    nodes.append(helper.make_node("Add", ["a", "b"], ["y"]))
+    model = graph_of(nodes, w=big)
+    before = model.ByteSize()
+    to_half(model)
+    assert model.ByteSize() < 0.55 * before

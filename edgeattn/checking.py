@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeattn.bundle import Manifest, read_manifest
 from edgeattn.errors import InputError
-from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy, score_arrays, score_speech
+from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
 from edgeattn.evaluation.data import ArrayData, SpeechData
 from edgeattn.evaluation.parity import Parity
 from edgeattn.gates import (
@@ -21,7 +21,7 @@ from edgeattn.gates import (
     parity_failures,
     size_failures,
 )
-from edgeattn.pipeline import Baseline, Progress, baseline, replay_baseline
+from edgeattn.pipeline import Baseline, Progress, baseline, replay_baseline, score_of
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
@@ -71,10 +71,11 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     with load(path, backend=options.backend, threads=options.measure.threads) as session:
         base, data = _source(manifest, session, options, progress)
         if base is not None:
-            parity = _parity(base, session, progress)
+            progress.begin("parity", sum(len(records) for records in base.records.values()))
+            parity = replay_baseline(base, session, progress)
             failures += parity_failures(parity, shipped)
         if data is not None:
-            score = _score(session, data, progress)
+            score = score_of(session, data, "check", progress)
             if score is not None:
                 figures = _accuracy(base, manifest, score, data)
                 failures += _metric_failures(base, figures, score, options.gates)
@@ -111,18 +112,6 @@ def _source(
         raise InputError(f"{options.model} is not what this bundle was made from: names, shapes or states differ")
     data = load_data(options.model, model.spec, options.data, options.split, options.samples)
     return baseline(model, data, progress), data
-
-
-def _parity(base: Baseline, session: Session, progress: Progress) -> Parity:
-    progress.begin("parity", sum(len(records) for records in base.records.values()))
-    return replay_baseline(base, session, progress)
-
-
-def _score(session: Session, data: Data, progress: Progress) -> Score | None:
-    progress.begin("metric", len(data.evaluation))
-    if isinstance(data, SpeechData):
-        return score_speech(session.stream(), data.evaluation, progress.advance)
-    return score_arrays(session.run, data.evaluation, progress.advance)
 
 
 def _accuracy(base: Baseline | None, manifest: Manifest, score: Score, data: SpeechData | ArrayData) -> Accuracy:

@@ -390,17 +390,11 @@ def verify(
     shop: Workshop, artifact: Artifact, session: Session, gates: Gates, label: str, progress: Progress
 ) -> Verified:
     """Parity over the recorded steps and the metric over the data, on the runtime that ships."""
-    spec = shop.model.spec
     progress.begin(f"{label}: parity", sum(len(records) for records in shop.base.records.values()))
     parity = replay_baseline(shop.base, session, progress)
     score = None
-    data = shop.base.data
-    if spec.stream is not None and isinstance(data, SpeechData):
-        progress.begin(f"{label}: word error", len(data.evaluation))
-        score = score_speech(session.stream(), data.evaluation, progress.advance)
-    elif isinstance(data, ArrayData) and shop.base.score is not None:
-        progress.begin(f"{label}: accuracy", len(data.evaluation))
-        score = score_arrays(session.run, data.evaluation, progress.advance)
+    if shop.base.score is not None and shop.base.data is not None:
+        score = score_of(session, shop.base.data, label, progress)
     failures = parity_failures(parity, artifact.precision)
     failures += executed_failures(artifact.precision, session.executed())
     if score is not None and shop.base.score is not None:
@@ -418,6 +412,14 @@ def replay_baseline(base: Baseline, session: Session, progress: Progress) -> Par
     ]
     outputs = {name: output for parity in parities for name, output in parity.outputs.items()}
     return Parity(REFERENCE, sum(p.steps for p in parities), outputs)
+
+
+def score_of(session: Session, data: Data, label: str, progress: Progress) -> Score | None:
+    """The task's metric of a session, None where the data has no targets."""
+    progress.begin(f"{label}: metric", len(data.evaluation))
+    if isinstance(data, SpeechData):
+        return score_speech(session.stream(), data.evaluation, progress.advance)
+    return score_arrays(session.run, data.evaluation, progress.advance)
 
 
 def time_candidates(sessions: Mapping[str, Session]) -> dict[str, float]:

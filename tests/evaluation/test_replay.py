@@ -8,9 +8,9 @@ from typing import cast
 import numpy as np
 import pytest
 
-from edgeattn.evaluation.parity import SQNR_LIMIT
 from edgeattn.evaluation.replay import record_calls, record_stream, record_utterances, replay
 from edgeattn.runtimes import Step
+from edgeattn.runtimes.selftest import SQNR_LIMIT
 from edgeattn.spec import StreamSpec
 from tests.runtimes.tiny import CHUNK, LEFT, MEL, NumpyStep, tiny_spec
 

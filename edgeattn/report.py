@@ -89,14 +89,16 @@ RIGHT = frozenset({"size", "p50 / p99", "RTF", "late"})
 def table(results: Sequence[Result]) -> Table:
     """The results as a table for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(caption=_caption(results), caption_justify="left")
+    # As Text, because a name may hold what rich would read as markup.
+    grid = Table(caption=Text(_caption(results)), caption_justify="left")
     for name in COLUMNS:
         grid.add_column(name, overflow="fold", justify="right" if name in RIGHT else "left")
     grid.add_column("gates")
     for result in results:
         verdict = "[green]passed[/green]" if result.passed else "[red]FAILED[/red]"
-        grid.add_row(*_cells(result), verdict)
+        grid.add_row(*map(Text, _cells(result)), verdict)
     return grid
 
 

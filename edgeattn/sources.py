@@ -101,7 +101,7 @@ def _load_samples(source: str, spec: ModelSpec, limit: int) -> ArrayData:
     make = getattr(module, function, None)
     if not callable(make):
         raise DataError(f"{source}: {unknown_name('function', function, _functions(module))}")
-    with _users_code(source, DataError):
+    with _import_path(Path(path).resolve().parent), _users_code(source, DataError):
         yielded = make()
         samples = list(itertools.islice(yielded, limit)) if isinstance(yielded, Iterable) else []
     if not samples or not all(isinstance(sample, Mapping) for sample in samples):
@@ -132,7 +132,9 @@ def _load_python_file(reference: str) -> EdgeModel:
     path = Path(name)
     if not path.is_file():
         raise ModelError(f"{path}: no such file. {FORM}")
-    return _call_factory(reference, _run_file(path, reference), factory, path.stem, path.read_bytes())
+    module = _run_file(path, reference)
+    with _import_path(path.resolve().parent):  # a factory may import when it is called
+        return _call_factory(reference, module, factory, path.stem, path.read_bytes())
 
 
 def _run_file(path: Path, reference: str, kind: type[EdgeattnError] = ModelError) -> ModuleType:
@@ -163,7 +165,8 @@ def _load_module(reference: str) -> EdgeModel:
             raise ModelError(f"{reference}: there is no module {name}. {FORM}")
         module = importlib.import_module(name)
     source = Path(found.origin).read_bytes() if found.origin and Path(found.origin).is_file() else b""
-    return _call_factory(reference, module, factory, name.rpartition(".")[2], source)
+    with _import_path(Path.cwd()):
+        return _call_factory(reference, module, factory, name.rpartition(".")[2], source)
 
 
 def _is_later(reference: str) -> bool:

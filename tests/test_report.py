@@ -1,0 +1,108 @@
+"""Results: the JSON object that design promises, and tables that mark what was not measured."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import fields, replace
+
+import pytest
+
+from edgeattn.evaluation.accuracy import Accuracy
+from edgeattn.evaluation.parity import OutputParity, Parity
+from edgeattn.gates import Failure
+from edgeattn.profiling.figures import Latency, Memory, Realtime
+from edgeattn.report import Candidate, Precision, Report, Result, table
+
+LATENCY = Latency("measured", 1.0, 2.0, 3.0, 4.0, 100, 1, 5.0, 60.0, (0, 1))
+FULL = Result(
+    target="cpu",
+    device="a processor",
+    backend="openvino",
+    bundle="out/x.cpu.edge",
+    passed=True,
+    failures=(),
+    precision=Precision("auto", "fp16", {"MatMul": {"float16": 3}}, (Candidate("fp16", 1.0, 5.0, 9, True, "why"),)),
+    size_bytes=1_500_000,
+    source_size_bytes=3_000_000,
+    parity=Parity("float32 source in torch", 500, {"y": OutputParity(1e-5, 92.0)}),
+    accuracy=Accuracy("wer", 5.0, 5.5, (4.0, 7.0), 60, "a sample"),
+    latency=LATENCY,
+    realtime=Realtime(320.0, 320.0, 0.004, 0, 15, 1.5, True),
+    memory=Memory(10**8, 10**6, 10**3),
+)
+BARE = Result("jetson", "a host", "tensorrt", None, False, (Failure("parity", "a", "b"),), Precision("auto", "fp16"))
+# design.md, Results
+KEYS = {
+    "": {
+        "target", "device", "backend", "bundle", "passed", "failures", "precision", "size_bytes", "source_size_bytes",
+        "parity", "accuracy", "latency", "realtime", "memory",
+    },
+    "precision": {"asked", "shipped", "executed", "candidates"},
+    "parity": {"reference", "steps", "outputs"},
+    "accuracy": {"metric", "source", "deployed", "ci95", "samples", "data"},
+    "latency": {"kind", "p50_ms", "p90_ms", "p99_ms", "max_ms", "runs", "threads", "warmup_ms", "load_ms"},
+    "realtime": {"hop_ms", "deadline_ms", "rtf", "misses", "max_backlog_ms", "paced"},
+    "memory": {"rss_bytes", "weights_bytes", "state_bytes"},
+}  # fmt: skip
+
+
+def text_of(*results: Result) -> str:
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=200, no_color=True).print(table(results))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("part", KEYS)
+def test_a_result_has_the_promised_keys(part: str) -> None:
+    found = json.loads(json.dumps(Report({}, (FULL,)).to_json(), allow_nan=False))["results"][0]
+    assert set(found[part] if part else found) >= KEYS[part]
+
+
+def test_a_report_is_schema_model_and_results() -> None:
+    found = Report({"name": "x"}, (FULL, BARE)).to_json()
+    assert (found["schema"], found["model"], len(found["results"])) == (1, {"name": "x"}, 2)
+    assert found["results"][1]["failures"] == [{"gate": "parity", "wanted": "a", "got": "b"}]
+
+
+def test_an_absent_figure_is_null() -> None:
+    found = Report({}, (BARE,)).to_json()["results"][0]
+    given = {"target", "device", "backend", "passed", "failures", "precision", "notes"}
+    assert {name for name, value in found.items() if value is not None} == given
+    assert {field.name for field in fields(Result)} == set(found)
+
+
+def test_no_figure_is_nan_or_infinite() -> None:
+    strange = replace(FULL, latency=replace(LATENCY, p99_ms=math.nan), seconds=math.inf)
+    found = json.loads(json.dumps(Report({}, (strange,)).to_json(), allow_nan=False))["results"][0]
+    assert found["latency"]["p99_ms"] is None
+    assert found["seconds"] is None
+
+
+def test_a_report_passes_when_every_result_does() -> None:
+    assert Report({}, (FULL, FULL)).passed
+    assert not Report({}, (FULL, BARE)).passed
+
+
+def test_the_table_says_what_failed_and_what_is_absent() -> None:
+    text = text_of(FULL, BARE)
+    assert "FAILED" in text
+    assert "passed" in text
+    assert "jetson: parity: wanted a, got b" in text
+    assert "0 of 15" in text
+    assert "1.50 MB" in text
+    assert "0.50x" in text
+
+
+@pytest.mark.parametrize("kind", ["emulated", "estimated"])
+def test_a_time_that_was_not_measured_says_so_in_every_table(kind: str) -> None:
+    other = replace(FULL, latency=replace(LATENCY, kind=kind))  # type: ignore[arg-type]
+    assert kind in text_of(other)
+    assert kind not in text_of(FULL)
+
+
+def test_names_with_brackets_are_not_markup() -> None:
+    assert "[core]" in text_of(replace(FULL, device="AMD [core] 5"))

@@ -119,7 +119,29 @@ class _Plan:
                 from_single.update(node.output)
                 if is_raw and node.op_type in ARITHMETIC | MOVING:
                     raw.update(node.output)
-        return single
+        return single | self._on_the_way(single)
+
+    def _on_the_way(self, single: set[int]) -> set[int]:
+        """Nodes that only move what a float32 node or the border gives to float32 nodes: two Casts for nothing."""
+        readers: dict[str, set[int]] = {}
+        makers: dict[str, int] = {}
+        for index, node in enumerate(self.graph.node):
+            for name in (*node.input, *_captured(node)):
+                readers.setdefault(name, set()).add(index)
+            makers.update(dict.fromkeys(node.output, index))
+        border = {value.name for value in self.graph.output}
+        kept = set(single)
+        for index in range(len(self.graph.node) - 1, -1, -1):
+            node = self.graph.node[index]
+            if node.op_type not in MOVING or index in kept or not set(node.output) & self.floats:
+                continue
+            if all((readers.get(name) or name in border) and readers.get(name, set()) <= kept for name in node.output):
+                kept.add(index)
+        for index in sorted(kept - single):
+            varying = [n for n in self.graph.node[index].input if n in self.floats and n not in self.constants]
+            if not all(name in self.inputs or makers.get(name) in kept for name in varying):
+                kept.remove(index)
+        return kept - single
 
     def _needs_single(self, node: onnx.NodeProto) -> bool:
         if node.op_type in SENSITIVE or node.op_type in FIXED:
@@ -298,6 +320,14 @@ def _rename_captured(node: onnx.NodeProto, rename: Any) -> None:
                     if name and name not in own:
                         inner.input[position] = rename(name)
                 _rename_captured(inner, lambda name, own=own: name if name in own else rename(name))
+
+
+def _captured(node: onnx.NodeProto) -> Iterable[str]:
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+            own = set(_defined(body))
+            for inner in body.node:
+                yield from (name for name in (*inner.input, *_captured(inner)) if name not in own)
 
 
 def _defined(graph: onnx.GraphProto) -> Iterable[str]:

@@ -175,9 +175,10 @@ def explain_failure(outcome: BuildOutcome, path: Path) -> str:
         # The builder names layers after nodes, somewhere in its sentences; the longest name is the most specific.
         named = [n for n in nodes if n.name and any(n.name in message for message in outcome.messages)]
         node = max(named, key=lambda n: len(n.name), default=None)
+    failure = " ".join(outcome.failure.split())[:500]
     if node is None:
-        return outcome.failure
+        return failure
     return (
-        f"{outcome.failure.rstrip('.')}. It stems from {describe_node(node)}; replace that operation in the module, or "
+        f"{failure.rstrip('.')}. It stems from {describe_node(node)}; replace that operation in the module, or "
         "choose another target"
     )

@@ -14,6 +14,7 @@ from edgeattn.converters.trace import (
     compare,
     conversion_error,
     example_tensors,
+    masks_stay_explicit,
     named_wrapper,
     reference_outputs,
     strip_wrapper,
@@ -78,7 +79,7 @@ def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
             # Narrowing to int32 is LiteRT's default; the inputs of a model keep the type that its user gives.
             wide = any(tensor.dtype == "int64" for tensor in (*graph.all_inputs, *graph.all_outputs))
             signature = litert_torch.signature(graph.name, module, sample_kwargs=sample)
-            with _plain_weights(module):
+            with _plain_weights(module), masks_stay_explicit():
                 signature.convert(enable_x64=wide).export(str(path))
         except (ConversionError, OSError):
             raise

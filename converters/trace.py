@@ -73,13 +73,38 @@ def trace(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
     prefix = wrapper_prefix(model.modules[graph.name])
     with _entered_modules(module) as entered:
         try:
-            with torch.no_grad():
+            with torch.no_grad(), masks_stay_explicit():
                 return torch.export.export(module, examples, strict=False)
         except Exception as error:
             place = describe_module(entered, prefix)
             raise ConversionError(
                 f"graph {graph.name!r}: forward of {place} cannot be traced: {first_line(error)}{_hint(error)}"
             ) from error
+
+
+@contextlib.contextmanager
+def masks_stay_explicit() -> Iterator[None]:
+    """Let ``nn.Transformer`` be traced with a mask.
+
+    It compares the mask with a causal one to pick a faster kernel, a branch on values. Without the hint it applies the
+    mask that it was given, which is the same.
+    """
+    from torch.nn.modules import transformer
+
+    name = "_detect_is_causal_mask"
+    original = getattr(transformer, name, None)
+    if original is None:
+        yield
+        return
+
+    def detect(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:  # noqa: ARG001
+        return is_causal is True
+
+    setattr(transformer, name, detect)
+    try:
+        yield
+    finally:
+        setattr(transformer, name, original)
 
 
 @contextlib.contextmanager

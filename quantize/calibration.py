@@ -58,5 +58,5 @@ def _checked(
             raise DataError(f"{where}: {name} must be {dtype} {shape}, got {array.dtype} {array.shape}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise DataError(f"{where}: {name} holds NaN or infinity; leave out the recording that it came from")
-        arrays[name] = np.ascontiguousarray(array, dtype=dtype)
+        arrays[name] = np.asarray(array, dtype=dtype, order="C")
     return arrays

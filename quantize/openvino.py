@@ -68,7 +68,8 @@ def _quantize(path: Path, samples: list[dict[str, Any]], target: Path, graph: st
                 ),
             )
         except Exception as error:
-            raise ConversionError(f"graph {graph!r}: NNCF cannot quantize this: {error}; ship fp16 instead") from error
+            reason = " ".join(str(error).split())[:300]
+            raise ConversionError(f"graph {graph!r}: NNCF cannot quantize this: {reason}; ship fp16 instead") from error
         _forget_inner_names(quantized, path)
         openvino.save_model(quantized, target, compress_to_fp16=False)
     return target

@@ -48,8 +48,9 @@ def _quantize(source: Path, target: Path, graph: str) -> Path:
             )
             quantized = work.quantize()
         except Exception as error:
+            reason = " ".join(str(error).split())[:300]
             raise ConversionError(
-                f"graph {graph!r}: ai-edge-quantizer cannot quantize this model: {error}; ship fp16 instead"
+                f"graph {graph!r}: ai-edge-quantizer cannot quantize this model: {reason}; ship fp16 instead"
             ) from error
         quantized.export_model(str(target), overwrite=True)
     return target

@@ -60,6 +60,18 @@ class RecurrentAttention(nn.Module):
         return {"context": (weights * hidden).sum(1), "weights": weights}
 
 
+class Translation(nn.Module):
+    """nn.Transformer with a causal mask, which it inspects."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = nn.Transformer(32, 4, 1, 1, 64, batch_first=True)
+
+    def forward(self, source: Tensor, target: Tensor) -> dict[str, Tensor]:
+        mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
+        return {"decoded": self.transformer(source, target, tgt_mask=mask)}
+
+
 class AttentionBlock(nn.Module):
     """LayerNorm and nn.MultiheadAttention, with its weights as a second output."""
 
@@ -94,7 +106,8 @@ class Block(nn.Module):
         self.odd = Apply(function)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.odd(self.linear(x)) * 2.0
+        y: Tensor = self.odd(self.linear(x)) * 2.0
+        return y
 
 
 class Nested(nn.Module):
@@ -151,6 +164,9 @@ def generic_models() -> dict[str, EdgeModel]:
     return {
         "tokens": as_model("tokens", MaskedTokens(), ids=torch.randint(0, 100, (1, 12)), padding=padding),
         "recurrent": as_model("recurrent", RecurrentAttention(), x=torch.randn(1, 10, 16)),
+        "translation": as_model(
+            "translation", Translation(), source=torch.randn(1, 6, 32), target=torch.randn(1, 5, 32)
+        ),
         "attention": as_model("attention", AttentionBlock(), x=torch.randn(1, 10, 32)),
     }
 

@@ -17,7 +17,7 @@ from tests.converters.samples import converted_stream, onnx_types
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 
 
-def graph_of(nodes: list[onnx.NodeProto], **constants: np.ndarray) -> onnx.ModelProto:
+def graph_of(nodes: list[onnx.NodeProto], **constants: np.ndarray | np.generic) -> onnx.ModelProto:
     """A model with input x (4, 8), output y of the last node, opset 18."""
     graph = helper.make_graph(
         nodes,
@@ -75,6 +75,25 @@ def test_arithmetic_on_raw_inputs_stays_single() -> None:
     assert computed_in(model, "Sub") == {FLOAT}
     assert computed_in(model, "MatMul") == {HALF}
     np.testing.assert_allclose(run(model, x), expected, atol=2e-2)
+
+
+def test_what_only_carries_an_input_to_a_float32_node_stays_single() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        helper.make_node("Reshape", ["t", "shape"], ["r"]),
+        helper.make_node("Softmax", ["r"], ["y"], axis=-1),
+    ]
+    model = graph_of(nodes, shape=np.array([4, 8]))
+    before = model.graph.node[:]
+    to_half(model)
+    assert [node.op_type for node in model.graph.node] == [node.op_type for node in before]
+
+
+def test_a_cache_moves_in_half_where_products_read_it() -> None:
+    model = onnx.load(converted_stream().onnx[GRAPH])
+    to_half(model)
+    assert computed_in(model, "Concat") == {HALF}
+    assert computed_in(model, "Slice") == {HALF}
 
 
 def test_a_square_written_out_does_not_overflow() -> None:

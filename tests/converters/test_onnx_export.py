@@ -79,7 +79,7 @@ def test_500_carried_state_steps_match_torch() -> None:
     assert worst_difference(reference_stream()[1], deployed_stream(artifact)) <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["tokens", "recurrent", "attention"])
+@pytest.mark.parametrize("name", ["tokens", "recurrent", "translation", "attention"])
 def test_any_torch_module_gets_through(name: str, tmp_path: Path) -> None:
     model = generic_models()[name]
     artifact = Artifact("onnxruntime", "fp32", export_onnx(model, tmp_path), "")

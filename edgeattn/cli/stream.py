@@ -46,10 +46,15 @@ def stream(
             realtime = None
             if recording == "-":
                 from edgeattn.audio import read_pcm16
+                from edgeattn.errors import AudioError
 
+                came = 0
                 for samples in read_pcm16(sys.stdin.buffer, packet):
+                    came += len(samples)
                     for event in live.push(samples):
                         show(event)
+                if not came:
+                    raise AudioError("stdin: no samples came; expected raw 16-bit mono ones")
             else:
                 from edgeattn.audio import read_audio
                 from edgeattn.profiling.measure import pace

@@ -66,6 +66,7 @@ GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0}  # what other kernel
 DEFAULT_CAPABILITY = "8.7"  # Orin
 PAYS = 1.05  # int8 ships only if it is at least this much faster than the best float
 TIMING_ROUNDS, TIMING_RUNS = 6, 25  # candidates take turns, so that a slow moment of the host meets all of them
+SCRATCH_COPIES, SCRATCH_BYTES = 8, 16 * 2**20  # of the weights: one per export and precision; graphs, compilers
 REFERENCE = "float32 source in torch"
 
 
@@ -148,9 +149,24 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         precisions(target, engine(target, options), options.precision)  # refused before any waiting
         destination(model, target, options)
     with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
+        check_room(model, Path(scratch))
         workshop = Workshop(model, baseline(model, data, progress), Path(scratch))
         results = [convert_target(workshop, target, options, progress) for target in options.targets]
     return Report(describe(model), tuple(results))
+
+
+def check_room(model: EdgeModel, scratch: Path) -> None:
+    """Refuse a temporary directory that will not hold the exports: the engines' own writers die without a word there.
+
+    Raises:
+        OutputError: saying how much is missing.
+    """
+    needed, free = SCRATCH_COPIES * model.source_size_bytes + SCRATCH_BYTES, shutil.disk_usage(scratch).free
+    if free < needed:
+        raise OutputError(
+            f"{scratch.parent}: the disk is full: {free / 1e6:.1f} MB are free and conversion takes about "
+            f"{needed / 1e6:.1f} MB; make room or set TMPDIR to another directory"
+        )
 
 
 def describe(model: EdgeModel) -> dict[str, Any]:

@@ -279,6 +279,18 @@ def test_a_disk_that_is_really_full_loses_nothing(kept: Converted, tiny_disk: Pa
     assert contents(tiny_disk) == {"mine.txt": b"mine"}
 
 
+def test_a_temporary_directory_that_is_really_full_is_refused_before_any_waiting(
+    converted: Converted, tmp_path: Path, tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tiny_disk))
+    watch = Watch()
+    with pytest.raises(OutputError, match=r"disk: the disk is full: .* MB are free .* or set TMPDIR"):
+        run(converted, options(tmp_path / "out"), watch)
+    assert watch.phases == []
+    assert not list(tiny_disk.iterdir())
+    assert not (tmp_path / "out").exists()
+
+
 def phases_of(targets: int = 3, precisions: int = 3) -> int:
     """Recording, then per target: build, parity and accuracy of each precision, timing, profile."""
     return 1 + targets * (3 * precisions + 2)

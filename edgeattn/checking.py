@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, score_of
 from edgeattn.bundle import Manifest, read_manifest
 from edgeattn.errors import InputError
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
-from edgeattn.evaluation.data import ArrayData, SpeechData
+from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.parity import Parity
 from edgeattn.gates import (
     Failure,
@@ -21,14 +22,13 @@ from edgeattn.gates import (
     parity_failures,
     size_failures,
 )
-from edgeattn.pipeline import Baseline, Progress, baseline, replay_baseline, score_of
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
 from edgeattn.report import Candidate, Precision, Report, Result
 from edgeattn.runtimes import Session, load
 from edgeattn.runtimes.selftest import selftest
-from edgeattn.sources import Data, load_data, load_model
+from edgeattn.sources import load_data, load_model
 from edgeattn.spec import from_json
 
 
@@ -114,7 +114,7 @@ def _source(
     return baseline(model, data, progress), data
 
 
-def _accuracy(base: Baseline | None, manifest: Manifest, score: Score, data: SpeechData | ArrayData) -> Accuracy:
+def _accuracy(base: Baseline | None, manifest: Manifest, score: Score, data: Data) -> Accuracy:
     if base is not None:
         return accuracy(base.score, score, data.origin)
     figures = accuracy(None, score, data.origin)

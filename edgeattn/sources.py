@@ -22,15 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.errors import DataError, EdgeattnError, ModelError, UnsupportedError, load_extra, unknown_name
-from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, SpeechData, array_data, load_arrays, load_speech
+from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, array_data, load_arrays, load_speech
 from edgeattn.model import Arrays, EdgeModel, check_finite, graph_from_example
 from edgeattn.models import MODELS
 from edgeattn.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
-
-Data = SpeechData | ArrayData
 
 DEFAULT_FACTORY = "model"
 GRAPH = "main"

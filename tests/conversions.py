@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from edgeattn import pipeline
+from edgeattn.candidates import BUILDERS, Workshop
 from edgeattn.evaluation.data import ArrayData
 from edgeattn.model import Artifact, EdgeModel
-from edgeattn.pipeline import ConvertOptions, Workshop, convert
+from edgeattn.pipeline import ConvertOptions, convert
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.report import Report
 from edgeattn.sources import load_data, load_model
@@ -141,7 +142,7 @@ def small_conversion(root: Path) -> Converted:
 
     model = load_model(reference)
     options = ConvertOptions(tuple(map(get_target, TARGETS)), out=home / "out", measure=QUICK)
-    real = pipeline.BUILDERS
+    real = BUILDERS
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "BUILDERS", {name: functools.partial(keeping, name) for name in real})
         report = convert(model, load_data(reference, model.spec, data, None, 60), options, watch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from edgeattn.report import Report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate
 
 
 @contextlib.contextmanager
@@ -44,6 +46,12 @@ def exit_codes(as_json: bool) -> Iterator[None]:
             print_json({"schema": 1, "error": {"type": "OSError", "message": message}})
         typer.echo(f"error: {message}", err=True)
         raise typer.Exit(EdgeattnError.exit_code) from error
+    except typer.Exit:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        typer.echo("this is a bug in edgeattn: please report it with the lines above", err=True)
+        raise typer.Exit(BUG) from error
 
 
 def print_json(value: dict[str, Any]) -> None:

@@ -69,6 +69,9 @@ class ArrayData:
     evaluation: tuple[ArraySample, ...]
 
 
+Data = SpeechData | ArrayData
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of transcripts.tsv."""

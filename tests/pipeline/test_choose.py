@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from edgeattn.candidates import Verified, choose
 from edgeattn.evaluation.accuracy import Score
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
 from edgeattn.model import Artifact
-from edgeattn.pipeline import ConvertOptions, Verified, choose
-from edgeattn.targets import get_target
 
 SOURCE = Score("wer", 0.05, (0.04, 0.06), (1.0,), (20.0,))
 LOST = Failure("accuracy", "wer within 0.5 points of the source's 5.00 %", "9.00 %")
@@ -79,8 +78,7 @@ CASES = {
 def test_the_choice_is_the_fastest_that_loses_nothing(name: str) -> None:
     case = CASES[name]
     verified = {item.artifact.precision: item for item in case.candidates}
-    options = ConvertOptions((get_target("cpu"),), case.asked)
-    chosen = choose(verified, case.source, options)
+    chosen = choose(verified, case.source, case.asked)
     assert [c.precision for c in chosen if c.kept] == [case.kept]
     assert all(c.why for c in chosen)
     assert [c.latency_ms for c in chosen] == [item.latency_ms for item in case.candidates]
@@ -90,9 +88,9 @@ def test_the_choice_is_the_fastest_that_loses_nothing(name: str) -> None:
 
 
 def test_the_reason_of_what_ships_says_how_sure_it_is() -> None:
-    timed = choose({"fp32": candidate("fp32", 1.0)}, SOURCE, ConvertOptions((get_target("cpu"),)))
-    untimed = choose({"fp16": candidate("fp16", None)}, SOURCE, ConvertOptions((get_target("cpu"),)))
-    asked = choose({"fp16": candidate("fp16", 1.0)}, SOURCE, ConvertOptions((get_target("cpu"),), "fp16"))
+    timed = choose({"fp32": candidate("fp32", 1.0)}, SOURCE, "auto")
+    untimed = choose({"fp16": candidate("fp16", None)}, SOURCE, "auto")
+    asked = choose({"fp16": candidate("fp16", 1.0)}, SOURCE, "fp16")
     assert timed[0].why == "fastest that keeps the metric"
     assert "only known on the device" in untimed[0].why
     assert asked[0].why == "asked for"

@@ -20,6 +20,7 @@ import pytest
 
 from edgeattn import bundle as bundles
 from edgeattn import pipeline
+from edgeattn.baseline import baseline
 from edgeattn.bundle import open_bundle, read_manifest
 from edgeattn.checking import CheckOptions, check
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError
@@ -438,8 +439,16 @@ def test_the_streaming_bundle_keeps_real_time(speech: tuple[Report, Path], targe
 
 def test_a_stream_without_data_is_compared_on_noise(tmp_path: Path) -> None:
     model = load_model("streaming-conformer")
-    base = pipeline.baseline(model, None, Watch())
+    base = baseline(model, None, Watch())
     (records,) = base.records.values()
     assert len(records) == 500
     assert base.score is None
     assert all(np.isfinite(record.outputs["log_probs"]).all() for record in records)
+
+
+def test_a_target_brings_its_own_deadline_unless_one_is_asked_for() -> None:
+    target = replace(get_target("cpu"), default_deadline_ms=40.0)
+    own = pipeline.with_deadline(ConvertOptions((target,)), target)
+    asked = pipeline.with_deadline(ConvertOptions((target,), gates=Gates(deadline_ms=5.0)), target)
+    assert (own.gates.deadline_ms, own.measure.deadline_ms) == (40.0, 40.0)
+    assert asked.gates.deadline_ms == 5.0

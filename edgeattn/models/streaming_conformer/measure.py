@@ -30,7 +30,7 @@ class SpeakerScore:
     ci95: tuple[float, float]
 
 
-def held_out_sets(clips: Sequence[Clip], per_set: int = 60) -> dict[str, list[Utterance]]:
+def held_out_sets(clips: Sequence[Clip], per_set: int = 120) -> dict[str, list[Utterance]]:
     """Evaluation utterances by source: digits of fsdd, commands of speech_commands; about ``per_set`` each."""
     noises = [clip for clip in clips if clip.word == NOISE]
     sets = {}
@@ -38,7 +38,7 @@ def held_out_sets(clips: Sequence[Clip], per_set: int = 60) -> dict[str, list[Ut
         own = [clip for clip in clips if clip.source == source and clip.word != NOISE]
         speakers = len({clip.speaker for clip in own if clip.word in vocabulary})
         if speakers:
-            utterances = connected_utterances([*own, *noises], vocabulary, -(-per_set // speakers), seed=1234)
+            utterances = connected_utterances([*own, *noises], vocabulary, -(-per_set // speakers), seed=2026)
             if utterances:
                 sets[source] = utterances
     return sets

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeattn.errors import InputError
+from edgeattn.models.streaming_conformer.accents import SPELLINGS
 from edgeattn.models.streaming_conformer.augment import SAMPLE_RATE, Samples
 from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS
 
@@ -202,11 +203,15 @@ def read_sample_zip(path: Path) -> list[Clip]:
 
 @dataclass(frozen=True)
 class Voice:
-    """One synthesised voice: the command line that speaks a text to standard output as WAV."""
+    """One synthesised voice: the command line that speaks a text to standard output as WAV.
+
+    ``language`` is that of the spelling it reads: "en", or a key of :data:`SPELLINGS` for a foreign accent.
+    """
 
     name: str
     source: str
     command: tuple[str, ...]
+    language: str = "en"
 
 
 def synthetic_voices(count: int, seed: int = 0) -> list[Voice]:
@@ -226,6 +231,11 @@ def synthetic_voices(count: int, seed: int = 0) -> list[Voice]:
         rate, pitch = int(rng.integers(110, 230)), int(rng.integers(15, 90))
         command = ("espeak-ng", "-v", f"{accent}+{variant}", "-s", str(rate), "-p", str(pitch), "--stdout")
         voices.append(Voice(f"espeak-ng/{accent}+{variant}", "espeak-ng", command))
+    for index in range(count * len(SPELLINGS) // 29):  # 98 foreign voices beside 260 English ones
+        language, variant = list(SPELLINGS)[index % len(SPELLINGS)], VARIANTS[int(rng.integers(len(VARIANTS)))]
+        rate, pitch = int(rng.integers(110, 230)), int(rng.integers(15, 90))
+        command = ("espeak-ng", "-v", f"{language}+{variant}", "-s", str(rate), "-p", str(pitch), "--stdout")
+        voices.append(Voice(f"espeak-ng/{language}+{variant}", "espeak-ng", command, language))
     if shutil.which("flite") is not None:
         for name, stretch in itertools.product(FLITE_VOICES, (0.8, 1.0, 1.25)):
             options = ("-voice", name, "--setf", f"duration_stretch={stretch}", "-o", "/dev/stdout", "-t")
@@ -239,7 +249,8 @@ def speak(voice: Voice, word: str) -> Clip | None:
     import soxr
 
     # A sentence end gives the word its full, final form.
-    done = subprocess.run([*voice.command, word + "."], capture_output=True, check=False, timeout=30)
+    text = SPELLINGS.get(voice.language, {}).get(word, word)
+    done = subprocess.run([*voice.command, text + "."], capture_output=True, check=False, timeout=30)
     raw = bytearray(done.stdout)
     if len(raw) < 100:
         return None
@@ -268,7 +279,7 @@ def synthesise(
     voices = synthetic_voices(count, seed)
     rng = np.random.default_rng(seed + 1)
     jobs = [(voice, word) for voice in voices for word in (*DIGITS, *COMMANDS, *rng.choice(OTHER_WORDS, 12, False))]
-    key = hashlib.sha256(repr(jobs).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((jobs, SPELLINGS)).encode()).hexdigest()[:16]
     path = cache / f"voices-{key}.npz"
     if path.is_file():
         return load_clips(path)

@@ -317,7 +317,7 @@ def assemble(
     """All figures of a bundle as one result. A substitute's time says nothing about the device, so it is left out."""
     artifact = chosen.artifact
     substitute = SUBSTITUTE.get(artifact.backend)
-    notes = []
+    notes = list(target.notes)
     if substitute is not None:
         notes.append(f"checked with {substitute} on this host; time and memory are known on the device only")
     elif target.name != "cpu":

@@ -192,3 +192,11 @@ def test_this_machine_gets_the_engine_that_suits_its_processor(
 def test_a_machine_without_cpuinfo_is_still_a_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("edgeattn.targets.host.CPUINFO", tmp_path / "none")
     assert host_target().isa == ()
+
+
+def test_the_target_that_the_documentation_shows_can_be_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
+    file = tmp_path / "my-board.toml"
+    file.write_text(page.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    target = get_target(str(file))
+    assert (target.backends[0], target.default_deadline_ms, target.compute_capability) == ("litert", 40.0, "8.7")

@@ -19,8 +19,8 @@ from edgeattn.models.streaming_conformer.measure import SpeakerScore
 from edgeattn.models.streaming_conformer.stage import OnProgress, StageOptions, StageResult, train_stage
 from edgeattn.models.streaming_conformer.voices import Clip, read_corpus, synthesise
 
-TRUNK_STEPS = 20_000
-BRANCH_STEPS = 1_200
+TRUNK_STEPS = 17_500
+BRANCH_STEPS = 800
 FINAL_STEPS = 2_400
 TRUNK_RATE, BRANCH_RATE = 1.5e-3, 1.0e-3
 
@@ -98,7 +98,7 @@ def stage_options(stage: Stage, options: TrainOptions, share: float) -> StageOpt
         held_out=stage.held_out,
         learning_rate=TRUNK_RATE if trunk else BRANCH_RATE,
         warmup=min(400 if trunk else 100, steps),
-        decay=0.0 if trunk else 0.7,
+        decay=0.0 if trunk else 0.8,
         curriculum=trunk,
         evaluate_every=500,
         threads=options.threads,

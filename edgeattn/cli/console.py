@@ -94,7 +94,7 @@ def save_picture(report: Report, path: Path) -> None:
     from edgeattn.bundle import write_atomically, writing
     from edgeattn.report import table
 
-    recorder = Console(record=True, width=150, file=io.StringIO(), force_terminal=True)
+    recorder = Console(record=True, width=165, file=io.StringIO(), force_terminal=True)
     recorder.print(table(report.results))
     with writing(path):
         write_atomically(path, recorder.export_svg(title="edgeattn").encode())

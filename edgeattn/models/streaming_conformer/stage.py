@@ -34,8 +34,9 @@ from edgeattn.models.streaming_conformer.utterances import (
 from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID
 from edgeattn.models.streaming_conformer.voices import NOISE, Clip
 
-# Chunk and left context of a batch, and how often: what ships most often, the variants and full context sometimes.
-CONTEXTS = (((8, 4), 0.5), ((8, 2), 0.1), ((4, 4), 0.1), ((4, 2), 0.05), ((16, 4), 0.1), ((16, 1), 0.05), ((0, 0), 0.1))
+# Chunk and left context of a batch: what ships, and how often each of the others where it does not.
+SHIPPED = (8, 4)
+OTHERS = (((8, 2), 0.2), ((4, 4), 0.2), ((4, 2), 0.1), ((16, 4), 0.2), ((16, 1), 0.1), ((0, 0), 0.2))
 # Seconds per utterance by step (1 to 2 words, 1 to 5, then 2 to 8): CTC leaves its all-blank plateau on short
 # utterances several times faster.
 CURRICULUM = ((600, (1.2, 2.0)), (1500, (1.2, 4.0)))
@@ -58,6 +59,7 @@ class StageOptions:
         decay: share of the steps, at the end, with a linear fall to 0.
         curriculum: start with short utterances.
         auxiliary: weight of the framewise loss.
+        shipped_context: share of the batches with the chunk and left context that ship; the others vary them.
         evaluate_every: steps between evaluations; a checkpoint is written at each.
         threads: torch threads; 0 keeps torch's choice.
         workers: processes that make batches; 0 makes them in this one.
@@ -75,6 +77,7 @@ class StageOptions:
     decay: float = 0.2
     curriculum: bool = True
     auxiliary: float = 0.4
+    shipped_context: float = 0.5
     evaluate_every: int = 500
     threads: int = 0
     workers: int = 1
@@ -153,7 +156,9 @@ def loss_of(model: StreamingConformer, auxiliary: nn.Linear, batch: Batch, optio
     which CTC emits nothing but blanks, and its layer is dropped afterwards.
     """
     rng = np.random.default_rng([options.seed, 3, step])
-    chunk, left = CONTEXTS[int(rng.choice(len(CONTEXTS), p=[weight for _, weight in CONTEXTS]))][0]
+    chunk, left = OTHERS[int(rng.choice(len(OTHERS), p=[weight for _, weight in OTHERS]))][0]
+    if rng.random() < options.shipped_context:
+        chunk, left = SHIPPED
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
         encoded, lengths = model.encode(torch.from_numpy(batch.feats), torch.from_numpy(batch.lengths), chunk, left)
     encoded = encoded.float()

@@ -21,7 +21,7 @@ from edgeattn.models.streaming_conformer.voices import Clip, read_corpus, synthe
 
 TRUNK_STEPS = 17_500
 BRANCH_STEPS = 800
-FINAL_STEPS = 2_400
+FINAL_STEPS = 1_600
 TRUNK_RATE, BRANCH_RATE = 1.5e-3, 1.0e-3
 
 
@@ -100,6 +100,7 @@ def stage_options(stage: Stage, options: TrainOptions, share: float) -> StageOpt
         warmup=min(400 if trunk else 100, steps),
         decay=0.0 if trunk else 0.8,
         curriculum=trunk,
+        shipped_context=0.5 if trunk else 0.9,
         evaluate_every=500,
         threads=options.threads,
     )

@@ -144,4 +144,4 @@ def sample() -> SpeechData:
         Utterance(samples[item["start"] : item["end"]], tuple(item["text"].split()), item["speaker"])
         for item in index["utterances"]
     )
-    return SpeechData("synthesised sample", utterances[::2], utterances[1::2])
+    return SpeechData("synthesised sample, voices heard in training", utterances[::2], utterances[1::2])

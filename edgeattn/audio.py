@@ -2,7 +2,7 @@
 
 Features follow Kaldi's feature-fbank (povey window, DC removal, pre-emphasis, power spectrum, HTK mel scale,
 ``snip_edges=False``, no dither), in numpy alone: a device has nothing else, and training, checking and the device must
-hear the same. A test holds them to kaldi-native-fbank; per chunk they take a third of the time of its Python binding.
+hear the same. A test holds them to kaldi-native-fbank.
 """
 
 from __future__ import annotations

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgeattn.baseline import Baseline, Progress, replay_baseline, score_of
-from edgeattn.evaluation.accuracy import Score
+from edgeattn.evaluation.accuracy import Score, accuracy
 from edgeattn.evaluation.parity import Parity
 from edgeattn.gates import Failure, Gates, accuracy_failures, executed_failures, parity_failures
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.profiling.measure import time_step
 from edgeattn.report import Candidate
 from edgeattn.runtimes import Session
+from edgeattn.runtimes.engines import SUBSTITUTES
 from edgeattn.targets import Precision as Name
 from edgeattn.targets import Target
 
@@ -120,7 +121,8 @@ BUILDERS: Mapping[str, Callable[[Workshop, Name, Target], Artifact]] = {
     "tensorrt": build_tensorrt,
     "onnxruntime": build_onnxruntime,
 }
-SUBSTITUTE = {"tensorrt": "onnxruntime"}  # runs the same ONNX file where there is no NVIDIA GPU
+SUBSTITUTE = {backend: others[0] for backend, others in SUBSTITUTES.items()}
+"""Engine that needs a device -> the one that runs the same files on this host."""
 
 
 def verify(
@@ -135,7 +137,7 @@ def verify(
     failures = parity_failures(parity, artifact.precision)
     failures += executed_failures(artifact.precision, session.executed())
     if score is not None and shop.base.score is not None:
-        failures += accuracy_failures(shop.base.score, score, gates.max_drop)
+        failures += accuracy_failures(accuracy(shop.base.score, score, ""), gates.max_drop)
     size = sum(path.stat().st_size for path in artifact_files(artifact).values())
     return Verified(artifact, parity, score, None, tuple(failures), size)
 

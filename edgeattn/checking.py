@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
             score = score_of(session, data, "check", progress)
             if score is not None:
                 figures = _accuracy(base, manifest, score, data)
-                failures += _metric_failures(base, figures, score, options.gates)
+                failures += accuracy_failures(figures, options.gates.max_drop)
         failures += executed_failures(shipped, session.executed())
     progress.begin("profile")
     profile = profile_bundle(path, options.measure, options.backend)
@@ -125,16 +124,6 @@ def _accuracy(base: Baseline | None, manifest: Manifest, score: Score, data: Dat
     same = (before.data, before.samples, before.metric) == (figures.data, figures.samples, figures.metric)
     source = before.source if same else None  # another set of samples has another source figure
     return Accuracy(figures.metric, source, figures.deployed, figures.ci95, figures.samples, figures.data)
-
-
-def _metric_failures(base: Baseline | None, figures: Accuracy, score: Score, gates: Gates) -> list[Failure]:
-    if base is not None and base.score is not None:
-        return accuracy_failures(base.score, score, gates.max_drop)
-    drop = figures.drop
-    if drop is None or drop <= gates.max_drop or math.isclose(drop, gates.max_drop):
-        return []
-    wanted = f"{figures.metric} within {gates.max_drop:g} points of the source's {figures.source:.2f} %"
-    return [Failure("accuracy", wanted, f"{figures.deployed:.2f} %")]
 
 
 def _model(manifest: Manifest) -> dict[str, Any]:

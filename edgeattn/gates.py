@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgeattn.evaluation.accuracy import Score, accuracy
+from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import MAX_ABS_FP32, MIN_SQNR_FP16, MIN_SQNR_FP32, Parity
 from edgeattn.profiling.figures import Profile
 
@@ -54,13 +54,13 @@ def parity_failures(parity: Parity, precision: str) -> list[Failure]:
     return failures
 
 
-def accuracy_failures(source: Score, deployed: Score, max_drop: float) -> list[Failure]:
-    """Points of percent lost against the source."""
-    drop = accuracy(source, deployed, "").drop
+def accuracy_failures(figures: Accuracy, max_drop: float) -> list[Failure]:
+    """Points of percent lost against the source; none without a source to compare with."""
+    drop = figures.drop
     if drop is None or drop <= max_drop + 1e-9:  # rates are ratios of counts: equality must not hang on rounding
         return []
-    wanted = f"{deployed.metric} within {max_drop:g} points of the source's {100 * source.value:.2f} %"
-    return [Failure("accuracy", wanted, f"{100 * deployed.value:.2f} %")]
+    wanted = f"{figures.metric} within {max_drop:g} points of the source's {figures.source:.2f} %"
+    return [Failure("accuracy", wanted, f"{figures.deployed:.2f} %")]
 
 
 def deadline_failures(profile: Profile, deadline_ms: float | None) -> list[Failure]:

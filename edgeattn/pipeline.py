@@ -44,11 +44,7 @@ from edgeattn.candidates import (
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import Data
-from edgeattn.gates import (
-    Gates,
-    deadline_failures,
-    size_failures,
-)
+from edgeattn.gates import Gates, deadline_failures, size_failures
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
@@ -244,8 +240,7 @@ def convert_target(shop: Workshop, target: Target, options: ConvertOptions, prog
         if backend not in SUBSTITUTE:
             times = time_candidates(sessions)
             verified = {p: replace(v, latency_ms=times[p]) for p, v in verified.items()}
-        baseline_score = shop.base.score
-        candidates = (*choose(verified, baseline_score, options.precision), *refused)
+        candidates = (*choose(verified, shop.base.score, options.precision), *refused)
         shipped = next(c.precision for c in candidates if c.kept)
         golden = make_golden(sessions[shipped], golden_inputs(shop.base))
     result = pack(shop, target, verified[shipped], candidates, golden, options, progress)

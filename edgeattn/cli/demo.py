@@ -11,7 +11,6 @@ from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, note, print_json, print_table, progress_bar, save_picture
 
 DEMO_TARGETS = ("cpu", "mobile", "jetson")
-SUBSTITUTE = "onnxruntime"  # replays the TensorRT bundle where there is no NVIDIA GPU
 
 
 def demo(
@@ -22,6 +21,7 @@ def demo(
 ) -> None:
     """Convert the built-in speech model for three targets, stream a recording through each bundle, print the table."""
     with exit_codes(as_json):
+        from edgeattn.candidates import SUBSTITUTE
         from edgeattn.errors import DeviceError, MissingExtraError
         from edgeattn.evaluation.data import SpeechData
         from edgeattn.pipeline import ConvertOptions, convert
@@ -48,7 +48,7 @@ def demo(
             try:
                 session = load(result.bundle)
             except (DeviceError, MissingExtraError):
-                session = load(result.bundle, backend=SUBSTITUTE)
+                session = load(result.bundle, backend=SUBSTITUTE.get(result.backend))
             with session:
                 spec = session.spec.stream
                 assert spec is not None

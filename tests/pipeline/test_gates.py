@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from edgeattn.evaluation.accuracy import Score
+from edgeattn.evaluation.accuracy import Score, accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import (
     accuracy_failures,
@@ -54,7 +54,12 @@ def test_parity_gate(precision: str, max_abs: float, decibels: float, passes: bo
     ],
 )
 def test_accuracy_gate_in_points(metric: str, source: float, deployed: float, passes: bool) -> None:
-    assert (not accuracy_failures(score(metric, source), score(metric, deployed), 0.5)) == passes
+    figures = accuracy(score(metric, source), score(metric, deployed), "data")
+    assert (not accuracy_failures(figures, 0.5)) == passes
+
+
+def test_accuracy_gate_needs_a_source_to_compare_with() -> None:
+    assert accuracy_failures(accuracy(None, score("wer", 0.9), "data"), 0.5) == []
 
 
 def profile(p99_ms: float, misses: int | None = None, streams: bool = True) -> Profile:

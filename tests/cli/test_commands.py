@@ -225,7 +225,9 @@ def test_a_full_temporary_directory_is_one_line(
 
 def test_ctrl_c_exits_130_and_leaves_nothing(converted: Converted, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
-    command = [sys.executable, "-c", "from edgeattn.cli import main; main()"]
+    # A shell starts its background jobs with SIGINT ignored, and Python then leaves it so.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heard}; from edgeattn.cli import main; main()"]
     arguments = ["convert", converted.reference, "--precision", "fp32", *QUICK, "--out", str(tmp_path / "out")]
     environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

@@ -120,6 +120,8 @@ class Recipe:
 
     Attributes:
         source_weights: how often a source gives an utterance; weights of absent sources are dropped.
+        kinds: share of utterances of digits alone and of commands alone; the rest mix them. People dial or command, and
+            a model that has seen only mixtures cannot use the words before to tell "four" from "off".
         unknown: share of words outside the vocabulary.
         empty: share of utterances without a vocabulary word.
         frames: feature frames per batch, padding included; bounds memory and time of a step.
@@ -131,6 +133,7 @@ class Recipe:
         ("espeak-ng", 0.27),
         ("flite", 0.07),
     )
+    kinds: tuple[float, float] = (0.45, 0.35)
     unknown: float = 0.08
     empty: float = 0.03
     frames: int = 11_000
@@ -250,6 +253,7 @@ class BatchMaker:
         speaker = self._speakers[source][int(rng.integers(len(self._speakers[source])))]
         loyal = rng.random() < 0.75  # else the words come from all speakers of the source
         empty = rng.random() < self.recipe.empty
+        digits = self._digit_share(source, rng)
         tight = rng.random() < 0.35
         spans: list[tuple[int, int, int]] = []
         length = int(seconds * SAMPLE_RATE)
@@ -257,7 +261,7 @@ class BatchMaker:
         position = int(rng.uniform(0.05, 0.4) * SAMPLE_RATE)
         tail = int(rng.uniform(0.1, 0.3) * SAMPLE_RATE)  # the last word must be heard out before the utterance ends
         while not (empty and rng.random() < 0.3):
-            clip = self._clip(source, speaker if loyal else None, empty, rng)
+            clip = self._clip(source, speaker if loyal else None, empty, digits, rng)
             if rng.random() < 0.25:
                 clip = clipped(clip, rng)
             margin = SAMPLE_RATE if rng.random() < 0.3 else int(rng.uniform(0.02, 0.12) * SAMPLE_RATE)
@@ -275,13 +279,20 @@ class BatchMaker:
                 break
         return speech, spans
 
-    def _clip(self, source: str, speaker: str | None, empty: bool, rng: np.random.Generator) -> Clip:
+    def _digit_share(self, source: str, rng: np.random.Generator) -> float:
+        """Share of digits among the vocabulary words of one utterance."""
+        digits, commands = self.recipe.kinds
+        kind = rng.random()
+        if source == "fsdd" or kind < digits:
+            return 1.0
+        return 0.0 if kind < digits + commands else 0.5
+
+    def _clip(self, source: str, speaker: str | None, empty: bool, digits: float, rng: np.random.Generator) -> Clip:
         bank = self.sources[source]
         if UNKNOWN in self._anywhere and (empty or rng.random() < self.recipe.unknown):
             word = UNKNOWN
         else:
-            digit = source == "fsdd" or rng.random() < 0.5
-            words = (self._digits if digit else self._commands) or self._digits or self._commands
+            words = (self._digits if rng.random() < digits else self._commands) or self._digits or self._commands
             word = str(rng.choice(words))
         own = bank.speakers[speaker] if speaker is not None else {}
         clips = own.get(word) or bank.words.get(word) or self._anywhere[word]
@@ -300,7 +311,7 @@ class BatchMaker:
             if kind < 0.08:
                 noise = augment.hum(len(speech), rng) + 0.1 * noise / np.sqrt(augment.power(noise))
             elif kind < 0.18:
-                voices = [self._clip(str(rng.choice(self._names)), None, False, rng).samples for _ in range(4)]
+                voices = [self._clip(str(rng.choice(self._names)), None, False, 0.5, rng).samples for _ in range(4)]
                 noise = augment.mix([voice.astype(np.float32) for voice in voices], len(speech), rng)
                 speech = augment.add_noise(speech, noise, rng.uniform(12.0, 30.0), active)
                 noise = augment.coloured_noise(len(speech), 1.0, rng)

@@ -7,20 +7,40 @@ accuracy figures are measured against.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from edgeattn.errors import ModelError
-from edgeattn.spec import GraphSpec, ModelSpec
+from edgeattn.spec import DTYPES, DType, GraphSpec, ModelSpec, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
 Arrays = dict[str, np.ndarray]
+Dims = Mapping[str, Mapping[int, str]]
+"""Input -> axis -> name of a dimension whose size may vary from call to call."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of a model, as a factory declares it.
+
+    Attributes:
+        module: any torch module.
+        inputs: example inputs, a tuple or a dict of tensors, states included.
+        states: input -> output that becomes this input in the next step, such as a cache; all zero at the start.
+        dims: dimensions that may vary, by input and axis.
+    """
+
+    module: torch.nn.Module
+    inputs: Any
+    states: Mapping[str, str] = field(default_factory=dict)
+    dims: Dims = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,10 @@ class EdgeModel:
         example: one set of inputs per graph, states included.
         source_sha256: hash of weights and code that the model came from.
         source_size_bytes: size of its weights in float32.
+        dims: graph -> input -> axis -> name of the dimension, for axes that may have other sizes ("seq").
+        assets: name in the bundle -> file that travels with the model, such as a tokenizer.
+        onnx: graph -> the ONNX that the source is, where it is one: static shapes, names of the spec. The module of
+            that graph was imported from it.
     """
 
     spec: ModelSpec
@@ -41,6 +65,9 @@ class EdgeModel:
     example: Mapping[str, Arrays]
     source_sha256: str
     source_size_bytes: int
+    dims: Mapping[str, Dims] = field(default_factory=dict)
+    assets: Mapping[str, Path] = field(default_factory=dict)
+    onnx: Mapping[str, onnx.ModelProto] = field(default_factory=dict)
 
     def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None) -> Arrays:
         """The float32 reference: one call of a graph.
@@ -127,14 +154,31 @@ def check_finite(model: EdgeModel) -> None:
                 )
 
 
-def graph_from_example(name: str, inputs: Arrays, outputs: Arrays) -> GraphSpec:
-    """The spec of a stateless graph from one call of it."""
-    from edgeattn.spec import TensorSpec
+def graph_from_example(
+    name: str, inputs: Arrays, outputs: Arrays, states: Mapping[str, str] | None = None
+) -> GraphSpec:
+    """The spec of a graph from one call of it.
 
-    def tensors(arrays: Arrays) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(key, str(a.dtype), a.shape) for key, a in arrays.items())  # type: ignore[arg-type]
+    Args:
+        states: input -> output that becomes it in the next step.
+    """
+    carried = states or {}
 
-    return GraphSpec(name, tensors(inputs), tensors(outputs))
+    def tensors(arrays: Arrays, apart: Iterable[str]) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(key, _dtype(key, a), a.shape) for key, a in arrays.items() if key not in apart)
+
+    return GraphSpec(
+        name,
+        tensors(inputs, carried),
+        tensors(outputs, carried.values()),
+        tuple(StateSpec(key, out, inputs[key].shape, _dtype(key, inputs[key])) for key, out in carried.items()),
+    )
+
+
+def _dtype(name: str, array: np.ndarray) -> DType:
+    if str(array.dtype) not in DTYPES:
+        raise ValueError(f"tensor {name!r}: dtype must be one of {', '.join(DTYPES)}, got {array.dtype}")
+    return cast(DType, str(array.dtype))
 
 
 @dataclass(frozen=True)

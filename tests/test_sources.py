@@ -128,7 +128,7 @@ def test_what_the_users_code_prints_stays_off_stdout(write: WriteModel, capsys: 
         ("import sys; sys.exit(3)", r"raised SystemExit: 3 \(my_net\.py:14\)"),
         ("return None", "a factory returns an EdgeModel, or .*; got NoneType"),
         ("return Net()", "a factory returns .*; got Net"),
-        ("return Net(), 3", "a factory returns .*; forward takes tokens, mask, got int"),
+        ("return Net(), 3", "example inputs are a tuple or a dict of tensors; forward takes tokens, mask, got int"),
         ("return Net(), (1.0,)", "example input 'tokens' must be a tensor, got float"),
         ("return Net(), (torch.ones(1, 3),) * 3", "forward takes tokens, mask, got a tuple"),
         ("return Net(), {'token': torch.ones(1, 3)}", "forward has no parameter 'token'; it has tokens, mask"),

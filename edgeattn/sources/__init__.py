@@ -1,0 +1,75 @@
+"""A MODEL reference becomes an :class:`~edgeattn.model.EdgeModel`, and ``--data`` its samples.
+
+One loader per kind of reference, in the order of :data:`LOADERS`; each says whether a reference is its own. A new
+source is one file here and one line there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeattn.errors import ModelError, load_extra, unknown_name
+from edgeattn.model import EdgeModel, check_finite
+from edgeattn.models import MODELS
+from edgeattn.sources import code, exported, huggingface, onnx_file
+from edgeattn.sources.code import FORM, split_reference
+from edgeattn.sources.data import load_data
+from edgeattn.sources.modules import from_graphs, from_module
+from edgeattn.sources.usercode import users_code
+
+__all__ = ["from_graphs", "from_module", "load_data", "load_model"]
+
+
+def load_model(reference: str) -> EdgeModel:
+    """Load a MODEL reference and check that it is usable: finite weights, finite and repeatable outputs.
+
+    Args:
+        reference: a built-in name, ``file.py[:factory]`` (default factory: ``model``) or ``package.module:factory``.
+
+    Raises:
+        ModelError: if it is missing, raises, returns the wrong thing, or its weights or outputs are not finite.
+        UnsupportedError: for a kind of source that is not read yet.
+    """
+    load_extra("torch", "convert")
+    for owns, load in LOADERS:
+        if owns(reference):
+            model = load(reference)
+            with users_code(reference):  # an EdgeModel made by hand may not do what its spec says
+                check_finite(model)
+            return model
+    near = unknown_name("model", reference, MODELS)
+    raise ModelError(f"{near}. {FORM}")
+
+
+def _is_builtin(reference: str) -> bool:
+    return reference in MODELS
+
+
+def _load_builtin(reference: str) -> EdgeModel:
+    module, _, factory = MODELS[reference].factory.partition(":")
+    model: EdgeModel = getattr(importlib.import_module(module), factory)()
+    return model
+
+
+def _is_path(reference: str) -> bool:
+    return "/" in reference or Path(reference).suffix != "" or Path(reference).exists()
+
+
+def _load_unknown_path(reference: str) -> EdgeModel:
+    path = Path(split_reference(reference)[0])
+    if not path.exists():
+        raise ModelError(f"{path}: no such file. {FORM}")
+    raise ModelError(f"{path}: suffix {path.suffix or 'none'} is not a model that edgeattn reads. {FORM}")
+
+
+LOADERS: tuple[tuple[Callable[[str], bool], Callable[[str], EdgeModel]], ...] = (
+    (_is_builtin, _load_builtin),
+    (code.is_python_file, code.load_python_file),
+    (code.is_module, code.load_module),
+    (exported.owns, exported.load),
+    (onnx_file.owns, onnx_file.load),
+    (huggingface.owns, huggingface.load),
+    (_is_path, _load_unknown_path),
+)

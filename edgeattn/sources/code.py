@@ -1,0 +1,115 @@
+"""MODEL as Python code: ``file.py[:factory]`` and ``package.module:factory``, the user's own code run with care."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgeattn.errors import EdgeattnError, ModelError, unknown_name
+from edgeattn.model import EdgeModel, Graph
+from edgeattn.sources.modules import GRAPH, describe, from_graphs
+from edgeattn.sources.usercode import import_path, users_code
+
+DEFAULT_FACTORY = "model"
+FORM = "MODEL is a built-in name, file.py[:factory] or package.module:factory"
+
+
+def is_python_file(reference: str) -> bool:
+    """Whether a reference is ``file.py`` with or without a factory."""
+    return split_reference(reference)[0].endswith(".py")
+
+
+def load_python_file(reference: str) -> EdgeModel:
+    """Run the file and call its factory."""
+    name, factory = split_reference(reference)
+    path = Path(name)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file. {FORM}")
+    module = run_file(path, reference)
+    with import_path(path.resolve().parent):  # a factory may import when it is called
+        return _call_factory(reference, module, factory, path.stem, path.read_bytes())
+
+
+def run_file(path: Path, reference: str, kind: type[EdgeattnError] = ModelError) -> ModuleType:
+    """Run a file of the user's as a module of its own."""
+    name = f"_edgeattn_source_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses in the file look themselves up there
+    with import_path(path.resolve().parent), users_code(reference, kind):
+        spec.loader.exec_module(module)
+    return module
+
+
+def is_module(reference: str) -> bool:
+    """Whether a reference is ``package.module:factory``."""
+    name, _ = split_reference(reference)
+    return ":" in reference and all(part.isidentifier() for part in name.split("."))
+
+
+def load_module(reference: str) -> EdgeModel:
+    """Import the module and call its factory."""
+    name, factory = split_reference(reference)
+    with import_path(Path.cwd()), users_code(reference):  # finding a module runs the packages around it
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise ModelError(f"{reference}: there is no module {name}. {FORM}")
+        module = importlib.import_module(name)
+    source = Path(found.origin).read_bytes() if found.origin and Path(found.origin).is_file() else b""
+    with import_path(Path.cwd()):
+        return _call_factory(reference, module, factory, name.rpartition(".")[2], source)
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """``file.py:factory`` -> both parts; the factory defaults. A drive letter is no factory."""
+    name, colon, factory = reference.rpartition(":")
+    if not colon or not factory.isidentifier():
+        return reference, DEFAULT_FACTORY
+    return name, factory
+
+
+def _call_factory(reference: str, module: ModuleType, name: str, stem: str, source: bytes) -> EdgeModel:
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise ModelError(f"{reference}: {unknown_name('factory', name, functions_of(module))}")
+    with users_code(reference):
+        made = factory()
+    if isinstance(made, EdgeModel):
+        return made
+    graphs = _graphs(reference, made)
+    try:
+        return from_graphs(graphs, stem, source)
+    except ModelError as error:
+        raise ModelError(f"{reference}: {error}") from error
+
+
+def functions_of(module: ModuleType) -> list[str]:
+    """Names of the functions that a module defines itself."""
+    return [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
+
+
+def _graphs(reference: str, made: Any) -> dict[str, Graph]:
+    """What a factory returned, as graphs by name."""
+    import torch
+
+    if isinstance(made, Mapping) and made:
+        return {str(name): _graphs(reference, part)[GRAPH] for name, part in made.items()}
+    if isinstance(made, Graph):
+        return {GRAPH: made}
+    if isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module):
+        return {GRAPH: Graph(made[0], made[1], dims=made[2] if len(made) == 3 else {})}
+    raise ModelError(
+        f"{reference}: a factory returns an EdgeModel, or (nn.Module, example inputs as a tuple or a dict of tensors), "
+        f"or a dict of such, one per graph; got {describe(made)}"
+    )

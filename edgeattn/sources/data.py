@@ -1,0 +1,71 @@
+"""``--data`` as samples: recordings, arrays, a built-in's own layout, or a function of the user's."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from edgeattn.errors import DataError, unknown_name
+from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, array_data, load_arrays, load_speech
+from edgeattn.models import MODELS
+from edgeattn.sources.code import functions_of, run_file, split_reference
+from edgeattn.sources.usercode import import_path, users_code
+from edgeattn.spec import ModelSpec
+
+
+def load_data(reference: str, spec: ModelSpec, source: str | None, split: str | None, limit: int) -> Data | None:
+    """Load ``--data`` for a model.
+
+    Args:
+        reference: the MODEL that it is for; a built-in knows the layout of its own data and brings a sample.
+        source: a directory with transcripts.tsv, an npz, a directory that a built-in trains on, ``file.py:function``
+            yielding dicts of arrays, or None.
+        split: what to measure on, where the data has splits.
+        limit: at most so many samples to measure on.
+
+    Raises:
+        DataError: if it is missing or not of a form that the model can use.
+    """
+    if source is None:
+        return None if reference not in MODELS else _builtin_data(reference, None, split, limit)
+    name, _ = split_reference(source)
+    path = Path(name)
+    if not path.exists():
+        raise DataError(f"{path}: no such data")
+    if path.suffix == ".py":
+        return _load_samples(source, spec, limit)
+    if path.suffix == ".npz":
+        return load_arrays(path, spec.graphs[0])
+    if spec.stream is not None and (path / TRANSCRIPTS).is_file():
+        return load_speech(path, spec.stream.frontend.sample_rate, split, limit)
+    if reference in MODELS:
+        return _builtin_data(reference, path, split, limit)
+    raise DataError(f"{path}: expected a directory with {TRANSCRIPTS}, an npz, or file.py:function")
+
+
+def _builtin_data(reference: str, directory: Path | None, split: str | None, limit: int) -> SpeechData:
+    module, _, function = MODELS[reference].data.partition(":")
+    data: SpeechData = getattr(importlib.import_module(module), function)(directory, split, limit)
+    return data
+
+
+def _load_samples(source: str, spec: ModelSpec, limit: int) -> ArrayData:
+    path, function = split_reference(source)
+    module = run_file(Path(path), source, DataError)
+    make = getattr(module, function, None)
+    if not callable(make):
+        raise DataError(f"{source}: {unknown_name('function', function, functions_of(module))}")
+    with import_path(Path(path).resolve().parent), users_code(source, DataError):
+        yielded = make()
+        samples = list(itertools.islice(yielded, limit)) if isinstance(yielded, Iterable) else []
+    if not samples or not all(isinstance(sample, Mapping) for sample in samples):
+        raise DataError(f"{source}: must yield dicts of arrays named like the model's inputs")
+    try:
+        arrays = {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in samples[0]}
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{source}: all samples need the same names and shapes ({error})") from error
+    return array_data(arrays, source, spec.graphs[0])

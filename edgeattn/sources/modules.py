@@ -1,0 +1,178 @@
+"""A torch module with example inputs as an EdgeModel: named inputs, named outputs, static shapes."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeattn.errors import ModelError, unknown_name
+from edgeattn.model import Arrays, EdgeModel, Graph, graph_from_example
+from edgeattn.sources.usercode import users_code
+from edgeattn.spec import GraphSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+
+GRAPH = "main"
+
+
+def from_module(module: torch.nn.Module, inputs: Any, name: str, source: bytes = b"") -> EdgeModel:
+    """A plain torch module and one set of inputs as a model of one stateless graph, see :func:`from_graphs`."""
+    return from_graphs({GRAPH: Graph(module, inputs)}, name, source)
+
+
+def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> EdgeModel:
+    """Torch modules with example inputs as a model.
+
+    Inputs are named after forward's parameters; outputs after the keys of a dict or ModelOutput, ``output`` for a
+    single tensor, ``output_0``, ``output_1`` ... for a tuple.
+
+    Args:
+        graphs: by name, the main one first.
+        name: of the model.
+        source: what its hash covers beside the weights, usually the code.
+
+    Raises:
+        ModelError: if forward rejects the inputs, or its outputs are no tensors or change between two calls, or a
+            declared state or dimension is not there.
+    """
+    digest = hashlib.sha256(source)
+    size = 0
+    specs, modules, examples = [], {}, {}
+    seen: set[int] = set()
+    for graph_name, graph in graphs.items():
+        example = example_arrays(graph)
+        modules[graph_name] = _named_outputs(graph.module.eval())
+        specs.append(_graph_spec(graph_name, graph, modules[graph_name], example))
+        examples[graph_name] = example
+        for key, tensor in graph.module.state_dict().items():
+            if tensor.data_ptr() not in seen:  # graphs of one model share weights
+                digest.update(key.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(_bytes()).numpy().tobytes())
+                size += tensor.numel() * tensor.element_size()
+                seen.add(tensor.data_ptr())
+    try:
+        spec = ModelSpec(name.replace("_", "-"), "generic", tuple(specs))
+    except ValueError as error:
+        raise ModelError(f"{name}: {error}") from error
+    dims = {graph_name: graph.dims for graph_name, graph in graphs.items() if graph.dims}
+    return EdgeModel(spec, modules, examples, digest.hexdigest(), size, dims)
+
+
+def _bytes() -> torch.dtype:
+    import torch
+
+    return torch.uint8
+
+
+def example_arrays(graph: Graph) -> Arrays:
+    """The example inputs of a graph by the names of forward's parameters.
+
+    Raises:
+        ModelError: for inputs that forward does not take, or that are no tensors.
+    """
+    import torch
+
+    kind, given = type(graph.module).__name__, graph.inputs
+    if isinstance(given, (torch.Tensor, np.ndarray)):
+        given = (given,)
+    parameters = inspect.signature(graph.module.forward).parameters
+    names = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - set(names))
+        if unknown and not open_ended:
+            raise ModelError(f"{kind}.forward has no parameter {unknown[0]!r}; it has {', '.join(names)}")
+        named = dict(given)
+    elif isinstance(given, (tuple, list)) and len(given) <= len(names):
+        named = dict(zip(names, given, strict=False))
+    else:
+        raise ModelError(
+            f"{kind}: example inputs are a tuple or a dict of tensors; forward takes {', '.join(names)}, "
+            f"got {describe(given)}"
+        )
+    for key, value in named.items():
+        if not isinstance(value, (torch.Tensor, np.ndarray)):
+            raise ModelError(f"{kind}: example input {key!r} must be a tensor, got {type(value).__name__}")
+    try:
+        return {key: torch.as_tensor(value).detach().cpu().numpy() for key, value in named.items()}
+    except TypeError as error:  # bfloat16 and others that numpy does not have
+        raise ModelError(f"{kind}: an example input has no numpy dtype: {error}") from error
+
+
+def describe(value: object) -> str:
+    """The type of a value, with its parts for a tuple."""
+    if isinstance(value, tuple):
+        return f"a tuple of ({', '.join(type(item).__name__ for item in value)})"
+    return type(value).__name__
+
+
+def _graph_spec(name: str, graph: Graph, module: torch.nn.Module, example: Arrays) -> GraphSpec:
+    import torch
+
+    kind = type(graph.module).__name__
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in example.items()}
+    with users_code(f"{kind}.forward"), torch.inference_mode():
+        first = {key: value.numpy().copy() for key, value in module(**tensors).items()}
+        second = {key: value.numpy() for key, value in module(**tensors).items()}
+    for key, value in first.items():
+        if not np.array_equal(value, second[key], equal_nan=True):
+            raise ModelError(
+                f"output {key!r} of {kind} changes between two calls on the same inputs: "
+                "dropout or another random op is active in eval mode"
+            )
+    for taken, given in graph.states.items():
+        for name_of, there in ((taken, example), (given, first)):
+            if name_of not in there:
+                raise ModelError(f"graph {name!r}: state {taken!r}: {unknown_name('tensor', name_of, there)}")
+        if example[taken].shape != first[given].shape or example[taken].dtype != first[given].dtype:
+            raise ModelError(
+                f"graph {name!r}: state {taken!r} is {example[taken].dtype}{list(example[taken].shape)}, but the next "
+                f"one, {given!r}, is {first[given].dtype}{list(first[given].shape)}"
+            )
+    for taken, axes in graph.dims.items():
+        if taken not in example or any(not 0 <= axis < example[taken].ndim for axis in axes):
+            raise ModelError(f"graph {name!r}: dims name {taken!r} {dict(axes)}, inputs are {', '.join(example)}")
+    try:
+        return graph_from_example(name, example, first, graph.states)
+    except ValueError as error:
+        raise ModelError(f"{kind}: {error}") from error
+
+
+def _named_outputs(module: torch.nn.Module) -> torch.nn.Module:
+    """A module that takes keyword tensors and returns a dict of tensors, whatever ``module`` returns."""
+    import torch
+
+    class NamedOutputs(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return _name_outputs(self.inner(**inputs))
+
+    return NamedOutputs(module).eval()
+
+
+def _name_outputs(result: Any) -> dict[str, torch.Tensor]:
+    import torch
+
+    if isinstance(result, torch.Tensor):
+        return {"output": result}
+    if isinstance(result, Mapping):
+        items = {str(key): value for key, value in result.items()}
+    elif isinstance(result, (tuple, list)):
+        items = {f"output_{index}": value for index, value in enumerate(result)}
+    else:
+        raise ModelError(f"forward must return a tensor, or a dict or tuple of tensors; got {type(result).__name__}")
+    tensors = {key: value for key, value in items.items() if value is not None}
+    for key, value in tensors.items():
+        if not isinstance(value, torch.Tensor):
+            raise ModelError(f"output {key!r} of forward must be a tensor, got {type(value).__name__}")
+    if not tensors:
+        raise ModelError("forward returned no tensor")
+    return tensors

@@ -18,7 +18,7 @@ from edgeattn.models.streaming_conformer.utterances import (
     cut,
     frame_labels,
 )
-from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS, UNKNOWN_ID, words_of
+from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS, TOKENS, UNKNOWN_ID, words_of
 from edgeattn.models.streaming_conformer.voices import NOISE
 from tests.models.voices import tone_clips
 
@@ -91,6 +91,17 @@ def test_a_batch_fits_together() -> None:
             wanted = batch.targets[starts[row] : starts[row + 1]]
             heard = [label for label in labels.tolist() if label not in (0, IGNORE)]
             assert set(heard) == set(wanted.tolist())
+
+
+@pytest.mark.parametrize(("kinds", "allowed"), [((1.0, 0.0), DIGITS), ((0.0, 1.0), COMMANDS)])
+def test_an_utterance_of_one_kind_holds_no_word_of_the_other(
+    kinds: tuple[float, float], allowed: tuple[str, ...]
+) -> None:
+    recipe = Recipe((("speech_commands", 1.0),), kinds=kinds, unknown=0.0, empty=0.0, frames=4000)
+    make = BatchMaker(tone_clips(), recipe, 2, MEAN)
+    heard = {TOKENS[token] for index in range(5) for token in make(index, (2.0, 4.0)).targets}
+    assert heard
+    assert heard <= set(allowed)
 
 
 def test_words_outside_the_vocabulary_are_unknown_and_hidden() -> None:

@@ -25,12 +25,13 @@ from typing import IO, Any, final
 
 import numpy as np
 
-from edgeattn.errors import BundleError, EdgeattnError, InputError, OutputError
+from edgeattn.errors import BundleError, EdgeattnError, InputError, OutputError, unknown_name
 from edgeattn.spec import ModelSpec, TensorSpec, from_json, to_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 SUFFIX = ".edge"
+ASSETS = "assets"  # directory of what travels with the model: a tokenizer, labels
 MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_FILES = 1_000
 MAX_FILE_BYTES = 4 * 2**30
@@ -102,6 +103,22 @@ class Bundle:
         if name not in self.manifest.files:
             raise BundleError(f"{self.source}: the manifest does not list {name!r}")
         return self.root / name
+
+    def asset(self, name: str) -> Path:
+        """Path of a file that travels with the model, such as its tokenizer.
+
+        Raises:
+            BundleError: if there is none of that name; the message lists those that are there.
+        """
+        if f"{ASSETS}/{name}" not in self.manifest.files:
+            raise BundleError(f"{self.source}: {unknown_name('asset', name, self.assets)}")
+        return self.root / ASSETS / name
+
+    @property
+    def assets(self) -> tuple[str, ...]:
+        """Names of the files that travel with the model."""
+        inside = (PurePosixPath(name) for name in self.manifest.files)
+        return tuple(path.relative_to(ASSETS).as_posix() for path in inside if path.parts[0] == ASSETS)
 
     @property
     def size_bytes(self) -> int:

@@ -7,7 +7,7 @@ accuracy figures are measured against.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgeattn.errors import ModelError
+from edgeattn.runtimes.buckets import cut_outputs, pad_inputs, route
 from edgeattn.spec import DTYPES, DType, GraphSpec, ModelSpec, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 Dims = Mapping[str, Mapping[int, str]]
 """Input -> axis -> name of a dimension whose size may vary from call to call."""
+Resize = Callable[[str, Arrays], "tuple[torch.nn.Module, onnx.ModelProto | None]"]
+"""Graph, example inputs of other sizes -> the module and the ONNX for these."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,16 @@ class Graph:
         inputs: example inputs, a tuple or a dict of tensors, states included.
         states: input -> output that becomes this input in the next step, such as a cache; all zero at the start.
         dims: dimensions that may vary, by input and axis.
+        buckets: dimension -> the sizes to convert for.
+        fills: input -> what its padded positions hold, if not 0: a pad token's id, a mask's value for "hidden".
     """
 
     module: torch.nn.Module
     inputs: Any
     states: Mapping[str, str] = field(default_factory=dict)
     dims: Dims = field(default_factory=dict)
+    buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fills: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class EdgeModel:
         assets: name in the bundle -> file that travels with the model, such as a tokenizer.
         onnx: graph -> the ONNX that the source is, where it is one: static shapes, names of the spec. The module of
             that graph was imported from it.
+        buckets: dimension -> sizes to convert for, as the source declares them; see :mod:`edgeattn.buckets`.
+        fills: input -> what its padded positions hold, if not 0.
+        resize: makes a graph anew for inputs of other sizes, where modules are bound to those they were made with.
+        notes: what its user should know about how it was read, for the result.
     """
 
     spec: ModelSpec
@@ -68,9 +79,13 @@ class EdgeModel:
     dims: Mapping[str, Dims] = field(default_factory=dict)
     assets: Mapping[str, Path] = field(default_factory=dict)
     onnx: Mapping[str, onnx.ModelProto] = field(default_factory=dict)
+    buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    fills: Mapping[str, float] = field(default_factory=dict)
+    resize: Resize | None = None
+    notes: tuple[str, ...] = ()
 
     def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None) -> Arrays:
-        """The float32 reference: one call of a graph.
+        """The float32 reference: one call of a graph, or of the smallest of its sizes that fits.
 
         Args:
             inputs: every input and state of the graph, by name.
@@ -80,6 +95,10 @@ class EdgeModel:
         """
         import torch
 
+        bucket = self.spec.bucket(graph)
+        if bucket is not None:
+            routed = route(self.spec, bucket, inputs)
+            return cut_outputs(bucket, inputs, self.run(pad_inputs(bucket, routed, inputs), routed.name))
         chosen = self.spec.graph(graph)
         with torch.inference_mode():
             tensors = {t.name: torch.from_numpy(t.check(inputs[t.name])) for t in chosen.all_inputs}

@@ -79,6 +79,7 @@ def load(path: Path | str, backend: str | None = None, threads: int = 1) -> Sess
             )
         models = {graph: bundle.file(name) for graph, name in manifest.models.items()}
         session = open_session(backend or manifest.backend, models, manifest.spec, threads, manifest.build)
+        session.assets = {name: bundle.asset(name) for name in bundle.assets}
         session.keep(opened)  # an unpacked zip must live as long as the engine may map its files
         stack.pop_all()
     return session

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgeattn.errors import BundleError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.errors import BundleError, EdgeattnError, InputError, UnsupportedError, unknown_name
+from edgeattn.runtimes.buckets import cut_outputs, pad_inputs, route
 from edgeattn.spec import GraphSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -229,6 +230,7 @@ class Session(abc.ABC):
         engine_version: of the engine's package.
         threads: compute threads of one run.
         load_ms: from the first touch of the model files to ready, the engine's import left out.
+        assets: name -> file that came with the model, such as its tokenizer; there until the session is closed.
     """
 
     backend: str
@@ -238,6 +240,7 @@ class Session(abc.ABC):
         self.engine_version = engine_version
         self.threads = threads
         self.load_ms = 0.0
+        self.assets: Mapping[str, Path] = {}
         self._runners: dict[str, EngineStep] = {}
         self._resources = contextlib.ExitStack()
 
@@ -266,6 +269,9 @@ class Session(abc.ABC):
     def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None) -> Arrays:
         """Run a graph once.
 
+        Where a graph was converted in several sizes, its name stands for all of them: the smallest that the inputs fit
+        into runs, inputs are padded and outputs cut to what they would be without.
+
         Args:
             inputs: every input and state of the graph, by name.
             graph: its name; None for the first.
@@ -274,10 +280,17 @@ class Session(abc.ABC):
             every output and next state by name, in arrays of their own.
 
         Raises:
-            InputError: for an unknown graph, a missing or unknown name, a wrong shape or dtype.
+            InputError: for an unknown graph, a missing or unknown name, a wrong shape or dtype, or an input that is
+                longer than the largest size.
             UnsupportedError: if the engine fails.
         """
-        chosen = self.spec.graph(graph)
+        bucket = self.spec.bucket(graph)
+        if bucket is None:
+            return self._run(self.spec.graph(graph), inputs)
+        chosen = route(self.spec, bucket, inputs)
+        return cut_outputs(bucket, inputs, self._run(chosen, pad_inputs(bucket, chosen, inputs)))
+
+    def _run(self, chosen: GraphSpec, inputs: Mapping[str, np.ndarray]) -> Arrays:
         arrays = check_inputs(chosen, inputs)
         if chosen.name not in self._runners:
             self._runners[chosen.name] = self.new_step(chosen)
@@ -309,6 +322,16 @@ class Session(abc.ABC):
         if self.spec.stream is None:
             raise InputError(f"model {self.spec.name!r} ({self.spec.task}) does not stream; use run()")
         return Stream(self.step(), self.spec.stream)
+
+    def asset(self, name: str) -> Path:
+        """A file that came with the model, such as its tokenizer; there until the session is closed.
+
+        Raises:
+            InputError: if there is none of that name.
+        """
+        if name not in self.assets:
+            raise InputError(f"model {self.spec.name!r}: {unknown_name('asset', name, self.assets)}")
+        return self.assets[name]
 
     def keep(self, resource: contextlib.AbstractContextManager[Any]) -> None:
         """Tie something already entered to this session: :meth:`close` leaves it."""

@@ -109,6 +109,28 @@ def test_a_file_that_is_not_listed_is_not_handed_out(bundle: Path) -> None:
         opened.file("../secret")
 
 
+def test_a_bundle_of_version_1_is_still_read(bundle: Path) -> None:
+    def older(values: dict[str, Any]) -> None:
+        values["format_version"] = 1
+        del values["spec"]["buckets"]  # came with version 2
+
+    edit(bundle, older)
+    manifest = read(bundle)
+    assert (manifest.format_version, manifest.spec) == (1, small_spec())
+
+
+def test_a_file_that_travels_with_the_model_is_handed_out_by_its_name(bundle: Path) -> None:
+    (bundle / "assets/vocab").mkdir(parents=True)
+    (bundle / "assets/vocab/tokens.json").write_bytes(b"{}")
+    relist(bundle)
+    with open_bundle(bundle) as opened:
+        assert opened.assets == ("vocab/tokens.json",)
+        assert opened.asset("vocab/tokens.json").read_bytes() == b"{}"
+        for name in ("tokens.json", "../golden.npz", "golden.npz"):
+            with pytest.raises(BundleError, match=r"unknown asset .*Valid: vocab/tokens\.json"):
+                opened.asset(name)
+
+
 def test_a_draft_is_a_readable_bundle_before_it_is_published(tmp_path: Path) -> None:
     with BundleDraft(tmp_path / "b.cpu.edge") as draft:
         shutil.copytree(write_small_bundle(tmp_path / "other"), draft.path, dirs_exist_ok=True)
@@ -465,7 +487,7 @@ def test_a_path_outside_the_bundle_is_refused_in_a_zip_and_nothing_is_written(
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "future": (lambda v: v.update(format_version=FORMAT_VERSION + 1), "format version 2, this edgeattn reads up to 1"),
+    "future": (lambda v: v.update(format_version=FORMAT_VERSION + 1), "format version 3, this edgeattn reads up to 2"),
     "far future": (lambda v: v.update(format_version=10**30), "update edgeattn"),
     "no version": (lambda v: v.pop("format_version"), "no format_version"),
     "version as text": (lambda v: v.update(format_version="1"), "no format_version"),

@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from edgeattn.errors import InputError
 from edgeattn.spec import (
     DTYPES,
+    BucketSpec,
     CtcGreedy,
+    CutAxis,
     FbankConfig,
     GraphSpec,
     ModelSpec,
+    PaddedAxis,
     StateSpec,
     StreamSpec,
     TensorSpec,
@@ -199,6 +202,61 @@ def test_a_graph_is_found_by_name_and_the_first_one_without() -> None:
     assert spec.graph("decoder").name == "decoder"
     with pytest.raises(InputError, match="has no graph 'joiner'; it has encoder, decoder"):
         spec.graph("joiner")
+
+
+def sized(size: int, extra: int = 0) -> GraphSpec:
+    """``x`` [1, size] and ``y`` [size] -> ``z`` [size, 2]."""
+    inputs = (TensorSpec("x", "int64", (1, size)), TensorSpec("y", "bool", (size,)))
+    return GraphSpec(f"main_{size}", inputs, (TensorSpec("z", "float32", (size, 2 + extra)),))
+
+
+PAD = (PaddedAxis("x", 1, "seq", 3.0), PaddedAxis("y", 0, "seq", 1.0))
+CUT = (CutAxis("z", 0, "x", 1),)
+BUCKET = BucketSpec("main", ("main_4", "main_8"), PAD, CUT)
+
+
+def test_a_bucket_stands_for_its_graphs_and_survives_json() -> None:
+    spec = ModelSpec("m", "t", (sized(4), sized(8), GraphSpec("other", (), ())), buckets=(BUCKET,))
+    assert from_json(ModelSpec, json.loads(json.dumps(to_json(spec)))) == spec
+    assert spec.bucket() == spec.bucket("main") == BUCKET
+    assert spec.bucket("main_4") is None
+    assert spec.bucket("other") is None
+    assert BUCKET.sizes(spec.graph("main_8")) == {"seq": 8}
+    with pytest.raises(InputError, match="'main' has several sizes here; name one of main_4, main_8"):
+        spec.graph("main")
+
+
+@pytest.mark.parametrize(
+    ("bucket", "graphs", "message"),
+    [
+        (replace(BUCKET, name="main_4"), (4, 8), "buckets and graphs need different names"),
+        (replace(BUCKET, graphs=("main_4", "main_9")), (4, 8), "names the graphs"),
+        (replace(BUCKET, graphs=()), (4, 8), "names the graphs"),
+        (replace(BUCKET, graphs=("main_4", "main_4")), (4, 8), "one bucket at most"),
+        (replace(BUCKET, graphs=("main_8", "main_4")), (4, 8), "smallest first"),
+        (replace(BUCKET, pad=()), (4, 8), "pads no axis"),
+        (replace(BUCKET, pad=PAD[:1]), (4, 8), "differ in more than the sizes"),
+        (replace(BUCKET, pad=(*PAD, PAD[0])), (4, 8), "names an axis twice"),
+        (replace(BUCKET, pad=(PaddedAxis("x", 2, "seq"),)), (4, 8), "names axis 2 of 'x'"),
+        (replace(BUCKET, pad=(PAD[0], replace(PAD[1], fill=2.0))), (4, 8), "'y' is bool and cannot be filled with 2.0"),
+        (replace(BUCKET, pad=(replace(PAD[0], fill=0.5), PAD[1])), (4, 8), "'x' is int64 and cannot be filled"),
+        (replace(BUCKET, pad=(replace(PAD[0], fill=float("nan")), PAD[1])), (4, 8), "cannot be filled with nan"),
+        (replace(BUCKET, cut=(CutAxis("z", 0, "x", 0),)), (4, 8), "'z' is cut like axis 0 of 'x', unpadded"),
+        (replace(BUCKET, cut=(CutAxis("z", 5, "x", 1),)), (4, 8), "names axis 5 of 'z'"),
+        (replace(BUCKET, cut=()), (4, 8), "differ in more than the sizes"),
+        (replace(BUCKET, cut=(*CUT, CutAxis("z", 1, "x", 1))), (4, 8), "'z' is not as long as 'x'"),
+    ],
+)
+def test_a_bucket_that_does_not_fit_its_graphs_cannot_be_built(
+    bucket: BucketSpec, graphs: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelSpec("m", "t", tuple(map(sized, graphs)), buckets=(bucket,))
+
+
+def test_graphs_of_a_bucket_differ_in_its_sizes_alone() -> None:
+    with pytest.raises(ValueError, match="differ in more than the sizes of its axes"):
+        ModelSpec("m", "t", (sized(4), sized(8, extra=1)), buckets=(BUCKET,))
 
 
 def test_times_of_a_stream_are_exact() -> None:

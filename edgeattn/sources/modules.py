@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +60,19 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
     except ValueError as error:
         raise ModelError(f"{name}: {error}") from error
     dims = {graph_name: graph.dims for graph_name, graph in graphs.items() if graph.dims}
-    return EdgeModel(spec, modules, examples, digest.hexdigest(), size, dims)
+    buckets = _merged("buckets", [graph.buckets for graph in graphs.values()])
+    fills = _merged("fills", [graph.fills for graph in graphs.values()])
+    return EdgeModel(spec, modules, examples, digest.hexdigest(), size, dims, buckets=buckets, fills=fills)
+
+
+def _merged(kind: str, declared: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the graphs declare, as one: a name means the same in all of them."""
+    merged: dict[str, Any] = {}
+    for one in declared:
+        for name, value in one.items():
+            if merged.setdefault(name, value) != value:
+                raise ModelError(f"{kind} of {name!r} are {merged[name]} in one graph and {value} in another")
+    return merged
 
 
 def _bytes() -> torch.dtype:

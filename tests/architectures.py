@@ -294,13 +294,13 @@ class GruTranslator(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         memory, last = self.encoder(self.source(source))
-        hidden, logits = last[0], []
+        keys, hidden, read = self.score(memory), last[0], []
         for step in range(target.shape[1]):
-            weights = torch.softmax(torch.einsum("btd,bd->bt", memory, self.score(hidden)), dim=-1)
+            weights = torch.softmax(torch.einsum("btd,bd->bt", keys, hidden), dim=-1)
             context = torch.einsum("bt,btd->bd", weights, memory)
             hidden = self.cell(torch.cat([self.target(target[:, step]), context], -1), hidden)
-            logits.append(self.head(torch.cat([hidden, context], -1)))
-        return torch.stack(logits, 1)
+            read.append(torch.cat([hidden, context], -1))
+        return cast(Tensor, self.head(torch.stack(read, 1)))
 
 
 # --- attention by hand --------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ class Alibi(HandMade):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length = q.shape[2]
-        slopes = 2.0 ** -torch.arange(1, HEADS + 1) * 8 / HEADS
+        slopes = 2.0 ** (torch.arange(1, HEADS + 1) * (-8 // HEADS))
         place = torch.arange(length)
         distance = (place[None, :] - place[:, None]).clamp(max=0)
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + slopes[:, None, None] * distance
@@ -423,7 +423,7 @@ class Multimodal(nn.Module):
         x, y = self.embedding(words), self.regions(regions)
         seen, _ = self.to_image(x, y, y, key_padding_mask=~present, need_weights=False)
         told, _ = self.to_words(y, x, x, need_weights=False)
-        return {"words": x + self.gate.tanh() * seen, "regions": y + self.gate.tanh() * told}
+        return {"words_seen": x + self.gate.tanh() * seen, "regions_told": y + self.gate.tanh() * told}
 
 
 class Recommender(nn.Module):

@@ -17,7 +17,6 @@ from edgeattn.models.streaming_conformer.stage import (
     Progress,
     StageOptions,
     TrainingError,
-    average_decay,
     divide,
     learning_rate_at,
     loss_of,
@@ -155,10 +154,12 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert learning_rate_at(100, replace(stage, decay=0.0)) == 2.0
 
 
-def test_the_average_spans_a_twenty_fifth_of_a_stage() -> None:
-    assert average_decay(10) == 0.9
-    assert average_decay(1000) == pytest.approx(0.975)
-    assert average_decay(10**6) == 0.999
+def test_the_average_of_a_stage_that_ends_spans_a_twenty_fifth_of_it() -> None:
+    trunk, *others = recipe(tone_clips())
+    run = TrainOptions(data=Path("unused"), out=Path("unused"))
+    assert stage_options(trunk, run, 1.0).average == 700
+    assert [stage_options(stage, run, 1.0).average for stage in others] == [stage.steps // 25 for stage in others]
+    assert stage_options(trunk, run, 1e-4).average == 10
 
 
 def test_the_recipe_leaves_each_fsdd_speaker_out_once() -> None:

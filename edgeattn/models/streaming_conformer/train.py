@@ -19,10 +19,11 @@ from edgeattn.models.streaming_conformer.measure import SpeakerScore
 from edgeattn.models.streaming_conformer.stage import OnProgress, StageOptions, StageResult, train_stage
 from edgeattn.models.streaming_conformer.voices import Clip, read_corpus, synthesise
 
-TRUNK_STEPS = 17_500
+TRUNK_STEPS = 12_000
 BRANCH_STEPS = 800
 FINAL_STEPS = 1_600
 TRUNK_RATE, BRANCH_RATE = 1.5e-3, 1.0e-3
+TRUNK_AVERAGE = 700  # steps; a stage that ends at a rate of zero averages over a twenty-fifth of its own
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def stage_options(stage: Stage, options: TrainOptions, share: float) -> StageOpt
         curriculum=trunk,
         shipped_context=0.5 if trunk else 0.9,
         evaluate_every=500,
+        average=max(10, round(TRUNK_AVERAGE * share) if trunk else steps // 25),
         threads=options.threads,
     )
 

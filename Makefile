@@ -27,6 +27,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/tool_speed.py $(DATA_FLAG)
+	$(BIN)/python benchmarks/convert_cost.py
 	$(BIN)/edgeattn convert --target cpu --out out/bench --force $(DATA_FLAG)
 	$(BIN)/python benchmarks/push_overhead.py out/bench/streaming-conformer.cpu.edge
 	$(if $(DATA_FLAG),$(BIN)/python benchmarks/word_error.py $(DATA_FLAG))

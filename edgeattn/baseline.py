@@ -8,16 +8,18 @@ from typing import Protocol
 
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
-from edgeattn.evaluation.data import ArrayData, Data, SpeechData
-from edgeattn.evaluation.parity import Parity
-from edgeattn.evaluation.replay import Record, record_calls, record_stream, record_utterances, replay
+from edgeattn.evaluation.data import ArrayData, ArraySample, Data, SpeechData
+from edgeattn.evaluation.parity import Parity, merged_parity
+from edgeattn.evaluation.replay import Record, record_calls, record_steps, record_stream, record_utterances, replay
 from edgeattn.model import Arrays, EdgeModel, ReferenceStep, one_thread
 from edgeattn.profiling.measure import white_noise
 from edgeattn.runtimes import Session, Stream
-from edgeattn.spec import StreamSpec
+from edgeattn.runtimes.buckets import cut_inputs, pad_inputs, route
+from edgeattn.spec import BucketSpec, ModelSpec, StreamSpec
 
 PARITY_STEPS = 500  # with carried states: an error that grows shows by then
 CALIBRATION_STEPS = 256
+CARRIED_STEPS = 16  # of a graph with states that is no audio stream, such as one step of a decoder
 REFERENCE = "float32 source in torch"
 
 
@@ -36,7 +38,8 @@ class Baseline:
     """What the float32 source does, measured once for all targets.
 
     Attributes:
-        records: steps to replay on every candidate.
+        records: steps to replay on every candidate, by graph.
+        carried: graphs whose records are one run with carried states; those of the others are calls of their own.
         calibration: full input sets per graph, states included; empty without data.
         score: the task's metric of the source, None without one.
         data: what the metric is measured on, None without.
@@ -46,6 +49,7 @@ class Baseline:
     calibration: Mapping[str, tuple[Arrays, ...]]
     score: Score | None
     data: Data | None
+    carried: frozenset[str] = frozenset()
 
 
 def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
@@ -56,15 +60,43 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
     if data is not None and not isinstance(data, ArrayData):
         raise DataError(f"{model.spec.name} does not take speech; its data is an npz with arrays named like its inputs")
     progress.begin("baseline: recording the source")
-    graph = model.spec.graphs[0].name
-    calls: dict[str, Sequence[Arrays]] = {name: [model.example[name]] for name in model.example}
-    if data is not None:
-        calls[graph] = [dict(sample.inputs) for sample in data.evaluation]
-    recorded = {name: record_calls(ReferenceStep(model, name), given) for name, given in calls.items()}
+    main = model.spec.bucket()
+    name = main.name if main is not None else model.spec.graphs[0].name
+    calls = {} if data is None else _calls(model.spec, main, data.evaluation)
+    recorded: dict[str, tuple[Record, ...]] = {}
+    carried = set()
+    for graph in model.spec.graphs:
+        step = ReferenceStep(model, graph.name)
+        if graph.name in calls:
+            recorded[graph.name] = record_calls(step, calls[graph.name])
+        elif graph.states:  # an error in a state shows only in the steps after it
+            recorded[graph.name] = record_steps(step, [model.example[graph.name]] * CARRIED_STEPS)
+            carried.add(graph.name)
+        else:
+            recorded[graph.name] = record_calls(step, [model.example[graph.name]])
     if data is None:
-        return Baseline(recorded, {}, None, None)
-    score_or_none = score_arrays(lambda inputs: model.run(inputs, graph), data.evaluation, progress.advance)
-    return Baseline(recorded, {graph: tuple(dict(s.inputs) for s in data.calibration)}, score_or_none, data)
+        return Baseline(recorded, {}, None, None, frozenset(carried))
+    score_or_none = score_arrays(lambda inputs: model.run(inputs, name), data.evaluation, progress.advance)
+    return Baseline(recorded, _calibration(model.spec, main, data), score_or_none, data, frozenset(carried))
+
+
+def _calls(spec: ModelSpec, main: BucketSpec | None, samples: Sequence[ArraySample]) -> dict[str, list[Arrays]]:
+    """Samples by the graph that they are for, each padded to the size that it is routed to."""
+    if main is None:
+        return {spec.graphs[0].name: [dict(sample.inputs) for sample in samples]}
+    calls: dict[str, list[Arrays]] = {}
+    for sample in samples:
+        graph = route(spec, main, sample.inputs)
+        calls.setdefault(graph.name, []).append(pad_inputs(main, graph, sample.inputs))
+    return calls
+
+
+def _calibration(spec: ModelSpec, main: BucketSpec | None, data: ArrayData) -> dict[str, tuple[Arrays, ...]]:
+    """Every sample for every size, so that a size that no sample is routed to has ranges too."""
+    samples = [dict(sample.inputs) for sample in data.calibration]
+    if main is None:
+        return {spec.graphs[0].name: tuple(samples)}
+    return {name: tuple(cut_inputs(main, spec.graph(name), sample) for sample in samples) for name in main.graphs}
 
 
 def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | None, progress: Progress) -> Baseline:
@@ -73,24 +105,31 @@ def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | No
     progress.begin("baseline: recording the source")
     if data is None:  # parity needs no words: noise carries the states as far as speech does
         noise = white_noise(2 * stream.frontend.sample_rate)
-        return Baseline({graph: record_stream(step, stream, [noise], PARITY_STEPS)}, {}, None, None)
+        noisy = {graph: record_stream(step, stream, [noise], PARITY_STEPS)}
+        return Baseline(noisy, {}, None, None, frozenset({graph}))
     records = record_stream(step, stream, (u.samples for u in data.evaluation), PARITY_STEPS)
     calibration = record_utterances(step, stream, (u.samples for u in data.calibration), CALIBRATION_STEPS)
     progress.begin("baseline: word error of the source", len(data.evaluation))
     score = score_speech(Stream(step, stream), data.evaluation, progress.advance)
     inputs = tuple({**record.inputs, **record.states} for record in calibration)
-    return Baseline({graph: records}, {graph: inputs}, score, data)
+    return Baseline({graph: records}, {graph: inputs}, score, data, frozenset({graph}))
 
 
-def replay_baseline(base: Baseline, session: Session, progress: Progress) -> Parity:
-    """The recorded steps on a session: a stream carries its own states, calls that were recorded apart do not."""
-    carried = session.spec.stream is not None and not isinstance(base.data, ArrayData)
-    parities = [
-        replay(records, session.step(graph), REFERENCE, carried, progress.advance)
+def replay_baseline(base: Baseline, session: Session, progress: Progress) -> dict[str, Parity]:
+    """The recorded steps on a session, by graph: a run carries its own states, calls recorded apart do not."""
+    return {
+        graph: replay(records, session.step(graph), REFERENCE, graph in base.carried, progress.advance)
         for graph, records in base.records.items()
-    ]
-    outputs = {name: output for parity in parities for name, output in parity.outputs.items()}
-    return Parity(REFERENCE, sum(p.steps for p in parities), outputs)
+    }
+
+
+def whole_parity(spec: ModelSpec, parities: Mapping[str, Parity]) -> Parity:
+    """The parities of all graphs as one; the sizes of a graph count as that graph."""
+    units = {
+        name: [parities[graph.name] for graph in graphs if graph.name in parities]
+        for name, graphs in spec.units().items()
+    }
+    return merged_parity({name: found for name, found in units.items() if found})
 
 
 def score_of(session: Session, data: Data, label: str, progress: Progress) -> Score | None:

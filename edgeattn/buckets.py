@@ -53,6 +53,27 @@ def parse_buckets(options: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return checked_buckets(buckets)
 
 
+def parse_fills(options: Sequence[str]) -> dict[str, float]:
+    """``["mask=1", "ids=-100"]`` -> input -> value.
+
+    Raises:
+        InputError: for another form, a value that is no finite number, or an input given twice.
+    """
+    fills: dict[str, float] = {}
+    for option in options:
+        name, equals, text = (part.strip() for part in option.partition("="))
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not equals or not name or not math.isfinite(value):
+            raise InputError(f"--fill {option}: expected INPUT=NUMBER such as mask=1")
+        if name in fills:
+            raise InputError(f"--fill {name} is given twice")
+        fills[name] = value
+    return fills
+
+
 def _size(option: str, text: str) -> int:
     if not re.fullmatch(r"[+-]?\d{1,18}", text):
         raise InputError(f"--bucket {option}: {text!r} is not a whole number; expected NAME=SIZE,SIZE")

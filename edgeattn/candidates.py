@@ -6,10 +6,10 @@ import functools
 import shutil
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgeattn.baseline import Baseline, Progress, replay_baseline, score_of
+from edgeattn.baseline import Baseline, Progress, replay_baseline, score_of, whole_parity
 from edgeattn.evaluation.accuracy import Score, accuracy
 from edgeattn.evaluation.parity import Parity
 from edgeattn.gates import Failure, Gates, accuracy_failures, executed_failures, parity_failures
@@ -29,7 +29,12 @@ TIMING_ROUNDS, TIMING_RUNS = 6, 25  # candidates take turns, so that a slow mome
 
 @dataclass(frozen=True)
 class Verified:
-    """A candidate that was built and measured. ``latency_ms`` is None where this host cannot tell."""
+    """A candidate that was built and measured.
+
+    Attributes:
+        parity: of all graphs together; ``graphs`` has it by graph.
+        latency_ms: None where this host cannot tell.
+    """
 
     artifact: Artifact
     parity: Parity
@@ -37,6 +42,7 @@ class Verified:
     latency_ms: float | None
     failures: tuple[Failure, ...]
     size_bytes: int
+    graphs: Mapping[str, Parity] = field(default_factory=dict)
 
 
 class Workshop:
@@ -49,10 +55,13 @@ class Workshop:
 
     @functools.cached_property
     def onnx(self) -> Mapping[str, Path]:
-        """fp32 ONNX, one file per graph."""
+        """fp32 ONNX, one file per graph, equal weights stored once."""
         from edgeattn.converters.onnx import export_onnx
+        from edgeattn.converters.shared_weights import share_onnx
 
-        return export_onnx(self.model, self.room("onnx"))
+        exported = export_onnx(self.model, self.room("onnx"))
+        share_onnx(exported)
+        return exported
 
     @functools.cached_property
     def tflite(self) -> Artifact:
@@ -71,14 +80,19 @@ class Workshop:
 
 def build_openvino(shop: Workshop, precision: Name, _: Target) -> Artifact:
     """ONNX -> OpenVINO IR; int8 by nncf."""
+    from edgeattn.converters.shared_weights import share_ir
+
     room = shop.room(f"openvino-{precision}")
     if precision == "int8":
         from edgeattn.quantize.openvino import int8_openvino
 
-        return int8_openvino(shop.onnx, shop.base.calibration, room)
-    from edgeattn.converters.openvino import to_openvino
+        artifact = int8_openvino(shop.onnx, shop.base.calibration, room)
+    else:
+        from edgeattn.converters.openvino import to_openvino
 
-    return to_openvino(shop.onnx, room, precision)
+        artifact = to_openvino(shop.onnx, room, precision)
+    share_ir(artifact.models)
+    return artifact
 
 
 def build_litert(shop: Workshop, precision: Name, _: Target) -> Artifact:
@@ -97,6 +111,7 @@ def build_litert(shop: Workshop, precision: Name, _: Target) -> Artifact:
 
 def build_tensorrt(shop: Workshop, precision: Name, target: Target) -> Artifact:
     """ONNX and build recipe for the device; int8 as explicit Q/DQ. Parsed and built here as far as this host can."""
+    from edgeattn.converters.shared_weights import share_onnx
     from edgeattn.converters.tensorrt import to_tensorrt
 
     onnx = shop.onnx
@@ -105,7 +120,9 @@ def build_tensorrt(shop: Workshop, precision: Name, target: Target) -> Artifact:
 
         onnx = int8_qdq(onnx, shop.base.calibration, shop.room("qdq"))
     capability = target.compute_capability or DEFAULT_CAPABILITY
-    return to_tensorrt(onnx, shop.room(f"tensorrt-{precision}"), precision, capability)
+    artifact = to_tensorrt(onnx, shop.room(f"tensorrt-{precision}"), precision, capability)
+    share_onnx(artifact.models)
+    return artifact
 
 
 def build_onnxruntime(shop: Workshop, precision: Name, target: Target) -> Artifact:
@@ -130,7 +147,8 @@ def verify(
 ) -> Verified:
     """Parity over the recorded steps and the metric over the data, on the runtime that ships."""
     progress.begin(f"{label}: parity", sum(len(records) for records in shop.base.records.values()))
-    parity = replay_baseline(shop.base, session, progress)
+    graphs = replay_baseline(shop.base, session, progress)
+    parity = whole_parity(session.spec, graphs)
     score = None
     if shop.base.score is not None and shop.base.data is not None:
         score = score_of(session, shop.base.data, label, progress)
@@ -139,17 +157,25 @@ def verify(
     if score is not None and shop.base.score is not None:
         failures += accuracy_failures(accuracy(shop.base.score, score, ""), gates.max_drop)
     size = sum(path.stat().st_size for path in artifact_files(artifact).values())
-    return Verified(artifact, parity, score, None, tuple(failures), size)
+    return Verified(artifact, parity, score, None, tuple(failures), size, graphs)
 
 
 def time_candidates(sessions: Mapping[str, Session]) -> dict[str, float]:
-    """Median milliseconds of one call of the first graph; the candidates take turns in one run."""
-    steps = {name: session.step() for name, session in sessions.items()}
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(TIMING_ROUNDS):
-        for name, step in steps.items():
-            samples[name] += time_step(step, TIMING_RUNS)[1]
-    return {name: 1e3 * statistics.median(times) for name, times in samples.items()}
+    """Median milliseconds of one call of every graph, added up; the candidates take turns in one run.
+
+    A graph that stands in several sizes counts with its largest, the worst case of a call.
+    """
+    totals = dict.fromkeys(sessions, 0.0)
+    units = next(iter(sessions.values())).spec.units() if sessions else {}
+    for graphs in units.values():
+        steps = {name: session.step(graphs[-1].name) for name, session in sessions.items()}
+        samples: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(TIMING_ROUNDS):
+            for name, step in steps.items():
+                samples[name] += time_step(step, TIMING_RUNS)[1]
+        for name, times in samples.items():
+            totals[name] += 1e3 * statistics.median(times)
+    return totals
 
 
 def choose(verified: Mapping[str, Verified], source: Score | None, asked: str) -> tuple[Candidate, ...]:

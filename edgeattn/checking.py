@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, score_of
+from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, score_of, whole_parity
+from edgeattn.buckets import with_buckets
 from edgeattn.bundle import Manifest, read_manifest
 from edgeattn.errors import InputError
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
@@ -21,14 +23,15 @@ from edgeattn.gates import (
     parity_failures,
     size_failures,
 )
+from edgeattn.model import EdgeModel
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
-from edgeattn.report import Candidate, Precision, Report, Result
+from edgeattn.report import Candidate, Precision, Report, Result, graph_results
 from edgeattn.runtimes import Session, load
 from edgeattn.runtimes.selftest import selftest
 from edgeattn.sources import load_data, load_model
-from edgeattn.spec import from_json
+from edgeattn.spec import ModelSpec, from_json
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
         if not output.passed
     ]
     shipped = str(manifest.precision["shipped"])
+    parities: dict[str, Parity] = {}
     parity, figures = None, None
     with load(path, backend=options.backend, threads=options.measure.threads) as session:
         base, data = _source(manifest, session, options, progress)
         if base is not None:
             progress.begin("parity", sum(len(records) for records in base.records.values()))
-            parity = replay_baseline(base, session, progress)
+            parities = replay_baseline(base, session, progress)
+            parity = whole_parity(session.spec, parities)
             failures += parity_failures(parity, shipped)
         if data is not None:
             score = score_of(session, data, "check", progress)
@@ -85,7 +90,7 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
         failures += deadline_failures(profile, options.gates.deadline_ms)
     size = sum(entry.size for entry in manifest.files.values())
     failures += size_failures(size, options.gates.max_size_bytes)
-    return Report(_model(manifest), (_result(path, manifest, profile, failures, parity, figures),))
+    return Report(_model(manifest), (_result(path, manifest, profile, failures, (parity, parities), figures),))
 
 
 def profile(path: Path, options: MeasureOptions, backend: str | None) -> Report:
@@ -96,7 +101,7 @@ def profile(path: Path, options: MeasureOptions, backend: str | None) -> Report:
     """
     manifest = read_manifest(path)
     measured = profile_bundle(path, options, backend)
-    return Report(_model(manifest), (_result(path, manifest, measured, [], None, None),))
+    return Report(_model(manifest), (_result(path, manifest, measured, [], (None, {}), None),))
 
 
 def _source(
@@ -106,11 +111,22 @@ def _source(
         if options.data is None:
             return None, None
         return None, load_data(manifest.name, session.spec, options.data, options.split, options.samples)
-    model = load_model(options.model)
+    model = _sized(load_model(options.model), session.spec)
     if model.spec != session.spec:
         raise InputError(f"{options.model} is not what this bundle was made from: names, shapes or states differ")
     data = load_data(options.model, model.spec, options.data, options.split, options.samples)
     return baseline(model, data, progress), data
+
+
+def _sized(model: EdgeModel, spec: ModelSpec) -> EdgeModel:
+    """The source in the sizes that the bundle has it in."""
+    sizes: dict[str, set[int]] = {}
+    for bucket in spec.buckets:
+        for name in bucket.graphs:
+            for dim, size in bucket.sizes(spec.graph(name)).items():
+                sizes.setdefault(dim, set()).add(size)
+    fills = {pad.tensor: pad.fill for bucket in spec.buckets for pad in bucket.pad}
+    return with_buckets(replace(model, buckets={}), {dim: tuple(sorted(found)) for dim, found in sizes.items()}, fills)
 
 
 def _accuracy(base: Baseline | None, manifest: Manifest, score: Score, data: Data) -> Accuracy:
@@ -140,13 +156,14 @@ def _result(
     manifest: Manifest,
     profile: Profile,
     failures: list[Failure],
-    parity: Parity | None,
+    parity: tuple[Parity | None, Mapping[str, Parity]],  # of all graphs together, and by graph
     figures: Accuracy | None,
 ) -> Result:
     emulated = profile.latency.kind != "measured"
     note = f"a substitute: {profile.backend} on this machine runs what {manifest.backend} would run"
     asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
     candidates = tuple(from_json(Candidate, c, "candidate") for c in manifest.precision.get("candidates", ()))
+    buckets, graphs = graph_results(manifest.spec, parity[1], profile.latency)
     return Result(
         target=manifest.target,
         device=profile.device,
@@ -156,11 +173,13 @@ def _result(
         failures=tuple(failures),
         precision=Precision(asked, shipped, profile.executed, candidates),
         size_bytes=sum(entry.size for entry in manifest.files.values()),
-        parity=parity,
+        parity=parity[0],
         accuracy=figures,
         latency=profile.latency,
         realtime=profile.realtime,
         memory=profile.memory,
         build=manifest.build,
         notes=(note,) * emulated,
+        buckets=buckets,
+        graphs=graphs,
     )

@@ -2,6 +2,7 @@
 
 The steps, in order:
 
+    preflight      what would fail on a target is refused before anything is converted             (preflight.py)
     baseline       the float32 source, streamed: recorded steps, calibration samples, the metric    (baseline.py)
     candidates     per target: each precision built by the engine's converter and quantizer         (candidates.py)
     verify         each candidate against the baseline: parity, the task's metric, time             (candidates.py)
@@ -22,14 +23,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 import edgeattn
 from edgeattn.baseline import Baseline, Progress, baseline
-from edgeattn.bundle import SUFFIX, BundleDraft, Golden, Manifest, writing, zip_bundle
+from edgeattn.bundle import ASSETS, SUFFIX, BundleDraft, Golden, Manifest, writing, zip_bundle
 from edgeattn.candidates import (
     BUILDERS,
     PRECISIONS,
@@ -41,15 +42,16 @@ from edgeattn.candidates import (
     time_candidates,
     verify,
 )
+from edgeattn.converters.preflight import Ask, judge, look, refuse
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.accuracy import accuracy
-from edgeattn.evaluation.data import Data
+from edgeattn.evaluation.data import ArrayData, Data
 from edgeattn.gates import Gates, deadline_failures, size_failures
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
-from edgeattn.report import Candidate, Precision, Report, Result
+from edgeattn.report import Candidate, Precision, Report, Result, graph_results
 from edgeattn.runtimes import Session, open_session
 from edgeattn.runtimes.selftest import make_golden
 from edgeattn.spec import to_json
@@ -100,11 +102,42 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
     for target in options.targets:
         precisions(target, engine(target, options), options.precision)  # refused before any waiting
         destination(model, target, options)
+    foreseen = preflight(model, data, options, progress)
     with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
         check_room(model, Path(scratch))
         workshop = Workshop(model, baseline(model, data, progress), Path(scratch))
-        results = [convert_target(workshop, target, options, progress) for target in options.targets]
+        results = [
+            replace(convert_target(workshop, target, options, progress), preflight=foreseen[target.name])
+            for target in options.targets
+        ]
     return Report(describe(model), tuple(results))
+
+
+def preflight(
+    model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress
+) -> dict[str, tuple[Mapping[str, Any], ...]]:
+    """What is foreseen for each target, as plain JSON objects.
+
+    Raises:
+        UnsupportedError: naming what would fail, why, and what to change.
+    """
+    progress.begin("preflight")
+    views = look(model, calibration_sample(model, data))
+    foreseen = {}
+    for target in options.targets:
+        backend = engine(target, options)
+        asked = precisions(target, backend, options.precision)
+        findings = judge(views, Ask(model, target, backend, asked, data is not None))
+        refuse(findings)
+        foreseen[target.name] = tuple(to_json(finding) for finding in findings)
+    return foreseen
+
+
+def calibration_sample(model: EdgeModel, data: Data | None) -> dict[str, Arrays]:
+    """One set of inputs of the first graph from the data, where the data holds arrays."""
+    if not isinstance(data, ArrayData) or not data.calibration:
+        return {}
+    return {model.spec.graphs[0].name: dict(data.calibration[0].inputs)}
 
 
 def check_room(model: EdgeModel, scratch: Path) -> None:
@@ -129,6 +162,7 @@ def describe(model: EdgeModel) -> dict[str, Any]:
         "source_sha256": model.source_sha256,
         "source_size_bytes": model.source_size_bytes,
         "graphs": [graph.name for graph in model.spec.graphs],
+        "buckets": {bucket.name: list(bucket.graphs) for bucket in model.spec.buckets},
     }
 
 
@@ -263,6 +297,7 @@ def pack(
     with BundleDraft(draft_path, options.force) as draft, writing(path):
         for name, file in artifact_files(artifact).items():
             shutil.copyfile(file, draft.path / name)
+        copy_assets(model.assets, draft.path)
         _save_arrays(draft.path / "golden.npz", golden)
         maker = f"{SUBSTITUTE.get(artifact.backend, artifact.backend)}, edgeattn {edgeattn.__version__}"
         manifest = Manifest(
@@ -323,6 +358,8 @@ def assemble(
     if substitute is None:
         failures += deadline_failures(profile, options.gates.deadline_ms)
     data = shop.base.data
+    latency = None if substitute else profile.latency
+    buckets, graphs = graph_results(shop.model.spec, chosen.graphs, latency)
     return Result(
         target=target.name,
         device=profile.device if substitute is None else f"{profile.device} ({substitute})",
@@ -336,12 +373,29 @@ def assemble(
         source_size_bytes=shop.model.source_size_bytes,
         parity=chosen.parity,
         accuracy=None if chosen.score is None or data is None else accuracy(shop.base.score, chosen.score, data.origin),
-        latency=None if substitute else profile.latency,
+        latency=latency,
         realtime=None if substitute else profile.realtime,
         memory=None if substitute else profile.memory,
         build=artifact.build,
-        notes=tuple(notes),
+        notes=(*shop.model.notes, *notes),
+        buckets=buckets,
+        graphs=graphs,
     )
+
+
+def copy_assets(assets: Mapping[str, Path], draft: Path) -> None:
+    """Put what travels with a model under ``assets/``, where the manifest lists and hashes it as any file.
+
+    Raises:
+        InputError: for a name that would leave that directory.
+    """
+    for name, source in assets.items():
+        path = PurePosixPath(name)
+        if name != path.as_posix() or path.is_absolute() or ".." in path.parts or set(name) & set("\\:"):
+            raise InputError(f"asset {name!r} is no path inside the bundle")
+        target = draft / ASSETS / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
 
 
 def golden_inputs(base: Baseline) -> dict[str, list[Arrays]]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgeattn.evaluation.accuracy import Accuracy
-from edgeattn.evaluation.parity import Parity
+from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
 from edgeattn.profiling.figures import Latency, Memory, Realtime
-from edgeattn.spec import to_json
+from edgeattn.spec import ModelSpec, to_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,8 +42,29 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class GraphResult:
+    """One graph of a bundle that has several, or one size of a graph.
+
+    Attributes:
+        sizes: dimension -> size; empty for a graph that stands in one size.
+        p50_ms: of one call, None where this host cannot tell.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    parity: Mapping[str, OutputParity] | None
+    p50_ms: float | None
+
+
+@dataclass(frozen=True)
 class Result:
-    """One bundle on one device. An absent figure is None, never 0."""
+    """One bundle on one device. An absent figure is None, never 0.
+
+    Attributes:
+        buckets: every size of every graph that stands in several.
+        graphs: the other graphs, where there is more than one in all.
+        preflight: what was foreseen before anything was converted, as plain JSON objects.
+    """
 
     target: str
     device: str
@@ -62,6 +83,9 @@ class Result:
     build: Mapping[str, Any] | None = None
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+    buckets: tuple[GraphResult, ...] = ()
+    graphs: tuple[GraphResult, ...] = ()
+    preflight: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +106,30 @@ class Report:
         return {"schema": self.schema, "model": to_json(self.model), "results": to_json(self.results)}
 
 
+def graph_results(
+    spec: ModelSpec, parities: Mapping[str, Parity], latency: Latency | None
+) -> tuple[tuple[GraphResult, ...], tuple[GraphResult, ...]]:
+    """What the graphs of a model gave, as ``buckets`` and ``graphs`` of a :class:`Result`."""
+    if len(spec.graphs) == 1 and not spec.buckets:
+        return (), ()
+    times = (latency.graphs if latency is not None else None) or {}
+    sizes = {name: bucket.sizes(spec.graph(name)) for bucket in spec.buckets for name in bucket.graphs}
+    rows = [
+        GraphResult(
+            graph.name,
+            sizes.get(graph.name, {}),
+            parities[graph.name].outputs if graph.name in parities else None,
+            times[graph.name].p50_ms if graph.name in times else _only(spec, latency),
+        )
+        for graph in spec.graphs
+    ]
+    return tuple(row for row in rows if row.sizes), tuple(row for row in rows if not row.sizes)
+
+
+def _only(spec: ModelSpec, latency: Latency | None) -> float | None:
+    return latency.p50_ms if latency is not None and len(spec.graphs) == 1 else None
+
+
 COLUMNS = ("target", "engine", "precision", "size", "parity", "metric", "p50 / p99", "RTF", "late", "measured on")
 RIGHT = frozenset({"size", "p50 / p99", "RTF", "late"})
 
@@ -99,6 +147,8 @@ def table(results: Sequence[Result]) -> Table:
     for result in results:
         verdict = "[green]passed[/green]" if result.passed else "[red]FAILED[/red]"
         grid.add_row(*map(Text, _cells(result)), verdict)
+        for row in (*result.buckets, *result.graphs):
+            grid.add_row(*map(Text, _part_cells(row)), "")
     return grid
 
 
@@ -122,6 +172,14 @@ def _cells(result: Result) -> tuple[str, ...]:
     )
 
 
+def _part_cells(row: GraphResult) -> tuple[str, ...]:
+    sizes = " ".join(f"{dim}={size}" for dim, size in row.sizes.items())
+    parity = ABSENT if not row.parity else _worst(row.parity)
+    timing = ABSENT if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
+    cells = {"target": f"  {row.name}", "engine": sizes, "parity": parity, "p50 / p99": timing}
+    return tuple(cells.get(name, "") for name in COLUMNS)
+
+
 def _size(result: Result) -> str:
     if result.size_bytes is None:
         return ABSENT
@@ -132,11 +190,13 @@ def _size(result: Result) -> str:
 
 
 def _parity(parity: Parity | None) -> str:
-    if parity is None or not parity.outputs:
-        return ABSENT
-    worst = max(parity.outputs.values(), key=lambda output: output.max_abs)
-    lowest = min(output.sqnr_db for output in parity.outputs.values())
-    return f"{worst.max_abs:.1e}\n{lowest:.0f} dB"
+    return ABSENT if parity is None or not parity.outputs else _worst(parity.outputs)
+
+
+def _worst(outputs: Mapping[str, OutputParity]) -> str:
+    largest = max(output.max_abs for output in outputs.values())
+    lowest = min(output.sqnr_db for output in outputs.values())
+    return f"{largest:.1e}\n{lowest:.0f} dB"
 
 
 def _metric(accuracy: Accuracy | None) -> str:

@@ -292,6 +292,17 @@ class ModelSpec:
                 return bucket
         return None
 
+    def units(self) -> dict[str, tuple[GraphSpec, ...]]:
+        """What a caller sees as one graph -> the graphs that it is, smallest first where it has several sizes."""
+        units: dict[str, tuple[GraphSpec, ...]] = {}
+        for graph in self.graphs:
+            bucket = next((bucket for bucket in self.buckets if graph.name in bucket.graphs), None)
+            if bucket is None:
+                units[graph.name] = (graph,)
+            else:
+                units[bucket.name] = tuple(self.graph(name) for name in bucket.graphs)
+        return units
+
     def graph(self, name: str | None = None) -> GraphSpec:
         """The graph of that name; without a name the only one, or the first.
 

@@ -28,6 +28,7 @@ DTYPES = {
     "f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i64": "int64", "i32": "int32",
     "i16": "int16", "i8": "int8", "u8": "uint8", "i4": "int4", "u4": "uint4", "boolean": "bool", "u32": "uint32",
 }  # fmt: skip
+SHARED_WEIGHTS = "weights.bin"  # of several IR files that store equal weights once
 NOT_WORK = frozenset({"Input", "Output", "Const"})  # layer types of the runtime model that compute nothing
 
 
@@ -55,9 +56,17 @@ def _compile(core: Any, path: Path, graph: GraphSpec, threads: int, profiled: bo
         "PERF_COUNT": "YES" if profiled else "NO",
     }
     with loading("OpenVINO", path):
-        compiled = core.compile_model(core.read_model(str(path)), "CPU", properties)
+        compiled = core.compile_model(_read(core, path), "CPU", properties)
         check_names(path, graph, _ports(compiled.inputs), _ports(compiled.outputs))
     return compiled
+
+
+def _read(core: Any, path: Path) -> Any:
+    """The model of a file; an IR without a ``.bin`` of its own takes the one that its neighbours share."""
+    shared = path.with_name(SHARED_WEIGHTS)
+    if path.suffix == ".xml" and not path.with_suffix(".bin").is_file() and shared.is_file():
+        return core.read_model(str(path), str(shared))
+    return core.read_model(str(path))
 
 
 def _ports(ports: Any) -> Found:

@@ -120,13 +120,12 @@ def engine_cache() -> Path:
 def engine_key(onnx: Path, recipe: BuildRecipe, version: str, capability: str, multiprocessors: int) -> str:
     """Name of an engine in the cache: a sha256 over all that decides whether it can run and is the right one.
 
-    Side files of the ONNX (external weights, ``NAME.onnx.data`` or ``NAME.onnx_data``) are hashed with it.
+    Side files of the ONNX (external weights, ``NAME.onnx.data`` or ``NAME.onnx_data``) are hashed with it, and those
+    that it may share with other files (``weights.onnx.data``).
     """
+    beside = {*onnx.parent.glob(f"{onnx.name}*"), *onnx.parent.glob("weights.onnx.data")}
     facts = {
-        "onnx": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(onnx.parent.glob(f"{onnx.name}*"))
-        },
+        "onnx": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(beside)},
         "recipe": to_json(recipe),
         "tensorrt": version,
         "capability": capability,

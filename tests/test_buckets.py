@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from edgeattn.buckets import MAX_GRAPHS, checked_buckets, parse_buckets, with_buckets
+from edgeattn.buckets import MAX_GRAPHS, checked_buckets, parse_buckets, parse_fills, with_buckets
 from edgeattn.errors import InputError
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.sources import from_graphs
@@ -231,3 +231,12 @@ def test_sizes_are_sorted_and_each_taken_once() -> None:
 def test_sizes_of_a_factory_are_checked_too(sizes: Any) -> None:
     with pytest.raises(InputError, match="bucket seq"):
         checked_buckets({"seq": sizes})
+
+
+def test_fills_are_read_and_what_is_none_is_refused() -> None:
+    assert parse_fills(["mask=1", "ids = -100"]) == {"mask": 1.0, "ids": -100.0}
+    for option in ("mask", "mask=", "=1", "mask=x", "mask=nan", "mask=inf"):
+        with pytest.raises(InputError, match="expected INPUT=NUMBER such as mask=1"):
+            parse_fills([option])
+    with pytest.raises(InputError, match="--fill mask is given twice"):
+        parse_fills(["mask=1", "mask=0"])

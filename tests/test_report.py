@@ -70,7 +70,18 @@ def test_a_report_is_schema_model_and_results() -> None:
 
 def test_an_absent_figure_is_null() -> None:
     found = Report({}, (BARE,)).to_json()["results"][0]
-    given = {"target", "device", "backend", "passed", "failures", "precision", "notes"}
+    given = {
+        "target",
+        "device",
+        "backend",
+        "passed",
+        "failures",
+        "precision",
+        "notes",
+        "buckets",
+        "graphs",
+        "preflight",
+    }
     assert {name for name, value in found.items() if value is not None} == given
     assert {field.name for field in fields(Result)} == set(found)
 

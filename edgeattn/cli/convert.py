@@ -26,6 +26,8 @@ def convert(
         str | None,
         typer.Option(help="transcripts.tsv directory, npz or file.py:function, to calibrate and measure on."),
     ] = None,
+    bucket: o.Buckets = [],  # noqa: B006
+    fill: o.Fills = [],  # noqa: B006
     split: o.Split = None,
     samples: o.Samples = 60,
     out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
@@ -41,6 +43,7 @@ def convert(
 ) -> None:
     """Make a verified bundle of MODEL for each target: convert, quantize, check, measure."""
     with exit_codes(as_json):
+        from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
         from edgeattn.gates import Gates
         from edgeattn.pipeline import ConvertOptions
         from edgeattn.pipeline import convert as run
@@ -48,6 +51,7 @@ def convert(
         from edgeattn.sources import load_data, load_model
         from edgeattn.targets import get_target
 
+        buckets, fills = parse_buckets(bucket), parse_fills(fill)
         settings = ConvertOptions(
             targets=tuple({found.name: found for found in map(get_target, target)}.values()),
             precision=precision,
@@ -61,6 +65,6 @@ def convert(
         )
         with progress_bar() as bar:
             bar.begin(f"loading {model}")
-            source = load_model(model)
+            source = with_buckets(load_model(model), buckets, fills)
             report = run(source, load_data(model, source.spec, data, split, samples), settings, bar)
         finish(report, as_json)

@@ -39,6 +39,18 @@ Data = Annotated[
 ]
 Split = Annotated[str | None, typer.Option(help="Split of the data that the metric is measured on.")]
 Samples = Annotated[int, typer.Option(min=1, help="At most so many samples to measure on.")]
+Buckets = Annotated[
+    list[str],
+    typer.Option(
+        "--bucket",
+        metavar="NAME=SIZE,SIZE",
+        help="Sizes of an axis that varies, e.g. seq=64,128,256, or of named axes, ids.1+mask.1=64; may be repeated.",
+    ),
+]
+Fills = Annotated[
+    list[str],
+    typer.Option("--fill", metavar="INPUT=VALUE", help="What padded positions of an input hold, if not 0."),
+]
 Deadline = Annotated[
     float | None,
     typer.Option(parser=milliseconds, metavar="TIME", help="Per chunk or call, e.g. 40ms. Default: a stream's hop."),

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeattn.audio import Floats, read_audio
 from edgeattn.errors import DataError
-from edgeattn.spec import GraphSpec
+from edgeattn.spec import BucketSpec, GraphSpec, ModelSpec
 
 TRANSCRIPTS = "transcripts.tsv"
 TARGET_PREFIX = "target_"
@@ -162,8 +162,8 @@ def _spread(rows: Sequence[Row], limit: int) -> Sequence[Row]:
     return [rows[i] for i in np.linspace(0, len(rows) - 1, limit).astype(int)]
 
 
-def load_arrays(path: Path, graph: GraphSpec) -> ArrayData:
-    """Samples from an npz whose arrays are named like the graph's inputs, first axis = samples.
+def load_arrays(path: Path, spec: ModelSpec) -> ArrayData:
+    """Samples from an npz whose arrays are named like the inputs of the model's first graph, first axis = samples.
 
     Raises:
         DataError: if it is no plain npz, or as :func:`array_data`.
@@ -173,18 +173,53 @@ def load_arrays(path: Path, graph: GraphSpec) -> ArrayData:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: not a plain npz file ({error})") from error
-    return array_data(arrays, path.name, graph)
+    return array_data(arrays, path.name, spec)
 
 
-def array_data(arrays: Mapping[str, np.ndarray], origin: str, graph: GraphSpec) -> ArrayData:
-    """Check arrays, first axis = samples, and cut them into samples.
-
-    A sample becomes the input itself if the shapes agree, else with a leading batch axis of 1. ``target_NAME`` holds
-    what output NAME should be. Every fifth sample calibrates, the others measure.
+def array_data(arrays: Mapping[str, np.ndarray], origin: str, spec: ModelSpec) -> ArrayData:
+    """Arrays, first axis = samples, as samples.
 
     Raises:
-        DataError: for missing, unknown or misshapen arrays, NaN, or too few samples.
+        DataError: for arrays of different lengths, fewer than two samples, or as :func:`sample_data`.
     """
+    graph, _ = _first_graph(spec)
+    _check_names(origin, arrays, graph)
+    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(counts) != 1 or counts == {0} or counts == {1}:
+        raise DataError(f"{origin}: all arrays need the same first axis, of at least 2 samples; got {sorted(counts)}")
+    return sample_data([{n: a[i] for n, a in arrays.items()} for i in range(counts.pop())], origin, spec)
+
+
+def sample_data(samples: Sequence[Mapping[str, np.ndarray]], origin: str, spec: ModelSpec) -> ArrayData:
+    """Check samples for the first graph of a model, which may stand in several sizes.
+
+    An array becomes the input itself if the shapes agree, else with a leading batch axis of 1; on an axis that is
+    padded it may have any size up to the largest. ``target_NAME`` holds what output NAME should be, as long as it is
+    unpadded. Every fifth sample calibrates, the others measure.
+
+    Raises:
+        DataError: for missing, unknown or misshapen arrays, NaN, or fewer than two samples.
+    """
+    if len(samples) < 2:
+        raise DataError(f"{origin}: at least 2 samples are needed, to calibrate and to measure; got {len(samples)}")
+    graph, bucket = _first_graph(spec)
+    for sample in samples:
+        _check_names(origin, sample, graph)
+    checked = [_array_sample(origin, sample, graph, bucket, index) for index, sample in enumerate(samples)]
+    return ArrayData(
+        origin,
+        tuple(checked[::CALIBRATION_SHARE]),
+        tuple(s for i, s in enumerate(checked) if i % CALIBRATION_SHARE),
+    )
+
+
+def _first_graph(spec: ModelSpec) -> tuple[GraphSpec, BucketSpec | None]:
+    """The graph that data is for, at its largest size."""
+    bucket = spec.bucket()
+    return (spec.graphs[0] if bucket is None else spec.graph(bucket.graphs[-1])), bucket
+
+
+def _check_names(origin: str, arrays: Mapping[str, np.ndarray], graph: GraphSpec) -> None:
     wanted = {t.name: t for t in graph.all_inputs}
     outputs = {t.name for t in graph.outputs}
     for name in arrays:
@@ -197,29 +232,51 @@ def array_data(arrays: Mapping[str, np.ndarray], origin: str, graph: GraphSpec) 
     missing = [t.name for t in graph.inputs if t.name not in arrays]
     if missing:
         raise DataError(f"{origin}: input {missing[0]!r} is missing; it holds {', '.join(arrays) or 'nothing'}")
-    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(counts) != 1 or counts == {0} or counts == {1}:
-        raise DataError(f"{origin}: all arrays need the same first axis, of at least 2 samples; got {sorted(counts)}")
-    samples = [_array_sample(origin, arrays, graph, index) for index in range(counts.pop())]
-    return ArrayData(
-        origin,
-        tuple(samples[::CALIBRATION_SHARE]),
-        tuple(s for i, s in enumerate(samples) if i % CALIBRATION_SHARE),
-    )
 
 
-def _array_sample(origin: str, arrays: Mapping[str, np.ndarray], graph: GraphSpec, index: int) -> ArraySample:
+def _array_sample(
+    origin: str, arrays: Mapping[str, np.ndarray], graph: GraphSpec, bucket: BucketSpec | None, index: int
+) -> ArraySample:
     inputs = dict(graph.initial_states())
+    padded = {(pad.tensor, pad.axis) for pad in bucket.pad} if bucket is not None else set()
     for spec in graph.all_inputs:
         if spec.name not in arrays:
             continue
-        value = arrays[spec.name][index]
+        value = np.asarray(arrays[spec.name])
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             raise DataError(f"{origin}: {spec.name}[{index}] holds NaN or infinity")
-        if value.shape != spec.shape and (1, *value.shape) != spec.shape:
-            raise DataError(f"{origin}: {spec.name}[{index}] has shape {value.shape}, the model takes {spec.shape}")
+        varying = [axis for axis in range(len(spec.shape)) if (spec.name, axis) in padded]
+        shape = next((s for s in (value.shape, (1, *value.shape)) if _fits(s, spec.shape, varying)), None)
+        if shape is None:
+            longest = " or less" if varying else ""
+            raise DataError(
+                f"{origin}: {spec.name}[{index}] has shape {value.shape}, the model takes {spec.shape}{longest}"
+            )
         if value.dtype.kind != np.dtype(spec.dtype).kind:
             raise DataError(f"{origin}: {spec.name} is {value.dtype}, the model takes {spec.dtype}")
-        inputs[spec.name] = np.ascontiguousarray(value.reshape(spec.shape), dtype=spec.dtype)
-    targets = {n.removeprefix(TARGET_PREFIX): a[index] for n, a in arrays.items() if n.startswith(TARGET_PREFIX)}
+        inputs[spec.name] = np.ascontiguousarray(value.reshape(shape), dtype=spec.dtype)
+    if bucket is not None:
+        _check_lengths(origin, bucket, inputs, index)
+    targets = {
+        name.removeprefix(TARGET_PREFIX): np.asarray(array)
+        for name, array in arrays.items()
+        if name.startswith(TARGET_PREFIX)
+    }
     return ArraySample(inputs, targets)
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], varying: Sequence[int]) -> bool:
+    return len(shape) == len(wanted) and all(
+        1 <= size <= limit if axis in varying else size == limit
+        for axis, (size, limit) in enumerate(zip(shape, wanted, strict=True))
+    )
+
+
+def _check_lengths(origin: str, bucket: BucketSpec, inputs: Mapping[str, np.ndarray], index: int) -> None:
+    for pad in bucket.pad:
+        first = next(other for other in bucket.pad if other.dim == pad.dim)
+        sizes = inputs[first.tensor].shape[first.axis], inputs[pad.tensor].shape[pad.axis]
+        if sizes[0] != sizes[1]:
+            raise DataError(
+                f"{origin}: {pad.dim} of sample {index} is {sizes[0]} in {first.tensor} and {sizes[1]} in {pad.tensor}"
+            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,3 +68,21 @@ class ParityMeter:
             self._steps,
             {n: OutputParity(self._max_abs[n], decibels(self._signal[n], self._noise[n])) for n in self._max_abs},
         )
+
+
+def merged_parity(parts: Mapping[str, Sequence[Parity]]) -> Parity:
+    """Several graphs as one figure per output, the worst that any call of it gave.
+
+    Args:
+        parts: name of a graph, or of the graph that several sizes stand for -> its parities. Where there is more than
+            one name, outputs are called ``NAME.OUTPUT``.
+    """
+    worst: dict[str, OutputParity] = {}
+    for name, parities in parts.items():
+        for parity in parities:
+            for output, figures in parity.outputs.items():
+                key = f"{name}.{output}" if len(parts) > 1 else output
+                before = worst.get(key, figures)
+                worst[key] = OutputParity(max(before.max_abs, figures.max_abs), min(before.sqnr_db, figures.sqnr_db))
+    every = [parity for parities in parts.values() for parity in parities]
+    return Parity(every[0].reference, sum(parity.steps for parity in every), worst)

@@ -94,6 +94,16 @@ def record_calls(step: Step, calls: Iterable[Arrays]) -> tuple[Record, ...]:
     return tuple(recorder.records)
 
 
+def record_steps(step: Step, inputs: Sequence[Arrays]) -> tuple[Record, ...]:
+    """Record steps of one run that carries its states from their initial values through all of them."""
+    recorder = Recorder(step)
+    step.reset()
+    for values in inputs:
+        _copy_in(step, values)
+        recorder.run()
+    return tuple(recorder.records)
+
+
 def replay(
     records: Sequence[Record], step: Step, reference: str, carried: bool, on_step: Callable[[], None] = lambda: None
 ) -> Parity:

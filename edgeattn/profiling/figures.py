@@ -12,13 +12,27 @@ Kind = Literal["measured", "emulated", "estimated"]
 
 
 @dataclass(frozen=True)
+class GraphLatency:
+    """Time of one call of one graph."""
+
+    p50_ms: float
+    p99_ms: float
+    max_ms: float
+    warmup_ms: float
+
+
+@dataclass(frozen=True)
 class Latency:
     """Time of one call (for a stream: one chunk, features and decoding included), as fast as possible.
+
+    Of a model with several graphs it is one call of each, added up; a graph that stands in several sizes counts with
+    its largest.
 
     Attributes:
         warmup_ms: time of the first call, which allocates and compiles what is left to compile.
         load_ms: from nothing to a session, verification of the bundle included.
         layers: name and microseconds of the slowest parts, where the engine tells.
+        graphs: each graph of a model that has several, by name.
     """
 
     kind: Kind
@@ -32,6 +46,7 @@ class Latency:
     load_ms: float
     affinity: tuple[int, ...]
     layers: tuple[Mapping[str, object], ...] | None = None
+    graphs: Mapping[str, GraphLatency] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeattn.bundle import read_manifest
-from edgeattn.profiling.figures import Kind, Latency, Memory, Profile, Realtime, percentiles_ms
+from edgeattn.profiling.figures import GraphLatency, Kind, Latency, Memory, Profile, Realtime, percentiles_ms
 from edgeattn.runtimes import Event, Session, Step, Stream, load
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
 from edgeattn.targets import cpu_features
@@ -51,16 +51,18 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
         kind: Kind = "measured" if session.backend == manifest.backend else "emulated"
         spec = session.spec
         if spec.stream is None:
-            first, times = _time_graphs(session, options.runs)
+            first, times, graphs = _time_graphs(session, options.runs)
             realtime = None
         else:
             first, times = _time_stream(session, spec.stream, options.runs)
+            graphs = {}
             realtime = _pace(session.stream(), spec.stream, options, sum(times) / len(times))
         p50, p90, p99, largest = percentiles_ms(times)
         layers = _layers(session) if options.layers else None
         latency = Latency(
-            kind, p50, p90, p99, largest, len(times), options.threads, first * 1e3, load_ms, affinity(), layers
-        )
+            kind, p50, p90, p99, largest, len(times), options.threads, first * 1e3, load_ms, affinity(), layers,
+            graphs if len(graphs) > 1 else None,
+        )  # fmt: skip
         golden = manifest.golden.file if manifest.golden is not None else None
         weights = sum(entry.size for name, entry in manifest.files.items() if name != golden)
         states = sum(state.nbytes for graph in spec.graphs for state in graph.states)
@@ -143,15 +145,20 @@ def _timed(step: Step) -> float:
     return time.perf_counter() - began
 
 
-def _time_graphs(session: Session, runs: int) -> tuple[float, list[float]]:
+def _time_graphs(session: Session, runs: int) -> tuple[float, list[float], dict[str, GraphLatency]]:
+    """Seconds of the first call and of each timed one, graphs added up, and the figures of every graph."""
     firsts, totals = 0.0, np.zeros(runs)
-    for graph in session.spec.graphs:
-        step = session.step(graph.name)
-        _fill(step, graph)
-        first, times = time_step(step, runs)
-        firsts += first
+    figures = {}
+    for graphs in session.spec.units().values():
+        for graph in graphs:
+            step = session.step(graph.name)
+            _fill(step, graph)
+            first, times = time_step(step, runs)
+            p50, _, p99, largest = percentiles_ms(times)
+            figures[graph.name] = GraphLatency(p50, p99, largest, first * 1e3)
+        firsts += first  # of the largest size, which stands last
         totals += times
-    return firsts, totals.tolist()
+    return firsts, totals.tolist(), figures
 
 
 def _fill(step: Step, graph: GraphSpec) -> None:
@@ -199,13 +206,16 @@ def white_noise(count: int) -> np.ndarray:
 
 
 def _layers(session: Session) -> tuple[dict[str, object], ...] | None:
-    graph = session.spec.graphs[0]
-    inputs = {t.name: _plausible(t) for t in graph.all_inputs}
-    rows = session.layers(inputs, runs=50)
-    if rows is None:
-        return None
-    slowest = sorted(rows, key=lambda row: -row.microseconds)[:SLOWEST_LAYERS]
-    return tuple({"name": r.name, "type": r.type, "microseconds": r.microseconds} for r in slowest)
+    found = []
+    units = session.spec.units()
+    for name, graphs in units.items():
+        inputs = {t.name: _plausible(t) for t in graphs[-1].all_inputs}
+        rows = session.layers(inputs, runs=50, graph=graphs[-1].name)
+        if rows is None:
+            return None
+        prefix = f"{name}: " if len(units) > 1 else ""
+        found += [{"name": f"{prefix}{r.name}", "type": r.type, "microseconds": r.microseconds} for r in rows]
+    return tuple(sorted(found, key=lambda row: -float(str(row["microseconds"])))[:SLOWEST_LAYERS])
 
 
 def device_name() -> str:

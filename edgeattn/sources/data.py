@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeattn.errors import DataError, unknown_name
-from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, array_data, load_arrays, load_speech
+from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, load_arrays, load_speech, sample_data
 from edgeattn.models import MODELS
 from edgeattn.sources.code import functions_of, run_file, split_reference
 from edgeattn.sources.usercode import import_path, users_code
@@ -39,7 +39,7 @@ def load_data(reference: str, spec: ModelSpec, source: str | None, split: str | 
     if path.suffix == ".py":
         return _load_samples(source, spec, limit)
     if path.suffix == ".npz":
-        return load_arrays(path, spec.graphs[0])
+        return load_arrays(path, spec)
     if spec.stream is not None and (path / TRANSCRIPTS).is_file():
         return load_speech(path, spec.stream.frontend.sample_rate, split, limit)
     if reference in MODELS:
@@ -64,8 +64,7 @@ def _load_samples(source: str, spec: ModelSpec, limit: int) -> ArrayData:
         samples = list(itertools.islice(yielded, limit)) if isinstance(yielded, Iterable) else []
     if not samples or not all(isinstance(sample, Mapping) for sample in samples):
         raise DataError(f"{source}: must yield dicts of arrays named like the model's inputs")
-    try:
-        arrays = {name: np.stack([np.asarray(sample[name]) for sample in samples]) for name in samples[0]}
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{source}: all samples need the same names and shapes ({error})") from error
-    return array_data(arrays, source, spec.graphs[0])
+    named = [{name: np.asarray(value) for name, value in sample.items()} for sample in samples]
+    if any(sample.keys() != named[0].keys() for sample in named):
+        raise DataError(f"{source}: all samples need the same names; the first has {', '.join(named[0])}")
+    return sample_data(named, source, spec)

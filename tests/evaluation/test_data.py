@@ -5,6 +5,7 @@ from __future__ import annotations
 import wave
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeattn.errors import AudioError, DataError
-from edgeattn.evaluation.data import array_data, load_arrays, load_speech, read_transcripts
-from edgeattn.spec import GraphSpec, StateSpec, TensorSpec
+from edgeattn.evaluation.data import array_data, load_arrays, load_speech, read_transcripts, sample_data
+from edgeattn.spec import BucketSpec, CutAxis, GraphSpec, ModelSpec, PaddedAxis, StateSpec, TensorSpec
 
 RATE = 1_000  # Hz
 GRAPH = GraphSpec(
@@ -22,6 +23,7 @@ GRAPH = GraphSpec(
     (TensorSpec("y", "float32", (1, 4)),),
     (StateSpec("cache", "next_cache", (1, 2), initial=0.5),),
 )
+SPEC = ModelSpec("m", "t", (GRAPH,))
 
 
 def write_wav(path: Path, level: int) -> None:
@@ -156,7 +158,7 @@ def test_one_recording_in_two_lines_is_not_calibrated_and_measured(tmp_path: Pat
 
 def test_npz_samples_get_a_batch_axis_and_initial_states(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", allow_pickle=False, target_y=np.arange(10), **arrays())
-    data = load_arrays(tmp_path / "a.npz", GRAPH)
+    data = load_arrays(tmp_path / "a.npz", SPEC)
     assert (len(data.calibration), len(data.evaluation), data.origin) == (2, 8, "a.npz")
     sample = data.evaluation[0]
     assert {name: (a.shape, str(a.dtype)) for name, a in sample.inputs.items()} == {
@@ -171,7 +173,7 @@ def test_npz_samples_get_a_batch_axis_and_initial_states(tmp_path: Path) -> None
 
 @given(count=st.integers(2, 40))
 def test_npz_samples_calibrate_or_measure_never_both(count: int) -> None:
-    data = array_data(arrays(count), "x", GRAPH)
+    data = array_data(arrays(count), "x", SPEC)
     firsts = [[float(s.inputs["x"][0, 0]) for s in part] for part in (data.calibration, data.evaluation)]
     assert sorted(firsts[0] + firsts[1]) == [3.0 * index for index in range(count)]
 
@@ -190,25 +192,25 @@ def test_npz_samples_calibrate_or_measure_never_both(count: int) -> None:
 )
 def test_wrong_arrays_are_refused_by_name(change: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        array_data(arrays() | change, "x", GRAPH)
+        array_data(arrays() | change, "x", SPEC)
 
 
 def test_a_missing_input_is_named() -> None:
     with pytest.raises(DataError, match="input 'ids' is missing; it holds x"):
-        array_data({"x": arrays()["x"]}, "x", GRAPH)
+        array_data({"x": arrays()["x"]}, "x", SPEC)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_samples_are_refused(count: int) -> None:
     with pytest.raises(DataError, match="at least 2 samples"):
-        array_data(arrays(count), "x", GRAPH)
+        array_data(arrays(count), "x", SPEC)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not really", b"\x93NUMPY\x01\x00", b"text"])
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.npz: not a plain npz file"):
-        load_arrays(tmp_path / "a.npz", GRAPH)
+        load_arrays(tmp_path / "a.npz", SPEC)
 
 
 def test_a_truncated_npz_is_refused(tmp_path: Path) -> None:
@@ -217,10 +219,50 @@ def test_a_truncated_npz_is_refused(tmp_path: Path) -> None:
     data[500:600] = bytes(100)
     (tmp_path / "a.npz").write_bytes(data)
     with pytest.raises(DataError, match="not a plain npz file"):
-        load_arrays(tmp_path / "a.npz", GRAPH)
+        load_arrays(tmp_path / "a.npz", SPEC)
 
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{}, {}], object))
     with pytest.raises(DataError, match="not a plain npz file"):
-        load_arrays(tmp_path / "a.npz", GRAPH)
+        load_arrays(tmp_path / "a.npz", SPEC)
+
+
+def sized(size: int) -> GraphSpec:
+    """``ids`` and ``mask`` [1, size] -> ``y`` [1, size]."""
+    inputs = tuple(TensorSpec(name, "int64", (1, size)) for name in ("ids", "mask"))
+    return GraphSpec(f"main_{size}", inputs, (TensorSpec("y", "float32", (1, size)),))
+
+
+PAD = (PaddedAxis("ids", 1, "seq"), PaddedAxis("mask", 1, "seq"))
+BUCKETED = ModelSpec(
+    "m",
+    "t",
+    (sized(4), sized(8)),
+    buckets=(BucketSpec("main", ("main_4", "main_8"), PAD, (CutAxis("y", 1, "ids", 1),)),),
+)
+
+
+def sample(length: int, **change: Any) -> dict[str, np.ndarray]:
+    return {"ids": np.arange(length), "mask": np.ones(length, np.int64), "target_y": np.zeros(length)} | change
+
+
+def test_samples_of_a_model_in_several_sizes_keep_their_own_length() -> None:
+    data = sample_data([sample(length) for length in (1, 3, 4, 8)], "x", BUCKETED)
+    assert [s.inputs["ids"].shape for s in data.calibration] == [(1, 1)]
+    assert [s.inputs["ids"].shape for s in data.evaluation] == [(1, 3), (1, 4), (1, 8)]
+    assert [s.targets["y"].shape for s in data.evaluation] == [(3,), (4,), (8,)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (sample(9), r"ids\[1\] has shape \(9,\), the model takes \(1, 8\) or less"),
+        (sample(0), r"ids\[1\] has shape \(0,\)"),
+        (sample(3, mask=np.ones(4, np.int64)), "seq of sample 1 is 3 in ids and 4 in mask"),
+        ({"ids": np.arange(3)}, "input 'mask' is missing"),
+    ],
+)
+def test_samples_that_fit_no_size_are_refused(bad: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        sample_data([sample(2), bad], "x", BUCKETED)

@@ -1,0 +1,148 @@
+"""Preflight: what will fail, be slow or be at risk on a target, told in seconds and before any conversion.
+
+One torch.export trace per graph, one run of it on one batch, and static rules over both
+(:mod:`edgeattn.converters.preflight_rules`, and :mod:`edgeattn.converters.preflight_onnx` where the source is ONNX).
+No engine is loaded: what an engine would say is predicted from operations that were tried on it, and the row says so.
+docs/preflight.md lists the rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeattn.converters.preflight_onnx import ONNX_RULES
+from edgeattn.converters.preflight_rules import RULES as TRACED_RULES
+from edgeattn.converters.preflight_rules import Ask, Hit, Rule, Severity, memory_need
+from edgeattn.converters.preflight_view import GraphView, look
+from edgeattn.errors import UnsupportedError
+from edgeattn.model import Arrays, EdgeModel
+from edgeattn.targets import Target
+
+__all__ = ["RULES", "Ask", "Finding", "GraphView", "judge", "look", "memory_need", "preflight", "refuse"]
+
+RULES: Mapping[str, Rule] = {**TRACED_RULES, **ONNX_RULES}
+PASS_RULE = "rewritten"  # noqa: S105  # the rule name of rows that tell what a pass mended
+ORDER: tuple[Severity, ...] = ("stops", "slow", "risk", "handled")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: a rule, on a target, for all places of a graph with the same reason.
+
+    Attributes:
+        severity: "stops" (conversion fails), "slow", "risk", or "handled" (a pass of the converters mends it).
+        rule: its name in docs/preflight.md.
+        node: the first place: node of the traced graph or the ONNX file, empty for the graph as a whole.
+        module: path of the torch module there.
+        line: ``file.py:12`` of the user's code there, where known.
+        count: number of places.
+        change: what helps.
+        predicted: whether only the engine can confirm it.
+    """
+
+    target: str
+    engine: str
+    graph: str
+    severity: Severity
+    rule: str
+    node: str
+    module: str
+    line: str
+    count: int
+    reason: str
+    change: str
+    predicted: bool
+
+    @property
+    def place(self) -> str:
+        """Where, for people: ``node 'softmax_3' of module encoder.0 (model.py:12), 11 more``."""
+        parts = [f"node {self.node!r}"] * bool(self.node) + [f"of module {self.module}"] * bool(self.module)
+        if self.line:
+            parts.append(f"({self.line})")
+        return " ".join(parts) + (f", {self.count - 1} more" if self.count > 1 else "")
+
+    def __str__(self) -> str:
+        where = f" at {self.place}" if self.place else ""
+        return f"graph {self.graph!r}{where}: {self.reason}; {self.change}"
+
+
+def preflight(
+    model: EdgeModel,
+    target: Target,
+    backend: str,
+    precisions: Sequence[str],
+    samples: Mapping[str, Arrays] | None = None,
+    calibrated: bool = False,
+) -> tuple[Finding, ...]:
+    """What will fail or be bad on one target.
+
+    Args:
+        backend: engine.
+        precisions: that are to be tried.
+        samples: graph -> one set of inputs and states to record value ranges on; the example where absent.
+        calibrated: whether int8 will have calibration data.
+
+    Returns:
+        what stops first, then what is slow, then risks, then what the converters' passes take care of.
+    """
+    return judge(look(model, samples), Ask(model, target, backend, tuple(precisions), calibrated))
+
+
+def judge(views: Iterable[GraphView], ask: Ask) -> tuple[Finding, ...]:
+    """The findings for one target, from graphs that were looked at once for all targets."""
+    rows = []
+    for view in views:
+        for name, rule in RULES.items():
+            if ask.engine in rule.engines:
+                rows += _rows(view, ask, name, rule.find(view, ask))
+        rows += _rows(view, ask, PASS_RULE, (_mended(*entry) for entry in view.passes.items() if entry[1]))
+    return tuple(sorted(rows, key=lambda row: ORDER.index(row.severity)))
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Stop before any conversion if a row says that it would fail.
+
+    Raises:
+        UnsupportedError: with what stops, why, and what to change, one sentence per row.
+    """
+    stops = [row for row in findings if row.severity == "stops"]
+    if stops:
+        where = f"{stops[0].engine} on {stops[0].target}"
+        raise UnsupportedError(f"preflight for {where}: " + ". ".join(map(str, stops)))
+
+
+def _mended(name: str, count: int) -> Hit:
+    from edgeattn.converters.passes import FX_PASSES
+
+    told = next((function.__doc__ or "" for function in FX_PASSES if function.__name__ == name), "")
+    what = told.strip().partition("\n")[0].partition(";")[0].rstrip(".")
+    places = "one place" if count == 1 else f"{count} places"
+    return Hit("handled", f"pass {name} rewrote {places}" + (f": {what}" if what else ""), "nothing needs to be done")
+
+
+def _rows(view: GraphView, ask: Ask, rule: str, hits: Iterable[Hit]) -> list[Finding]:
+    """One row for hits whose reasons differ in their numbers alone; the first place stands for all."""
+    grouped: dict[Any, list[Hit]] = {}
+    for hit in hits:
+        grouped.setdefault((hit.severity, re.sub(r"\d[\d.e+]*", "#", hit.reason)), []).append(hit)
+    return [
+        Finding(
+            ask.target.name,
+            ask.engine,
+            view.spec.name,
+            first.severity,
+            rule,
+            first.node,
+            first.module,
+            first.line,
+            len(found),
+            first.reason,
+            first.change,
+            first.predicted,
+        )
+        for found in grouped.values()
+        for first in found[:1]
+    ]

@@ -1,0 +1,189 @@
+"""What each engine and its converter make of torch's operations, as it was tried one by one.
+
+Every name here was converted alone for each engine (fp32, and fp16 for TensorRT). tests/converters/test_preflight.py
+converts those that are refused again, so that a newer converter that takes one is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeattn.converters.preflight_view import Call, GraphView
+
+TENSORRT, OPENVINO, LITERT, ONNXRUNTIME = "tensorrt", "openvino", "litert", "onnxruntime"
+EXPORT = (TENSORRT, OPENVINO, ONNXRUNTIME)  # torch's ONNX exporter has no function for it
+EVERY = (*EXPORT, LITERT)
+
+REFUSED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("erfinv", "lgamma", "digamma", "cumprod", "cummax", "cummin", "median", "mode", "kthvalue", "hypot", "fmax",
+         "copysign", "searchsorted", "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
+         "linalg_qr", "linalg_pinv", "matrix_exp"),
+        EVERY,
+    ),
+    "cdist": EXPORT,
+    "det": (OPENVINO, TENSORRT, LITERT),
+    "col2im": (TENSORRT, LITERT),
+    "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
+    "index_add": (TENSORRT, LITERT),
+    "scatter_add": (TENSORRT, LITERT),
+    "scatter_reduce": (TENSORRT, LITERT),
+    "masked_scatter": (TENSORRT, LITERT),
+    "embedding_bag": (OPENVINO, TENSORRT, LITERT),
+    "max_unpool2d": (TENSORRT, LITERT),
+    "fft_rfft": (OPENVINO, TENSORRT),
+    "fft_fft": (TENSORRT, LITERT),
+    **dict.fromkeys(
+        ("erfc", "exp2", "signbit", "logcumsumexp", "sort", "argsort", "msort", "bucketize", "tril_indices", "eye",
+         "one_hot", "adaptive_max_pool2d", "cond", "polar", "stft", "item"),
+        (LITERT,),
+    ),
+}  # fmt: skip
+"""Operation -> engines that it cannot reach."""
+
+SUBSTITUTES: Mapping[str, str] = {
+    "erfc": "1 - torch.erf(x)",
+    "exp2": "torch.exp(x * math.log(2))",
+    "fmax": "torch.maximum",
+    "hypot": "torch.sqrt(x * x + y * y)",
+    "cumprod": "torch.exp(torch.cumsum(torch.log(x)))",
+    "cdist": "the squares of both sides and one product",
+    "one_hot": "(x.unsqueeze(-1) == torch.arange(n)).float()",
+    "eye": "a buffer made in __init__",
+    "tril_indices": "a buffer made in __init__",
+    "index_add": "a product with a one-hot matrix",
+    "scatter_add": "a product with a one-hot matrix",
+    "embedding_bag": "torch.nn.Embedding and a mean",
+    "stft": "a convolution with a window's cosines and sines",
+    "fft_rfft": "a product with a matrix of cosines and sines",
+    "fft_fft": "a product with a matrix of cosines and sines",
+    "polar": "cos and sin, real throughout",
+    "cond": "torch.where over both branches",
+    "item": "the tensor itself",
+    "sort": "torch.topk on another engine, or order outside of the model",
+    "argsort": "order outside of the model",
+}
+
+TRIED = frozenset((
+    "__and__", "__lshift__", "__or__", "__rshift__", "__xor__", "_assert_scalar", "_assert_tensor_metadata",
+    "_softmax", "_to_copy", "_unique2", "_unsafe_view", "_upsample_bicubic2d_aa", "abs", "acos", "acosh",
+    "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "add_", "addcdiv", "addcmul", "addmm",
+    "affine_grid_generator", "alias", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort",
+    "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d", "avg_pool3d", "baddbmm",
+    "batch_norm", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "bmm", "bucketize", "cat", "cdist", "ceil",
+    "celu", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd",
+    "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "copy_", "copysign", "cos",
+    "cosh", "cosine_similarity", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach", "detach_",
+    "diag", "diag_embed", "diagonal", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu", "embedding",
+    "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as", "expm1", "eye",
+    "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten", "flip", "floor",
+    "floor_divide", "fmax", "fmod", "frac", "full", "full_like", "gather", "ge", "gelu", "glu", "grid_sampler",
+    "group_norm", "gru", "gt", "hann_window", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside",
+    "hypot", "im2col", "index", "index_add", "index_copy", "index_fill", "index_put", "index_put_", "index_select",
+    "instance_norm", "inverse", "isfinite", "isin", "isinf", "isnan", "istft", "item", "kron", "kthvalue",
+    "layer_norm", "le", "leaky_relu", "lerp", "lgamma", "lift_fresh_copy", "linalg_cholesky", "linalg_cross",
+    "linalg_eigvalsh", "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_svdvals", "linalg_vector_norm", "linear",
+    "linspace", "log", "log10", "log1p", "log2", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logsumexp", "lstm", "lt", "mT",
+    "masked_fill", "masked_fill_", "masked_scatter", "masked_select", "matmul", "matrix_exp", "max", "max_pool1d",
+    "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d", "max_unpool2d", "maximum",
+    "mean", "median", "meshgrid", "min", "minimum", "mish", "mm", "mode", "movedim", "msort", "mul", "mul_", "mv",
+    "nan_to_num", "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros", "nonzero", "norm", "numpy_T",
+    "one_hot", "ones", "ones_like", "outer", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "polar",
+    "positive", "pow", "prelu", "prod", "real", "reciprocal", "relu", "relu6", "relu_", "remainder", "repeat",
+    "repeat_interleave", "reshape", "rms_norm", "rnn_relu", "rnn_tanh", "roll", "rot90", "round", "rsqrt", "rsub",
+    "scalar_tensor", "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce", "searchsorted",
+    "select", "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinh", "slice",
+    "slice_scatter", "softmax", "softplus", "softshrink", "sort", "split", "split_copy", "split_with_sizes", "sqrt",
+    "square", "squeeze", "squeeze_", "stack", "std", "stft", "sub", "sub_", "sum", "sym_size", "t", "take",
+    "take_along_dim", "tan", "tanh", "tanh_", "tensordot", "tile", "to", "topk", "trace", "transpose", "tril",
+    "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_",
+    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d", "var", "view", "view_as",
+    "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
+))  # fmt: skip
+"""Operations that were converted for every engine, whatever came of it."""
+
+NOTHING = frozenset((
+    "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "lift_fresh_copy", "detach", "detach_",
+    "alias", "clone", "contiguous", "dropout", "feature_dropout", "getitem", "type_as",
+))  # fmt: skip
+"""Operations that leave nothing in a TFLite file."""
+
+LEFT_OUT = frozenset((
+    "acos", "all", "any", "argmax", "argmin", "asin", "asinh", "atan", "atan2", "bitwise_and", "bitwise_not",
+    "bitwise_or", "conv3d", "cross", "cumsum", "diag", "diagonal", "embedding", "eq", "flip", "floor_divide", "fmod",
+    "frac", "gather", "ge", "gt", "heaviside", "im2col", "index", "index_copy", "index_fill", "index_put",
+    "index_put_", "index_select", "isin", "le", "linalg_cross", "logaddexp", "logical_and", "logical_not",
+    "logical_or", "logical_xor", "logsumexp", "lt", "masked_fill", "masked_fill_", "max_pool3d", "mish", "nan_to_num",
+    "ne", "prod", "remainder", "repeat", "repeat_interleave", "scatter", "select_scatter", "sgn", "sign",
+    "softshrink", "take", "take_along_dim", "tile", "topk", "tril", "triu", "trunc", "unfold", "upsample_bicubic2d",
+    "upsample_linear1d", "upsample_nearest2d", "where",
+))  # fmt: skip
+"""Operations that XNNPACK leaves to LiteRT's own kernels, seen in the census of the op alone."""
+
+
+def refused(call: Call, engine: str) -> str:
+    """Why an engine cannot be reached with an operation; empty if it can."""
+    if engine not in REFUSED.get(call.op, ()) and not _refused_with(call, engine):
+        return ""
+    if engine == LITERT:
+        return "LiteRT's converter has no lowering or its interpreter no kernel for it"
+    if all(other in REFUSED.get(call.op, EXPORT) for other in EXPORT):
+        return "torch's ONNX exporter has no function for it"
+    return f"{engine} has no such operation"
+
+
+def _refused_with(call: Call, engine: str) -> bool:
+    """Operations that are taken or refused by their arguments."""
+    if call.op == "topk" and engine == LITERT:
+        return True  # its values come from a sort
+    if call.op == "index_put" and len(call.arguments) > 3 and call.arguments[3] is True:
+        return engine in (TENSORRT, LITERT)
+    if call.overload == "aten.conv1d.padding" and engine == LITERT:
+        return True
+    if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] == "circular":
+        return engine == OPENVINO
+    if call.op == "scaled_dot_product_attention" and len(call.shape) != 4:
+        return engine in EXPORT
+    return False
+
+
+def substitute(op: str) -> str:
+    """What to write instead."""
+    if op in SUBSTITUTES:
+        return f"write it as {SUBSTITUTES[op]}"
+    return "replace that operation in the module, or choose another target"
+
+
+def known(overload: str) -> bool:
+    """Whether an operation was tried."""
+    return overload.split(".")[1] in TRIED
+
+
+def folded(view: GraphView) -> frozenset[str]:
+    """Nodes that depend on no input: converters compute them once."""
+    varying = set(view.inputs)
+    for call in view.calls:
+        if any(name in varying for name in call.inputs):
+            varying.add(call.name)
+    return frozenset(call.name for call in view.calls if call.name not in varying)
+
+
+def undelegated(view: GraphView, call: Call) -> bool:
+    """Whether XNNPACK is expected to leave an operation out."""
+    if call.op in NOTHING:
+        return False
+    if call.op == "expand":  # a broadcast that is written out
+        grown = view.shape_of(call.inputs[0]) != call.shape if call.inputs else False
+        return grown and any(
+            reader.op in ("reshape", "clone", "view", "_unsafe_view") for reader in view.readers(call.name)
+        )
+    if call.op == "slice" and len(call.arguments) > 4 and call.arguments[4] != 1:
+        return True
+    if call.op == "pow":
+        return len(call.arguments) < 2 or call.arguments[1] not in (2, 2.0, 0.5)
+    if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] != "constant":
+        return True
+    return call.op in LEFT_OUT or call.dtype in ("int64", "int32", "bool", "int8", "uint8", "int16")

@@ -1,12 +1,27 @@
-"""MODEL as an ONNX file."""
+"""MODEL as an ONNX file: read with care, made static, imported into torch, compared with ONNX Runtime.
+
+docs/onnx.md says what is read, what is folded and what is refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from edgeattn.errors import ModelError, UnsupportedError
-from edgeattn.model import EdgeModel
-from edgeattn.sources.code import FORM
+import numpy as np
+
+from edgeattn.errors import ConversionError, ModelError, UnsupportedError, load_extra
+from edgeattn.model import Arrays, EdgeModel, graph_from_example
+from edgeattn.sources.modules import GRAPH
+from edgeattn.spec import DTYPES, GraphSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
 
 
 def owns(reference: str) -> bool:
@@ -15,7 +30,208 @@ def owns(reference: str) -> bool:
 
 
 def load(reference: str) -> EdgeModel:
-    """Not read yet."""
-    if not Path(reference).exists():
-        raise ModelError(f"{reference}: no such file. {FORM}")
-    raise UnsupportedError(f"{reference}: ONNX files are not read yet; write a factory that builds the module. {FORM}")
+    """Read an ONNX file.
+
+    Example inputs come from ``NAME.npz`` beside the file, if there is one, else from the file's own shapes, with a
+    modest size for every open dimension.
+
+    Raises:
+        ModelError: for a file that is damaged, hostile or incomplete, or that rejects the example inputs.
+        UnsupportedError: for what has no place in an edge model, by name.
+        ConversionError: if the imported module differs from ONNX Runtime, naming the node.
+    """
+    for extra in ("torch", "onnx", "onnxruntime"):
+        load_extra(extra, "convert")
+    path = Path(reference)
+    reader = _Reader(path)
+    try:
+        example = reader.example()
+        made = reader.made(example)
+        if made.nan:  # a mask of ones hides everything in some models, and nothing in others
+            example = {k: _unmasked(k, v) for k, v in example.items()}
+            made = reader.made(example)
+        spec = _spec(path, made)
+    except (ConversionError, UnsupportedError, ModelError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    digest, size = hashlib.sha256(), 0
+    for tensor in reader.source.graph.initializer:
+        digest.update(tensor.name.encode())
+        digest.update(tensor.raw_data or tensor.SerializeToString())
+        size += 4 * math.prod(tensor.dims)
+    digest.update(b"".join(node.SerializeToString() for node in reader.source.graph.node))
+    dims = reader.dims()
+    del reader.source  # read again for another size
+
+    def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
+        assert graph == GRAPH, graph
+        try:
+            again = _Reader(path).made(inputs)
+        except (UnsupportedError, ModelError) as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise ModelError(f"{path} does not take {shapes}: {error}") from error
+        share_weights(made.module, again.module)
+        return again.module, again.static
+
+    return EdgeModel(
+        ModelSpec(_name(path), "generic", (spec,)),
+        {GRAPH: made.module},
+        {GRAPH: example},
+        digest.hexdigest(),
+        size,
+        dims={GRAPH: dims} if dims else {},
+        onnx={GRAPH: made.static},
+        resize=resize,
+        notes=(*reader.notes, *made.notes),
+    )
+
+
+def share_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    """Give the second module the first one's parameters where they are equal: one copy for all buckets."""
+    import torch
+
+    known = dict(first.named_parameters(remove_duplicate=False))
+    for path, part in second.named_modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            other = known.get(f"{path}.{name}" if path else name)
+            if other is not None and other.shape == parameter.shape and torch.equal(other, parameter):
+                part.register_parameter(name, other)
+
+
+class _Made:
+    """A graph for one set of shapes."""
+
+    def __init__(
+        self, static: onnx.ModelProto, module: torch.nn.Module, inputs: Arrays, outputs: Arrays, notes: tuple[str, ...]
+    ) -> None:
+        self.static = static
+        self.module = module
+        self.inputs = inputs
+        self.outputs = outputs
+        self.notes = notes
+        self.nan = any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in outputs.values())
+
+
+class _Reader:
+    """A file on its way to a model."""
+
+    def __init__(self, path: Path) -> None:
+        from edgeattn.converters.onnx_upgrade import widen
+        from edgeattn.sources.onnx_inputs import declared_inputs
+        from edgeattn.sources.onnx_read import read_onnx
+
+        self.path = path
+        self.source: onnx.ModelProto = read_onnx(path)
+        self.notes: tuple[str, ...] = ()
+        try:
+            self.inputs = declared_inputs(self.source.graph)
+        except (ModelError, UnsupportedError) as error:
+            raise type(error)(f"{path}: {error}") from error
+        if widen(self.source):
+            self.notes = ("read as float32: the file's float16 weights and inputs are widened",)
+
+    def dims(self) -> dict[str, dict[int, str]]:
+        from edgeattn.sources.onnx_inputs import named_dims
+
+        return named_dims(self.inputs)
+
+    def example(self) -> Arrays:
+        from edgeattn.sources.onnx_inputs import example_shapes, example_values, read_side_file, side_file
+
+        beside = side_file(self.path)
+        if beside is not None:
+            return read_side_file(beside, self.inputs)
+        return example_values(self.source.graph, self.inputs, example_shapes(self.inputs))
+
+    def made(self, example: Mapping[str, np.ndarray]) -> _Made:
+        """The static graph and the module for the shapes of these inputs, both compared with the file's own results."""
+        from edgeattn.converters.from_onnx import OnnxRuntimeModule, check_against_runtime, import_onnx
+        from edgeattn.converters.onnx_graph import constant_value, without_constant
+        from edgeattn.converters.onnx_static import make_static
+        from edgeattn.converters.onnx_upgrade import upgrade
+
+        shapes = {name: without_constant(constant_value(array)) for name, array in example.items()}
+        runtime = _Runtime(self.source, example)
+        static = make_static(self.source, shapes, runtime.intermediate)
+        expected = runtime.outputs()
+        notes = []
+        opset = next(entry.version for entry in static.opset_import if not entry.domain)
+        kept = upgrade(static)
+        if kept:
+            notes.append(f"kept at opset {opset}: {kept}; float16 may overflow where LayerNormalization is decomposed")
+        self._passes(static)
+        module = import_onnx(static)
+        if isinstance(module, OnnxRuntimeModule):
+            notes.append(f"runs in ONNX Runtime alone: {module.unsupported}")
+        notes.append(check_against_runtime(static, module, example, expected))
+        return _Made(static, module, dict(example), expected, tuple(note for note in notes if note))
+
+    def _passes(self, static: onnx.ModelProto) -> None:
+        from edgeattn.converters.passes import ONNX_PASSES
+
+        for rewrite in ONNX_PASSES:
+            rewrite(static)
+
+
+class _Runtime:
+    """The file as it is, in ONNX Runtime; asked only once the walk over the graph has bounded every size."""
+
+    def __init__(self, model: onnx.ModelProto, example: Mapping[str, np.ndarray]) -> None:
+        self.model = model
+        self.example = example
+
+    def outputs(self) -> Arrays:
+        names = [value.name for value in self.model.graph.output]
+        return self._run(self.model, names)
+
+    def intermediate(self, names: Any) -> Arrays:
+        """Values of tensors inside the graph."""
+        import onnx
+
+        there = {value.name for value in self.model.graph.output}
+        probed = onnx.ModelProto()
+        probed.CopyFrom(self.model)
+        probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+        return self._run(probed, list(names))
+
+    def _run(self, model: onnx.ModelProto, names: list[str]) -> Arrays:
+        from edgeattn.converters.from_onnx import runtime_session
+
+        try:
+            session = runtime_session(model)
+            wanted = {value.name for value in session.get_inputs()}
+            results = session.run(names, {k: v for k, v in self.example.items() if k in wanted})
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.example.items())
+            raise ModelError(
+                f"ONNX Runtime refuses it for inputs {shapes}: {_first(error)}; other example inputs may be given as "
+                f"NAME.npz beside the file"
+            ) from error
+        return dict(zip(names, results, strict=True))
+
+
+def _first(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return re.sub(r"/\S*/onnxruntime/\S+", "", text)[:300]
+
+
+def _unmasked(name: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype == np.bool_ or "mask" in name.lower():
+        return np.zeros_like(value)
+    return value
+
+
+def _spec(path: Path, made: _Made) -> GraphSpec:
+    for name, array in made.outputs.items():
+        if str(getattr(array, "dtype", "")) not in DTYPES:
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise UnsupportedError(f"output {name!r} is {kind}; edge engines give {', '.join(DTYPES)}")
+        if 0 in array.shape:
+            raise ModelError(f"output {name!r} is empty, {list(array.shape)}: give example inputs as {path.stem}.npz")
+    try:
+        return graph_from_example(GRAPH, made.inputs, made.outputs)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+def _name(path: Path) -> str:
+    return path.stem.replace("_", "-") or "model"

@@ -1,0 +1,21 @@
+"""ONNX operators in torch: :data:`TABLE` has one builder per operator, entered by the files of this package."""
+
+from edgeattn.converters.onnx_ops import attention, elementwise, indexing, norms, products, quantized, recurrent, shapes
+from edgeattn.converters.onnx_ops.node import CONTRIB, TABLE, Function, Node, NotImportableError, to_tensor
+
+__all__ = [
+    "CONTRIB",
+    "TABLE",
+    "Function",
+    "Node",
+    "NotImportableError",
+    "attention",
+    "elementwise",
+    "indexing",
+    "norms",
+    "products",
+    "quantized",
+    "recurrent",
+    "shapes",
+    "to_tensor",
+]

@@ -1,0 +1,210 @@
+"""Attention and rotary embedding as one operator: the standard's (opset 23 on) and ONNX Runtime's."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeattn.converters.onnx_ops.node import CONTRIB, Function, Node, NotImportableError, op
+
+
+def _heads(x: Tensor, count: int) -> Tensor:
+    """(N, T, heads * d) -> (N, heads, T, d)."""
+    return x.reshape(x.shape[0], x.shape[1], count, x.shape[2] // count).transpose(1, 2)
+
+
+def _merged(x: Tensor) -> Tensor:
+    """(N, heads, T, d) -> (N, T, heads * d)."""
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], x.shape[1] * x.shape[3])
+
+
+def _repeated(x: Tensor, groups: int) -> Tensor:
+    """Key and value heads for grouped queries: each one ``groups`` times in a row."""
+    return x if groups == 1 else torch.stack([x] * groups, 2).flatten(1, 2)
+
+
+def _causal(queries: int, keys: int, offset: int) -> Tensor:
+    """What each query must not see, (queries, keys) bool."""
+    return torch.arange(keys)[None, :] > torch.arange(queries)[:, None] + offset
+
+
+@op("Attention")
+def _attention(node: Node) -> Function:
+    node.refuse("qk_matmul_output_mode", 0, 1, 2, 3)
+    flat = node.rank() == 3
+    q_heads = node.integer("q_num_heads") if flat else node.shape()[1]
+    kv_heads = node.integer("kv_num_heads") if flat else node.shape(1)[1]
+    size = node.shape()[2] // q_heads if flat else node.shape()[3]
+    scale = node.number("scale") or 1.0 / math.sqrt(size)
+    softcap, causal = node.number("softcap"), bool(node.integer("is_causal"))
+    mode = node.integer("qk_matmul_output_mode")
+    valid = node.static(6).astype(np.int64) if node.has(6) else None
+    wanted = node.outputs
+
+    def apply(
+        q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, past_k: Tensor | None = None,
+        past_v: Tensor | None = None, _valid: None = None,
+    ) -> Tensor | tuple[Tensor | None, ...]:  # fmt: skip
+        if flat:
+            q, k, v = _heads(q, q_heads), _heads(k, kv_heads), _heads(v, kv_heads)
+        past = 0
+        if past_k is not None and past_v is not None:
+            past = past_k.shape[2]
+            k, v = torch.cat((past_k, k), 2), torch.cat((past_v, v), 2)
+        keys, values = _repeated(k, q_heads // kv_heads), _repeated(v, q_heads // kv_heads)
+        scores = torch.matmul(q * scale, keys.transpose(-1, -2))
+        seen = [scores]
+        hidden = torch.zeros((), dtype=torch.bool)
+        if mask is not None and mask.shape[-1] < scores.shape[-1]:  # opset 24: the rest is hidden
+            value = False if mask.dtype == torch.bool else -math.inf
+            mask = torch.nn.functional.pad(mask, (0, scores.shape[-1] - mask.shape[-1]), value=value)
+        bias = mask
+        if causal:
+            hidden = _causal(scores.shape[-2], scores.shape[-1], past)
+            bias = _joined(bias, ~hidden)
+        if valid is not None:
+            within = torch.arange(scores.shape[-1])[None, :] < torch.from_numpy(valid)[:, None]
+            bias = _joined(bias, within[:, None, None, :])
+        if bias is not None:
+            scores = torch.where(bias, scores, -math.inf) if bias.dtype == torch.bool else scores + bias
+        seen.append(scores)
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        seen.append(scores)
+        weights = torch.softmax(scores, -1)
+        seen.append(weights)
+        y = torch.matmul(weights, values)
+        result = (_merged(y) if flat else y, k, v, seen[mode])
+        return result[: len(wanted)] if len(wanted) > 1 else result[0]
+
+    if softcap and (causal or node.has(3)):
+        raise NotImportableError("softcap together with a mask is not imported: opsets differ on their order")
+    return apply
+
+
+def _joined(bias: Tensor | None, visible: Tensor) -> Tensor:
+    if bias is None:
+        return visible
+    return bias & visible if bias.dtype == torch.bool else torch.where(visible, bias, -math.inf)
+
+
+@op("Attention", domain=CONTRIB)
+def _fused_attention(node: Node) -> Function:
+    """One product for queries, keys and values, as ONNX Runtime's optimizer writes BERT."""
+    if node.has(4) or node.has(6) or "qkv_hidden_sizes" in node.attributes or any(node.outputs[1:]):
+        raise NotImportableError("past, its length, other hidden sizes or the present are not imported")
+    node.refuse("do_rotary", 0)
+    heads = node.integer("num_heads")
+    width = node.shape(1)[1] // 3
+    scale = node.number("scale") or 1.0 / math.sqrt(width // heads)
+    low = node.number("mask_filter_value", -10000.0)
+    causal = bool(node.integer("unidirectional"))
+    if node.has(3) and node.rank(3) != 2:
+        raise NotImportableError(f"a mask of {node.rank(3)} axes is not imported, (batch, keys) is")
+
+    def apply(
+        x: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, _past: None = None,
+        extra: Tensor | None = None, *_: None,
+    ) -> Tensor:  # fmt: skip
+        qkv = torch.nn.functional.linear(x, weight.t(), bias)
+        q, k, v = (_heads(t, heads) for t in torch.split(qkv, width, -1))
+        return _attend(q, k, v, scale, mask, extra, low, causal)
+
+    return apply
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, extra: Tensor | None, low: float, causal: bool
+) -> Tensor:
+    scores = torch.matmul(q * scale, k.transpose(-1, -2))
+    if mask is not None:
+        scores = scores + ((1 - mask.to(scores.dtype)) * low)[:, None, None, :]
+    if extra is not None:
+        scores = scores + extra
+    if causal:
+        scores = torch.where(_causal(q.shape[2], k.shape[2], k.shape[2] - q.shape[2]), low, scores)
+    return _merged(torch.matmul(torch.softmax(scores, -1), v))
+
+
+@op("MultiHeadAttention", domain=CONTRIB)
+def _multi_head_attention(node: Node) -> Function:
+    if any(node.has(i) for i in range(6, 10)) or any(node.outputs[1:]):
+        raise NotImportableError("past and present are not imported")
+    if node.rank() != 3 or not node.has(1) or not node.has(2):
+        raise NotImportableError("packed queries, keys and values are not imported")
+    heads = node.integer("num_heads")
+    width = node.shape()[2]
+    scale = node.number("scale") or 1.0 / math.sqrt(width // heads)
+    low, causal = node.number("mask_filter_value", -10000.0), bool(node.integer("unidirectional"))
+    if node.has(4) and node.rank(4) != 2:
+        raise NotImportableError(f"a mask of {node.rank(4)} axes is not imported, (batch, keys) is")
+
+    def apply(
+        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, mask: Tensor | None = None,
+        extra: Tensor | None = None, *_: None,
+    ) -> Tensor:  # fmt: skip
+        if bias is not None:
+            ours = bias[:width], bias[width : 2 * width], bias[2 * width :]
+            q = q + ours[0]
+            k = k + ours[1] if k.ndim == 3 else k + ours[1].reshape(1, heads, 1, -1)
+            v = v + ours[2] if v.ndim == 3 else v + ours[2].reshape(1, heads, 1, -1)
+        k, v = (t if t.ndim == 4 else _heads(t, heads) for t in (k, v))
+        return _attend(_heads(q, heads), k, v, scale, mask, extra, low, causal)
+
+    return apply
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, size: int) -> Tensor:
+    """Su et al. (2021), equation 34, on the first ``size`` values of the last axis; cos and sin fit half of it."""
+    turned, kept = x[..., :size], x[..., size:]
+    if interleaved:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+    else:
+        first, second = turned.chunk(2, -1)
+    real, imaginary = cos * first - sin * second, sin * first + cos * second
+    y = torch.stack((real, imaginary), -1).reshape(turned.shape) if interleaved else torch.cat((real, imaginary), -1)
+    return torch.cat((y, kept), -1) if kept.shape[-1] else y
+
+
+def _rotary(node: Node, cos_at: int, place_at: int) -> Function:
+    flat = node.rank() == 3
+    heads = node.integer("num_heads")
+    half = node.shape(cos_at)[-1]
+    size = node.integer("rotary_embedding_dim") or 2 * half
+    interleaved = bool(node.integer("interleaved"))
+    if flat and not heads:
+        if place_at != 1:
+            raise NotImportableError("num_heads is missing")
+        heads = node.shape()[2] // (2 * half)
+    scalar_place = node.has(place_at) and node.shape(place_at) == (1,) and place_at == 1
+    length = node.shape()[1] if flat else node.shape()[2]
+
+    def apply(*inputs: Tensor | None) -> Tensor:
+        x, cos, sin = inputs[0], inputs[cos_at], inputs[cos_at + 1]
+        assert x is not None
+        assert cos is not None
+        assert sin is not None
+        place = inputs[place_at] if place_at < len(inputs) else None
+        y = _heads(x, heads) if flat else x
+        if place is not None:
+            if scalar_place:
+                place = place + torch.arange(length, device=x.device)[None, :]
+            cos, sin = torch.nn.functional.embedding(place, cos), torch.nn.functional.embedding(place, sin)
+        y = _rotate(y, cos.unsqueeze(1), sin.unsqueeze(1), interleaved, size)
+        return _merged(y) if flat else y
+
+    return apply
+
+
+@op("RotaryEmbedding")
+def _rotary_embedding(node: Node) -> Function:
+    return _rotary(node, cos_at=1, place_at=3)
+
+
+@op("RotaryEmbedding", domain=CONTRIB)
+def _fused_rotary_embedding(node: Node) -> Function:
+    node.refuse("scale", 1.0)
+    return _rotary(node, cos_at=2, place_at=1)

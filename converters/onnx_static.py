@@ -1,0 +1,411 @@
+"""An ONNX graph for one set of input shapes: what depends on shapes alone is computed, what is constant is folded.
+
+Exporters write shape arithmetic (Shape, Gather, Concat, Reshape ...), conditions on shapes and loops over them. With
+static shapes all of it has one value. One walk over the nodes in order computes every tensor's shape and every value
+that does not depend on the inputs' values; If and Loop with a known condition are replaced by the nodes that run.
+What is left is plain: nodes, initializers, a static shape for every tensor. Weights are left as they stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from edgeattn.converters.onnx_graph import (
+    TYPES_TO_ONNX,
+    Value,
+    build,
+    constant_inputs,
+    constant_value,
+    describe,
+    initializers,
+    make_node,
+    opsets,
+    outputs_of,
+    without_constant,
+)
+from edgeattn.converters.onnx_ops import Node, NotImportableError
+from edgeattn.errors import ModelError, UnsupportedError
+
+if TYPE_CHECKING:
+    import onnx
+
+MAX_TENSOR_BYTES = 2 * 2**30  # one tensor of an edge model; a hostile file asks for terabytes
+MAX_FOLDED_BYTES = 2**20  # a constant that folding may add
+MAX_NODES = 100_000  # after loops are unrolled
+SMALL = 65_536  # elements of a constant that may shape the graph
+QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")  # stay: engines run them in integers
+Oracle = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+
+
+def make_static(model: onnx.ModelProto, inputs: Mapping[str, Value], oracle: Oracle | None = None) -> onnx.ModelProto:
+    """The same graph for these input shapes, without shape arithmetic.
+
+    Args:
+        model: valid, sorted, functions inlined, weights inside.
+        inputs: shape and type of every input that is no initializer.
+        oracle: gives values of named tensors, for operators that the importer does not know.
+
+    Raises:
+        ModelError: naming the node, if its input shapes do not fit it or its output would not fit in memory.
+        UnsupportedError: naming the node, if a shape depends on values.
+    """
+    walk = _Walk(model, inputs, oracle)
+    walk.nodes(model.graph.node)
+    return walk.result()
+
+
+class _Walk:
+    def __init__(self, model: onnx.ModelProto, inputs: Mapping[str, Value], oracle: Oracle | None) -> None:
+        self.model = model
+        self.versions = opsets(model)
+        self.oracle = oracle
+        self.values: dict[str, Value] = {**initializers(model.graph), **inputs}
+        self.inputs = inputs
+        self.alias: dict[str, str] = {}
+        self.kept: list[onnx.NodeProto] = []
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.uses = _uses(model.graph)
+        self.fresh = 0
+
+    def nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        for node in nodes:
+            if len(self.kept) > MAX_NODES:
+                raise UnsupportedError(f"{describe(node)}: more than {MAX_NODES} nodes after unrolling loops")
+            self.node(_renamed(node, self.alias))
+
+    def node(self, proto: onnx.NodeProto) -> None:
+        if proto.op_type in ("If", "Loop") and not proto.domain:
+            if self._control(proto):
+                return
+            self._guess(proto, NotImportableError("its condition depends on values"))
+            return
+        try:
+            node, made = self._shapes(proto)
+        except NotImportableError as error:
+            self._guess(proto, error)
+            return
+        if self._folded(proto, node):
+            return
+        self.values.update(made)
+        if self._is_nothing(proto, node):
+            self.alias[proto.output[0]] = proto.input[0]
+            return
+        self.kept.append(proto)
+
+    def _shapes(self, proto: onnx.NodeProto) -> tuple[Node, dict[str, Value]]:
+        """The node with its outputs' shapes, from running it on tensors without values."""
+        node = make_node(proto, self.versions, self.values, SMALL)
+        try:
+            function = build(node)
+        except NotImportableError:
+            node = make_node(proto, self.versions, self.values)
+            function = build(node)
+        with self.fake:
+            tensors = [
+                None if shape is None or i in node.taken else torch.empty(shape, dtype=node.dtypes[i])
+                for i, shape in enumerate(node.shapes)
+            ]
+            try:
+                result = function(*tensors)
+            except Exception as error:
+                shapes = ", ".join(str(list(s)) for s in node.shapes if s is not None)
+                raise ModelError(f"{describe(proto)} does not fit inputs of shape {shapes}: {_line(error)}") from error
+        made = {n: Value(tuple(map(int, t.shape)), t.dtype) for n, t in outputs_of(result, list(proto.output))}
+        for name, value in made.items():
+            if value.nbytes > MAX_TENSOR_BYTES:
+                raise ModelError(
+                    f"{describe(proto)} makes {name!r} of shape {list(value.shape)}, {value.nbytes / 2**30:.0f} GiB; "
+                    f"at most {MAX_TENSOR_BYTES // 2**30} GiB are read"
+                )
+        return node, made
+
+    def _folded(self, proto: onnx.NodeProto, small: Node) -> bool:
+        if proto.op_type in QUANTIZED:
+            return False
+        given = [self.values[name] for name in proto.input if name]
+        if not all(v.constant is not None for i, v in enumerate(given) if i not in small.taken):
+            return False
+        node = make_node(proto, self.versions, self.values)
+        function = build(node)
+        tensors = constant_inputs(node)
+        if tensors is None:
+            return False
+        with self.fake:
+            fake = [None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in tensors]
+            sizes = [t.numel() * t.dtype.itemsize for _, t in outputs_of(function(*fake), list(proto.output))]
+        shared = any(self.uses.get(name, 0) > 1 for name in proto.input)
+        if sum(sizes) > MAX_FOLDED_BYTES and (shared or sum(sizes) > sum(v.nbytes for v in given)):
+            return False
+        with torch.no_grad():
+            for name, tensor in outputs_of(function(*tensors), list(proto.output)):
+                self.values[name] = constant_value(tensor.detach().numpy())
+        return True
+
+    def _is_nothing(self, proto: onnx.NodeProto, node: Node) -> bool:
+        """Whether the first output is the first input."""
+        kind = proto.op_type
+        if kind not in MAYBE_NOTHING or not proto.input or any(proto.output[1:]):
+            return False
+        source, target = self.values[proto.input[0]], self.values[proto.output[0]]
+        if (source.shape, source.dtype) != (target.shape, target.dtype):
+            return False
+        if kind in ("Concat", "Sum", "Max", "Min", "Mean"):
+            return len(proto.input) == 1
+        if kind == "Transpose":
+            order = [axis for axis in node.ints("perm") or [*reversed(range(node.rank()))] if node.shape()[axis] > 1]
+            return order == sorted(order)
+        if kind == "Slice":
+            return all(step > 0 for step in node.ints("steps", 4) or [])
+        return kind != "Pad" or not any(node.ints("pads", 1) or [])
+
+    def _guess(self, proto: onnx.NodeProto, why: NotImportableError) -> None:
+        """An operator without a builder: its outputs' shapes from one run."""
+        wanted = [name for name in proto.output if name]
+        try:
+            found = self.oracle(wanted) if self.oracle is not None else {}
+        except Exception as error:
+            raise UnsupportedError(f"{describe(proto)}: {why}") from error
+        for name in wanted:
+            if name not in found:
+                raise UnsupportedError(f"{describe(proto)}: {why}")
+            value = constant_value(np.asarray(found[name]))
+            if 0 in value.shape:
+                raise UnsupportedError(f"{describe(proto)}: the shape of {name!r} depends on values")
+            self.values[name] = without_constant(value)
+        self.kept.append(proto)
+
+    def _control(self, proto: onnx.NodeProto) -> bool:
+        """Put the nodes that run in the place of an If or a Loop; False if that depends on values."""
+        bodies = {attribute.name: attribute.g for attribute in proto.attribute if attribute.HasField("g")}
+        if proto.op_type == "If":
+            condition = self.values[proto.input[0]].constant
+            if condition is None:
+                return False
+            body = bodies["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"]
+            for name, inner in zip(proto.output, self._inlined(body, {}), strict=False):
+                self.alias[name] = inner
+            return True
+        return self._unrolled(proto, bodies["body"])
+
+    def _inlined(self, body: onnx.GraphProto, bound: Mapping[str, str]) -> list[str]:
+        """Walk over a body under names of its own; its outputs' names outside."""
+        import onnx
+
+        self.fresh += 1
+        outer, inner = dict(self.alias), {}
+        for tensor in body.initializer:
+            inner[tensor.name] = f"{tensor.name}.{self.fresh}"
+            self.values[inner[tensor.name]] = constant_value(onnx.numpy_helper.to_array(tensor))
+        for node in body.node:
+            inner |= {name: f"{name}.{self.fresh}" for name in node.output if name}
+        inner |= bound
+        nodes = [_renamed(node, inner, outputs=True) for node in body.node]
+        for node in nodes:
+            node.name = f"{node.name}.{self.fresh}" if node.name else ""
+        self.nodes(nodes)
+        outer.update(self.alias)
+        return [self._resolve(inner.get(value.name, value.name)) for value in body.output]
+
+    def _unrolled(self, proto: onnx.NodeProto, body: onnx.GraphProto) -> bool:
+
+        trip, go = (self.values[name].constant if name else None for name in (*proto.input, "", "")[:2])
+        if (proto.input[0] and trip is None) or (len(proto.input) > 1 and proto.input[1] and go is None):
+            return False
+        saved = (dict(self.alias), list(self.kept), dict(self.values), self.fresh)
+        count = MAX_NODES if trip is None else int(trip.reshape(-1)[0])
+        running = go is None or bool(go.reshape(-1)[0])
+        carried = [self._resolve(name) for name in proto.input[2:]]
+        rows: list[list[str]] = [[] for _ in range(len(body.output) - 1 - len(carried))]
+        step = 0
+        while step < count and running:
+            known = {"iteration": np.array(step, np.int64), "condition": np.array(True)}
+            names = {}
+            for key, array in known.items():
+                names[key] = f"{proto.output[0]}.{key}.{step}"
+                self.values[names[key]] = constant_value(array)
+            given = [names["iteration"], names["condition"], *carried]
+            results = self._inlined(body, {v.name: g for v, g in zip(body.input, given, strict=True)})
+            answer = self.values[results[0]].constant
+            if answer is None:
+                self.alias, self.kept, self.values, self.fresh = saved
+                return False
+            running = bool(answer.reshape(-1)[0])
+            carried = results[1 : 1 + len(carried)]
+            for row, name in zip(rows, results[1 + len(carried) :], strict=True):
+                row.append(name)
+            step += 1
+        for name, inner in zip(proto.output, carried, strict=False):
+            if name:
+                self.alias[name] = inner
+        for name, row in zip(proto.output[len(carried) :], rows, strict=True):
+            if not row:
+                raise UnsupportedError(f"{describe(proto)}: a loop of no steps makes {name!r} empty")
+            if name:
+                self._stack(name, row)
+        return True
+
+    def _stack(self, name: str, row: list[str]) -> None:
+        import onnx
+
+        lifted = []
+        for position, source in enumerate(row):
+            axes = f"{name}.axes"
+            self.values[axes] = constant_value(np.zeros(1, np.int64))
+            lifted.append(f"{name}.{position}")
+            old = self.versions[""] < 13
+            node = onnx.helper.make_node("Unsqueeze", [source] if old else [source, axes], [lifted[-1]])
+            if old:
+                node.attribute.append(onnx.helper.make_attribute("axes", [0]))
+            self.node(_renamed(node, self.alias))
+        self.node(_renamed(onnx.helper.make_node("Concat", lifted, [name], axis=0), self.alias))
+
+    def _resolve(self, name: str) -> str:
+        while name in self.alias:
+            name = self.alias[name]
+        return name
+
+    def result(self) -> onnx.ModelProto:
+        """The graph of the nodes that are left and used."""
+        import onnx
+
+        self._name_outputs()
+        graph = self.model.graph
+        outputs = [value.name for value in graph.output]
+        needed, nodes = set(outputs), []
+        for proto in reversed(self.kept):
+            if needed & set(proto.output):
+                nodes.append(proto)
+                needed.update(name for name in proto.input if name)
+                needed.update(captured(proto))
+        nodes.reverse()
+        made = onnx.ModelProto()
+        made.ir_version = max(8, min(self.model.ir_version, 10))
+        made.producer_name, made.producer_version = self.model.producer_name, self.model.producer_version
+        made.opset_import.extend(self.model.opset_import)
+        made.graph.name = graph.name or "main"
+        made.graph.node.extend(nodes)
+        original = {tensor.name: tensor for tensor in graph.initializer}
+        for name in sorted(needed):
+            constant = self.values[name].constant if name in self.values else None
+            if name in original:
+                made.graph.initializer.append(original[name])
+            elif constant is not None and name not in self.inputs:
+                made.graph.initializer.append(onnx.numpy_helper.from_array(constant, name))
+        stored = {tensor.name for tensor in made.graph.initializer}
+        made.graph.input.extend(self._info(name) for name in self.inputs)
+        made.graph.output.extend(self._info(name) for name in outputs)
+        known = stored | set(self.inputs) | set(outputs)
+        made.graph.value_info.extend(
+            self._info(name) for node in nodes for name in node.output if name and name not in known
+        )
+        return made
+
+    def _name_outputs(self) -> None:
+        """Outputs that other names stand for get their own name back, by renaming or by an Identity."""
+        import onnx
+
+        outputs = [value.name for value in self.model.graph.output]
+        made = {name for node in self.kept for name in node.output}
+        for name in dict.fromkeys(outputs):
+            source = self._resolve(name)
+            if source == name:
+                if name in self.inputs or (self.values[name].constant is not None and name not in made):
+                    self._pass_through(name, name)
+                continue
+            if source in made and source not in outputs:
+                mapping = {source: name}
+                self.kept = [_renamed(node, mapping, outputs=True) for node in self.kept]
+                self.values[name] = self.values[source]
+                self.alias = {k: (name if v == source else v) for k, v in self.alias.items() if k != name}
+                self.alias[source] = name
+                made = (made - {source}) | {name}
+            else:
+                self.values[name] = without_constant(self.values[source])
+                self.kept.append(onnx.helper.make_node("Identity", [source], [name], name=f"{name}_identity"))
+
+    def _pass_through(self, name: str, source: str) -> None:
+        import onnx
+
+        if name in self.inputs:
+            raise ModelError(f"{name!r} names an input and an output; rename the output")
+        inner = f"{source}.constant"
+        self.values[inner] = self.values[source]
+        self.values[name] = without_constant(self.values[source])
+        self.kept.append(onnx.helper.make_node("Identity", [inner], [name], name=f"{name}_identity"))
+
+    def _info(self, name: str) -> onnx.ValueInfoProto:
+        import onnx
+
+        value = self.values[name]
+        return onnx.helper.make_tensor_value_info(name, TYPES_TO_ONNX[value.dtype], value.shape)
+
+
+MAYBE_NOTHING = frozenset((
+    "Identity", "Dropout", "Cast", "CastLike", "Reshape", "Expand", "Squeeze", "Unsqueeze", "Flatten", "Tile", "Slice",
+    "Pad", "Transpose", "Concat", "Sum", "Max", "Min", "Mean",
+))  # fmt: skip
+
+
+def _uses(graph: onnx.GraphProto) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in graph.node:
+        for name in (*node.input, *captured(node)):
+            counts[name] = counts.get(name, 0) + 1
+    return counts
+
+
+def captured(node: onnx.NodeProto) -> Iterable[str]:
+    """Names that the bodies of a node read from outside."""
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+            own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+            for inner in body.node:
+                yield from (name for name in (*inner.input, *captured(inner)) if name and name not in own)
+                own.update(inner.output)
+            yield from (value.name for value in body.output if value.name not in own)
+
+
+def _renamed(node: onnx.NodeProto, mapping: Mapping[str, str], outputs: bool = False) -> onnx.NodeProto:
+    """A node that reads other names, also inside its bodies; a copy if anything changes."""
+    import onnx
+
+    names = {*node.input, *captured(node), *(node.output if outputs else ())}
+    if not any(name in mapping for name in names):
+        return node
+
+    def final(name: str) -> str:
+        seen = set()
+        while name in mapping and name not in seen:
+            seen.add(name)
+            name = mapping[name]
+        return name
+
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [final(name) for name in node.input]
+    if outputs:
+        copy.output[:] = [final(name) for name in node.output]
+    for attribute in copy.attribute:
+        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+            own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+            own.update(name for inner in body.node for name in inner.output)
+            outer = {name: target for name, target in mapping.items() if name not in own}
+            fresh = [_renamed(inner, outer) for inner in body.node]
+            del body.node[:]
+            body.node.extend(fresh)
+            for value in body.output:
+                if value.name in outer:
+                    identity = onnx.helper.make_node("Identity", [final(value.name)], [f"{value.name}.out"])
+                    body.node.append(identity)
+                    value.name = f"{value.name}.out"
+    return copy
+
+
+def _line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

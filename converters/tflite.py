@@ -14,7 +14,6 @@ from edgeattn.converters.trace import (
     compare,
     conversion_error,
     example_tensors,
-    masks_stay_explicit,
     named_wrapper,
     reference_outputs,
     strip_wrapper,
@@ -38,7 +37,8 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
     """Convert every graph of a model to TFLite, checked against torch on the example inputs.
 
     fp16 stores the weights as float16; XNNPACK widens them when it loads and computes in float32, a GPU delegate
-    computes in float16. int64 inputs and outputs stay int64.
+    computes in float16. Inputs and outputs that the spec calls int64 are int32 in the file, as delegates want them; the
+    runtime narrows and widens at its border, and checks the range.
 
     Args:
         model: modules in eval mode.
@@ -68,52 +68,67 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
 
 
 def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
-    program = None
+    prefix = wrapper_prefix(model.modules[graph.name])
     with silenced({"TF_CPP_MIN_LOG_LEVEL": "3"}):
         litert_torch: Any = load_extra("litert_torch", "tflite")
+        program = trace(model, graph)
+        module = named_wrapper(model.modules[graph.name], graph)
+        signature = litert_torch.signature(graph.name, module, sample_kwargs=example_tensors(model, graph))
         try:
-            # Traced here first: a forward that cannot be traced is then named by module, as for the other engines.
-            program = trace(model, graph)
-            module = named_wrapper(model.modules[graph.name], graph)
-            sample = example_tensors(model, graph)
-            # Narrowing to int32 is LiteRT's default; the inputs of a model keep the type that its user gives.
-            wide = any(tensor.dtype == "int64" for tensor in (*graph.all_inputs, *graph.all_outputs))
-            signature = litert_torch.signature(graph.name, module, sample_kwargs=sample)
-            with _plain_weights(module), masks_stay_explicit():
-                signature.convert(enable_x64=wide).export(str(path))
-        except (ConversionError, OSError):
+            with _given_programs({module: program}):
+                # Without 64-bit integers: delegates and NPUs refuse them, the runtime narrows at the border.
+                signature.convert(enable_x64=False).export(str(path))
+        except OSError:
             raise
         except Exception as error:
-            if program is None:
-                raise
-            raise conversion_error(
-                error, program, graph.name, "LiteRT", wrapper_prefix(model.modules[graph.name])
-            ) from error
+            raise conversion_error(error, program, graph.name, "LiteRT", prefix) from error
 
 
 @contextlib.contextmanager
-def _plain_weights(module: torch.nn.Module) -> Iterator[None]:
-    """Weights that litert-torch 0.10 can take, and the module's own back afterwards.
+def _given_programs(programs: Mapping[torch.nn.Module, torch.export.ExportedProgram]) -> Iterator[None]:
+    """Let litert-torch convert programs that are traced and rewritten already, where it would trace by itself."""
+    import torch
+
+    def given(module: torch.nn.Module, *_: Any, **__: Any) -> torch.export.ExportedProgram:
+        return programs[module]
+
+    original = torch.export.export
+    with contextlib.ExitStack() as stack:
+        for program in programs.values():
+            stack.enter_context(_plain_weights(program))
+        stack.enter_context(torch.no_grad())
+        torch.export.export = given  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            torch.export.export = original
+
+
+@contextlib.contextmanager
+def _plain_weights(program: torch.export.ExportedProgram) -> Iterator[None]:
+    """Weights that litert-torch 0.10 can take, and the program's own back afterwards.
 
     It keys its cache of constants by address, and makes a contiguous copy first, which is freed at once: two weights
     with strides may then share an address, and the second silently becomes the first. And it clamps infinities in
-    place, in the user's module.
+    place, in the user's module. Tensors that a module made in inference mode and kept cannot be traced again.
     """
     import torch
 
     saved = []
-    for tensor in (*module.parameters(), *module.buffers()):
-        if not tensor.is_contiguous():
-            saved.append((tensor, tensor.data))
-            tensor.data = tensor.data.contiguous()
-        elif tensor.is_floating_point() and bool(torch.isinf(tensor).any()):
-            saved.append((tensor, tensor.data))
-            tensor.data = tensor.data.clone()
+    for tensors in (program.state_dict, program.constants):
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            infinite = tensor.is_floating_point() and bool(torch.isinf(tensor).any())
+            if not tensor.is_contiguous() or tensor.is_inference() or infinite:
+                saved.append((tensors, name, tensor))
+    for tensors, name, tensor in saved:
+        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
     try:
         yield
     finally:
-        for tensor, data in saved:
-            tensor.data = data
+        for tensors, name, tensor in saved:
+            tensors[name] = tensor
 
 
 def _halve_weights(path: Path, graph: str) -> None:
@@ -147,7 +162,11 @@ def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray], prefix:
                 "replace that operation in the module, or choose another target"
             ) from error
         details = runner.get_input_details()
-        feed = {tensor.name: tensor.check(inputs[tensor.name]) for tensor in graph.all_inputs if tensor.name in details}
+        feed = {
+            tensor.name: tensor.check(inputs[tensor.name]).astype(details[tensor.name]["dtype"], copy=False)
+            for tensor in graph.all_inputs
+            if tensor.name in details
+        }
         outputs = runner(**feed)
         return {tensor.name: outputs[tensor.name] for tensor in graph.all_outputs}
 

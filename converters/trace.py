@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +61,45 @@ def example_tensors(model: EdgeModel, graph: GraphSpec) -> dict[str, torch.Tenso
     return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
 
 
+# Per module: graph and state of its weights -> program. ONNX, TFLite and preflight all start from it; tracing a large
+# model takes longer than some conversions.
+_TRACES: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[Any, ...], torch.export.ExportedProgram]]
+_TRACES = weakref.WeakKeyDictionary()
+
+
 def trace(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
     """Trace one graph with torch.export on its example inputs; shapes stay static.
 
+    The rewrites of :data:`edgeattn.converters.passes.FX_PASSES` are done. The same module, graph and weights give the
+    same program again: do not change it.
+
     Raises:
-        ConversionError: naming the module whose forward could not be traced.
+        ConversionError: naming the module whose forward could not be traced, and the line where it branches on values.
     """
+    from edgeattn.converters import passes
+    from edgeattn.converters.passes.graph import rewritten
+
+    module = model.modules[graph.name]
+    traces = _TRACES.setdefault(module, {})
+    key = (graph, passes.FX_PASSES, _weights_key(module))
+    if key not in traces:
+        program = _traced(model, graph)
+        rewritten(program, passes.FX_PASSES)
+        for stale in [old for old in traces if old[:2] == key[:2]]:  # weights that are gone
+            del traces[stale]
+        traces[key] = program
+    return traces[key]
+
+
+def _weights_key(module: torch.nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes when a weight is replaced or written."""
+    return tuple(
+        (id(tensor), -1 if tensor.is_inference() else tensor._version)  # noqa: SLF001  # the only count of writes
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+
+
+def _traced(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
     import torch
 
     module = named_wrapper(model.modules[graph.name], graph)

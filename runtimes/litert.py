@@ -12,7 +12,7 @@ from typing import Any, final
 
 import numpy as np
 
-from edgeattn.errors import BundleError, load_extra
+from edgeattn.errors import BundleError, InputError, load_extra
 from edgeattn.runtimes.session import (
     Census,
     EngineStep,
@@ -25,7 +25,7 @@ from edgeattn.runtimes.session import (
     loading,
     run_failed,
 )
-from edgeattn.spec import GraphSpec, ModelSpec
+from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class _Loaded:
     interpreter: Any
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
+    narrow: frozenset[str]  # inputs that the file holds as int32 and the spec as int64
 
 
 def open_litert(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
@@ -70,19 +71,40 @@ def _load(module: ModuleType, path: Path, graph: GraphSpec, threads: int) -> _Lo
         primary = {detail["index"] for detail in interpreter.get_input_details()}
         if len(signatures) > 1 and not primary.issuperset(detail["index"] for detail in inputs.values()):
             raise BundleError(f"{path}: signature {chosen!r} is not its first subgraph; write one file per graph")
-        check_names(path, graph, _tensors(inputs), _tensors(outputs))
+        check_names(path, graph, _tensors(inputs, graph.all_inputs), _tensors(outputs, graph.all_outputs))
     return _Loaded(
         interpreter,
         {name: int(detail["index"]) for name, detail in inputs.items()},
         {name: int(detail["index"]) for name, detail in outputs.items()},
+        frozenset(
+            tensor.name
+            for tensor in graph.all_inputs
+            if tensor.dtype == "int64" and np.dtype(inputs[tensor.name]["dtype"]) == np.int32
+        ),
     )
 
 
-def _tensors(details: Mapping[str, Mapping[str, Any]]) -> Found:
-    return {
-        name: (np.dtype(detail["dtype"]).name, tuple(int(size) for size in detail["shape"]))
-        for name, detail in details.items()
-    }
+def _tensors(details: Mapping[str, Mapping[str, Any]], wanted: tuple[TensorSpec, ...]) -> Found:
+    # Delegates refuse int64, so files hold int32 where the spec says int64; the step converts at the border.
+    wide = {tensor.name for tensor in wanted if tensor.dtype == "int64"}
+    found = {}
+    for name, detail in details.items():
+        dtype = np.dtype(detail["dtype"]).name
+        narrow = name in wide and dtype == "int32"
+        found[name] = ("int64" if narrow else dtype, tuple(int(size) for size in detail["shape"]))
+    return found
+
+
+def _narrow(name: str, wide: np.ndarray, narrow: np.ndarray) -> None:
+    """Copy int64 into int32.
+
+    Raises:
+        InputError: for a value that int32 does not hold.
+    """
+    limits = np.iinfo(np.int32)
+    if wide.size and (wide.min() < limits.min or wide.max() > limits.max):
+        raise InputError(f"input {name!r} holds {wide.min()}..{wide.max()}; this engine computes with int32")
+    np.copyto(narrow, wide, casting="unsafe")
 
 
 @final
@@ -100,18 +122,27 @@ class _LiteRtStep(HostStep):
         self._copies = []
         for parity in (0, 1):
             inputs, outputs = self.bindings(parity)
+            narrowed = [name for name in inputs if name in loaded.narrow]
             self._copies.append(
                 (
-                    [(loaded.inputs[name], array) for name, array in inputs.items()],
+                    [(loaded.inputs[name], array) for name, array in inputs.items() if name not in loaded.narrow],
+                    [
+                        (name, loaded.inputs[name], inputs[name], np.zeros(inputs[name].shape, np.int32))
+                        for name in narrowed
+                    ],
                     [(array, view(loaded.outputs[name])) for name, array in outputs.items()],
                 )
             )
 
     def infer(self) -> None:
-        before, after = self._copies[self.parity]
+        before, narrowed, after = self._copies[self.parity]
+        for name, _, array, narrow in narrowed:
+            _narrow(name, array, narrow)
         try:
             for index, array in before:
                 self._interpreter.set_tensor(index, array)
+            for _, index, _, narrow in narrowed:
+                self._interpreter.set_tensor(index, narrow)
             self._interpreter.invoke()
             # The views die at once: invoke() refuses to run while one is alive. get_tensor() would allocate.
             for array, view in after:

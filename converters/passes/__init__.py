@@ -1,0 +1,44 @@
+"""Named rewrites that make attention come out right and fast on edge engines, one file each.
+
+Two kinds:
+
+- :data:`FX_PASSES` work on the program that ``torch.export`` traced, before any exporter sees it, so that ONNX and
+  TFLite get the same graph;
+- :data:`ONNX_PASSES` work on ONNX files, exported ones and those that users bring.
+
+A pass changes its argument in place and returns how many places it changed. It matches structure, never names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgeattn.converters.passes.drop_asserts import drop_asserts
+from edgeattn.converters.passes.explicit_padding import explicit_padding
+from edgeattn.converters.passes.finite_masks import finite_masks
+from edgeattn.converters.passes.fold_constants import fold_constants
+from edgeattn.converters.passes.graph import Program
+from edgeattn.converters.passes.plain_attention import plain_attention
+from edgeattn.converters.passes.plain_one_hot import plain_one_hot
+from edgeattn.converters.passes.real_rotation import real_rotation
+from edgeattn.converters.passes.repeated_heads import repeated_heads
+from edgeattn.converters.passes.reshape_views import reshape_views
+from edgeattn.converters.passes.whole_index import whole_index
+
+if TYPE_CHECKING:
+    import onnx
+
+FX_PASSES: tuple[Callable[[Program], int], ...] = (
+    drop_asserts,
+    explicit_padding,
+    plain_one_hot,
+    real_rotation,
+    fold_constants,
+    whole_index,
+    plain_attention,  # before repeated_heads: grouped heads need no copy there
+    finite_masks,
+    repeated_heads,
+    reshape_views,
+)
+ONNX_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = ()

@@ -15,7 +15,10 @@ DEFAULT_MODEL = "streaming-conformer"
 
 def convert(
     model: Annotated[
-        str, typer.Argument(help="Built-in name, file.py[:factory] or package.module:factory.")
+        str,
+        typer.Argument(
+            help="Built-in name, file.py[:factory], module:factory, .pt2, .onnx or a Hugging Face directory."
+        ),
     ] = DEFAULT_MODEL,
     target: Annotated[list[str], typer.Option(help="Target name or .toml file; may be repeated.")] = ["cpu"],  # noqa: B006
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",

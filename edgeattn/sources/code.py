@@ -17,7 +17,10 @@ from edgeattn.sources.modules import GRAPH, describe, from_graphs
 from edgeattn.sources.usercode import import_path, users_code
 
 DEFAULT_FACTORY = "model"
-FORM = "MODEL is a built-in name, file.py[:factory] or package.module:factory"
+FORM = (
+    "MODEL is a built-in name, file.py[:factory], package.module:factory, a .pt2 of torch.export, an .onnx file or a "
+    "Hugging Face directory"
+)
 
 
 def is_python_file(reference: str) -> bool:

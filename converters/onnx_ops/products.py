@@ -394,14 +394,15 @@ def _resize_target(node: Node, axes: list[int]) -> tuple[list[float], list[int]]
     return scales, sizes
 
 
-def _coordinates(how: str, length: int, size: int, scale: float) -> np.ndarray:
-    places = np.arange(size, dtype=np.float64)
+def _coordinates(how: str, length: int, size: int, scale: float | np.float32) -> np.ndarray:
+    places = np.arange(size, dtype=np.float32)  # as ONNX Runtime does: nearest is decided by rounding
+    scale = np.float32(scale)
     if how == "asymmetric":
         return places / scale
     if how == "align_corners":
-        return places * (length - 1) / (size - 1) if size > 1 else np.zeros(1)
+        return places * (length - 1) / (size - 1) if size > 1 else np.zeros(1, np.float32)
     if how == "pytorch_half_pixel" and size <= 1:
-        return np.zeros(size)
+        return np.zeros(size, np.float32)
     if how not in ("half_pixel", "pytorch_half_pixel"):
         raise NotImportableError(f"coordinate_transformation_mode = {how!r} is not imported")
     return (places + 0.5) / scale - 0.5

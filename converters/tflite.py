@@ -1,4 +1,4 @@
-"""torch -> TFLite: one file per graph with one signature, inputs and outputs bound by name."""
+"""torch -> TFLite: one file with a signature per graph, inputs and outputs bound by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from edgeattn.spec import GraphSpec
 if TYPE_CHECKING:
     import torch
 
+Copies = dict[Any, "torch.Tensor"]
 PRECISIONS = ("fp32", "fp16")
+SEVERAL = "model.tflite"  # file that holds all graphs of a model that has several
 PARITY = 1e-4  # largest absolute difference to torch, float32
 HALF_PARITY = 3e-2  # float16 weights have 11 bits; a wrong graph is off by far more
 
@@ -42,7 +44,7 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
 
     Args:
         model: modules in eval mode.
-        directory: existing directory; ``GRAPH.tflite`` is written into it.
+        directory: existing directory; ``GRAPH.tflite`` is written into it, or ``model.tflite`` for several graphs.
         precision: of the weights.
 
     Raises:
@@ -52,36 +54,58 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(unknown_name("TFLite precision", precision, PRECISIONS))
-    models = {}
+    models = _convert(model, directory)
     for graph in model.spec.graphs:
-        path = directory / f"{graph.name}.tflite"
-        _convert_graph(model, graph, path)
-        reference = reference_outputs(model, graph)
-        example, prefix = model.example[graph.name], wrapper_prefix(model.modules[graph.name])
-        compare(reference, _run(path, graph, example, prefix), PARITY, graph.name, "TFLite")
-        if precision == "fp16":
-            _halve_weights(path, graph.name)
-            compare(reference, _run(path, graph, example, prefix), HALF_PARITY, graph.name, "float16 TFLite")
-        models[graph.name] = path
+        _compare_with_source(model, graph, models[graph.name], PARITY, "TFLite")
+    if precision == "fp16":
+        for path in sorted(set(models.values())):
+            _halve_weights(path, ", ".join(graph for graph in models if models[graph] == path))
+        for graph in model.spec.graphs:
+            _compare_with_source(model, graph, models[graph.name], HALF_PARITY, "float16 TFLite")
     recipe = {"fp32": "float32", "fp16": "float16 weights, float32 input and output"}[precision]
     return Artifact("litert", precision, models, recipe)
 
 
-def _convert_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> None:
-    prefix = wrapper_prefix(model.modules[graph.name])
+def _compare_with_source(model: EdgeModel, graph: GraphSpec, path: Path, tolerance: float, tool: str) -> None:
+    got = _run(path, graph, model.example[graph.name], wrapper_prefix(model.modules[graph.name]))
+    compare(reference_outputs(model, graph), got, tolerance, graph.name, tool)
+
+
+def _convert(model: EdgeModel, directory: Path) -> dict[str, Path]:
+    """One file with a signature per graph, which share their weights there; graph -> file.
+
+    Where graphs cannot stand in one file together, each has a file of its own.
+    """
+    graphs = model.spec.graphs
+    if len(graphs) > 1:
+        path = directory / SEVERAL
+        with contextlib.suppress(ConversionError):  # by itself each graph tells what is wrong with it
+            _convert_graphs(model, graphs, path)
+            return {graph.name: path for graph in graphs}
+    paths = {graph.name: directory / f"{graph.name}.tflite" for graph in graphs}
+    for graph in graphs:
+        _convert_graphs(model, (graph,), paths[graph.name])
+    return paths
+
+
+def _convert_graphs(model: EdgeModel, graphs: tuple[GraphSpec, ...], path: Path) -> None:
     with silenced({"TF_CPP_MIN_LOG_LEVEL": "3"}):
         litert_torch: Any = load_extra("litert_torch", "tflite")
-        program = trace(model, graph)
-        module = named_wrapper(model.modules[graph.name], graph)
-        signature = litert_torch.signature(graph.name, module, sample_kwargs=example_tensors(model, graph))
+        programs = {}
+        signatures = litert_torch
+        for graph in graphs:
+            module = named_wrapper(model.modules[graph.name], graph)
+            programs[module] = trace(model, graph)
+            signatures = signatures.signature(graph.name, module, sample_kwargs=example_tensors(model, graph))
         try:
-            with _given_programs({module: program}):
+            with _given_programs(programs):
                 # Without 64-bit integers: delegates and NPUs refuse them, the runtime narrows at the border.
-                signature.convert(enable_x64=False).export(str(path))
+                signatures.convert(enable_x64=False).export(str(path))
         except OSError:
             raise
         except Exception as error:
-            raise conversion_error(error, program, graph.name, "LiteRT", prefix) from error
+            prefix, program = wrapper_prefix(model.modules[graphs[0].name]), next(iter(programs.values()))
+            raise conversion_error(error, program, graphs[0].name, "LiteRT", prefix) from error
 
 
 @contextlib.contextmanager
@@ -94,8 +118,9 @@ def _given_programs(programs: Mapping[torch.nn.Module, torch.export.ExportedProg
 
     original = torch.export.export
     with contextlib.ExitStack() as stack:
+        copies: Copies = {}
         for program in programs.values():
-            stack.enter_context(_plain_weights(program))
+            stack.enter_context(_plain_weights(program, copies))
         stack.enter_context(torch.no_grad())
         torch.export.export = given  # type: ignore[assignment]
         try:
@@ -105,7 +130,7 @@ def _given_programs(programs: Mapping[torch.nn.Module, torch.export.ExportedProg
 
 
 @contextlib.contextmanager
-def _plain_weights(program: torch.export.ExportedProgram) -> Iterator[None]:
+def _plain_weights(program: torch.export.ExportedProgram, copies: Copies) -> Iterator[None]:
     """Weights that litert-torch 0.10 can take, and the program's own back afterwards.
 
     It keys its cache of constants by address, and makes a contiguous copy first, which is freed at once: two weights
@@ -123,7 +148,11 @@ def _plain_weights(program: torch.export.ExportedProgram) -> Iterator[None]:
             if not tensor.is_contiguous() or tensor.is_inference() or infinite:
                 saved.append((tensors, name, tensor))
     for tensors, name, tensor in saved:
-        tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        # Programs that share a weight share its copy: litert-torch stores once what has one address.
+        key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+        if key not in copies:
+            copies[key] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        tensors[name] = copies[key]
     try:
         yield
     finally:

@@ -21,7 +21,8 @@ def int8_tflite(tflite: Artifact, calibration: Calibration, directory: Path) -> 
     Args:
         tflite: the float32 artifact of ``to_tflite``.
         calibration: not needed by this recipe; taken so that all recipes are called alike.
-        directory: existing directory, another one than the artifact's; ``GRAPH.tflite`` is written into it.
+        directory: existing directory, another one than the artifact's; its files are written into it
+            under the same names.
 
     Raises:
         UnsupportedError: if the artifact is not float32 TFLite.
@@ -31,8 +32,14 @@ def int8_tflite(tflite: Artifact, calibration: Calibration, directory: Path) -> 
     del calibration
     if tflite.backend != "litert" or tflite.precision != "fp32":
         raise UnsupportedError(f"int8 for TFLite starts from float32 TFLite, got {tflite.backend} {tflite.precision}")
-    models = {graph: _quantize(path, directory / f"{graph}.tflite", graph) for graph, path in tflite.models.items()}
+    paths = dict.fromkeys(tflite.models.values())  # graphs may stand in one file, each under its signature
+    written = {path: _quantize(path, directory / path.name, _graphs(tflite, path)) for path in paths}
+    models = {graph: written[path] for graph, path in tflite.models.items()}
     return Artifact("litert", "int8", models, "dynamic-range int8, weights per channel, float32 input and output")
+
+
+def _graphs(tflite: Artifact, path: Path) -> str:
+    return ", ".join(graph for graph, file in tflite.models.items() if file == path)
 
 
 def _quantize(source: Path, target: Path, graph: str) -> Path:

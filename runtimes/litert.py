@@ -30,19 +30,29 @@ from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
 
 @dataclass(frozen=True)
 class _Loaded:
-    """One interpreter with its tensors' indices by name."""
+    """One signature of a file: its interpreter, its subgraph, and its tensors' indices there by name."""
 
+    path: Path
     interpreter: Any
+    subgraph: int
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
     narrow: frozenset[str]  # inputs that the file holds as int32 and the spec as int64
 
 
 def open_litert(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
-    """One interpreter per graph."""
+    """One interpreter per file; a file may hold several graphs, each under a signature of its name."""
     module, version = _import()
     started = time.perf_counter()
-    loaded = {graph.name: _load(module, models[graph.name], graph, threads) for graph in spec.graphs}
+    interpreters: dict[Path, Any] = {}
+    loaded = {}
+    for graph in spec.graphs:
+        path = models[graph.name]
+        if path not in interpreters:
+            with loading("LiteRT", path):
+                interpreters[path] = module.Interpreter(str(path), num_threads=threads)
+                interpreters[path].allocate_tensors()
+        loaded[graph.name] = _load(interpreters[path], path, graph)
     session = LiteRtSession(loaded, spec, version, threads)
     session.load_ms = (time.perf_counter() - started) * 1e3
     return session
@@ -57,23 +67,25 @@ def _import() -> tuple[ModuleType, str]:
     return module, metadata.version("ai-edge-litert")
 
 
-def _load(module: ModuleType, path: Path, graph: GraphSpec, threads: int) -> _Loaded:
+def _load(interpreter: Any, path: Path, graph: GraphSpec) -> _Loaded:
     with loading("LiteRT", path):
-        interpreter = module.Interpreter(str(path), num_threads=threads)
-        interpreter.allocate_tensors()
         signatures = list(interpreter.get_signature_list())
         if not signatures:
             raise BundleError(f"{path}: has no signature, so its tensors have no names to bind by. Convert it again")
+        if graph.name not in signatures and len(signatures) > 1:
+            raise BundleError(f"{path}: has no signature {graph.name!r}; it has {', '.join(signatures)}")
         chosen = graph.name if graph.name in signatures else signatures[0]
         runner = interpreter.get_signature_runner(chosen)
         # The signature's lists are alphabetical and the subgraph's are not: only its name -> index map binds right.
         inputs, outputs = runner.get_input_details(), runner.get_output_details()
-        primary = {detail["index"] for detail in interpreter.get_input_details()}
-        if len(signatures) > 1 and not primary.issuperset(detail["index"] for detail in inputs.values()):
-            raise BundleError(f"{path}: signature {chosen!r} is not its first subgraph; write one file per graph")
         check_names(path, graph, _tensors(inputs, graph.all_inputs), _tensors(outputs, graph.all_outputs))
+        subgraph = _engine(interpreter).GetSubgraphIndexFromSignature(chosen)
+        if subgraph:
+            _engine(interpreter).AllocateTensors(subgraph)  # allocate_tensors() does the first one
     return _Loaded(
+        path,
         interpreter,
+        int(subgraph),
         {name: int(detail["index"]) for name, detail in inputs.items()},
         {name: int(detail["index"]) for name, detail in outputs.items()},
         frozenset(
@@ -82,6 +94,15 @@ def _load(module: ModuleType, path: Path, graph: GraphSpec, threads: int) -> _Lo
             if tensor.dtype == "int64" and np.dtype(inputs[tensor.name]["dtype"]) == np.int32
         ),
     )
+
+
+def _engine(interpreter: Any) -> Any:
+    """What lies under an interpreter: its calls take a subgraph, where the public ones mean the first.
+
+    A signature runner allocates new outputs with every call; these are the calls that it is made of. They are the same
+    in tflite_runtime 2.14 and in ai_edge_litert 2.
+    """
+    return interpreter._interpreter  # noqa: SLF001  # see above
 
 
 def _tensors(details: Mapping[str, Mapping[str, Any]], wanted: tuple[TensorSpec, ...]) -> Found:
@@ -117,8 +138,8 @@ class _LiteRtStep(HostStep):
 
     def __init__(self, loaded: _Loaded, graph: GraphSpec) -> None:
         super().__init__(graph)
-        self._interpreter = loaded.interpreter
-        view = loaded.interpreter.tensor
+        self._interpreter, self._subgraph = loaded.interpreter, loaded.subgraph
+        self._engine = _engine(loaded.interpreter)
         self._copies = []
         for parity in (0, 1):
             inputs, outputs = self.bindings(parity)
@@ -130,7 +151,7 @@ class _LiteRtStep(HostStep):
                         (name, loaded.inputs[name], inputs[name], np.zeros(inputs[name].shape, np.int32))
                         for name in narrowed
                     ],
-                    [(array, view(loaded.outputs[name])) for name, array in outputs.items()],
+                    [(array, loaded.outputs[name]) for name, array in outputs.items()],
                 )
             )
 
@@ -140,15 +161,33 @@ class _LiteRtStep(HostStep):
             _narrow(name, array, narrow)
         try:
             for index, array in before:
-                self._interpreter.set_tensor(index, array)
+                self._engine.SetTensor(index, array, self._subgraph)
             for _, index, _, narrow in narrowed:
-                self._interpreter.set_tensor(index, narrow)
-            self._interpreter.invoke()
-            # The views die at once: invoke() refuses to run while one is alive. get_tensor() would allocate.
-            for array, view in after:
-                np.copyto(array, view())
+                self._engine.SetTensor(index, narrow, self._subgraph)
+            self._engine.Invoke(self._subgraph)
+            # The views die at once: memory that one looks at may move in the next run. GetTensor() would allocate.
+            for array, index in after:
+                np.copyto(array, self._engine.tensor(self._interpreter, index, self._subgraph))
         except (RuntimeError, ValueError) as error:
             raise run_failed("LiteRT", self.graph, error) from error
+
+
+def _count_file(census: Census, path: Path, subgraphs: set[int]) -> None:
+    """Count the ops of subgraphs as the file states them."""
+    if not subgraphs or importlib.util.find_spec("ai_edge_litert") is None:
+        return
+    schema = load_extra("ai_edge_litert.schema_py_generated", "tflite")
+    names = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+    types = {code: name.lower() for name, code in vars(schema.TensorType).items() if isinstance(code, int)}
+    model = schema.Model.GetRootAs(path.read_bytes(), 0)
+    for index in subgraphs:
+        graph = model.Subgraphs(index)
+        for number in range(graph.OperatorsLength()):
+            op = graph.Operators(number)
+            code = model.OperatorCodes(op.OpcodeIndex())
+            kind = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+            read = [types[graph.Tensors(op.Inputs(i)).Type()] for i in range(op.InputsLength()) if op.Inputs(i) >= 0]
+            count_op(census, names.get(kind, str(kind)), read)
 
 
 @final
@@ -169,19 +208,20 @@ class LiteRtSession(Session):
         """Ops of the graphs, each under the narrowest dtype that it reads, and ``DELEGATE``.
 
         The interpreter lists the ops that a delegate took beside the delegate's own nodes:
-        ``{"DELEGATE": {"partitions": 1}}`` says that XNNPACK runs all that it runs in one go.
+        ``{"DELEGATE": {"partitions": 1}}`` says that XNNPACK runs all that it runs in one go. Of a file with several
+        signatures it lists the first alone; the ops of the others are read from the file, where its package can.
         """
         census: Census = {}
-        for loaded in self._loaded.values():
-            dtypes = {
-                tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in loaded.interpreter.get_tensor_details()
-            }
-            for op in loaded.interpreter._get_ops_details():  # noqa: SLF001  # no public call tells the ops
+        for path, interpreter in {loaded.path: loaded.interpreter for loaded in self._loaded.values()}.items():
+            dtypes = {tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()}
+            for op in interpreter._get_ops_details():  # noqa: SLF001  # no public call tells the ops
                 if op["op_name"] == "DELEGATE":
                     kinds = census.setdefault("DELEGATE", {})
                     kinds["partitions"] = kinds.get("partitions", 0) + 1
                 else:
                     count_op(census, op["op_name"], [dtypes[index] for index in op["inputs"] if index in dtypes])
+            others = {loaded.subgraph for loaded in self._loaded.values() if loaded.path == path} - {0}
+            _count_file(census, path, others)
         return census
 
     def layers(

@@ -1,8 +1,13 @@
-"""torch -> ONNX: named inputs and outputs, static shapes, LayerNormalization as one op, module paths kept."""
+"""torch -> ONNX: named inputs and outputs, static shapes, LayerNormalization as one op, module paths kept.
+
+Two exporters: torch's own, on the traced program; where it has no translation, the older one for TorchScript, on the
+same program. What is ONNX already is written as it is. :data:`edgeattn.converters.passes.ONNX_PASSES` are done on all.
+"""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +17,7 @@ import numpy as np
 from edgeattn.converters.trace import (
     compare,
     conversion_error,
+    example_tensors,
     first_line,
     reference_outputs,
     strip_wrapper,
@@ -31,8 +37,13 @@ OPSET = 18  # what torch's exporter is written for; LayerNormalization is one op
 MODULE_KEY = "edgeattn.module"  # node metadata: path of the torch module
 MODEL_KEY = "edgeattn.model"
 SPEC_KEY = "edgeattn.graph"
+EXPORTER_KEY = "edgeattn.exporter"  # which of the ways below made the file
+FIRST, SECOND, GIVEN = "torch.onnx of the traced program", "torch.onnx for TorchScript", "the source's own ONNX"
+SECOND_OPSET = 17  # the newest that the TorchScript exporter writes well
 PARITY = 1e-4  # largest absolute difference to torch, float32
-MAX_INLINE_BYTES = 2**31 - 2**20  # a protobuf holds 2 GiB
+QUANTIZED_SQNR_DB = 30.0  # a file that rounds to integers: engines may differ by single steps
+MAX_INLINE_BYTES = 2**31 - 2**24  # a protobuf holds 2 GiB, the graph beside the weights included
+SMALL_BYTES = 2**12  # of a constant that shape inference may look into
 
 
 def export_onnx(model: EdgeModel, directory: Path) -> Mapping[str, Path]:
@@ -46,8 +57,9 @@ def export_onnx(model: EdgeModel, directory: Path) -> Mapping[str, Path]:
         graph name -> file.
 
     Raises:
-        ConversionError: if torch.export or the exporter cannot take the model (the node and the module path are named),
-            if the file is no valid ONNX, or if ONNX Runtime's outputs differ from torch's by more than 1e-4.
+        ConversionError: if torch.export or both exporters cannot take the model (the node and the module path are
+            named), if the file is no valid ONNX or larger than 2 GiB, or if ONNX Runtime's outputs differ from torch's
+            by more than 1e-4 (a file that holds integers of its own: less than 30 dB).
         MissingExtraError: without onnx, onnxscript or onnxruntime.
     """
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
@@ -120,47 +132,139 @@ def reduced_opset(model: onnx.ModelProto) -> int:
     return 17
 
 
-def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
-    import onnx
-    import torch
+def with_exporter(recipe: str, onnx: Mapping[str, Path]) -> str:
+    """A recipe with the way that the files of :func:`export_onnx` came; as it is for files of other origin."""
+    import onnx as onnx_module
 
+    found = []
+    for path in onnx.values():
+        properties = onnx_module.load(path, load_external_data=False).metadata_props
+        found += [entry.value for entry in properties if entry.key == EXPORTER_KEY]
+    return f"{recipe}; ONNX by {', '.join(dict.fromkeys(found))}" if found else recipe
+
+
+def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
     both = sorted(set(graph.input_names) & set(graph.output_names))
     if both:
         raise ConversionError(
             f"graph {graph.name!r}: {both[0]!r} names an input and an output, ONNX needs a name for each; rename the "
             "output in forward"
         )
+    _check_size(model, graph)
+    proto, exporter = _proto(model, graph)
+    quantized = _write(proto, exporter, model, graph, path)
+    del proto  # its weights: ONNX Runtime is about to hold them twice
+    got = _run(path, graph, model.example[graph.name])
+    least = QUANTIZED_SQNR_DB if quantized else None
+    compare(reference_outputs(model, graph), got, PARITY, graph.name, "ONNX", least)
+    return path
+
+
+def _check_size(model: EdgeModel, graph: GraphSpec) -> None:
+    weights = {id(tensor): tensor.numel() * tensor.element_size() for tensor in model.modules[graph.name].parameters()}
+    if sum(weights.values()) >= MAX_INLINE_BYTES:
+        raise ConversionError(
+            f"graph {graph.name!r}: its weights are {sum(weights.values()) / 2**30:.1f} GiB, an ONNX file holds less "
+            "than 2 GiB; split the model into several graphs, or take layers out"
+        )
+
+
+def _proto(model: EdgeModel, graph: GraphSpec) -> tuple[onnx.ModelProto, str]:
+    """The graph as ONNX with tidy metadata, and the way it came."""
+    import onnx
+
     prefix = wrapper_prefix(model.modules[graph.name])
+    given = model.onnx.get(graph.name)
+    if given is not None:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(given)
+        _tidy(proto, prefix)
+        return proto, GIVEN
     with silenced():
         program = trace(model, graph)
         try:
-            with torch.no_grad():
-                exported = torch.onnx.export(
-                    program,
-                    dynamo=True,
-                    opset_version=OPSET,
-                    input_names=list(graph.input_names),
-                    output_names=list(graph.output_names),
-                    verbose=False,
-                )
-        except Exception as error:
-            raise conversion_error(error, program, graph.name, "torch's ONNX exporter", prefix) from error
-        assert exported is not None
-        proto = exported.model_proto
+            proto, exporter = _exported_first(program, graph), FIRST
+        except Exception as error:  # noqa: BLE001  # exporters raise anything
+            try:
+                proto, exporter = _exported_second(model, graph, program), SECOND
+            except Exception:  # noqa: BLE001  # whatever it is, the first exporter says more about the model
+                raise conversion_error(error, program, graph.name, "torch's ONNX exporter", prefix) from error
     _tidy(proto, prefix)
-    proto.producer_name = "edgeattn"
-    onnx.helper.set_model_props(
-        proto, {MODEL_KEY: model.spec.name, SPEC_KEY: json.dumps(to_json(graph), separators=(",", ":"))}
-    )
-    proto = _inferred(proto, graph.name)
-    _check_signature(proto, graph)
+    _rewrite(proto, graph)
     _check_layer_norms(proto, program, graph.name)
-    if proto.ByteSize() < MAX_INLINE_BYTES:
-        onnx.save(proto, path)
-    else:
-        onnx.save(proto, path, save_as_external_data=True, location=path.name + ".data")
-    compare(reference_outputs(model, graph), _run(path, graph, model.example[graph.name]), PARITY, graph.name, "ONNX")
-    return path
+    return proto, exporter
+
+
+def _exported_first(program: torch.export.ExportedProgram, graph: GraphSpec) -> onnx.ModelProto:
+    import torch
+
+    with torch.no_grad():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(graph.input_names),
+            output_names=list(graph.output_names),
+            verbose=False,
+        )
+    assert exported is not None
+    return exported.model_proto
+
+
+def _exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.ExportedProgram) -> onnx.ModelProto:
+    """The TorchScript exporter on the program that torch.export traced: no branch of forward is baked in unseen."""
+    import onnx
+    import torch
+
+    class Ordered(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            unlifted = program.module(check_guards=False)
+            self.traced = torch.fx.GraphModule(unlifted, unlifted.graph)  # train() of the unlifted one raises
+
+        def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            results = self.traced(*inputs)
+            return tuple(results[name] for name in graph.output_names)
+
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
+        file = Path(scratch) / "graph.onnx"
+        torch.onnx.export(
+            Ordered(),
+            tuple(example_tensors(model, graph).values()),
+            file,
+            dynamo=False,
+            opset_version=SECOND_OPSET,
+            input_names=list(graph.input_names),
+            output_names=list(graph.output_names),
+        )
+        return onnx.load(file)
+
+
+def _rewrite(proto: onnx.ModelProto, graph: GraphSpec) -> None:
+    from edgeattn.converters.passes import ONNX_PASSES
+
+    _infer(proto, graph.name)  # the passes look at shapes
+    for rewrite in ONNX_PASSES:
+        rewrite(proto)
+
+
+def _write(proto: onnx.ModelProto, exporter: str, model: EdgeModel, graph: GraphSpec, path: Path) -> bool:
+    """Check and save; whether the file holds integers of its own."""
+    import onnx
+
+    from edgeattn.converters.from_onnx import is_quantized
+
+    proto.producer_name = "edgeattn"
+    described = {
+        MODEL_KEY: model.spec.name,
+        SPEC_KEY: json.dumps(to_json(graph), separators=(",", ":")),
+        EXPORTER_KEY: exporter,
+    }
+    onnx.helper.set_model_props(proto, described)
+    _infer(proto, graph.name)
+    _check_signature(proto, graph)
+    onnx.save(proto, path)
+    return is_quantized(proto)
 
 
 def _tidy(proto: onnx.ModelProto, prefix: str) -> None:
@@ -177,15 +281,42 @@ def _tidy(proto: onnx.ModelProto, prefix: str) -> None:
     del proto.graph.metadata_props[:]
 
 
-def _inferred(proto: onnx.ModelProto, graph: str) -> onnx.ModelProto:
+def _infer(proto: onnx.ModelProto, graph: str) -> None:
+    """Check a model and write the type and shape of every tensor into it.
+
+    Inference and checks serialise what they are given: large constants take part as inputs, by type and shape.
+
+    Raises:
+        ConversionError: if it is no valid ONNX.
+    """
     import onnx
 
+    light = onnx.ModelProto()
+    light.ir_version = proto.ir_version
+    light.opset_import.extend(proto.opset_import)
+    light.functions.extend(proto.functions)
+    light.graph.name = proto.graph.name or graph
+    light.graph.node.extend(proto.graph.node)
+    light.graph.input.extend(proto.graph.input)
+    light.graph.output.extend(proto.graph.output)
+    given = {value.name for value in proto.graph.input}
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) <= SMALL_BYTES:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            light.graph.input.append(value)
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
         onnx.checker.check_model(inferred, full_check=False)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ConversionError(f"graph {graph!r}: the exported ONNX is not valid: {first_line(error)}") from error
-    return inferred
+    for values, found in (
+        (proto.graph.output, inferred.graph.output),
+        (proto.graph.value_info, inferred.graph.value_info),
+    ):
+        del values[:]
+        values.extend(found)
 
 
 def _check_signature(proto: onnx.ModelProto, graph: GraphSpec) -> None:

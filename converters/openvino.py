@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeattn.converters.onnx import describe_node
+from edgeattn.converters.onnx import describe_node, with_exporter
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
 from edgeattn.model import Artifact
 from edgeattn.silence import silenced, telemetry_off
@@ -42,7 +42,7 @@ def to_openvino(onnx: Mapping[str, Path], directory: Path, precision: Literal["f
         forget_inner_names(model, path)
         models[graph] = save_ir(model, directory / f"{graph}.xml", compress_to_fp16=precision == "fp16")
     recipe = {"fp32": "float32 IR", "fp16": "IR with float16 weights"}[precision]
-    return Artifact("openvino", precision, models, f"{recipe}, OpenVINO {_version()}")
+    return Artifact("openvino", precision, models, with_exporter(f"{recipe}, OpenVINO {_version()}", onnx))
 
 
 def read_onnx(path: Path, graph: str) -> openvino.Model:

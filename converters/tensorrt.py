@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeattn.converters.half import to_half
-from edgeattn.converters.onnx import describe_node, reduced_opset
+from edgeattn.converters.onnx import describe_node, reduced_opset, with_exporter
 from edgeattn.errors import ConversionError, MissingExtraError, UnsupportedError, load_extra, unknown_name
 from edgeattn.model import Artifact
 from edgeattn.runtimes.tensorrt_build import (
@@ -67,7 +67,8 @@ def to_tensorrt(
         models[graph] = directory / f"{graph}.onnx"
         notes.append(_prepare(source, models[graph], precision, graph))
     checked = _check(models, chosen, capability)
-    return Artifact("tensorrt", precision, models, "; ".join(dict.fromkeys(notes)), recipe_to_build(chosen, checked))
+    made = with_exporter("; ".join(dict.fromkeys(notes)), onnx)
+    return Artifact("tensorrt", precision, models, made, recipe_to_build(chosen, checked))
 
 
 def _prepare(source: Path, target: Path, precision: str, graph: str) -> str:

@@ -295,28 +295,52 @@ def reference_outputs(model: EdgeModel, graph: GraphSpec) -> dict[str, np.ndarra
 
 
 def compare(
-    reference: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray], tolerance: float, graph: str, tool: str
+    reference: Mapping[str, np.ndarray],
+    got: Mapping[str, np.ndarray],
+    tolerance: float,
+    graph: str,
+    tool: str,
+    least_sqnr_db: float | None = None,
 ) -> None:
     """Refuse a conversion whose outputs differ from torch's.
 
     The bound is absolute for values up to 1 and relative to the largest value beyond.
+
+    Args:
+        least_sqnr_db: of each float output, in place of the tolerance.
 
     Raises:
         ConversionError: naming the output and the difference.
         ModelError: if the reference itself holds NaN.
     """
     for name, expected in reference.items():
+        place = f"graph {graph!r}: output {name} of the {tool} model"
         if expected.dtype.kind != "f":
             if not np.array_equal(expected, got[name]):
-                raise ConversionError(f"graph {graph!r}: output {name} of the {tool} model differs from torch's")
+                raise ConversionError(f"{place} differs from torch's")
             continue
         if np.isnan(expected).any():
             raise ModelError(f"output {name} of graph {graph!r} is NaN on the example inputs; mend the model")
-        allowed = tolerance * max(1.0, float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0)))
-        both = np.isfinite(expected) & np.isfinite(got[name])
+        finite = np.isfinite(expected)
+        broken = int((finite & ~np.isfinite(got[name])).sum())
+        if broken:
+            raise ConversionError(f"{place} is NaN or infinite at {broken} places where torch's is finite")
+        both = finite & np.isfinite(got[name])
         worst = float(np.abs(expected[both] - got[name][both]).max(initial=0.0))
+        if least_sqnr_db is not None:
+            ratio = _sqnr_db(expected[both], got[name][both])
+            if ratio < least_sqnr_db:
+                raise ConversionError(f"{place} is {ratio:.1f} dB from torch's, allowed are {least_sqnr_db:g} dB")
+            continue
+        allowed = tolerance * max(1.0, float(np.abs(expected[finite]).max(initial=0.0)))
         if not np.array_equal(expected[~both], got[name][~both]) or worst > allowed:
             raise ConversionError(
-                f"graph {graph!r}: output {name} of the {tool} model differs from torch's by {worst:.2e} on the "
-                f"example inputs, allowed is {allowed:.0e}; please report this model"
+                f"{place} differs from torch's by {worst:.2e} on the example inputs, allowed is {allowed:.0e}; please "
+                "report this model"
             )
+
+
+def _sqnr_db(expected: np.ndarray, got: np.ndarray) -> float:
+    noise = float(((expected.astype(np.float64) - got) ** 2).sum())
+    signal = float((expected.astype(np.float64) ** 2).sum())
+    return np.inf if noise == 0.0 else float(10 * np.log10(max(signal, 1e-300) / noise))

@@ -18,12 +18,15 @@ from edgeattn.converters.passes.drop_asserts import drop_asserts
 from edgeattn.converters.passes.explicit_padding import explicit_padding
 from edgeattn.converters.passes.finite_masks import finite_masks
 from edgeattn.converters.passes.fold_constants import fold_constants
+from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.graph import Program
 from edgeattn.converters.passes.plain_attention import plain_attention
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
 from edgeattn.converters.passes.real_rotation import real_rotation
 from edgeattn.converters.passes.repeated_heads import repeated_heads
 from edgeattn.converters.passes.reshape_views import reshape_views
+from edgeattn.converters.passes.scale_on_query import scale_on_query
+from edgeattn.converters.passes.tensor_operands import tensor_operands
 from edgeattn.converters.passes.whole_index import whole_index
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 FX_PASSES: tuple[Callable[[Program], int], ...] = (
     drop_asserts,
+    tensor_operands,
     explicit_padding,
     plain_one_hot,
     real_rotation,
@@ -41,4 +45,7 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     repeated_heads,
     reshape_views,
 )
-ONNX_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = ()
+ONNX_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = (
+    fuse_layer_norm,
+    scale_on_query,
+)

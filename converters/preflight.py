@@ -14,14 +14,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeattn.converters.preflight_onnx import ONNX_RULES
+from edgeattn.converters.preflight_rules import NO_CHANGE, Ask, Hit, Rule, Severity, memory_need
 from edgeattn.converters.preflight_rules import RULES as TRACED_RULES
-from edgeattn.converters.preflight_rules import Ask, Hit, Rule, Severity, memory_need
 from edgeattn.converters.preflight_view import GraphView, look
 from edgeattn.errors import UnsupportedError
 from edgeattn.model import Arrays, EdgeModel
+from edgeattn.spec import StateSpec, TensorSpec
 from edgeattn.targets import Target
 
-__all__ = ["RULES", "Ask", "Finding", "GraphView", "judge", "look", "memory_need", "preflight", "refuse"]
+__all__ = [
+    "RULES",
+    "Ask",
+    "Finding",
+    "GraphFacts",
+    "GraphView",
+    "facts",
+    "judge",
+    "look",
+    "memory_need",
+    "preflight",
+    "refuse",
+]
 
 RULES: Mapping[str, Rule] = {**TRACED_RULES, **ONNX_RULES}
 PASS_RULE = "rewritten"  # noqa: S105  # the rule name of rows that tell what a pass mended
@@ -66,7 +79,7 @@ class Finding:
 
     def __str__(self) -> str:
         where = f" at {self.place}" if self.place else ""
-        return f"graph {self.graph!r}{where}: {self.reason}; {self.change}"
+        return f"graph {self.graph!r}{where}: {self.reason.rstrip('.')}; {self.change}"
 
 
 def preflight(
@@ -102,6 +115,48 @@ def judge(views: Iterable[GraphView], ask: Ask) -> tuple[Finding, ...]:
     return tuple(sorted(rows, key=lambda row: ORDER.index(row.severity)))
 
 
+@dataclass(frozen=True)
+class GraphFacts:
+    """What ``edgeattn inspect`` tells of a graph.
+
+    Attributes:
+        parameters: number of weights, each once; None like all figures below where the graph cannot be traced.
+        macs: multiply-adds of one call.
+        flops: two per multiply-add, and one per element of every other result.
+        activation_bytes: largest sum of tensors that live at the same time, in the types of the source.
+        attention: module paths where attention is computed.
+        ranges: "recorded", or why value ranges were not.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...]
+    parameters: int | None
+    macs: int | None
+    flops: int | None
+    activation_bytes: int | None
+    attention: tuple[str, ...]
+    ranges: str
+
+
+def facts(view: GraphView) -> GraphFacts:
+    """The figures of a graph that was looked at."""
+    known = not view.error
+    return GraphFacts(
+        view.spec.name,
+        view.spec.inputs,
+        view.spec.outputs,
+        view.spec.states,
+        view.parameters if known else None,
+        view.macs if known else None,
+        view.flops if known else None,
+        view.activation_bytes if known else None,
+        view.attention,
+        view.no_ranges or "recorded",
+    )
+
+
 def refuse(findings: Sequence[Finding]) -> None:
     """Stop before any conversion if a row says that it would fail.
 
@@ -120,7 +175,7 @@ def _mended(name: str, count: int) -> Hit:
     told = next((function.__doc__ or "" for function in FX_PASSES if function.__name__ == name), "")
     what = told.strip().partition("\n")[0].partition(";")[0].rstrip(".")
     places = "one place" if count == 1 else f"{count} places"
-    return Hit("handled", f"pass {name} rewrote {places}" + (f": {what}" if what else ""), "nothing needs to be done")
+    return Hit("handled", f"pass {name} rewrote {places}" + (f": {what}" if what else ""), NO_CHANGE)
 
 
 def _rows(view: GraphView, ask: Ask, rule: str, hits: Iterable[Hit]) -> list[Finding]:

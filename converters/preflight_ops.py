@@ -37,7 +37,8 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     "fft_fft": (TENSORRT, LITERT),
     **dict.fromkeys(
         ("erfc", "exp2", "signbit", "logcumsumexp", "sort", "argsort", "msort", "bucketize", "tril_indices", "eye",
-         "one_hot", "adaptive_max_pool2d", "cond", "polar", "stft", "item"),
+         "one_hot", "adaptive_max_pool2d", "cond", "polar", "stft", "item", "rand", "rand_like", "randn_like",
+         "bernoulli", "multinomial"),
         (LITERT,),
     ),
 }  # fmt: skip
@@ -68,9 +69,9 @@ SUBSTITUTES: Mapping[str, str] = {
 
 TRIED = frozenset((
     "__and__", "__lshift__", "__or__", "__rshift__", "__xor__", "_assert_scalar", "_assert_tensor_metadata",
-    "_softmax", "_to_copy", "_unique2", "_unsafe_view", "_upsample_bicubic2d_aa", "abs", "acos", "acosh",
-    "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "add_", "addcdiv", "addcmul", "addmm",
-    "affine_grid_generator", "alias", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort",
+    "_softmax", "_to_copy", "_unique2", "_unsafe_view", "_upsample_bicubic2d_aa", "_weight_norm", "abs", "acos",
+    "acosh", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "add_", "addcdiv", "addcmul",
+    "addmm", "affine_grid_generator", "alias", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort",
     "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d", "avg_pool3d", "baddbmm",
     "batch_norm", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "bmm", "bucketize", "cat", "cdist", "ceil",
     "celu", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd",
@@ -80,28 +81,28 @@ TRIED = frozenset((
     "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as", "expm1", "eye",
     "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten", "flip", "floor",
     "floor_divide", "fmax", "fmod", "frac", "full", "full_like", "gather", "ge", "gelu", "glu", "grid_sampler",
-    "group_norm", "gru", "gt", "hann_window", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside",
-    "hypot", "im2col", "index", "index_add", "index_copy", "index_fill", "index_put", "index_put_", "index_select",
-    "instance_norm", "inverse", "isfinite", "isin", "isinf", "isnan", "istft", "item", "kron", "kthvalue",
-    "layer_norm", "le", "leaky_relu", "lerp", "lgamma", "lift_fresh_copy", "linalg_cholesky", "linalg_cross",
-    "linalg_eigvalsh", "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_svdvals", "linalg_vector_norm", "linear",
-    "linspace", "log", "log10", "log1p", "log2", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp",
-    "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logsumexp", "lstm", "lt", "mT",
-    "masked_fill", "masked_fill_", "masked_scatter", "masked_select", "matmul", "matrix_exp", "max", "max_pool1d",
-    "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d", "max_unpool2d", "maximum",
-    "mean", "median", "meshgrid", "min", "minimum", "mish", "mm", "mode", "movedim", "msort", "mul", "mul_", "mv",
-    "nan_to_num", "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros", "nonzero", "norm", "numpy_T",
-    "one_hot", "ones", "ones_like", "outer", "pad", "permute", "pixel_shuffle", "pixel_unshuffle", "polar",
-    "positive", "pow", "prelu", "prod", "real", "reciprocal", "relu", "relu6", "relu_", "remainder", "repeat",
-    "repeat_interleave", "reshape", "rms_norm", "rnn_relu", "rnn_tanh", "roll", "rot90", "round", "rsqrt", "rsub",
-    "scalar_tensor", "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce", "searchsorted",
-    "select", "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinh", "slice",
-    "slice_scatter", "softmax", "softplus", "softshrink", "sort", "split", "split_copy", "split_with_sizes", "sqrt",
-    "square", "squeeze", "squeeze_", "stack", "std", "stft", "sub", "sub_", "sum", "sym_size", "t", "take",
-    "take_along_dim", "tan", "tanh", "tanh_", "tensordot", "tile", "to", "topk", "trace", "transpose", "tril",
-    "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_",
-    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d", "var", "view", "view_as",
-    "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
+    "group_norm", "gru", "gru_cell", "gt", "hann_window", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
+    "heaviside", "hypot", "im2col", "index", "index_add", "index_copy", "index_fill", "index_put", "index_put_",
+    "index_select", "instance_norm", "inverse", "isfinite", "isin", "isinf", "isnan", "istft", "item", "kron",
+    "kthvalue", "layer_norm", "le", "leaky_relu", "lerp", "lgamma", "lift_fresh_copy", "linalg_cholesky",
+    "linalg_cross", "linalg_eigvalsh", "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_svdvals",
+    "linalg_vector_norm", "linear", "linspace", "log", "log10", "log1p", "log2", "log_sigmoid", "log_softmax",
+    "logaddexp", "logcumsumexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logsumexp",
+    "lstm", "lstm_cell", "lt", "mT", "masked_fill", "masked_fill_", "masked_scatter", "masked_select", "matmul",
+    "matrix_exp", "max", "max_pool1d", "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices",
+    "max_pool3d", "max_unpool2d", "maximum", "mean", "median", "meshgrid", "min", "minimum", "mish", "mm", "mode",
+    "movedim", "msort", "mul", "mul_", "mv", "nan_to_num", "narrow", "native_layer_norm", "ne", "neg", "new_ones",
+    "new_zeros", "nonzero", "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad", "permute",
+    "pixel_shuffle", "pixel_unshuffle", "polar", "positive", "pow", "prelu", "prod", "real", "reciprocal", "relu",
+    "relu6", "relu_", "remainder", "repeat", "repeat_interleave", "reshape", "rms_norm", "rnn_relu", "rnn_tanh",
+    "roll", "rot90", "round", "rsqrt", "rsub", "scalar_tensor", "scaled_dot_product_attention", "scatter",
+    "scatter_add", "scatter_reduce", "searchsorted", "select", "select_scatter", "selu", "sgn", "sigmoid", "sign",
+    "signbit", "silu", "sin", "sinh", "slice", "slice_scatter", "softmax", "softplus", "softshrink", "sort", "split",
+    "split_copy", "split_with_sizes", "sqrt", "square", "squeeze", "squeeze_", "stack", "std", "stft", "sub", "sub_",
+    "sum", "sym_size", "t", "take", "take_along_dim", "tan", "tanh", "tanh_", "tensordot", "tile", "to", "topk",
+    "trace", "transpose", "tril", "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold",
+    "unsqueeze", "unsqueeze_", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d",
+    "var", "view", "view_as", "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
 ))  # fmt: skip
 """Operations that were converted for every engine, whatever came of it."""
 
@@ -145,6 +146,8 @@ def _refused_with(call: Call, engine: str) -> bool:
         return True
     if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] == "circular":
         return engine == OPENVINO
+    if call.op == "relu" and len(call.shape) > 5:  # becomes tfl.maximum, which broadcasts over 5 axes
+        return engine == LITERT
     if call.op == "scaled_dot_product_attention" and len(call.shape) != 4:
         return engine in EXPORT
     return False
@@ -183,7 +186,7 @@ def undelegated(view: GraphView, call: Call) -> bool:
     if call.op == "slice" and len(call.arguments) > 4 and call.arguments[4] != 1:
         return True
     if call.op == "pow":
-        return len(call.arguments) < 2 or call.arguments[1] not in (2, 2.0, 0.5)
+        return len(call.arguments) < 2 or call.arguments[1] not in (2, 3, 0.5)  # x^3 is part of GELU
     if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] != "constant":
         return True
     return call.op in LEFT_OUT or call.dtype in ("int64", "int32", "bool", "int8", "uint8", "int16")

@@ -26,9 +26,11 @@ ONNX_ENGINES = ("tensorrt", "openvino", "onnxruntime")  # reached through an ONN
 HALF_ENGINES = ("tensorrt", "onnxruntime")  # fp16 computes in float16 there; elsewhere it only stores weights so
 STATIC_INT8 = ("tensorrt", "openvino", "onnxruntime")  # activation ranges come from calibration
 
+NORM_MAX = 32.0  # |x| of a norm whose square is far from what float16 ends at
 SQUARE_MAX = math.sqrt(HALF_MAX)  # 255.9: beyond it x^2 is infinite in float16
 SCORE_MAX = 64.0  # a float16 step is 0.06 there, 6 % of the softmax's weight
 OUTLIER = 64.0  # max |x| over RMS: 127 steps then leave two for the usual value
+NO_CHANGE = "nothing needs to be done"
 TILE = 16  # K and N of a matrix product on tensor cores and DOT instructions
 LONG_ATTENTION = 512
 MAX_RANK = 4  # of the mobile GPU delegate
@@ -175,7 +177,8 @@ def untraceable(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """A forward that torch.export cannot follow, such as a branch on values."""
     from_onnx = view.onnx is not None and ask.engine in ONNX_ENGINES
     if view.error and not from_onnx:
-        reason = re.sub(r"^graph '.*?': ", "", view.error)
+        told = re.sub(r"^graph '.*?': ", "", view.error)
+        reason = re.split(r" \(unhinted| {2}\(Size-like| A branch depends", told)[0]
         change = "take the branch on values out of forward, or write it with torch.where; fix sizes and give a mask"
         if view.refusal:
             change = "write the operation in a torch factory, or choose a target with another engine"
@@ -217,7 +220,7 @@ def value_dependent_shape(view: GraphView, ask: Ask) -> Iterator[Hit]:
             continue
         severity: Severity = "stops"
         reaches = any(None in view.shape_of(name) for name in view.outputs)
-        if ask.engine == "onnxruntime" and not reaches:
+        if ask.engine in ("onnxruntime", "openvino") and not reaches:
             severity = "risk"
         yield at(
             call,
@@ -276,42 +279,51 @@ def untried_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 
 def litert_partitions(view: GraphView, _: Ask) -> Iterator[Hit]:
-    """Operations that XNNPACK leaves to LiteRT's slower kernels, and how many partitions that cuts."""
-    left_out = [call for call in view.calls if ops.undelegated(view, call)]
-    count = partitions(view)
-    if count > PARTITIONS:
-        kinds = ", ".join(dict.fromkeys(call.op for call in left_out))
-        first = left_out[0]
+    """Operations in the middle of a graph that XNNPACK leaves to LiteRT's own kernels, which cut it into partitions."""
+    cut = Partitions(view)
+    if cut.count > PARTITIONS:
+        kinds = ", ".join(dict.fromkeys(call.op for call in cut.cutting))
         yield at(
-            first,
+            cut.cutting[0],
             "slow",
-            f"XNNPACK leaves out {kinds}: about {count} partitions, with reference kernels and copies between them",
+            f"XNNPACK leaves out {kinds}: about {cut.count} partitions, with reference kernels and copies between them",
             "move these operations before or behind the model, or write them with arithmetic that XNNPACK has",
             True,
         )
 
 
-def partitions(view: GraphView) -> int:
-    """How many partitions LiteRT's delegate is expected to make.
+class Partitions:
+    """What LiteRT's delegate is expected to take.
 
     LiteRT takes in turn all operations of one kind (delegated, not delegated) that can run, so an operation's turn is
     the first of its kind that is not before those of its inputs; partitions are the delegated turns.
+
+    Attributes:
+        count: of partitions.
+        cutting: operations between two of them.
     """
-    turn: dict[str, int] = {}
-    taken: set[int] = set()
-    fixed = ops.folded(view)
-    for call in view.calls:
-        before = max((turn[name] for name in call.inputs if name in turn), default=0)
-        if call.name in fixed:
-            continue
-        if call.op in VIEWS or call.op in ops.NOTHING:
-            turn[call.name] = before
-            continue
-        delegated = not ops.undelegated(view, call)
-        turn[call.name] = before if (before % 2 == 0) == delegated else before + 1
-        if delegated:
-            taken.add(turn[call.name])
-    return len(taken)
+
+    def __init__(self, view: GraphView) -> None:
+        turn: dict[str, int] = {}
+        delegated: set[int] = set()
+        left_out: list[Call] = []
+        fixed = ops.folded(view)
+        for call in view.calls:
+            before = max((turn[name] for name in call.inputs if name in turn), default=0)
+            if call.name in fixed:
+                continue
+            if call.op in VIEWS or call.op in ops.NOTHING:
+                turn[call.name] = before
+                continue
+            taken = not ops.undelegated(view, call)
+            turn[call.name] = before if (before % 2 == 0) == taken else before + 1
+            if taken:
+                delegated.add(turn[call.name])
+            else:
+                left_out.append(call)
+        self.count = len(delegated)
+        first, last = min(delegated, default=0), max(delegated, default=0)
+        self.cutting = tuple(call for call in left_out if first < turn[call.name] < last)
 
 
 def wide_integers(view: GraphView, ask: Ask) -> Iterator[Hit]:
@@ -417,22 +429,19 @@ def scaled_scores(view: GraphView, _: Ask) -> Iterator[Hit]:
         if call.op not in ("mul", "div") or not call.inputs or not _reaches_softmax(view, call.name):
             continue
         made = view.maker(call.inputs[0])
-        if made is not None and made.op in PRODUCTS - {"linear"} and _is_scalar(view, call):
+        if made is None or made.op not in PRODUCTS - {"linear"}:
+            continue
+        if len(call.inputs) == 1 or call.inputs[1] in view.constants or call.inputs[1] in ops.folded(view):
+            yield at(call, "handled", "the scale stands on the scores: pass scale_on_query moves it", NO_CHANGE)
+        elif math.prod(size or 0 for size in view.shape_of(call.inputs[1])) == 1:
             yield at(
                 call,
                 "slow",
-                "the scale stands on the scores: L x L more multiplications, and TensorRT's fused attention wants it "
-                "on the queries (TensorRT#4537)",
+                "a computed scale stands on the scores: L x L more multiplications, and TensorRT's fused attention "
+                "wants it on the queries (TensorRT#4537)",
                 "scale the queries: (q * scale) @ k.transpose(-1, -2)",
                 True,
             )
-
-
-def _is_scalar(view: GraphView, call: Call) -> bool:
-    if len(call.inputs) == 1:
-        return True
-    other = view.constants.get(call.inputs[1])
-    return other is not None and other.numel() == 1
 
 
 def position_table(view: GraphView, _: Ask) -> Iterator[Hit]:
@@ -444,11 +453,12 @@ def position_table(view: GraphView, _: Ask) -> Iterator[Hit]:
         if table is None or call.op not in ("embedding", "index_select", "index", "gather", "slice", "select"):
             continue
         shape = view.constants[table].shape
-        named = re.search(
+        by_position = any("pos" in root for name in call.inputs if name != table for root in _roots(view, name))
+        named = by_position or re.search(
             r"(^|[._])(pos|position|wpe|embed_positions|position_embeddings?|pos_emb\w*)([._]|$)",
             view.constant_names.get(table, ""),
         )
-        indexed = any(_from_input(view, name) for name in call.inputs if name != table)
+        indexed = any(_roots(view, name) for name in call.inputs if name != table)
         if named and len(shape) >= 2 and indexed:
             rows = max(shape[:-1])
             yield at(
@@ -459,9 +469,11 @@ def position_table(view: GraphView, _: Ask) -> Iterator[Hit]:
             )
 
 
-def _from_input(view: GraphView, name: str) -> bool:
+def _roots(view: GraphView, name: str) -> set[str]:
+    """The inputs of the graph that a node depends on."""
     made = view.maker(name)
-    return name in view.inputs or (made is not None and any(_from_input(view, n) for n in made.inputs))
+    found = {view.inputs[name]} if name in view.inputs else set()
+    return found.union(*(_roots(view, inner) for inner in made.inputs)) if made is not None else found
 
 
 def passed_through(view: GraphView, _: Ask) -> Iterator[Hit]:
@@ -497,20 +509,39 @@ def one_name_twice(view: GraphView, _: Ask) -> Iterator[Hit]:
 
 
 def decomposed_norm(view: GraphView, ask: Ask) -> Iterator[Hit]:
-    """LayerNorm or RMSNorm written out, which no pass fused."""
+    """LayerNorm or RMSNorm written out."""
     if "fp16" not in ask.precisions and "int8" not in ask.precisions:
         return
     for call in view.calls:
-        if call.op == "rsqrt" and _is_mean_square(view, call):
-            largest = _largest_square(view, call)
+        if call.op != "rsqrt" or not _is_mean_square(view, call):
+            continue
+        squared = _squared(view, call)
+        largest = None if view.ranges is None or squared is None else view.ranges.largest.get(squared)
+        if squared is not None and _is_centred(view, squared):
+            yield at(call, "handled", "a LayerNorm written out: pass fuse_layer_norm makes it one operation", NO_CHANGE)
+        elif largest is not None and largest < NORM_MAX:
+            yield at(
+                call, "handled", f"an RMSNorm written out is kept in float32; |x| reached {largest:.3g}", NO_CHANGE
+            )
+        else:
             words = "" if largest is None else f"; |x| reached {largest:.3g} here"
             yield at(
                 call,
                 "risk",
-                f"a normalisation written out: where an engine computes x^2 in float16 it overflows beyond 256{words}",
-                "use torch.nn.LayerNorm or torch.nn.RMSNorm, which engines compute in float32",
+                "a normalisation written out is kept in float32, but TensorRT 8.6 chooses types itself, and in float16 "
+                f"x^2 overflows beyond 256{words}",
+                "use TensorRT 10 or torch.nn.LayerNorm, or keep what is normalised small",
                 True,
             )
+
+
+def _is_centred(view: GraphView, name: str) -> bool:
+    """Whether a node is x less its mean."""
+    made = view.maker(name)
+    if made is None or made.op != "sub" or len(made.inputs) != 2:
+        return False
+    mean = view.maker(made.inputs[1])
+    return mean is not None and mean.op == "mean" and mean.inputs[:1] == made.inputs[:1]
 
 
 def _is_mean_square(view: GraphView, call: Call, depth: int = 4) -> bool:
@@ -525,15 +556,15 @@ def _is_mean_square(view: GraphView, call: Call, depth: int = 4) -> bool:
     return False
 
 
-def _largest_square(view: GraphView, call: Call, depth: int = 6) -> float | None:
-    """Max |x| of what is squared on the way to a root."""
+def _squared(view: GraphView, call: Call, depth: int = 6) -> str | None:
+    """The node that is squared on the way to a root."""
     for name in call.inputs if depth else ():
         made = view.maker(name)
         if made is None:
             continue
         if _is_square(made) or made.op == "var":
-            return None if view.ranges is None else view.ranges.largest.get(made.inputs[0])
-        found = _largest_square(view, made, depth - 1)
+            return made.inputs[0]
+        found = _squared(view, made, depth - 1)
         if found is not None:
             return found
     return None
@@ -670,7 +701,7 @@ def _worst(tensor: Any) -> float | None:
 
 def small_product(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Linear layers with K or N below a tile, which int8 leaves float."""
-    if "int8" not in ask.precisions:
+    if "int8" not in ask.precisions or view.error:
         return
     linears = [call for call in view.calls if call.op in ("linear", "addmm", "mm") and _weight(view, call) is not None]
     small = [call for call in linears if min(_weight(view, call) or (TILE,)) < TILE]
@@ -696,13 +727,6 @@ def small_product(view: GraphView, ask: Ask) -> Iterator[Hit]:
 def _weight(view: GraphView, call: Call) -> tuple[int, ...] | None:
     shapes = [tuple(view.constants[n].shape) for n in call.inputs if n in view.constants]
     return next((tuple(shape) for shape in shapes if len(shape) == 2), None)
-
-
-def half_tensor(view: GraphView, _: Ask) -> Iterator[Hit]:
-    """Randomness that no engine repeats."""
-    for call in view.calls:
-        if call.op in ("rand", "randn", "rand_like", "randn_like", "bernoulli", "multinomial", "randint"):
-            yield at(call, "risk", f"{call.op} draws other numbers in every engine", "take the noise as an input")
 
 
 # Size -----------------------------------------------------------------------------------------------------------------
@@ -752,18 +776,17 @@ RULES: Mapping[str, Rule] = {
     "cache-update": Rule(cache_update, ("litert", "tensorrt"), ("slow",)),
     "grouped-expand": Rule(grouped_expand, ("litert",), ("risk",)),
     "mask-of-other-rank": Rule(mask_of_other_rank, ("litert",), ("risk",)),
-    "scaled-scores": Rule(scaled_scores, ("tensorrt",), ("slow",)),
+    "scaled-scores": Rule(scaled_scores, ("tensorrt",), ("slow", "handled")),
     "position-table": Rule(position_table, ALL, ("risk",)),
     "passed-through": Rule(passed_through, ALL, ("handled",)),
     "one-name-twice": Rule(one_name_twice, ONNX_ENGINES, ("stops",)),
-    "decomposed-norm": Rule(decomposed_norm, HALF_ENGINES, ("risk",)),
-    "large-square": Rule(large_square, ALL, ("risk",)),
+    "decomposed-norm": Rule(decomposed_norm, ("tensorrt",), ("risk", "handled")),
+    "large-square": Rule(large_square, HALF_ENGINES, ("risk",)),
     "large-value": Rule(large_value, HALF_ENGINES, ("risk",)),
     "residual-outliers": Rule(residual_outliers, STATIC_INT8, ("risk",)),
     "softmax-range": Rule(softmax_range, HALF_ENGINES, ("risk",)),
     "large-constant-value": Rule(large_constant_value, HALF_ENGINES, ("risk",)),
     "small-product": Rule(small_product, ("tensorrt", "onnxruntime"), ("stops", "slow", "risk")),
-    "random": Rule(half_tensor, ALL, ("risk",)),
     "large-constant": Rule(large_constant, ALL, ("risk",)),
     "file-size": Rule(flatbuffer_size, ("litert",), ("stops",)),
 }  # fmt: skip

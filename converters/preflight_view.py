@@ -240,7 +240,7 @@ def _constants(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]
         if spec.target is not None:
             value = program.state_dict.get(spec.target, program.constants.get(spec.target))
             if isinstance(value, torch.Tensor):
-                found[spec.arg.name] = value
+                found[spec.arg.name] = value.detach()
     return found
 
 

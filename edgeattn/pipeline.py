@@ -42,7 +42,7 @@ from edgeattn.candidates import (
     time_candidates,
     verify,
 )
-from edgeattn.converters.preflight import Ask, judge, look, refuse
+from edgeattn.converters.preflight import Ask, Finding, GraphView, judge, look, refuse
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import ArrayData, Data
@@ -125,12 +125,19 @@ def preflight(
     views = look(model, calibration_sample(model, data))
     foreseen = {}
     for target in options.targets:
-        backend = engine(target, options)
-        asked = precisions(target, backend, options.precision)
-        findings = judge(views, Ask(model, target, backend, asked, data is not None))
+        findings = foresee(model, views, target, data, options)
         refuse(findings)
         foreseen[target.name] = tuple(to_json(finding) for finding in findings)
     return foreseen
+
+
+def foresee(
+    model: EdgeModel, views: tuple[GraphView, ...], target: Target, data: Data | None, options: ConvertOptions
+) -> tuple[Finding, ...]:
+    """What preflight says of one target, for graphs that were looked at once."""
+    backend = engine(target, options)
+    asked = precisions(target, backend, options.precision)
+    return judge(views, Ask(model, target, backend, asked, data is not None))
 
 
 def calibration_sample(model: EdgeModel, data: Data | None) -> dict[str, Arrays]:
@@ -391,7 +398,8 @@ def copy_assets(assets: Mapping[str, Path], draft: Path) -> None:
     """
     for name, source in assets.items():
         path = PurePosixPath(name)
-        if name != path.as_posix() or path.is_absolute() or ".." in path.parts or set(name) & set("\\:"):
+        plain = name == path.as_posix() and path.parts and not path.is_absolute() and ".." not in path.parts
+        if not plain or set(name) & set("\\:"):
             raise InputError(f"asset {name!r} is no path inside the bundle")
         target = draft / ASSETS / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -293,8 +293,8 @@ def test_a_temporary_directory_that_is_really_full_is_refused_before_any_waiting
 
 
 def phases_of(targets: int = 3, precisions: int = 3) -> int:
-    """Recording, then per target: build, parity and accuracy of each precision, timing, profile."""
-    return 1 + targets * (3 * precisions + 2)
+    """Preflight, recording, then per target: build, parity and accuracy of each precision, timing, profile."""
+    return 2 + targets * (3 * precisions + 2)
 
 
 def test_the_phases_are_those_that_the_next_test_interrupts(converted: Converted) -> None:

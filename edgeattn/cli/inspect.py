@@ -1,0 +1,208 @@
+"""``edgeattn inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeattn.cli import options as o
+from edgeattn.cli.console import console, exit_codes, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edgeattn.bundle import Manifest
+    from edgeattn.converters.preflight import Finding, GraphFacts
+    from edgeattn.spec import GraphSpec
+
+STOPPED = 4  # as convert would exit
+COLOURS = {"stops": "red", "slow": "yellow", "risk": "cyan", "handled": "dim"}
+
+
+def inspect(
+    model: Annotated[
+        str, typer.Argument(help="MODEL as for convert, or a NAME.TARGET.edge bundle.", show_default=False)
+    ],
+    target: Annotated[list[str], typer.Option(help="Target name or .toml file; may be repeated.")] = ["cpu"],  # noqa: B006
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
+    backend: Annotated[
+        str | None, typer.Option(help="Engine, if not the target's first: see edgeattn targets.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="As for convert: one sample of it shows the value ranges of use.")
+    ] = None,
+    bucket: o.Buckets = [],  # noqa: B006
+    fill: o.Fills = [],  # noqa: B006
+    as_json: o.Json = False,
+) -> None:
+    """Tell in seconds what would fail, be slow or be at risk on each target; of a bundle, what it holds.
+
+    Exit 4 if a target would stop the conversion.
+    """
+    with exit_codes(as_json):
+        if is_bundle(model):
+            show_bundle(Path(model), as_json)
+            return
+        import time
+
+        from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
+        from edgeattn.converters.preflight import facts, look
+        from edgeattn.pipeline import ConvertOptions, calibration_sample, describe, engine, foresee
+        from edgeattn.sources import load_data, load_model
+        from edgeattn.spec import to_json
+        from edgeattn.targets import get_target
+
+        buckets, fills = parse_buckets(bucket), parse_fills(fill)
+        settings = ConvertOptions(
+            targets=tuple({found.name: found for found in map(get_target, target)}.values()),
+            precision=precision,
+            backend=backend,
+        )
+        engines = [engine(found, settings) for found in settings.targets]  # refused before loading
+        with progress_bar() as bar:
+            bar.begin(f"loading {model}")
+            source = with_buckets(load_model(model), buckets, fills)
+            samples = None if data is None else load_data(model, source.spec, data, None, 1)
+            bar.begin("preflight")
+            began = time.monotonic()
+            views = look(source, calibration_sample(source, samples))
+            found = [foresee(source, views, each, samples, settings) for each in settings.targets]
+            seconds = round(time.monotonic() - began, 3)
+        graphs = [facts(view) for view in views]
+        if as_json:
+            print_json(
+                {
+                    "schema": 1,
+                    "model": describe(source),
+                    "graphs": to_json(graphs),
+                    "targets": [
+                        {"target": each.name, "engine": name, "findings": to_json(rows)}
+                        for each, name, rows in zip(settings.targets, engines, found, strict=True)
+                    ],
+                    "seconds": seconds,
+                }
+            )
+        else:
+            print_graphs(graphs)
+            print_findings([row for rows in found for row in rows], [each.name for each in settings.targets])
+        if any(row.severity == "stops" for rows in found for row in rows):
+            raise typer.Exit(STOPPED)
+
+
+def is_bundle(reference: str) -> bool:
+    """Whether a reference is a bundle and no MODEL."""
+    path = Path(reference)
+    return path.name.endswith((".edge", ".edge.zip")) or (path / "manifest.json").is_file()
+
+
+def print_graphs(graphs: Sequence[GraphFacts]) -> None:
+    """One row per graph."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table("graph", "inputs", "outputs", "states", "parameters", "GFLOP", "activations", "attention")
+    for graph in graphs:
+        grid.add_row(
+            *map(
+                Text,
+                (
+                    graph.name,
+                    tensors(graph.inputs),
+                    tensors(graph.outputs),
+                    "\n".join(f"{s.input} -> {s.output} {list(s.shape)}" for s in graph.states) or "-",
+                    "-" if graph.parameters is None else f"{graph.parameters / 1e6:.2f} M",
+                    "-" if graph.flops is None else f"{graph.flops / 1e9:.3g}",
+                    "-" if graph.activation_bytes is None else f"{graph.activation_bytes / 1e6:.2f} MB",
+                    f"{len(graph.attention)} blocks" if graph.attention else "-",
+                ),
+            )
+        )
+    console().print(grid)
+    for graph in graphs:
+        if graph.ranges != "recorded":
+            console().print(f"{graph.name}: no value ranges, {graph.ranges}", highlight=False, markup=False)
+
+
+def tensors(specs: Sequence[Any]) -> str:
+    """``ids int64[1, 8]``, one per line."""
+    return "\n".join(f"{spec.name} {spec.dtype}{list(spec.shape)}" for spec in specs) or "-"
+
+
+def print_findings(findings: Sequence[Finding], targets: Sequence[str]) -> None:
+    """One row per finding, what stops first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if not findings:
+        console().print(f"nothing to say against {', '.join(targets)}", highlight=False)
+        return
+    grid = Table("target", "severity", "rule", "where", "reason", "what helps")
+    for row in findings:
+        colour = COLOURS[row.severity]
+        certainty = f"{row.severity}\npredicted" if row.predicted else row.severity
+        where = f"{row.graph}: {row.place}" if row.place else row.graph
+        grid.add_row(
+            Text(f"{row.target}\n{row.engine}"),
+            Text(certainty, style=colour),
+            *map(Text, (row.rule, where, row.reason, row.change)),
+        )
+    console().print(grid)
+
+
+def show_bundle(path: Path, as_json: bool) -> None:
+    """What a bundle holds, every file of it verified."""
+    from edgeattn.bundle import open_bundle
+    from edgeattn.spec import to_json
+
+    with open_bundle(path) as bundle:
+        manifest = bundle.manifest
+    if as_json:
+        print_json({"schema": 1, "bundle": str(path), "manifest": to_json(manifest)})
+        return
+    print_manifest(manifest)
+
+
+def print_manifest(manifest: Manifest) -> None:
+    """The facts of a manifest."""
+    from rich.table import Table
+    from rich.text import Text
+
+    size = sum(entry.size for entry in manifest.files.values())
+    lines = {
+        "name": f"{manifest.name}, task {manifest.spec.task}",
+        "target": f"{manifest.target}, {manifest.backend}",
+        "precision": f"{manifest.precision.get('shipped')}, asked {manifest.precision.get('asked')}",
+        "recipe": str(manifest.provenance.get("recipe", "-")),
+        "source": str(manifest.provenance.get("source_sha256", "-")),
+        "size": f"{size / 1e6:.2f} MB in {len(manifest.files)} files, all verified",
+        "golden": "-" if manifest.golden is None else f"{manifest.golden.steps} steps by {manifest.golden.made_by}",
+        **measured(manifest.measured),
+    }
+    terminal = console()
+    for name, text in lines.items():
+        terminal.print(f"{name:10} {text}", highlight=False, markup=False, soft_wrap=True)
+    grid = Table("graph", "file", "inputs", "outputs", "states")
+    for graph in manifest.spec.graphs:
+        grid.add_row(*map(Text, graph_cells(graph, manifest.models[graph.name])))
+    terminal.print(grid)
+
+
+def measured(figures: Mapping[str, Any]) -> dict[str, str]:
+    """What was measured when the bundle was made, as lines."""
+    lines = {}
+    accuracy, latency = figures.get("accuracy"), figures.get("latency")
+    if accuracy:
+        lines["metric"] = f"{accuracy['metric']} {accuracy['deployed']:.2f} %"
+    if latency:
+        lines["latency"] = f"p50 {latency['p50_ms']:.2f} ms, p99 {latency['p99_ms']:.2f} ms, {latency['kind']}"
+    if figures.get("device"):
+        lines["device"] = str(figures["device"])
+    return lines
+
+
+def graph_cells(graph: GraphSpec, file: str) -> tuple[str, ...]:
+    """The row of a graph."""
+    states = "\n".join(f"{s.input} -> {s.output} {list(s.shape)}" for s in graph.states) or "-"
+    return (graph.name, file, tensors(graph.inputs), tensors(graph.outputs), states)

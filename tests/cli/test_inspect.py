@@ -1,0 +1,136 @@
+"""``edgeattn inspect``: a model before conversion, a bundle after it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from edgeattn.converters.preflight import RULES
+from tests.cli.conftest import Command
+from tests.cli.test_commands import damage
+from tests.conversions import Converted
+
+FACTORY = """\
+import torch
+from torch import nn
+
+
+class Sorter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return {"y": torch.sort(self.mix(x), dim=-1)[0]}
+
+
+def model():
+    return Sorter(), {"x": torch.randn(1, 8, 16)}
+"""
+
+
+@pytest.fixture
+def sorter(tmp_path: Path) -> str:
+    (tmp_path / "sorter.py").write_text(FACTORY)
+    return "sorter.py"
+
+
+def test_one_object_with_graphs_and_findings_of_every_target(edgeattn: Command, converted: Converted) -> None:
+    outcome = edgeattn("inspect", converted.reference, "--target", "mobile", "--target", "jetson", "--json")
+    assert outcome.code == 0, outcome.err
+    told = outcome.json
+    assert set(told) == {"schema", "model", "graphs", "targets", "seconds"}
+    (graph,) = told["graphs"]
+    assert graph["inputs"] == [{"name": "tokens", "dtype": "float32", "shape": [1, 8, 16]}]
+    assert (graph["attention"], graph["ranges"]) == ([""], "recorded") or graph["attention"]
+    assert graph["parameters"] == converted.model.source_size_bytes // 4
+    assert [(t["target"], t["engine"]) for t in told["targets"]] == [
+        ("android-arm64", "litert"),
+        ("jetson-orin-nano", "tensorrt"),
+    ]
+    for target in told["targets"]:
+        for row in target["findings"]:
+            assert row["rule"] in {*RULES, "rewritten"}
+            assert row["target"] == target["target"]
+            assert row["reason"]
+            assert row["change"]
+
+
+def test_a_table_for_people(edgeattn: Command, converted: Converted) -> None:
+    outcome = edgeattn("inspect", converted.reference, "--target", "jetson")
+    assert outcome.code == 0, outcome.err
+    assert "missing-calibration" in outcome.out  # int8 is among the precisions of "auto", and there is no data
+    assert "tokens float32[1, 8, 16]" in outcome.out
+
+
+def test_data_takes_the_row_about_calibration_away(edgeattn: Command, converted: Converted) -> None:
+    outcome = edgeattn("inspect", converted.reference, "--target", "jetson", "--data", converted.data, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "missing-calibration" not in {row["rule"] for row in outcome.json["targets"][0]["findings"]}
+
+
+def test_what_stops_exits_4_with_the_place(edgeattn: Command, sorter: str) -> None:
+    outcome = edgeattn("inspect", sorter, "--target", "mobile", "--target", "cpu", "--json")
+    assert outcome.code == 4
+    stops = [row for target in outcome.json["targets"] for row in target["findings"] if row["severity"] == "stops"]
+    assert [(row["target"], row["rule"], row["node"]) for row in stops] == [
+        ("android-arm64", "unsupported-operation", "sort")
+    ]
+    assert stops[0]["line"] == "sorter.py:11"
+
+
+def test_convert_refuses_the_same_before_any_conversion(edgeattn: Command, sorter: str, tmp_path: Path) -> None:
+    outcome = edgeattn("convert", sorter, "--target", "mobile", "--json")
+    assert outcome.code == 4
+    assert "preflight for litert on android-arm64" in outcome.error
+    assert "sorter.py:11" in outcome.error
+    assert "baseline" not in outcome.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_rows_go_into_the_result(edgeattn: Command, kept: Converted) -> None:
+    arguments = ("--precision", "fp32", "--paced-seconds", "0", "--target", "jetson", "--json")
+    outcome = edgeattn("convert", kept.reference, *arguments)
+    assert outcome.code == 0, outcome.err
+    inspected = edgeattn("inspect", kept.reference, "--precision", "fp32", "--target", "jetson", "--json")
+    assert outcome.json["results"][0]["preflight"] == inspected.json["targets"][0]["findings"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["no-such-model"], 2),
+        (["missing.edge"], 2),
+        (["sorter.py", "--target", "no-such-target"], 2),
+        (["sorter.py", "--backend", "tensorrt", "--target", "mobile"], 4),
+        (["sorter.py", "--precision", "fp12"], 2),
+        (["sorter.py", "--data", "missing.npz"], 2),
+    ],
+)
+def test_bad_input_is_one_error(edgeattn: Command, sorter: str, arguments: list[str], code: int) -> None:
+    outcome = edgeattn("inspect", *arguments, "--json")
+    assert outcome.code == code
+    assert set(json.loads(outcome.out)) == {"schema", "error"}
+    assert outcome.error
+
+
+def test_a_bundle_tells_what_it_holds(edgeattn: Command, small_bundle: Path) -> None:
+    outcome = edgeattn("inspect", small_bundle)
+    assert outcome.code == 0, outcome.err
+    assert "openvino" in outcome.out
+    assert "all verified" in outcome.out
+    assert "tokens float32[1, 8, 16]" in outcome.out
+    told = edgeattn("inspect", small_bundle, "--json").json
+    assert told["manifest"] == {
+        key: value
+        for key, value in json.loads((small_bundle / "manifest.json").read_text()).items()
+        if "sha256" not in key
+    }
+
+
+def test_a_damaged_bundle_is_refused(edgeattn: Command, small_bundle: Path, tmp_path: Path) -> None:
+    outcome = edgeattn("inspect", damage(small_bundle, tmp_path / small_bundle.name))
+    assert outcome.code == 2
+    assert "was changed" in outcome.error

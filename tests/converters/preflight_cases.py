@@ -1,0 +1,397 @@
+"""Known-bad models for preflight, one or more per rule, each with a good twin."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeattn.model import EdgeModel, Graph
+from edgeattn.sources.modules import from_graphs
+
+ENGINES = ("openvino", "litert", "tensorrt", "onnxruntime")
+Function = Callable[..., Any]
+
+
+class Apply(nn.Module):
+    """A function as a module, so that it has a path."""
+
+    def __init__(self, function: Function, **tensors: Tensor) -> None:
+        super().__init__()
+        self.function = function
+        self.names = tuple(tensors)
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs, *(self.get_buffer(name) for name in self.names))
+
+
+class Block(nn.Module):
+    """A linear layer, then the function two modules deep at ``encoder.odd``."""
+
+    def __init__(self, odd: nn.Module, size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(size, size)
+        self.odd = odd
+
+    def forward(self, x: Tensor, *others: Tensor) -> Any:
+        return self.odd(self.linear(x), *others)
+
+
+class Nested(nn.Module):
+    """``encoder.odd`` applies the function to a linear layer of the input."""
+
+    def __init__(self, odd: nn.Module, size: int) -> None:
+        super().__init__()
+        self.encoder = Block(odd, size)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"y": self.encoder(x)}
+
+
+PLACE = "encoder.odd"
+
+
+def odd(function: Function, shape: tuple[int, ...] = (1, 8, 16), **tensors: Tensor) -> Graph:
+    """The function at :data:`PLACE` of a model that takes ``x`` of a shape."""
+    torch.manual_seed(0)
+    return Graph(Nested(Apply(function, **tensors), shape[-1]), {"x": torch.randn(shape)})
+
+
+@dataclass(frozen=True)
+class Case:
+    """A rule with a model that it names and one that it does not.
+
+    Attributes:
+        severity: per engine on which the rule speaks.
+        precisions: that are asked for.
+        place: the module path that the row names.
+    """
+
+    rule: str
+    bad: Callable[[], Graph]
+    good: Callable[[], Graph]
+    severity: Mapping[str, str]
+    precisions: tuple[str, ...] = ("fp32",)
+    place: str = PLACE
+    calibrated: bool = True
+
+    def model(self, good: bool = False) -> EdgeModel:
+        """The bad model, or its twin."""
+        return from_graphs({"main": self.good() if good else self.bad()}, "case")
+
+
+def everywhere(severity: str, *engines: str) -> dict[str, str]:
+    """One severity for some engines, or all."""
+    return dict.fromkeys(engines or ENGINES, severity)
+
+
+EXPORTED = ("openvino", "tensorrt", "onnxruntime")
+
+
+def plain() -> Graph:
+    """What no rule has a word for."""
+    return odd(lambda x: torch.relu(x) + x)
+
+
+def chosen_by_sum(x: Tensor) -> Tensor:
+    return x * 2 if x.sum() > 0 else x  # the line that a row names
+
+
+def attention(x: Tensor, scale: float | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """Plain attention over (1, H, L, D), scaled on the queries or, with a scale, on the scores."""
+    query = x / math.sqrt(x.shape[-1]) if scale is None else x
+    scores = query @ x.transpose(-1, -2)
+    if scale is not None:
+        scores = scores * scale
+    if mask is not None:
+        scores = scores + mask
+    return torch.softmax(scores, -1) @ x
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.rsqrt((centred * centred).mean(-1, keepdim=True) + 1e-6)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6)
+
+
+class Stepped(nn.Module):
+    """A decoder step whose position comes from a table."""
+
+    def __init__(self, table: bool) -> None:
+        super().__init__()
+        self.wpe = nn.Embedding(64, 16)
+        self.mix = nn.Linear(16, 16)
+        self.table = table
+
+    def forward(self, x: Tensor, position: Tensor, cache: Tensor) -> dict[str, Tensor]:
+        if self.table:
+            x = x + self.wpe(position)
+        new = torch.cat([cache, x], 1)[:, -8:]
+        return {"y": self.mix(new.mean(1)), "next_cache": new}
+
+
+def stepped(table: bool) -> Graph:
+    """A graph with a state."""
+    torch.manual_seed(0)
+    inputs = {
+        "x": torch.randn(1, 1, 16),
+        "position": torch.zeros(1, 1, dtype=torch.int32),
+        "cache": torch.randn(1, 8, 16),
+    }
+    return Graph(Stepped(table), inputs, states={"cache": "next_cache"})
+
+
+class Handed(nn.Module):
+    """Gives its input back beside its output."""
+
+    def __init__(self, back: bool) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 16)
+        self.back = back
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"y": self.mix(x), "same": x} if self.back else {"y": self.mix(x)}
+
+
+class Named(nn.Module):
+    """Calls its output what its input is called."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.mix = nn.Linear(16, 16)
+        self.name = name
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {self.name: self.mix(x)}
+
+
+class Tokens(nn.Module):
+    """Reads token ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(32, 16)
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        return {"y": self.mix(self.table(ids))}
+
+
+def loud(factor: float) -> Graph:
+    """One weight of the first layer is large, so its output has outliers."""
+    graph = odd(torch.nn.functional.linear, (1, 64, 128), w=torch.eye(128) + 0.01)
+    linear: Any = graph.module.get_submodule("encoder.linear")
+    with torch.no_grad():
+        linear.weight[3] *= factor
+        linear.bias[3] = 0.0
+    inputs = graph.inputs["x"]
+    inputs[0, 5] *= factor
+    return graph
+
+
+INDEX = torch.tensor([3, 1, 2, 0, 4, 5, 7, 6])
+
+
+def written(x: Tensor) -> Tensor:
+    """A cache that is written at a position which the values give."""
+    position = x[0, 0, :1].abs().long().clamp(max=7)
+    return x.index_copy(1, position, x[:, :1] * 2)
+
+
+OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
+    ("erfinv", lambda x: torch.erfinv(torch.tanh(x)), ENGINES),
+    ("lgamma", lambda x: torch.lgamma(x.abs() + 1), ENGINES),
+    ("cumprod", lambda x: torch.cumprod(x, -1), ENGINES),
+    ("inverse", lambda x: torch.inverse(x[:, :, :8] + 9 * torch.ones(8).diag()), ENGINES),
+    ("cdist", lambda x: torch.cdist(x, x), EXPORTED),
+    ("det", lambda x: torch.det(x[:, :, :8]), ("openvino", "tensorrt", "litert")),
+    ("sort", lambda x: torch.sort(x, -1)[0], ("litert",)),
+    ("exp2", torch.exp2, ("litert",)),
+    (
+        "scatter_add",
+        lambda x: x.scatter_add(1, INDEX[None, :, None].expand(1, 8, 16), x * 2),
+        ("tensorrt", "litert"),
+    ),
+    ("rfft", lambda x: torch.fft.rfft(x).abs(), ("openvino", "tensorrt")),
+    ("cond", lambda x: torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y + 1, (x,)), ("litert",)),
+)
+"""Name, a module that calls it, engines that it cannot reach."""
+
+
+CASES: Mapping[str, Case] = {
+    "branch on values": Case("untraceable", lambda: odd(chosen_by_sum), plain, everywhere("stops"), place=""),
+    "slice of a length that values give": Case(
+        "untraceable",
+        lambda: odd(lambda x: x[:, : int(x.argmax()) % 4 + 1].sum(1)),
+        plain,
+        everywhere("stops"),
+        place="",
+    ),
+    "mask as index": Case(
+        "value-dependent-shape",
+        lambda: odd(lambda x: x[x > 0]),
+        lambda: odd(lambda x: torch.where(x > 0, x, 0.0)),
+        everywhere("stops"),
+    ),
+    "nonzero": Case("value-dependent-shape", lambda: odd(lambda x: torch.nonzero(x > 0)), plain, everywhere("stops")),
+    "masked_select": Case(
+        "value-dependent-shape", lambda: odd(lambda x: torch.masked_select(x, x > 0)), plain, everywhere("stops")
+    ),
+    "unique": Case("value-dependent-shape", lambda: odd(lambda x: torch.unique(x.round())), plain, everywhere("stops")),
+    "nonzero inside": Case(
+        "value-dependent-shape",
+        lambda: odd(lambda x: torch.nonzero(x > 0).float().sum(0)),
+        plain,
+        {"litert": "stops", "tensorrt": "stops", "onnxruntime": "risk", "openvino": "risk"},
+    ),
+    **{
+        f"operation {name}": Case(
+            "unsupported-operation", functools.partial(odd, function), plain, everywhere("stops", *engines)
+        )
+        for name, function, engines in OPERATIONS
+    },
+    "cache written by index": Case(
+        "cache-update",
+        lambda: odd(written),
+        lambda: odd(lambda x: torch.cat([x, x[:, :1] * 2], 1)[:, -8:]),
+        everywhere("slow", "litert", "tensorrt"),
+    ),
+    "many partitions": Case(
+        "litert-partitions",
+        lambda: odd(lambda x: torch.sin(torch.where(torch.sin(torch.where(x > 0, x, -x)) > 0.5, x, x * 2)).argmax(-1)),
+        plain,
+        everywhere("slow", "litert"),
+    ),
+    "five axes": Case(
+        "high-rank",
+        lambda: odd(lambda x: x.reshape(1, 2, 4, 4, 4) @ x.reshape(1, 2, 4, 4, 4)),
+        plain,
+        everywhere("risk", "litert"),
+    ),
+    "mask of two axes": Case(
+        "mask-of-other-rank",
+        lambda: odd(lambda x, m: attention(x.reshape(1, 4, 8, 4), mask=m.tanh() * x[0, 0, 0]), m=torch.randn(8, 8)),
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4))),
+        everywhere("risk", "litert"),
+    ),
+    "scale on scores": Case(
+        "scaled-scores",
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4), scale=0.5)),
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4))),
+        everywhere("handled", "tensorrt"),
+    ),
+    "computed scale on scores": Case(
+        "scaled-scores",
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4), scale=x.abs().mean())),
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4))),
+        everywhere("slow", "tensorrt"),
+    ),
+    "heads repeated by expand": Case(
+        "grouped-expand",
+        lambda: odd(lambda x: x.reshape(1, 4, 8, 4)[:, :1, None].expand(1, 1, 40, 8, 4).reshape(1, 40, 8, 4) * 2.0),
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4))),
+        everywhere("risk", "litert"),
+    ),
+    "nine axes": Case(
+        "high-rank",
+        lambda: odd(lambda x: x.reshape(1, 2, 2, 2, 2, 2, 2, 2, 1).permute(0, 2, 1, 3, 5, 4, 6, 7, 8) * 2.0),
+        plain,
+        {"tensorrt": "stops", "litert": "risk"},
+    ),
+    "untried operation": Case(
+        "untried-operation", lambda: odd(lambda x: torch.special.entr(x.abs() + 1)), plain, everywhere("risk")
+    ),
+    "int64 token ids": Case(
+        "wide-integers",
+        lambda: Graph(Tokens(), {"ids": torch.arange(8)[None]}),
+        lambda: Graph(Tokens(), {"ids": torch.arange(8, dtype=torch.int32)[None]}),
+        {"litert": "handled", "tensorrt": "risk"},
+        place="",
+    ),
+    "position table of a stream": Case(
+        "position-table", lambda: stepped(True), lambda: stepped(False), everywhere("risk"), place="wpe"
+    ),
+    "input handed through": Case(
+        "passed-through",
+        lambda: Graph(Handed(True), {"x": torch.randn(1, 16)}),
+        lambda: Graph(Handed(False), {"x": torch.randn(1, 16)}),
+        everywhere("handled"),
+        place="",
+    ),
+    "one name twice": Case(
+        "one-name-twice",
+        lambda: Graph(Named("x"), {"x": torch.randn(1, 16)}),
+        lambda: Graph(Named("y"), {"x": torch.randn(1, 16)}),
+        everywhere("stops", *EXPORTED),
+        place="",
+    ),
+    "loud norm written out": Case(
+        "decomposed-norm",
+        lambda: odd(lambda x: rms_norm(x * 100)),
+        lambda: odd(lambda x: torch.nn.functional.layer_norm(x, (16,))),
+        everywhere("risk", "tensorrt"),
+        ("fp16",),
+    ),
+    "norm written out": Case(
+        "decomposed-norm", lambda: odd(rms_norm), plain, everywhere("handled", "tensorrt"), ("fp16",)
+    ),
+    "LayerNorm written out": Case(
+        "decomposed-norm", lambda: odd(layer_norm), plain, everywhere("handled", "tensorrt"), ("fp16",)
+    ),
+    "square beyond float16": Case(
+        "large-square",
+        lambda: odd(lambda x: (x * 400).pow(2).mean(-1).sqrt()),
+        lambda: odd(lambda x: (x * 4).pow(2).mean(-1).sqrt()),
+        everywhere("risk", "tensorrt", "onnxruntime"),
+        ("fp16",),
+    ),
+    "value beyond float16": Case(
+        "large-value",
+        lambda: odd(lambda x: torch.relu(x * 1e6) * 1e-6),
+        plain,
+        everywhere("risk", "tensorrt", "onnxruntime"),
+        ("fp16",),
+    ),
+    "constant beyond float16": Case(
+        "large-constant-value",
+        lambda: odd(lambda x, c: x * c, c=torch.full((16,), 1e6)),
+        lambda: odd(lambda x, c: x * c, c=torch.full((16,), 10.0)),
+        everywhere("risk", "tensorrt", "onnxruntime"),
+        ("fp16",),
+    ),
+    "large scores": Case(
+        "softmax-range",
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4) * 40)),
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4))),
+        everywhere("risk", "tensorrt", "onnxruntime"),
+        ("fp16",),
+    ),
+    "outliers": Case(
+        "residual-outliers",
+        lambda: loud(100.0),
+        lambda: loud(1.0),
+        everywhere("risk", "openvino", "tensorrt", "onnxruntime"),
+        ("fp32", "int8"),
+    ),
+    "narrow layers only": Case(
+        "small-product",
+        lambda: odd(lambda x: x, (1, 8, 8)),
+        lambda: odd(lambda x: x, (1, 8, 32)),
+        everywhere("stops", "tensorrt", "onnxruntime"),
+        ("int8",),
+        place="",
+    ),
+    "no data for int8": Case(
+        "missing-calibration", plain, plain, everywhere("stops", *EXPORTED), ("int8",), place="", calibrated=False
+    ),
+}

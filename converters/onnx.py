@@ -26,6 +26,7 @@ from edgeattn.converters.trace import (
 )
 from edgeattn.errors import ConversionError, load_extra
 from edgeattn.model import EdgeModel
+from edgeattn.runtimes.onnxruntime import BROKEN_FUSIONS
 from edgeattn.silence import silenced
 from edgeattn.spec import GraphSpec, to_json
 
@@ -366,7 +367,9 @@ def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(BROKEN_FUSIONS)
+        )
     except Exception as error:
         raise ConversionError(f"graph {graph.name!r}: ONNX Runtime refuses the exported model: {error}") from error
     names = {value.name for value in session.get_inputs()}

@@ -39,6 +39,7 @@ def to_openvino(onnx: Mapping[str, Path], directory: Path, precision: Literal["f
     models = {}
     for graph, path in onnx.items():
         model = read_onnx(path, graph)
+        _check_shapes(model, path, graph)
         forget_inner_names(model, path)
         models[graph] = save_ir(model, directory / f"{graph}.xml", compress_to_fp16=precision == "fp16")
     recipe = {"fp32": "float32 IR", "fp16": "IR with float16 weights"}[precision]
@@ -65,6 +66,20 @@ def read_onnx(path: Path, graph: str) -> openvino.Model:
                 "an operation whose result size depends on values (nonzero, masked select) causes this: take it out"
             )
     return model
+
+
+def _check_shapes(model: openvino.Model, path: Path, graph: str) -> None:
+    """Hold the outputs to the ONNX file's: a conversion rule that gets a shape wrong is found here, not when it runs."""
+    import onnx
+
+    for port, value in zip(model.outputs, onnx.load(path, load_external_data=False).graph.output, strict=True):
+        wanted = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        got = list(port.partial_shape.to_shape())
+        if got != wanted:
+            raise ConversionError(
+                f"graph {graph!r}: output {value.name!r} is {got} in OpenVINO and {wanted} in the ONNX file: one of "
+                "its conversion rules is wrong for this model; choose another target"
+            )
 
 
 def forget_inner_names(model: openvino.Model, onnx: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ from edgeattn.converters.trace import (
     compare,
     conversion_error,
     example_tensors,
+    first_line,
     named_wrapper,
     reference_outputs,
     strip_wrapper,
@@ -32,6 +35,7 @@ Copies = dict[Any, "torch.Tensor"]
 PRECISIONS = ("fp32", "fp16")
 SEVERAL = "model.tflite"  # file that holds all graphs of a model that has several
 PARITY = 1e-4  # largest absolute difference to torch, float32
+HALF_MAX = 65504.0  # largest finite float16
 HALF_PARITY = 3e-2  # float16 weights have 11 bits; a wrong graph is off by far more
 
 
@@ -54,16 +58,44 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(unknown_name("TFLite precision", precision, PRECISIONS))
+    for graph in model.spec.graphs:
+        unsupported = getattr(model.modules[graph.name], "unsupported", "")
+        if unsupported:  # an ONNX source that could not be imported into torch
+            raise UnsupportedError(f"graph {graph.name!r}: {unsupported}")
     models = _convert(model, directory)
     for graph in model.spec.graphs:
         _compare_with_source(model, graph, models[graph.name], PARITY, "TFLite")
-    if precision == "fp16":
-        for path in sorted(set(models.values())):
-            _halve_weights(path, ", ".join(graph for graph in models if models[graph] == path))
-        for graph in model.spec.graphs:
-            _compare_with_source(model, graph, models[graph.name], HALF_PARITY, "float16 TFLite")
-    recipe = {"fp32": "float32", "fp16": "float16 weights, float32 input and output"}[precision]
-    return Artifact("litert", precision, models, recipe)
+    single = Artifact("litert", "fp32", models, "float32")
+    return single if precision == "fp32" else _halved(model, single)
+
+
+def halve_tflite(model: EdgeModel, tflite: Artifact, directory: Path) -> Artifact:
+    """float16 weights for the float32 files of :func:`to_tflite`, without converting the model again.
+
+    Args:
+        model: that they came from.
+        tflite: float32.
+        directory: existing directory, another one than the artifact's.
+
+    Raises:
+        ConversionError: if an output differs from torch's by more than float16 weights explain.
+        UnsupportedError: if the artifact is not float32 TFLite.
+    """
+    if tflite.backend != "litert" or tflite.precision != "fp32":
+        raise UnsupportedError(f"float16 TFLite starts from float32 TFLite, got {tflite.backend} {tflite.precision}")
+    copies = {path: directory / path.name for path in dict.fromkeys(tflite.models.values())}
+    for path, copy in copies.items():
+        shutil.copyfile(path, copy)
+    return _halved(model, replace(tflite, models={graph: copies[path] for graph, path in tflite.models.items()}))
+
+
+def _halved(model: EdgeModel, single: Artifact) -> Artifact:
+    models = single.models
+    for path in sorted(set(models.values())):
+        _halve_weights(path, ", ".join(graph for graph in models if models[graph] == path))
+    for graph in model.spec.graphs:
+        _compare_with_source(model, graph, models[graph.name], HALF_PARITY, "float16 TFLite")
+    return Artifact("litert", "fp16", models, "float16 weights, float32 input and output")
 
 
 def _compare_with_source(model: EdgeModel, graph: GraphSpec, path: Path, tolerance: float, tool: str) -> None:
@@ -171,13 +203,32 @@ def _halve_weights(path: Path, graph: str) -> None:
             explicit_dequantize=True,
         )
         work = quantizer.Quantizer(str(path))
-        for operator in (types.TFLOperationName.ALL_SUPPORTED,):
-            work.update_quantization_recipe(".*", operator, half, algorithms.AlgorithmName.FLOAT_CASTING)
+        every = types.TFLOperationName.ALL_SUPPORTED
+        work.update_quantization_recipe(".*", every, half, algorithms.AlgorithmName.FLOAT_CASTING)
+        for name in _beyond_half(path):
+            scope = f"^{re.escape(name)}"
+            work.update_quantization_recipe(scope, every, algorithm_key=algorithms.AlgorithmName.NO_QUANTIZE)
         try:
             halved = work.quantize()
         except Exception as error:
             raise ConversionError(f"graph {graph!r}: float16 weights failed: {error}; ask for fp32") from error
         halved.export_model(str(path), overwrite=True)
+
+
+def _beyond_half(path: Path) -> list[str]:
+    """First outputs, by which a recipe selects, of the operators with a constant that float16 makes infinite."""
+    schema: Any = load_extra("ai_edge_litert.schema_py_generated", "tflite")
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    names = []
+    for subgraph in model.subgraphs:
+        for operator in subgraph.operators:
+            tensors = [subgraph.tensors[index] for index in operator.inputs if index >= 0]
+            floats = [tensor for tensor in tensors if tensor.type == schema.TensorType.FLOAT32]
+            data = [model.buffers[tensor.buffer].data for tensor in floats]
+            arrays = [np.asarray(stored).view(np.float32) for stored in data if stored is not None and len(stored)]
+            if any(np.abs(array).max() > HALF_MAX for array in arrays):
+                names.append(subgraph.tensors[operator.outputs[0]].name.decode())
+    return names
 
 
 def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -196,7 +247,13 @@ def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray], prefix:
             for tensor in graph.all_inputs
             if tensor.name in details
         }
-        outputs = runner(**feed)
+        try:
+            outputs = runner(**feed)
+        except (RuntimeError, ValueError) as error:
+            raise ConversionError(
+                f"graph {graph.name!r}: LiteRT converts this model and cannot run it: {first_line(error)}; replace "
+                "that operation in the module, or choose another target"
+            ) from error
         return {tensor.name: outputs[tensor.name] for tensor in graph.all_outputs}
 
 

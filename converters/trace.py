@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import re
+import sysconfig
 import traceback
 import weakref
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,8 +90,18 @@ def trace(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
         rewritten(program, passes.FX_PASSES)
         for stale in [old for old in traces if old[:2] == key[:2]]:  # weights that are gone
             del traces[stale]
+        if not _is_static(program):  # torch's decompositions use up the sizes that depend on values
+            return program
         traces[key] = program
     return traces[key]
+
+
+def _is_static(program: torch.export.ExportedProgram) -> bool:
+    import torch
+
+    values = (node.meta.get("val") for node in program.graph.nodes)
+    shapes = (value.shape for value in values if isinstance(value, torch.Tensor))
+    return all(isinstance(size, int) for shape in shapes for size in shape)
 
 
 def _weights_key(module: torch.nn.Module) -> tuple[tuple[int, int], ...]:
@@ -112,7 +125,8 @@ def _traced(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
         except Exception as error:
             place = describe_module(entered, prefix)
             raise ConversionError(
-                f"graph {graph.name!r}: forward of {place} cannot be traced: {first_line(error)}{_hint(error)}"
+                f"graph {graph.name!r}: forward of {place} cannot be traced{_line(error)}: "
+                f"{first_line(error)}{_hint(error)}"
             ) from error
 
 
@@ -256,6 +270,22 @@ def _chain(error: BaseException) -> list[BaseException]:
         links.append(link)
         link = link.__cause__
     return links
+
+
+def _line(error: BaseException) -> str:
+    """`` at model.py:12, "if x.sum() > 0:"``, the deepest line on the way that is neither torch's nor ours."""
+    import torch
+
+    foreign = (Path(torch.__file__).parent, Path(__file__).resolve().parents[1] / "edgeattn", Path(__file__).parent)
+    library = Path(sysconfig.get_path("stdlib"))
+    found = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        inside_library = path.is_relative_to(library) and "site-packages" not in path.parts
+        if path.is_absolute() and not inside_library and not any(path.is_relative_to(folder) for folder in foreign):
+            code = linecache.getline(str(path), number).strip()
+            found = f' at {path.name}:{number}, "{code}"' if code else f" at {path.name}:{number}"
+    return found
 
 
 def _hint(error: BaseException) -> str:

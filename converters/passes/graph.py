@@ -161,6 +161,7 @@ def rewritten(exported: torch.export.ExportedProgram, passes: Iterable[Callable[
         name of the pass -> how many places it changed.
     """
     program = Program(exported)
+    program.graph.eliminate_dead_code()  # what forward computes for nothing is nobody's finding
     counts = {}
     for rewrite in passes:
         counts[rewrite.__name__] = rewrite(program)

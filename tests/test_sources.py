@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.errors import DataError, InputError, ModelError, UnsupportedError
+from edgeattn.errors import DataError, InputError, ModelError
 from edgeattn.evaluation.data import ArrayData, SpeechData
 from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, TensorSpec
@@ -220,14 +220,6 @@ def test_a_reference_to_nothing_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=message):
         load_model(reference)
-
-
-@pytest.mark.parametrize("name", ["net.pt2", "net.pt", "net.pth"])
-def test_a_kind_of_source_that_is_not_read_yet_says_so(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(UnsupportedError, match="not read yet; write a factory") as caught:
-        load_model(str(tmp_path / name))
-    assert caught.value.exit_code == 4
 
 
 def test_a_wrong_suffix_is_named(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def read_onnx(path: Path, graph: str) -> openvino.Model:
 
 
 def _check_shapes(model: openvino.Model, path: Path, graph: str) -> None:
-    """Hold the outputs to the ONNX file's: a conversion rule that gets a shape wrong is found here, not when it runs."""
+    """Hold the outputs to the ONNX file's: a conversion rule that gets a shape wrong shows here, not when it runs."""
     import onnx
 
     for port, value in zip(model.outputs, onnx.load(path, load_external_data=False).graph.output, strict=True):

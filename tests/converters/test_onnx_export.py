@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeattn.converters.onnx import SPEC_KEY, export_onnx, module_path, reduced_opset
+from edgeattn.converters.onnx import (
+    GIVEN,
+    SECOND,
+    SPEC_KEY,
+    export_onnx,
+    module_path,
+    reduced_opset,
+    with_exporter,
+)
+from edgeattn.converters.trace import trace
 from edgeattn.errors import ConversionError
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.sources import from_module
 from edgeattn.spec import GraphSpec, from_json
 from tests.converters.samples import (
+    AttentionBlock,
     Nested,
     as_model,
     converted_stream,
@@ -130,6 +143,73 @@ def test_a_decomposed_operation_is_still_named_with_its_module(tmp_path: Path) -
 def test_a_branch_on_values_names_the_module_and_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"forward of module encoder\.odd \(Apply\) .* torch\.where"):
         export_onnx(nested(lambda x: x * 2 if x.sum() > 0 else x), tmp_path)
+
+
+def test_a_branch_on_values_names_its_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConversionError, match=r'at test_onnx_export\.py:\d+, "export_onnx\(nested\(lambda x: x \* 2 if'
+    ):
+        export_onnx(nested(lambda x: x * 2 if x.sum() > 0 else x), tmp_path)
+
+
+def failing(*_: object) -> onnx.ModelProto:
+    raise RuntimeError("no translation")
+
+
+def test_where_the_first_exporter_fails_the_second_is_taken_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeattn.converters.onnx._exported_first", failing)
+    model = generic_models()["tokens"]
+    files = export_onnx(model, tmp_path)
+    assert with_exporter("recipe", files) == f"recipe; ONNX by {SECOND}"
+    got = deployed_once(Artifact("onnxruntime", "fp32", files, ""), model)
+    np.testing.assert_allclose(got["scores"], model.run(model.example["main"])["scores"], atol=1e-5)
+
+
+def test_where_both_exporters_fail_the_first_one_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeattn.converters.onnx._exported_second", failing)
+    with pytest.raises(ConversionError, match=r"'linalg_eig' \(aten\.linalg_eig\.default\) of module encoder\.odd: "):
+        export_onnx(nested(lambda x: torch.linalg.eigvals(x).real), tmp_path)
+
+
+def test_what_is_onnx_already_is_written_as_it_is(tmp_path: Path) -> None:
+    model = generic_models()["attention"]
+    exported = onnx.load(export_onnx(model, tmp_path)["main"])
+    exported.graph.node[0].doc_string = "the user's own"
+    files = export_onnx(replace(model, onnx={"main": exported}), tmp_path)
+    assert onnx.load(files["main"]).graph.node[0].doc_string == "the user's own"
+    assert with_exporter("recipe", files) == f"recipe; ONNX by {GIVEN}"
+
+
+def test_weights_beyond_two_gibibytes_are_refused(tmp_path: Path) -> None:
+    class Huge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(2**15, 2**14, device="meta"))
+
+    model = generic_models()["attention"]
+    with pytest.raises(ConversionError, match=r"2\.0 GiB, an ONNX file holds less than 2 GiB"):
+        export_onnx(replace(model, modules={"main": Huge()}), tmp_path)
+
+
+def test_one_trace_serves_every_engine() -> None:
+    model = generic_models()["attention"]
+    graph = model.spec.graphs[0]
+    first = trace(model, graph)
+    assert trace(model, graph) is first
+    with torch.no_grad():
+        next(iter(model.modules["main"].parameters())).add_(0.0)
+    assert trace(model, graph) is not first  # a weight was written
+
+
+def test_a_trace_dies_with_its_module() -> None:
+    model = as_model("short", AttentionBlock(), x=torch.randn(1, 4, 32))
+    trace(model, model.spec.graphs[0])
+    module = weakref.ref(model.modules["main"])
+    del model
+    gc.collect()
+    assert module() is None
 
 
 def test_a_shape_that_depends_on_values_is_refused(tmp_path: Path) -> None:

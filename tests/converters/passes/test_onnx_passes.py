@@ -1,0 +1,191 @@
+"""Passes on ONNX files: LayerNorm in pieces fused, the scale of attention on Q; float16 ranges that they save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
+from edgeattn.converters.passes.scale_on_query import scale_on_query
+
+FLOAT = TensorProto.FLOAT
+RNG = np.random.default_rng(0)
+SCALE, BIAS = (RNG.standard_normal(16).astype(np.float32) for _ in range(2))
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], inputs: dict[str, list[int]], opset: int = 17, **constants: Any
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "main",
+        [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info("y", FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["y"], inputs)[0])
+
+
+def run_half(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+    """Every tensor rounded to float16, as an engine with a float16 switch keeps them; LayerNormalization is one step.
+
+    ONNX Runtime would not show it: on a CPU it widens whole chains of nodes.
+    """
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer} | inputs
+    for step in model.graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in step.attribute}
+        operands = [tensors[name] for name in step.input]
+        alone = model_of(
+            [helper.make_node(step.op_type, [f"i{i}" for i in range(len(operands))], ["y"], **attributes)],
+            {f"i{i}": list(operand.shape) for i, operand in enumerate(operands)},
+        )
+        got = run(alone, **{f"i{i}": operand.astype(np.float32) for i, operand in enumerate(operands)})
+        with np.errstate(over="ignore"):
+            tensors[step.output[0]] = got.astype(np.float16).astype(np.float32)
+    return np.asarray(tensors["y"])
+
+
+def ops(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def node(op_type: str, inputs: str, output: str, **attributes: Any) -> onnx.NodeProto:
+    return helper.make_node(op_type, inputs.split(), [output], name=f"node_{output}", **attributes)
+
+
+def layer_norm(square: str = "Pow", root: str = "Div", affine: str = "Mul Add", again: bool = False) -> onnx.ModelProto:
+    """A LayerNorm over the last axis of (2, 5, 16), written in one of many ways."""
+    centred = "c2" if again else "c"
+    nodes = [node("ReduceMean", "x", "mean", axes=[-1]), node("Sub", "x mean", "c"), node("Sub", "x mean", "c2")]
+    if not again:
+        nodes.pop()
+    nodes.append(node("Pow", "c two", "square") if square == "Pow" else node("Mul", "c c", "square"))
+    nodes += [node("ReduceMean", "square", "variance", axes=[-1]), node("Add", "variance epsilon", "shifted")]
+    if root == "Div":
+        nodes += [node("Sqrt", "shifted", "deviation"), node("Div", f"{centred} deviation", "n")]
+    elif root == "Reciprocal":
+        nodes += [node("Sqrt", "shifted", "deviation"), node("Reciprocal", "deviation", "inverse")]
+        nodes.append(node("Mul", f"inverse {centred}", "n"))
+    else:
+        nodes += [node("Pow", "shifted minus_half", "inverse"), node("Mul", f"{centred} inverse", "n")]
+    last = "n"
+    for kind in affine.split():
+        nodes.append(node(kind, f"{last} {'scale' if kind == 'Mul' else 'bias'}", f"after_{kind}"))
+        last = f"after_{kind}"
+    nodes.append(node("Identity", last, "y"))
+    half: dict[str, Any] = {"two": np.float32(2), "minus_half": np.float32(-0.5), "epsilon": np.float32(1e-5)}
+    return model_of(nodes, {"x": [2, 5, 16]}, scale=SCALE, bias=BIAS, **half)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {},
+        {"square": "Mul", "root": "Reciprocal"},
+        {"root": "Pow", "again": True},
+        {"affine": "Mul"},
+        {"affine": "Add"},
+        {"affine": ""},
+    ],
+    ids=["division", "reciprocal", "power, subtracted twice", "scale alone", "bias alone", "neither"],
+)
+def test_a_layer_norm_in_pieces_becomes_one_operator(written: dict[str, object]) -> None:
+    model = layer_norm(**written)  # type: ignore[arg-type]
+    x = RNG.standard_normal((2, 5, 16)).astype(np.float32) * 3 + 1
+    expected = run(model, x=x)
+    assert fuse_layer_norm(model) == 1
+    assert ops(model) == ["LayerNormalization", "Identity"]
+    np.testing.assert_allclose(run(model, x=x), expected, atol=2e-6)
+
+
+def test_in_float16_the_pieces_overflow_and_the_operator_does_not() -> None:
+    # Residual outliers of trained transformers reach 1400; 300 squared is beyond 65504 already.
+    x = RNG.standard_normal((2, 5, 16)).astype(np.float32)
+    x[..., 3] = 1400.0
+    pieces, fused = layer_norm(), layer_norm()
+    fuse_layer_norm(fused)
+    expected = run(pieces, x=x)
+    broken, kept = run_half(pieces, x=x), run_half(fused, x=x)
+    # The variance is infinite, so everything is divided away: only the bias is left.
+    np.testing.assert_allclose(broken, np.broadcast_to(BIAS, broken.shape), atol=1e-2)
+    assert np.abs(expected - BIAS).max() > 0.5
+    np.testing.assert_allclose(kept, expected, atol=2e-2)
+
+
+def test_epsilon_outside_the_root_is_another_function() -> None:
+    nodes = [
+        node("ReduceMean", "x", "mean", axes=[-1]),
+        node("Sub", "x mean", "c"),
+        node("Mul", "c c", "square"),
+        node("ReduceMean", "square", "variance", axes=[-1]),
+        node("Sqrt", "variance", "deviation"),
+        node("Add", "deviation epsilon", "shifted"),
+        node("Div", "c shifted", "y"),
+    ]
+    model = model_of(nodes, {"x": [2, 5, 16]}, epsilon=np.float32(1e-5))
+    assert fuse_layer_norm(model) == 0
+
+
+def test_an_opset_without_the_operator_is_left_alone() -> None:
+    model = layer_norm()
+    model.opset_import[0].version = 13
+    assert fuse_layer_norm(model) == 0
+
+
+def attention(kind: str, scale: float, order: str = "scores scale") -> onnx.ModelProto:
+    nodes = [
+        node("MatMul", "q k", "scores"),
+        node(kind, order, "scaled"),
+        node("Add", "scaled mask", "masked"),
+        node("Softmax", "masked", "y", axis=-1),
+    ]
+    mask = np.triu(np.full((6, 6), -1e4, np.float32), 1)
+    return model_of(nodes, {"q": [2, 6, 64], "k": [2, 64, 6]}, scale=np.float32(scale), mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "order"),
+    [("Mul", 0.125, "scores scale"), ("Mul", 0.125, "scale scores"), ("Div", 8.0, "scores scale")],
+)
+def test_the_scale_moves_to_the_query(kind: str, scale: float, order: str) -> None:
+    model = attention(kind, scale, order)
+    q, k = (RNG.standard_normal(shape).astype(np.float32) for shape in ((2, 6, 64), (2, 64, 6)))
+    expected = run(model, q=q, k=k)
+    assert scale_on_query(model) == 1
+    assert ops(model) == ["Mul", "MatMul", "Add", "Softmax"]
+    assert model.graph.node[0].input[0] == "q"
+    np.testing.assert_allclose(run(model, q=q, k=k), expected, atol=1e-6)
+    assert {value.name for value in model.graph.value_info} >= {model.graph.node[0].output[0]}
+
+
+def test_in_float16_unscaled_scores_overflow_and_scaled_queries_do_not() -> None:
+    q, k = np.full((2, 6, 64), 40.0, np.float32), np.full((2, 64, 6), 40.0, np.float32)
+    k[..., 0] = 39.0
+    before, after = attention("Mul", 0.125), attention("Mul", 0.125)
+    scale_on_query(after)
+    assert np.isnan(run_half(before, q=q, k=k)).any()
+    np.testing.assert_allclose(run_half(after, q=q, k=k), run(before, q=q, k=k), atol=2e-2)
+
+
+def test_a_scale_that_is_read_elsewhere_or_meets_no_softmax_stays() -> None:
+    nodes = [node("MatMul", "q k", "scores"), node("Mul", "scores scale", "y")]
+    model = model_of(nodes, {"q": [2, 6, 64], "k": [2, 64, 6]}, scale=np.float32(0.125))
+    assert scale_on_query(model) == 0
+    model = attention("Mul", 0.125)
+    model.graph.output.append(helper.make_tensor_value_info("scores", FLOAT, [2, 6, 6]))
+    assert scale_on_query(model) == 0

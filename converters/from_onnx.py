@@ -336,18 +336,18 @@ class _Places:
         scope = self._scope(node, origins)
         whole = bool(scope) and bool(origins) and scope not in self.inner and scope not in self.taken
         path = scope if whole else ".".join(p for p in (scope, _kind(node)) if p)
-        number, base = 0, path
-        while path in self.taken or path in self.inner or _blocked(root, path):
-            number += 1
-            path = f"{base}_{number}"
         *parents, leaf = path.split(".")
-        at = root
-        for index, part in enumerate(parents):
-            if part not in dict(at.named_children()):
-                at.add_module(part, nn.Module())
-            self.inner.add(".".join(parents[: index + 1]))
-            at = at.get_submodule(part)
+        at, done = root, ""
+        for part in parents:
+            at, name = _container(at, part)
+            done = f"{done}.{name}" if done else name
+        there = dict(at.named_children())
+        number, base = 0, leaf
+        while leaf in there or f"{done}.{leaf}".lstrip(".") in self.inner:
+            number += 1
+            leaf = f"{base}_{number}"
         at.add_module(leaf, module)
+        path = f"{done}.{leaf}".lstrip(".")
         self.taken.add(path)
         return path
 
@@ -371,16 +371,14 @@ def _kind(node: onnx.NodeProto) -> str:
     return re.sub(r"\W", "_", node.op_type)
 
 
-def _blocked(root: nn.Module, path: str) -> bool:
-    """Whether a path runs through a module that is a node, or hits something that is there."""
-    at = root
-    for part in path.split("."):
-        if type(at) is not nn.Module:
-            return True
-        if part not in dict(at.named_children()):
-            return False
-        at = at.get_submodule(part)
-    return True
+def _container(at: nn.Module, part: str) -> tuple[nn.Module, str]:
+    """The child of that name that only holds others, made if need be; a node of that name keeps it to itself."""
+    there = dict(at.named_children())
+    while part in there and type(there[part]) is not nn.Module:
+        part += "_"
+    if part not in there:
+        at.add_module(part, nn.Module())
+    return at.get_submodule(part), part
 
 
 def check_against_runtime(

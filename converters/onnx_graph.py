@@ -81,7 +81,7 @@ def make_node(
     """A node with what is known of its inputs.
 
     Args:
-        limit: constants of more elements than this are treated as unknown; None knows all.
+        limit: constants of more elements than this, or floats of more than 16, are treated as unknown; None knows all.
     """
     import onnx
 
@@ -99,9 +99,14 @@ def make_node(
         attributes=attributes,
         shapes=tuple(None if v is None else v.shape for v in given),
         dtypes=tuple(None if v is None else v.dtype for v in given),
-        constants={i: array for i, array in known.items() if limit is None or array.size <= limit},
+        constants={i: array for i, array in known.items() if limit is None or _shapes_graph(array, limit)},
         outputs=tuple(bool(name) for name in proto.output),
     )
+
+
+def _shapes_graph(array: np.ndarray, limit: int) -> bool:
+    """Whether a constant may be a shape, axes, pads, a bound: weights would only make the walk slow."""
+    return array.size <= (limit if array.dtype.kind in "iub" else 16)
 
 
 def build(node: Node) -> Function | torch.nn.Module:

@@ -9,10 +9,11 @@ What is left is plain: nodes, initializers, a static shape for every tensor. Wei
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgeattn.converters.onnx_graph import (
@@ -28,7 +29,7 @@ from edgeattn.converters.onnx_graph import (
     outputs_of,
     without_constant,
 )
-from edgeattn.converters.onnx_ops import Node, NotImportableError
+from edgeattn.converters.onnx_ops import Function, Node, NotImportableError
 from edgeattn.errors import ModelError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -37,8 +38,14 @@ if TYPE_CHECKING:
 MAX_TENSOR_BYTES = 2 * 2**30  # one tensor of an edge model; a hostile file asks for terabytes
 MAX_FOLDED_BYTES = 2**20  # a constant that folding may add
 MAX_NODES = 100_000  # after loops are unrolled
-SMALL = 65_536  # elements of a constant that may shape the graph
+SMALL = 1_024  # elements of a constant that may shape the graph
+TINY = 64  # elements of the constants of shape arithmetic
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")  # stay: engines run them in integers
+GROWING = frozenset((
+    "ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike", "CenterCropPad",
+    "If", "Loop", "Scan", "MatMul", "Einsum", "Gemm",
+))  # fmt: skip
+"""Operators whose output is not bounded by the number of values that go in."""
 Oracle = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
 
@@ -85,6 +92,8 @@ class _Walk:
             self._guess(proto, NotImportableError("its condition depends on values"))
             return
         try:
+            if self._computed(proto):
+                return
             node, made = self._shapes(proto)
         except NotImportableError as error:
             self._guess(proto, error)
@@ -97,6 +106,39 @@ class _Walk:
             return
         self.kept.append(proto)
 
+    def _computed(self, proto: onnx.NodeProto) -> bool:
+        """Shape arithmetic, most of what exporters write: a handful of known numbers, computed without ado."""
+        given = [self.values[name] for name in proto.input if name]
+        tiny = all(v.constant is not None and v.constant.size <= TINY for v in given)
+        if (given and not tiny) or proto.op_type in (*GROWING, *QUANTIZED) or not proto.output:
+            return False
+        node = make_node(proto, self.versions, self.values)
+        function = build(node)
+        tensors = constant_inputs(node)
+        assert tensors is not None
+        with torch.no_grad():
+            for name, tensor in outputs_of(self._called(proto, node, function, tensors), list(proto.output)):
+                self.values[name] = constant_value(tensor.detach().numpy())
+        return True
+
+    def _called(self, proto: onnx.NodeProto, node: Node, function: Function, tensors: Sequence[Tensor | None]) -> Any:
+        try:
+            return function(*tensors)
+        except Exception as error:
+            shapes = ", ".join(str(list(s)) for s in node.shapes if s is not None)
+            raise ModelError(f"{describe(proto)} does not fit inputs of shape {shapes}: {_line(error)}") from error
+
+    def _abstract(self, proto: onnx.NodeProto, node: Node, function: Function) -> Any:
+        """The function on tensors without values."""
+        sizes = [None if s is None or i in node.taken else (s, node.dtypes[i]) for i, s in enumerate(node.shapes)]
+        try:
+            with torch.device("meta"), torch.no_grad():
+                return function(*[None if s is None else torch.empty(s[0], dtype=s[1]) for s in sizes])
+        except Exception:  # noqa: BLE001  # constants of the function's own are on the CPU: the slower way takes any
+            with self.fake:
+                tensors = [None if s is None else torch.empty(s[0], dtype=s[1]) for s in sizes]
+                return self._called(proto, node, function, tensors)
+
     def _shapes(self, proto: onnx.NodeProto) -> tuple[Node, dict[str, Value]]:
         """The node with its outputs' shapes, from running it on tensors without values."""
         node = make_node(proto, self.versions, self.values, SMALL)
@@ -105,16 +147,7 @@ class _Walk:
         except NotImportableError:
             node = make_node(proto, self.versions, self.values)
             function = build(node)
-        with self.fake:
-            tensors = [
-                None if shape is None or i in node.taken else torch.empty(shape, dtype=node.dtypes[i])
-                for i, shape in enumerate(node.shapes)
-            ]
-            try:
-                result = function(*tensors)
-            except Exception as error:
-                shapes = ", ".join(str(list(s)) for s in node.shapes if s is not None)
-                raise ModelError(f"{describe(proto)} does not fit inputs of shape {shapes}: {_line(error)}") from error
+        result = self._abstract(proto, node, function)
         made = {n: Value(tuple(map(int, t.shape)), t.dtype) for n, t in outputs_of(result, list(proto.output))}
         for name, value in made.items():
             if value.nbytes > MAX_TENSOR_BYTES:
@@ -135,9 +168,8 @@ class _Walk:
         tensors = constant_inputs(node)
         if tensors is None:
             return False
-        with self.fake:
-            fake = [None if t is None else torch.empty(t.shape, dtype=t.dtype) for t in tensors]
-            sizes = [t.numel() * t.dtype.itemsize for _, t in outputs_of(function(*fake), list(proto.output))]
+        made = outputs_of(self._abstract(proto, node, function), list(proto.output))
+        sizes = [tensor.numel() * tensor.dtype.itemsize for _, tensor in made]
         shared = any(self.uses.get(name, 0) > 1 for name in proto.input)
         if sum(sizes) > MAX_FOLDED_BYTES and (shared or sum(sizes) > sum(v.nbytes for v in given)):
             return False

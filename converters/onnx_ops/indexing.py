@@ -34,7 +34,7 @@ class Table(nn.Embedding):
     """Rows of a constant table. Ids are those of an embedding: an id below zero is an error."""
 
     def __init__(self, weight: Tensor) -> None:
-        super().__init__(weight.shape[0], weight.shape[1], _weight=weight)
+        super().__init__(weight.shape[0], weight.shape[1], _weight=weight, _freeze=True)
 
     def forward(self, _: None, ids: Tensor) -> Tensor:  # type: ignore[override]
         """Rows by id."""

@@ -55,7 +55,7 @@ def declared_inputs(graph: onnx.GraphProto) -> list[Opened]:
     """The inputs of a graph that are no initializers.
 
     Raises:
-        ModelError: for an unknown rank or a size of zero.
+        ModelError: for a size of zero.
         UnsupportedError: for an element type that edge models have not.
     """
     stored = {tensor.name for tensor in graph.initializer}
@@ -66,8 +66,6 @@ def _declared(value: onnx.ValueInfoProto) -> Opened:
     import onnx
 
     kind = value.type.tensor_type
-    if not kind.HasField("shape"):
-        raise ModelError(f"input {value.name!r} has no shape: export the model with one, or with named dimensions")
     types = onnx.TensorProto.DataType
     name = types.Name(kind.elem_type) if kind.elem_type in types.values() else "?"
     dtype = "?" if name in ("UNDEFINED", "STRING", "?") else str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))

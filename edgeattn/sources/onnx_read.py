@@ -67,12 +67,26 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             _check_tensor(tensor)
         _check_names(model.graph, set(), 0)
         _sort(model.graph)
-        onnx.checker.check_model(model)
+        _check_standard(model)
     except (ModelError, UnsupportedError) as error:
         raise type(error)(f"{path}: {error}") from error
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"{path}: {_line(error)}") from error
     return model
+
+
+def _check_standard(model: onnx.ModelProto) -> None:
+    """What onnx's own checker finds. It demands a shape of every output; ONNX Runtime finds those itself."""
+    import onnx
+
+    outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in model.graph.output]
+    for value in model.graph.output:
+        if not value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.shape.SetInParent()
+            value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
+    onnx.checker.check_model(model)
+    del model.graph.output[:]
+    model.graph.output.extend(outputs)
 
 
 def _line(error: BaseException) -> str:
@@ -216,6 +230,10 @@ def _check_operators(graph: onnx.GraphProto) -> None:
                 raise UnsupportedError(
                     f"{kind} {value.name!r} is of {which.removesuffix('_type')} type; edge engines take tensors"
                 )
+            if kind == "input" and not value.type.tensor_type.HasField("shape"):
+                raise ModelError(
+                    f"input {value.name!r} has no shape: export the model with one, or with named dimensions"
+                )
     if graph.sparse_initializer:
         raise UnsupportedError("sparse initializers are not read: store the weights dense")
 
@@ -321,6 +339,7 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
             raise ModelError(
                 f"tensor {tensor.name!r}: {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs {wanted}"
             )
+        _check_finite(tensor)
         return
     given = max(
         len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data), len(tensor.double_data),
@@ -328,6 +347,16 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
     )  # fmt: skip
     if given > 2 * math.prod(tensor.dims) or given < math.prod(tensor.dims) // 8:
         raise ModelError(f"tensor {tensor.name!r}: {given} values, its shape is {list(tensor.dims)}")
+
+
+def _check_finite(tensor: onnx.TensorProto) -> None:
+    """NaN is no weight. Infinity may be: a mask that hides; that is judged where it is used."""
+    import onnx
+
+    if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
+        array = onnx.numpy_helper.to_array(tensor)
+        if np.isnan(array).any():
+            raise ModelError(f"tensor {tensor.name!r} holds NaN; retrain or repair it")
 
 
 def _check_names(graph: onnx.GraphProto, outside: set[str], depth: int) -> None:

@@ -30,8 +30,10 @@ SENSITIVE = frozenset((
     "Sqrt", "Reciprocal", "CumSum", "Sin", "Cos", "ReduceMean",
     "ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "ReduceProd",
     "GlobalAveragePool", "LSTM", "GRU", "RNN", "If", "Loop",
-    "Scan",
+    "Scan", "EyeLike",
 ))  # fmt: skip
+COMPARISONS = frozenset(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"))
+NORMALISERS = frozenset(("Sqrt", "Reciprocal"))  # what a norm divides by, or multiplies with
 ARITHMETIC = frozenset((
     "Add", "Sub", "Mul", "Div", "Neg", "Abs",
     "Max", "Min", "Clip",
@@ -106,6 +108,7 @@ class _Plan:
         """Indices of the nodes that compute in float32."""
         single: set[int] = set()
         from_single: set[str] = set()  # tensors that a float32 node made
+        deviations: set[str] = set()  # what a norm divides by, or multiplies with
         raw = set(self.inputs)  # graph inputs, and what arithmetic alone made of them
         for index, node in enumerate(self.graph.node):
             varying = [name for name in node.input if name in self.floats and name not in self.constants]
@@ -114,9 +117,14 @@ class _Plan:
                 self._needs_single(node)
                 or (node.op_type in ARITHMETIC and varying and (is_raw or all(name in from_single for name in varying)))
                 or (node.op_type in MOVING and is_raw and not set(varying) & self.inputs)
+                or (node.op_type in COMPARISONS and is_raw)  # a mask's -inf and lowest float32 differ there only
+                # The rest of a norm in pieces: 1 / sqrt(mean(x^2)) of large x is subnormal in float16.
+                or (node.op_type in ("Mul", "Div") and any(name in deviations for name in varying))
             ):
                 single.add(index)
                 from_single.update(node.output)
+                if node.op_type in NORMALISERS:
+                    deviations.update(node.output)
                 if is_raw and node.op_type in ARITHMETIC | MOVING:
                     raw.update(node.output)
         return single | self._on_the_way(single)

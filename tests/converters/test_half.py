@@ -112,6 +112,41 @@ def test_a_square_written_out_does_not_overflow() -> None:
     np.testing.assert_allclose(run(model, X), expected, atol=5e-3)
 
 
+def test_an_rms_norm_in_pieces_stays_single_to_its_end() -> None:
+    nodes = [
+        linear(),
+        helper.make_node("Pow", ["h", "two"], ["square"]),
+        helper.make_node("ReduceMean", ["square", "axes"], ["mean"]),
+        helper.make_node("Add", ["mean", "epsilon"], ["sum"]),
+        helper.make_node("Sqrt", ["sum"], ["root"]),
+        helper.make_node("Reciprocal", ["root"], ["inverse"]),
+        helper.make_node("Mul", ["h", "inverse"], ["n"]),
+        helper.make_node("Mul", ["n", "gain"], ["y"]),
+    ]
+    gain = np.linspace(0.5, 2, 8, dtype=np.float32)
+    model = graph_of(
+        nodes, w=6000 * WEIGHT, two=np.float32(2), axes=np.array([-1]), epsilon=np.float32(1e-6), gain=gain
+    )
+    expected = run(model, X)
+    to_half(model)
+    assert np.abs(6000 * X @ WEIGHT).max() > 2**14  # 1 / x is subnormal in float16: 4 bits are left of it
+    assert computed_in(model, "Mul") == {FLOAT}
+    np.testing.assert_allclose(run(model, X), expected, atol=3e-3)
+
+
+def test_a_comparison_of_raw_inputs_stays_single() -> None:
+    # In float16 the lowest float32 is -inf, and "is it -inf" would be true of both.
+    nodes = [
+        helper.make_node("GreaterOrEqual", ["x", "lowest"], ["finite"]),
+        helper.make_node("Cast", ["finite"], ["y"], to=FLOAT),
+    ]
+    model = graph_of(nodes, lowest=np.float32(np.finfo(np.float32).min))
+    x = X.copy()
+    x[0], x[1] = -np.inf, np.finfo(np.float32).min
+    to_half(model)
+    np.testing.assert_array_equal(run(model, x)[:2], [[0.0] * 8, [1.0] * 8])
+
+
 @pytest.mark.parametrize("constant", [1e6, 1e-9])
 def test_a_constant_that_half_cannot_hold_keeps_its_node_single(constant: float) -> None:
     nodes = [linear(), helper.make_node("Mul", ["h", "k"], ["m"]), helper.make_node("Div", ["m", "k"], ["y"])]

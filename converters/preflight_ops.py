@@ -23,7 +23,6 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
          "linalg_qr", "linalg_pinv", "matrix_exp"),
         EVERY,
     ),
-    "cdist": EXPORT,
     "det": (OPENVINO, TENSORRT, LITERT),
     "col2im": (TENSORRT, LITERT),
     "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
@@ -50,7 +49,6 @@ SUBSTITUTES: Mapping[str, str] = {
     "fmax": "torch.maximum",
     "hypot": "torch.sqrt(x * x + y * y)",
     "cumprod": "torch.exp(torch.cumsum(torch.log(x)))",
-    "cdist": "the squares of both sides and one product",
     "one_hot": "(x.unsqueeze(-1) == torch.arange(n)).float()",
     "eye": "a buffer made in __init__",
     "tril_indices": "a buffer made in __init__",
@@ -125,9 +123,9 @@ LEFT_OUT = frozenset((
 """Operations that XNNPACK leaves to LiteRT's own kernels, seen in the census of the op alone."""
 
 
-def refused(call: Call, engine: str) -> str:
+def refused(view: GraphView, call: Call, engine: str) -> str:
     """Why an engine cannot be reached with an operation; empty if it can."""
-    if engine not in REFUSED.get(call.op, ()) and not _refused_with(call, engine):
+    if engine not in REFUSED.get(call.op, ()) and not _refused_with(view, call, engine):
         return ""
     if engine == LITERT:
         return "LiteRT's converter has no lowering or its interpreter no kernel for it"
@@ -136,20 +134,21 @@ def refused(call: Call, engine: str) -> str:
     return f"{engine} has no such operation"
 
 
-def _refused_with(call: Call, engine: str) -> bool:
+def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
     """Operations that are taken or refused by their arguments."""
     if call.op == "topk" and engine == LITERT:
         return True  # its values come from a sort
     if call.op == "index_put" and len(call.arguments) > 3 and call.arguments[3] is True:
         return engine in (TENSORRT, LITERT)
+    if call.op in ("index_put", "index_put_"):  # a mask as index needs the places where it is true
+        made = [view.maker(name) for name in call.inputs]
+        return engine in (TENSORRT, LITERT) and any(each is not None and each.dtype == "bool" for each in made)
     if call.overload == "aten.conv1d.padding" and engine == LITERT:
         return True
     if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] == "circular":
         return engine == OPENVINO
     if call.op == "relu" and len(call.shape) > 5:  # becomes tfl.maximum, which broadcasts over 5 axes
         return engine == LITERT
-    if call.op == "scaled_dot_product_attention" and len(call.shape) != 4:
-        return engine in EXPORT
     return False
 
 

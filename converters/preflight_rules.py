@@ -35,6 +35,7 @@ TILE = 16  # K and N of a matrix product on tensor cores and DOT instructions
 LONG_ATTENTION = 512
 MAX_RANK = 4  # of the mobile GPU delegate
 TENSORRT_MAX_RANK = 8
+BROADCAST_MAX_RANK = 6  # of TFLite
 LARGE_CONSTANT = 64 * 2**20  # bytes
 FLATBUFFER_MAX = 2**31 - 1  # bytes of a TFLite file
 PARTITIONS = 2  # of the LiteRT delegate that cost nothing worth a row
@@ -185,6 +186,13 @@ def untraceable(view: GraphView, ask: Ask) -> Iterator[Hit]:
         yield Hit("stops", reason, change, line=view.error_line)
 
 
+def padded_positions(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """Outputs that read what ``nn.TransformerEncoder`` writes at padded positions."""
+    if view.mismatch:
+        reason, _colon, change = re.sub(r"^graph '.*?': ", "", view.mismatch).partition(": ")
+        yield Hit("stops", reason, change)
+
+
 def varying_dimension(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """An axis that may vary, without buckets."""
     dims = ask.model.dims.get(view.spec.name, {})
@@ -242,6 +250,10 @@ def high_rank(view: GraphView, ask: Ask) -> Iterator[Hit]:
         rank = len(call.shape)
         if rank > TENSORRT_MAX_RANK and ask.engine == "tensorrt":
             yield at(call, "stops", f"{rank} axes, TensorRT takes {TENSORRT_MAX_RANK}", "merge axes with reshape", True)
+        elif ask.engine == "litert" and rank > BROADCAST_MAX_RANK and _broadcasts(view, call):
+            yield at(
+                call, "stops", f"{rank} axes, TFLite broadcasts over {BROADCAST_MAX_RANK}", "merge axes with reshape"
+            )
         elif rank > MAX_RANK and ask.engine == "litert" and call.dtype == "float32":
             yield at(
                 call,
@@ -252,6 +264,13 @@ def high_rank(view: GraphView, ask: Ask) -> Iterator[Hit]:
             )
 
 
+def _broadcasts(view: GraphView, call: Call) -> bool:
+    """Whether an operation spreads a smaller side, or a number, over its result."""
+    return call.op in ("add", "sub", "mul", "div", "maximum", "minimum") and (
+        len(call.inputs) == 1 or any(view.shape_of(name) != call.shape for name in call.inputs)
+    )
+
+
 # Operations -----------------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +279,7 @@ def unsupported_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
     if view.onnx is not None and ask.engine in ONNX_ENGINES:
         return  # the file itself goes to the engine
     for call in view.calls:
-        why = ops.refused(call, ask.engine)
+        why = ops.refused(view, call, ask.engine)
         if why:
             yield at(call, "stops", f"{call.op}: {why}", ops.substitute(call.op))
 
@@ -766,6 +785,7 @@ RULES: Mapping[str, Rule] = {
     "missing-calibration": Rule(missing_calibration, STATIC_INT8, ("stops", "risk")),
     "memory": Rule(memory, ALL, ("stops", "risk")),
     "untraceable": Rule(untraceable, ALL, ("stops",)),
+    "padded-positions": Rule(padded_positions, ALL, ("stops",)),
     "varying-dimension": Rule(varying_dimension, ALL, ("risk",)),
     "value-dependent-shape": Rule(value_dependent_shape, ALL, ("stops", "risk")),
     "high-rank": Rule(high_rank, ("litert", "tensorrt"), ("stops", "risk")),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.converters.trace import first_line, strip_wrapper, trace, wrapper_prefix
+from edgeattn.converters.trace import first_line, reference_outputs, strip_wrapper, trace, wrapper_prefix
 from edgeattn.errors import ConversionError
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.silence import silenced
@@ -103,6 +103,8 @@ class GraphView:
         error: why it could not be traced, else empty; ``error_line`` is the user's line then.
         constants: node -> tensor, weights and lifted constants alike; ``weights`` holds the names of the former.
         onnx: where the source is an ONNX file.
+        refusal: why no torch module could be made of it, else empty.
+        mismatch: why no traced program can give what the model gives in inference, else empty.
         passes: what the converters' passes already mended, name -> count.
         parameters: number of weights; each once.
         macs: multiply-adds of one call. ``flops`` adds one per element of every other result.
@@ -121,6 +123,7 @@ class GraphView:
     outputs: Mapping[str, str] = field(default_factory=dict)
     onnx: onnx.ModelProto | None = None
     refusal: str = ""
+    mismatch: str = ""
     passes: Mapping[str, int] = field(default_factory=dict)
     parameters: int = 0
     macs: int = 0
@@ -220,10 +223,24 @@ def _look_at(model: EdgeModel, graph: GraphSpec, sample: Arrays) -> GraphView:
         macs=total,
         flops=2 * total + sum(math.prod(size or 1 for size in call.shape) for call in others),
         activation_bytes=activation_peak(view),
+        mismatch=_mismatch(model, graph) if total <= MAX_MACS else "",
         attention=tuple(attention_blocks(view)),
         ranges=ranges,
         no_ranges=why,
     )
+
+
+def _mismatch(model: EdgeModel, graph: GraphSpec) -> str:
+    """What every converter would say of torch's fast path for padded positions."""
+    import torch
+
+    if not any(isinstance(module, torch.nn.TransformerEncoder) for module in model.modules[graph.name].modules()):
+        return ""
+    try:
+        reference_outputs(model, graph)
+    except ConversionError as error:
+        return str(error)
+    return ""
 
 
 def _with(view: GraphView, **changes: Any) -> GraphView:

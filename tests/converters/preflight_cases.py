@@ -151,6 +151,24 @@ def stepped(table: bool) -> Graph:
     return Graph(Stepped(table), inputs, states={"cache": "next_cache"})
 
 
+class Pooled(nn.Module):
+    """Means over all positions, the padded ones among them or not."""
+
+    def __init__(self, nested: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=nested)
+
+    def forward(self, x: Tensor, padding: Tensor) -> dict[str, Tensor]:
+        return {"mean": self.encoder(x, src_key_padding_mask=padding).mean(1)}
+
+
+def pooled(nested: bool) -> Graph:
+    """A batch with one padded position."""
+    torch.manual_seed(0)
+    return Graph(Pooled(nested), {"x": torch.randn(1, 4, 16), "padding": torch.tensor([[False, False, False, True]])})
+
+
 class Handed(nn.Module):
     """Gives its input back beside its output."""
 
@@ -208,12 +226,18 @@ def written(x: Tensor) -> Tensor:
     return x.index_copy(1, position, x[:, :1] * 2)
 
 
+def masked_write(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[y > 0] = 0.0
+    return y
+
+
 OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("erfinv", lambda x: torch.erfinv(torch.tanh(x)), ENGINES),
     ("lgamma", lambda x: torch.lgamma(x.abs() + 1), ENGINES),
     ("cumprod", lambda x: torch.cumprod(x, -1), ENGINES),
     ("inverse", lambda x: torch.inverse(x[:, :, :8] + 9 * torch.ones(8).diag()), ENGINES),
-    ("cdist", lambda x: torch.cdist(x, x), EXPORTED),
+    ("mask written by index", masked_write, ("tensorrt", "litert")),
     ("det", lambda x: torch.det(x[:, :, :8]), ("openvino", "tensorrt", "litert")),
     ("sort", lambda x: torch.sort(x, -1)[0], ("litert",)),
     ("exp2", torch.exp2, ("litert",)),
@@ -306,10 +330,13 @@ CASES: Mapping[str, Case] = {
         "high-rank",
         lambda: odd(lambda x: x.reshape(1, 2, 2, 2, 2, 2, 2, 2, 1).permute(0, 2, 1, 3, 5, 4, 6, 7, 8) * 2.0),
         plain,
-        {"tensorrt": "stops", "litert": "risk"},
+        everywhere("stops", "tensorrt", "litert"),
     ),
     "untried operation": Case(
         "untried-operation", lambda: odd(lambda x: torch.special.entr(x.abs() + 1)), plain, everywhere("risk")
+    ),
+    "pooled padding": Case(
+        "padded-positions", lambda: pooled(nested=True), lambda: pooled(nested=False), everywhere("stops"), place=""
     ),
     "int64 token ids": Case(
         "wide-integers",

@@ -37,6 +37,9 @@ DOCS = Path(__file__).parents[2] / "docs" / "preflight.md"
 OPENED = ("openvino", "litert", "onnxruntime")  # engines that run here; TensorRT is built by its builder
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+
+
 @functools.cache
 def made(name: str, good: bool = False) -> EdgeModel:
     return CASES[name].model(good)
@@ -51,7 +54,7 @@ def test_a_known_bad_model_is_named_with_its_place(name: str) -> None:
     case = CASES[name]
     for engine in ENGINES:
         rows = [row for row in findings(case, made(name), engine) if row.rule == case.rule]
-        assert {row.severity for row in rows} == ({case.severity[engine]} if engine in case.severity else set()), engine
+        assert (rows[0].severity if rows else None) == case.severity.get(engine), engine  # the worst comes first
         for row in rows:
             assert row.module == case.place
             assert row.reason

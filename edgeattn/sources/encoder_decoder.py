@@ -66,7 +66,7 @@ def step_graphs(source: Source) -> tuple[Stepped | None, str]:
     if tokens is None or tokens.shape[-1] < 2:
         return None, "its decoder takes no token ids"
     try:
-        encoder = _encoder(model)
+        encoder = _encoder(model, taken)
         with torch.inference_mode():
             crossed = {k: v.numpy() for k, v in encoder(**_tensors(taken)).items()}
             example = _first_step(model, crossed, taken) | {
@@ -139,37 +139,81 @@ def _table(model: Any) -> int:
     return next((size for size in sizes if isinstance(size, int) and size > 1), CACHE + 1)
 
 
-def _encoder(model: Any) -> torch.nn.Module:
+def _encoder(model: Any, taken: Arrays) -> torch.nn.Module:
+    """The encoder, and the part of the decoder that needs nothing else: keys and values of cross attention."""
     import torch
 
-    cache_utils: Any = load_extra("transformers.cache_utils", "hf")
+    projections = _projections(model, taken)
 
     class Encoder(torch.nn.Module):
-        """The encoder, and the part of the decoder that needs nothing else: keys and values of cross attention.
-
-        One token goes through the decoder, whose cache keeps them; a converter drops what no output needs.
-        """
-
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
         def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
             hidden = self.model.get_encoder()(**inputs).last_hidden_state
-            crossing = cache_utils.DynamicCache()
-            self.model(
-                encoder_outputs=_encoded(hidden),
-                decoder_input_ids=torch.zeros((1, 1), dtype=torch.int64),
-                past_key_values=cache_utils.EncoderDecoderCache(cache_utils.DynamicCache(), crossing),
-                use_cache=True,
-                **_mask(inputs),
-            )
-            named: dict[str, torch.Tensor] = {}
-            for index, layer in enumerate(crossing.layers):
-                named |= {f"cross_key_{index}": layer.keys, f"cross_value_{index}": layer.values}
+            if projections is None:
+                return _crossed(self.model, hidden, inputs)
+            named = {}
+            for name, (project, heads) in projections.items():
+                split = project(hidden).view(*hidden.shape[:2], heads, -1)
+                named[name] = split.transpose(1, 2)
             return named
 
     return Encoder().eval()
+
+
+def _crossed(model: Any, hidden: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keys and values of cross attention: one token goes through the decoder, whose cache keeps them."""
+    import torch
+
+    cache_utils: Any = load_extra("transformers.cache_utils", "hf")
+    crossing = cache_utils.DynamicCache()
+    model(
+        encoder_outputs=_encoded(hidden),
+        decoder_input_ids=torch.zeros((1, 1), dtype=torch.int64),
+        past_key_values=cache_utils.EncoderDecoderCache(cache_utils.DynamicCache(), crossing),
+        use_cache=True,
+        **_mask(inputs),
+    )
+    named: dict[str, torch.Tensor] = {}
+    for index, layer in enumerate(crossing.layers):
+        named |= {f"cross_key_{index}": layer.keys, f"cross_value_{index}": layer.values}
+    return named
+
+
+def _projections(model: Any, taken: Arrays) -> dict[str, tuple[torch.nn.Module, int]] | None:
+    """Output of the encoder graph -> the linear layer that makes it of the encoder's output, and its heads.
+
+    Found by what flows through the decoder, not by name. None if some key or value is made in another way: the graph
+    then holds the decoder's way to it.
+    """
+    import torch
+
+    seen: list[tuple[torch.nn.Module, torch.Tensor]] = []
+    with torch.inference_mode():
+        inputs = _tensors(taken)
+        hidden = model.get_encoder()(**inputs).last_hidden_state
+
+        def note(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
+            if args and isinstance(args[0], torch.Tensor) and args[0].data_ptr() == hidden.data_ptr():
+                seen.append((module, out))
+
+        linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        handles = [linear.register_forward_hook(note) for linear in linears]
+        try:
+            crossed = _crossed(model, hidden, inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        found: dict[str, tuple[torch.nn.Module, int]] = {}
+        for name, value in crossed.items():
+            merged = value.transpose(1, 2).flatten(2)
+            for module, out in seen:
+                if out.shape == merged.shape and torch.equal(out, merged):
+                    found[name] = module, value.shape[1]
+                    break
+    return found if len(found) == len(crossed) else None
 
 
 def _encoded(hidden: torch.Tensor) -> Any:

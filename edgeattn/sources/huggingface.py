@@ -393,7 +393,7 @@ def _task(name: str) -> str:
         classes = getattr(auto, f"MODEL_FOR_{head}_MAPPING_NAMES").values()
         if any(name == entry or (isinstance(entry, tuple) and name in entry) for entry in classes):
             return TASKS.get(head, head.lower().replace("_", "-"))
-    unlisted = re.search(r"[a-z0-9]For([A-Z]\w+)$", name)
+    unlisted = re.search(r"\wFor([A-Z]\w+)$", name)
     if unlisted is None:
         return "feature-extraction"
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", unlisted.group(1)).lower()

@@ -56,9 +56,22 @@ def _compile(core: Any, path: Path, graph: GraphSpec, threads: int, profiled: bo
         "PERF_COUNT": "YES" if profiled else "NO",
     }
     with loading("OpenVINO", path):
-        compiled = core.compile_model(_read(core, path), "CPU", properties)
+        model = _read(core, path)
+        compiled = core.compile_model(model, "CPU", properties | safe_properties(model))
         check_names(path, graph, _ports(compiled.inputs), _ports(compiled.outputs))
     return compiled
+
+
+def safe_properties(model: Any) -> dict[str, str]:
+    """What a model must be compiled with on the CPU so that it is compiled right.
+
+    OpenVINO 2026.4 fuses attention that has no axis of heads, (batch, tokens, width), into a kernel of its own that
+    writes beyond its buffers: int8 comes out wrong, and the process dies, in compiling, running or releasing. With an
+    axis of heads all is well.
+    """
+    scores = (op for op in model.get_ops() if op.get_type_name() == "Softmax")
+    ranks = [op.get_output_partial_shape(0).rank for op in scores]
+    return {"SNIPPETS_MODE": "DISABLE"} if any(rank.is_static and rank.get_length() == 3 for rank in ranks) else {}
 
 
 def _read(core: Any, path: Path) -> Any:

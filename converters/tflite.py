@@ -183,7 +183,9 @@ def _plain_weights(program: torch.export.ExportedProgram, copies: Copies) -> Ite
         # Programs that share a weight share its copy: litert-torch stores once what has one address.
         key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
         if key not in copies:
-            copies[key] = tensor.detach().clone(memory_format=torch.contiguous_format)
+            copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+            learned = isinstance(tensor, torch.nn.Parameter)  # a program asks of each weight that it is what it was
+            copies[key] = torch.nn.Parameter(copy, tensor.requires_grad) if learned else copy
         tensors[name] = copies[key]
     try:
         yield

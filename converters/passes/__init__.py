@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from edgeattn.converters.passes.drop_asserts import drop_asserts
 from edgeattn.converters.passes.explicit_padding import explicit_padding
 from edgeattn.converters.passes.finite_masks import finite_masks
+from edgeattn.converters.passes.finite_onnx_masks import finite_onnx_masks
 from edgeattn.converters.passes.fold_constants import fold_constants
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.graph import Program
@@ -48,4 +49,5 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
 ONNX_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = (
     fuse_layer_norm,
     scale_on_query,
+    finite_onnx_masks,
 )

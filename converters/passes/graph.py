@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MAX_KNOWN = 2**24  # elements; larger values are not worked out just to look at them
 RECORD = "edgeattn.passes"  # in the graph module's meta: name of the pass -> places changed
-LOWEST = -1e30  # what lies below means "hidden": -inf, the lowest float32, -1e38
+LOWEST = -65504.0  # a constant at or below means "hidden": -inf, the lowest float32, -1e9; float16 ends here
 
 
 @dataclass

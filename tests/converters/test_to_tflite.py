@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeattn.converters.tflite import to_tflite
-from edgeattn.errors import ConversionError, UnsupportedError
+from edgeattn.converters.tflite import halve_tflite, to_tflite
+from edgeattn.errors import ConversionError, InputError, UnsupportedError
+from edgeattn.model import Artifact, EdgeModel
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.runtimes import open_session
 from tests.converters.samples import (
@@ -86,6 +87,73 @@ def test_weights_with_strides_stay_apart_and_the_module_is_left_alone(tmp_path: 
     for name, value in module.named_buffers():
         assert torch.equal(value, before[name][0])
         assert value.stride() == before[name][1]
+
+
+class Counting(nn.Module):
+    """int64 in, out and as a state."""
+
+    def forward(self, ids: Tensor, count: Tensor) -> dict[str, Tensor]:
+        return {"next_ids": ids + 1, "best": (ids * 2).float(), "next_count": count + ids.sum()}
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> tuple[EdgeModel, Artifact]:
+    model = as_model("counting", Counting(), ids=torch.tensor([[3, 1, 2]]), count=torch.tensor([7]))
+    return model, to_tflite(model, tmp_path_factory.mktemp("counting"), "fp32")
+
+
+def test_int64_is_int32_in_the_file_and_int64_for_the_caller(counting: tuple[EdgeModel, Artifact]) -> None:
+    model, artifact = counting
+    reader: Any = pytest.importorskip("ai_edge_litert.interpreter").Interpreter(str(artifact.models["main"]))
+    assert all(detail["dtype"] is not np.int64 for detail in reader.get_tensor_details())
+    got = deployed_once(artifact, model)
+    expected = model.run(model.example["main"])
+    for name, value in expected.items():
+        assert got[name].dtype == value.dtype
+        np.testing.assert_array_equal(got[name], value)
+
+
+def test_a_number_beyond_int32_is_refused_by_name(counting: tuple[EdgeModel, Artifact]) -> None:
+    model, artifact = counting
+    inputs = {"ids": np.array([[0, 2**31, 1]]), "count": np.array([0])}
+    with (
+        open_session("litert", artifact.models, model.spec, threads=1) as session,
+        pytest.raises(InputError, match=r"input 'ids' holds 0\.\.2147483648; this engine computes with int32"),
+    ):
+        session.run(inputs)
+
+
+def test_float16_comes_from_the_float32_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, model = converted_stream(), stream_model()
+    monkeypatch.setattr("edgeattn.converters.tflite._convert", lambda *_: pytest.fail("converted again"))
+    before = files.tflite.models[GRAPH].read_bytes()
+    half = halve_tflite(model, files.tflite, tmp_path)
+    assert half.precision == "fp16"
+    assert half.models[GRAPH].stat().st_size <= 0.7 * len(before)
+    assert files.tflite.models[GRAPH].read_bytes() == before
+    with pytest.raises(UnsupportedError, match="starts from float32 TFLite, got litert fp16"):
+        halve_tflite(model, half, tmp_path)
+
+
+def test_a_constant_that_float16_cannot_hold_stays_float32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(32, 32)
+    model = nested(lambda x: (x @ weight[:8, :8]) * torch.full((8,), 1e6) * 1e-6)
+    got = deployed_once(to_tflite(model, tmp_path, "fp16"), model)
+    np.testing.assert_allclose(got["y"], model.run(model.example["main"])["y"], atol=2e-2)
+
+
+def test_a_module_that_only_another_engine_can_run_is_refused_with_its_reason(tmp_path: Path) -> None:
+    model = generic_models()["attention"]
+    model.modules["main"].unsupported = "operator Det (node 'det') has no torch form"  # type: ignore[assignment]
+    with pytest.raises(UnsupportedError, match="graph 'main': operator Det"):
+        to_tflite(model, tmp_path, "fp32")
+
+
+def test_what_converts_and_does_not_run_is_a_conversion_error(tmp_path: Path) -> None:
+    index = torch.arange(8)
+    with pytest.raises(ConversionError, match="LiteRT converts this model and cannot run it: Only update, Add"):
+        to_tflite(nested(lambda x: x.index_add(0, index, x)), tmp_path, "fp32")
 
 
 def test_an_operation_without_lowering_is_named_with_its_module(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ MODULES = {
     "where": Filled(LOWEST, where=True),
     "added": Added(LOWEST, product=False),
     "one minus": Added(LOWEST, product=True),
+    "minus a billion": Added(-1e9, product=True),
 }
 
 

@@ -9,7 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
+from edgeattn.converters.passes.finite_onnx_masks import finite_onnx_masks
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.scale_on_query import scale_on_query
 
@@ -41,22 +43,29 @@ def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
     return np.asarray(session.run(["y"], inputs)[0])
 
 
+def half(array: np.ndarray) -> np.ndarray:
+    """Float32 numbers as float16 can hold them, infinities where it cannot."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float16).astype(np.float32) if array.dtype == np.float32 else array
+
+
 def run_half(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
     """Every tensor rounded to float16, as an engine with a float16 switch keeps them; LayerNormalization is one step.
 
     ONNX Runtime would not show it: on a CPU it widens whole chains of nodes.
     """
-    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer} | inputs
+    tensors: dict[str, Any] = {tensor.name: half(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    tensors |= {name: half(array) for name, array in inputs.items()}
     for step in model.graph.node:
-        attributes = {a.name: helper.get_attribute_value(a) for a in step.attribute}
-        operands = [tensors[name] for name in step.input]
-        alone = model_of(
-            [helper.make_node(step.op_type, [f"i{i}" for i in range(len(operands))], ["y"], **attributes)],
-            {f"i{i}": list(operand.shape) for i, operand in enumerate(operands)},
+        operands: dict[str, Any] = {str(name): tensors[name] for name in step.input}
+        alone = helper.make_model(
+            helper.make_graph([step], "step", [], [helper.make_tensor_value_info(step.output[0], FLOAT, None)]),
+            opset_imports=model.opset_import,
         )
-        got = run(alone, **{f"i{i}": operand.astype(np.float32) for i, operand in enumerate(operands)})
-        with np.errstate(over="ignore"):
-            tensors[step.output[0]] = got.astype(np.float16).astype(np.float32)
+        alone.graph.input.extend(helper.make_tensor_value_info(name, FLOAT, None) for name in operands)
+        with np.errstate(all="ignore"):
+            (made,) = ReferenceEvaluator(alone).run(None, operands)
+        tensors[str(step.output[0])] = half(np.asarray(made))
     return np.asarray(tensors["y"])
 
 
@@ -88,8 +97,8 @@ def layer_norm(square: str = "Pow", root: str = "Div", affine: str = "Mul Add", 
         nodes.append(node(kind, f"{last} {'scale' if kind == 'Mul' else 'bias'}", f"after_{kind}"))
         last = f"after_{kind}"
     nodes.append(node("Identity", last, "y"))
-    half: dict[str, Any] = {"two": np.float32(2), "minus_half": np.float32(-0.5), "epsilon": np.float32(1e-5)}
-    return model_of(nodes, {"x": [2, 5, 16]}, scale=SCALE, bias=BIAS, **half)
+    numbers: dict[str, Any] = {"two": np.float32(2), "minus_half": np.float32(-0.5), "epsilon": np.float32(1e-5)}
+    return model_of(nodes, {"x": [2, 5, 16]}, scale=SCALE, bias=BIAS, **numbers)
 
 
 @pytest.mark.parametrize(
@@ -189,3 +198,52 @@ def test_a_scale_that_is_read_elsewhere_or_meets_no_softmax_stays() -> None:
     model = attention("Mul", 0.125)
     model.graph.output.append(helper.make_tensor_value_info("scores", FLOAT, [2, 6, 6]))
     assert scale_on_query(model) == 0
+
+
+LOWEST = float(np.finfo(np.float32).min)
+SEEN = RNG.random((1, 6, 6)) > 0.4
+SEEN[:, :, 0] = True
+
+
+def masked(kind: str, lowest: float) -> onnx.ModelProto:
+    """Softmax of scores under a mask that is an input of 0 and 1, or a constant."""
+    before = [node("Cast", "seen", "visible", to=TensorProto.BOOL), node("Sub", "one seen", "unseen")]
+    ways = {
+        "where": [node("Where", "visible scores lowest", "masked")],
+        "added": [node("Where", "visible zero lowest", "bias"), node("Add", "scores bias", "masked")],
+        "product": [node("Mul", "unseen lowest", "bias"), node("Add", "bias scores", "masked")],
+        "constant": [node("Add", "scores bias", "masked")],
+    }
+    nodes = [*before, *ways[kind], node("Softmax", "masked", "y", axis=-1)]
+    constants: dict[str, Any] = {"lowest": np.float32(lowest), "zero": np.float32(0), "one": np.float32(1)}
+    if kind == "constant":
+        constants["bias"] = np.where(SEEN, 0, lowest).astype(np.float32)
+    return model_of(nodes, {"scores": [1, 6, 6], "seen": [1, 6, 6]}, **constants)
+
+
+def numbers(model: onnx.ModelProto) -> np.ndarray:
+    arrays = [numpy_helper.to_array(tensor).reshape(-1) for tensor in model.graph.initializer]
+    return np.concatenate([array for array in arrays if array.dtype == np.float32])
+
+
+@pytest.mark.parametrize("lowest", [LOWEST, -1e9, -np.inf])
+@pytest.mark.parametrize("kind", ["where", "added", "product", "constant"])
+def test_masks_become_finite_and_a_row_that_sees_nothing_stays_uniform(kind: str, lowest: float) -> None:
+    if kind == "product" and np.isinf(lowest):
+        pytest.skip("0 * -inf is NaN: nobody writes that")
+    model, scores = masked(kind, lowest), 3 * RNG.standard_normal((1, 6, 6)).astype(np.float32)
+    seen = SEEN.astype(np.float32)
+    if np.isfinite(lowest) and kind != "constant":
+        seen[:, 3] = 0
+    expected = run(model, scores=scores, seen=seen)
+    assert finite_onnx_masks(model) == 1
+    assert numbers(model).min() >= -2e4
+    np.testing.assert_allclose(run(model, scores=scores, seen=seen), expected, atol=1e-6)
+    assert np.isfinite(run_half(model, scores=scores, seen=np.zeros_like(seen))).all()
+
+
+def test_a_file_that_looks_for_nan_itself_keeps_its_infinities() -> None:
+    model = masked("added", -np.inf)
+    model.graph.node[-1].output[0] = "weights"
+    model.graph.node.extend([node("IsNaN", "weights", "blind"), node("Where", "blind zero weights", "y")])
+    assert finite_onnx_masks(model) == 0

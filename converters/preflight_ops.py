@@ -136,15 +136,14 @@ def refused(view: GraphView, call: Call, engine: str) -> str:
 
 def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
     """Operations that are taken or refused by their arguments."""
-    if call.op == "topk" and engine == LITERT:
-        return True  # its values come from a sort
+    if call.op == "topk" and engine == LITERT:  # its values come from a sort, its indices from TOPK_V2
+        values = [reader for reader in view.readers(call.name) if reader.op == "getitem" and reader.arguments[1] == 0]
+        return any(view.readers(each.name) or each.name in view.outputs for each in values)
     if call.op == "index_put" and len(call.arguments) > 3 and call.arguments[3] is True:
         return engine in (TENSORRT, LITERT)
     if call.op in ("index_put", "index_put_"):  # a mask as index needs the places where it is true
         made = [view.maker(name) for name in call.inputs]
         return engine in (TENSORRT, LITERT) and any(each is not None and each.dtype == "bool" for each in made)
-    if call.overload == "aten.conv1d.padding" and engine == LITERT:
-        return True
     if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] == "circular":
         return engine == OPENVINO
     if call.op == "relu" and len(call.shape) > 5:  # becomes tfl.maximum, which broadcasts over 5 axes

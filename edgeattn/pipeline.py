@@ -102,9 +102,9 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
     for target in options.targets:
         precisions(target, engine(target, options), options.precision)  # refused before any waiting
         destination(model, target, options)
-    foreseen = preflight(model, data, options, progress)
     with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
         check_room(model, Path(scratch))
+        foreseen = preflight(model, data, options, progress)
         workshop = Workshop(model, baseline(model, data, progress), Path(scratch))
         results = [
             replace(convert_target(workshop, target, options, progress), preflight=foreseen[target.name])

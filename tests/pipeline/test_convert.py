@@ -356,7 +356,7 @@ def test_an_engine_that_a_target_lacks_is_not_supported(kept: Converted, tmp_pat
 
 
 def test_int8_by_ranges_is_refused_without_data_to_calibrate_on(converted: Converted, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="calibration"):
+    with pytest.raises(UnsupportedError, match="int8 takes the ranges of its activations from data, and none is given"):
         convert(converted.model, None, options(tmp_path / "out", precision="int8"), Watch())
     assert not (tmp_path / "out").exists()
 

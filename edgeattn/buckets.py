@@ -115,6 +115,8 @@ def with_buckets(model: EdgeModel, buckets: Buckets, fills: Mapping[str, float] 
     """
     wanted = checked_buckets({**model.buckets, **buckets})
     if not wanted:
+        if fills:
+            raise InputError(f"--fill {next(iter(fills))}: nothing is padded without --bucket NAME=SIZE,SIZE")
         return model
     filled = {**model.fills, **(fills or {})}
     _check_fill_names(model, filled)

@@ -14,6 +14,7 @@ from edgeattn.errors import InputError
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.sources import from_graphs
 from edgeattn.spec import CutAxis, PaddedAxis
+from tests.small import small_spec
 
 if TYPE_CHECKING:
     import torch as torch_module
@@ -132,6 +133,20 @@ def test_a_factory_declares_sizes_and_fills_itself_and_the_caller_s_win() -> Non
 def test_a_model_without_buckets_stays_as_it_is() -> None:
     source = model()
     assert with_buckets(source, {}) is source
+
+
+def test_a_fill_without_any_bucket_is_refused() -> None:
+    with pytest.raises(InputError, match="--fill mask: nothing is padded without --bucket"):
+        with_buckets(model(), {}, {"mask": 1})
+
+
+def test_a_stream_takes_no_bucket() -> None:
+    source = model(dims={})
+    graph = small_spec().graphs[0]
+    example = {t.name: np.zeros(t.shape, np.float32) for t in graph.all_inputs}
+    stream = replace(source, spec=small_spec(), modules={"main": source.modules["main"]}, example={"main": example})
+    with pytest.raises(InputError, match="small is a stream: its chunk has one size, and it takes no bucket"):
+        with_buckets(stream, {"feats.1": (8,)})
 
 
 def test_a_model_that_does_not_hide_padding_is_refused() -> None:

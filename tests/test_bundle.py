@@ -12,7 +12,7 @@ import shutil
 import struct
 import subprocess
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -486,6 +486,12 @@ def test_a_path_outside_the_bundle_is_refused_in_a_zip_and_nothing_is_written(
     assert sorted(tmp_path.parent.iterdir()) == before
 
 
+def bucket(name: str = "any", graphs: Sequence[str] = ("main",), axis: int = 1, fill: float = 0) -> dict[str, Any]:
+    """A bucket over ``feats`` as it stands in a manifest."""
+    pad = [{"tensor": "feats", "axis": axis, "dim": "frames", "fill": fill}]
+    return {"name": name, "graphs": list(graphs), "pad": pad, "cut": []}
+
+
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "future": (lambda v: v.update(format_version=FORMAT_VERSION + 1), "format version 3, this edgeattn reads up to 2"),
     "far future": (lambda v: v.update(format_version=10**30), "update edgeattn"),
@@ -495,6 +501,11 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "version 0": (lambda v: v.update(format_version=0), "no format_version"),
     "unknown field": (lambda v: v.update(run="rm -rf /"), "unknown field 'run'"),
     "missing field": (lambda v: v.pop("spec"), "field 'spec' is missing"),
+    "bucket of no graph": (lambda v: v["spec"].update(buckets=[bucket(graphs=["x"])]), "names the graphs"),
+    "bucket on no axis": (lambda v: v["spec"].update(buckets=[bucket(axis=9)]), "names axis 9 of 'feats'"),
+    "bucket on an axis before the first": (lambda v: v["spec"].update(buckets=[bucket(axis=-1)]), "names axis -1"),
+    "bucket named as a graph": (lambda v: v["spec"].update(buckets=[bucket(name="main")]), "need different names"),
+    "bucket with an endless fill": (lambda v: v["spec"].update(buckets=[bucket(fill=10**400)]), "too large"),
     "no files": (lambda v: v.update(files={}), "uses 'golden.npz' but does not list it"),
     "files as list": (lambda v: v.update(files=[]), r"manifest\.files: expected an object"),
     "negative size": (lambda v: v["files"]["tokens.txt"].update(size=-1), r"size -1 is outside"),

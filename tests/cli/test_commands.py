@@ -99,6 +99,34 @@ def test_convert_writes_a_bundle_and_one_object(edgeattn: Command, kept: Convert
     assert "baseline" in outcome.err  # the log of a run that no terminal watches
 
 
+def test_sizes_come_from_the_command_line_or_from_the_settings(edgeattn: Command, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="conversion needs edgeattn[convert]")
+    (tmp_path / "encoder.py").write_text("from tests.several import masked_encoder as model\n")
+    (tmp_path / "calls.py").write_text(
+        "import numpy as np\n\n\ndef samples():\n    for n in range(1, 17):\n"
+        "        yield {'ids': np.arange(n), 'mask': np.ones(n, np.int64), 'target_pooled': np.array(1)}\n"
+    )
+    (tmp_path / "edgeattn.toml").write_text('[convert]\nbucket = ["seq=16,8"]\n')
+    common = ("--precision", "fp32", "--backend", "onnxruntime", "--data", "calls.py:samples", *QUICK, "--json")
+    outcome = edgeattn("convert", "encoder.py", *common)
+    assert outcome.code == 0, outcome.err
+    (result,) = outcome.json["results"]
+    assert [(row["name"], row["sizes"]) for row in result["buckets"]] == [
+        ("main_8", {"seq": 8}),
+        ("main_16", {"seq": 16}),
+    ]
+    assert result["accuracy"]["source"] == result["accuracy"]["deployed"]
+    assert outcome.json["model"]["buckets"] == {"main": ["main_8", "main_16"]}
+    again = edgeattn("convert", "encoder.py", "--bucket", "seq=4", "--out", "other", *common)
+    assert again.code == 2  # the command line wins, and a sample of 5 tokens is longer than 4
+    assert "ids[4] has shape (5,), the model takes (1, 4) or less" in again.error
+    checked = edgeattn("check", result["bundle"], "--model", "encoder.py", "--paced-seconds", "0", "--json")
+    assert checked.code == 0, checked.err
+    assert all(row["parity"] for row in checked.json["results"][0]["buckets"])
+    profiled = edgeattn("profile", result["bundle"], "--runs", "5", "--json")
+    assert [row["p50_ms"] > 0 for row in profiled.json["results"][0]["buckets"]] == [True, True]
+
+
 def test_convert_prints_a_table_with_the_bundles(edgeattn: Command, kept: Converted) -> None:
     outcome = edgeattn(
         "convert", kept.reference, "--data", kept.data, "--precision", "fp32", *QUICK, "--target", "jetson"
@@ -144,6 +172,11 @@ def test_a_failed_gate_exits_1_and_writes_nothing(edgeattn: Command, kept: Conve
         (["MODEL", "--target", "lean.toml", "--precision", "int8"], 4, "litert on lean has no int8; it has fp32"),
         (["MODEL", "--target", "missing.toml"], 2, "missing.toml: the target file cannot be read"),
         (["MODEL", "--out", "file/out"], 2, "cannot be written: Not a directory"),
+        (["MODEL", "--bucket", "seq"], 2, "--bucket seq: expected NAME=SIZE,SIZE such as seq=64,128,256"),
+        (["MODEL", "--bucket", "seq=0"], 2, "bucket seq: sizes are whole numbers from 1 to"),
+        (["MODEL", "--bucket", "seq=16"], 2, "bucket seq=16: forward of graph 'main' refuses it"),
+        (["MODEL", "--fill", "tokens=1"], 2, "nothing is padded without --bucket"),
+        (["streaming-conformer", "--bucket", "feats.1=64"], 2, "is a stream: its chunk has one size"),
     ],
 )
 def test_convert_refuses_in_one_line_with_the_right_code(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgeattn.converters.passes.drop_asserts import drop_asserts
+from edgeattn.converters.passes.endless_positions import endless_positions
 from edgeattn.converters.passes.explicit_padding import explicit_padding
 from edgeattn.converters.passes.finite_masks import finite_masks
 from edgeattn.converters.passes.finite_onnx_masks import finite_onnx_masks
@@ -39,6 +40,7 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     explicit_padding,
     plain_one_hot,
     real_rotation,
+    endless_positions,
     fold_constants,
     whole_index,
     plain_attention,  # before repeated_heads: grouped heads need no copy there

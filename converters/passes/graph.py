@@ -161,17 +161,26 @@ def rewritten(exported: torch.export.ExportedProgram, passes: Iterable[Callable[
         name of the pass -> how many places it changed.
     """
     program = Program(exported)
-    program.graph.eliminate_dead_code()  # what forward computes for nothing is nobody's finding
+    _drop_dead_code(program.graph)  # what forward computes for nothing is nobody's finding
     counts = {}
     for rewrite in passes:
         counts[rewrite.__name__] = rewrite(program)
         if counts[rewrite.__name__]:
-            program.graph.eliminate_dead_code()
+            _drop_dead_code(program.graph)
     program.drop_unused_constants()
     program.graph.lint()
     exported.graph_module.recompile()
     exported.graph_module.meta[RECORD] = counts
     return counts
+
+
+def _drop_dead_code(graph: torch.fx.Graph) -> None:
+    import torch
+
+    # torch keeps dropout for its random state, and in-place forms for what they write; in a traced eval-mode forward
+    # the one draws nothing and the other writes what nobody reads.
+    harmless = (torch.ops.aten.dropout.default, torch.ops.aten.detach_.default)
+    graph.eliminate_dead_code(lambda node: node.is_impure() and node.target not in harmless)
 
 
 def _detached(exported: torch.export.ExportedProgram, name: str) -> Any:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 PARITY = 1e-4  # largest difference to ONNX Runtime, absolute up to 1 and relative to the largest value beyond
 SHARED = 1024  # values from which on equal weights are stored once
+INTEGERS = (torch.uint8, torch.int8)
 ROUNDING = (
     "QuantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "QLinearAdd", "QLinearMul", "QGemm",
     "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearGlobalAveragePool", "QLinearConcat",
@@ -197,14 +198,14 @@ class _Importer:
         } | initializers(model.graph)
         self.origin = {name: name for name in self.values}  # constant -> the initializer that it was made from
         self.places = _Places(model.graph)
-        self.fused: dict[str, str] = {}  # output of a MatMul -> output of the Add that gives it its bias
+        self.nodes = self._with_real_tables(list(model.graph.node))
         self.weights: dict[Any, nn.Parameter] = {}
 
     def module(self) -> nn.Module:
         steps, root = [], nn.Module()
         biases = self._biases()
         done: set[str] = set()
-        for proto in self.graph.node:
+        for proto in self.nodes:
             if proto.output[0] in done:
                 continue
             try:
@@ -215,6 +216,44 @@ class _Importer:
                 steps.append(step)
         inputs = [value.name for value in self.graph.input]
         return ImportedModel(inputs, [value.name for value in self.graph.output], steps, root).eval()
+
+    def _with_real_tables(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Rows of an integer table, made real after they are looked up: the table is made real instead.
+
+        Engines look up rows of floats only, and a table of floats is a parameter that can be trained and pruned.
+        """
+        lookups = {
+            node.output[0]: node
+            for node in nodes
+            if node.op_type == "Gather"
+            and self._is_weight(node.input[0])
+            and self.values[node.input[0]].dtype in INTEGERS
+        }
+        readers = [name for node in nodes for name in node.input]
+        made = []
+        replaced: set[str] = set()
+        for node in nodes:
+            source = lookups.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+            others = [self.values.get(name) for name in node.input[1:] if name]
+            known = all(v is not None and v.constant is not None and v.constant.size == 1 for v in others)
+            if source is None or not known or readers.count(node.input[0]) > 1:
+                made.append(node)
+                continue
+            table = f"{source.input[0]}.real.{node.output[0]}"
+            stand_in = type(node)()
+            stand_in.CopyFrom(node)
+            stand_in.input[0] = source.input[0]
+            real = make_node(stand_in, self.versions, self.values)
+            result = build(real)(*(constant_inputs(real) or ()))
+            assert isinstance(result, Tensor)
+            self.values[table] = constant_value(result.numpy())
+            self.origin[table] = source.input[0]
+            fresh = type(node)()
+            fresh.CopyFrom(source)
+            fresh.input[0], fresh.output[0] = table, node.output[0]
+            made.append(fresh)
+            replaced.add(source.output[0])
+        return [node for node in made if node.output[0] not in replaced]
 
     def _step(
         self, proto: onnx.NodeProto, root: nn.Module, biases: Mapping[str, tuple[str, str]], done: set[str]
@@ -229,6 +268,8 @@ class _Importer:
                     self.origin[name] = self.origin.get(proto.input[0], proto.input[0])
             return self._given(proto, root) if any(n in self._outputs() for n in proto.output) else None
         left = {i: to_tensor(a) for i, a in node.constants.items() if i not in node.taken}
+        if "uant" in node.op or node.op.startswith("Q") or "Integer" in node.op:
+            left = {i: _signed(tensor) for i, tensor in left.items()}
         outputs = tuple(proto.output)
         if isinstance(function, Linear) and getattr(function, "bias", None) is None and outputs[0] in biases:
             bias, target = biases[outputs[0]]
@@ -306,6 +347,11 @@ class _Constants(nn.Module):
     def forward(self) -> tuple[Tensor, ...]:
         """Copies of them."""
         return tuple(buffer.clone() for buffer in self.buffers())
+
+
+def _signed(tensor: Tensor) -> Tensor:
+    """Unsigned bytes as int32: LiteRT has no constants without a sign, and quantized operators widen them anyway."""
+    return tensor.to(torch.int32) if tensor.dtype == torch.uint8 else tensor
 
 
 def _vector(array: np.ndarray | None, size: int) -> Tensor:

@@ -91,6 +91,7 @@ class _Walk:
                 return
             self._guess(proto, NotImportableError("its condition depends on values"))
             return
+        self._check_inference(proto)
         try:
             if self._computed(proto):
                 return
@@ -105,6 +106,15 @@ class _Walk:
             self.alias[proto.output[0]] = proto.input[0]
             return
         self.kept.append(proto)
+
+    def _check_inference(self, proto: onnx.NodeProto) -> None:
+        """Refuse nodes that were exported as they are in training: results change between calls, or with the batch."""
+        training = any(attribute.name == "training_mode" and attribute.i for attribute in proto.attribute)
+        if proto.op_type == "Dropout" and len(proto.input) > 2 and proto.input[2]:
+            mode = self.values[proto.input[2]].constant
+            training = mode is None or bool(mode.reshape(-1)[0])
+        if training:
+            raise ModelError(f"{describe(proto)} is left on, training_mode is set: call eval() before the export")
 
     def _computed(self, proto: onnx.NodeProto) -> bool:
         """Shape arithmetic, most of what exporters write: a handful of known numbers, computed without ado."""

@@ -31,7 +31,6 @@ DOMAINS = ("com.microsoft", "ai.onnx.ml")
 TRAINING = ("ai.onnx.preview.training", "ai.onnx.training")
 TRAINING_OPS = ("Adagrad", "Adam", "Momentum", "Gradient", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
 RANDOM_OPS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
-RELAXED = ("Dropout",)  # whose newer forms are read here too
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -214,7 +213,7 @@ def _check_operators(graph: onnx.GraphProto) -> None:
                     f"{', '.join(['ai.onnx', *DOMAINS])}: replace it by standard operators"
                 )
             if node.domain in STANDARD and node.op_type in RANDOM_OPS:
-                raise UnsupportedError(f"{describe(node)} draws random numbers: outputs would change between calls")
+                raise ModelError(f"outputs change between calls: {describe(node)} draws random numbers")
             if node.domain in STANDARD and not onnx.defs.has(node.op_type):
                 raise UnsupportedError(
                     f"{describe(node)}: {unknown_operator(node.op_type)}, or a node of a custom domain without its name"
@@ -356,7 +355,7 @@ def _check_finite(tensor: onnx.TensorProto) -> None:
     if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
         array = onnx.numpy_helper.to_array(tensor)
         if np.isnan(array).any():
-            raise ModelError(f"tensor {tensor.name!r} holds NaN; retrain or repair it")
+            raise ModelError(f"tensor {tensor.name!r} holds NaN or infinity; retrain or repair it")
 
 
 def _check_names(graph: onnx.GraphProto, outside: set[str], depth: int) -> None:

@@ -24,6 +24,7 @@ from edgeattn.sources import load_model
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 RNG = np.random.default_rng(0)
+TABLE = RNG.standard_normal((7, 4)).astype(np.float32)
 WEIGHT = RNG.standard_normal((4, 5)).astype(np.float32)
 Tensors = dict[str, np.ndarray]
 
@@ -238,7 +239,7 @@ def test_an_infinite_mask_is_no_broken_weight(write: Write) -> None:
 def dynamic() -> onnx.ModelProto:
     nodes = [helper.make_node("Gather", ["table", "ids"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])]
     inputs = [info("ids", ["batch", "seq"], INT64)]
-    return model_of(nodes, inputs, constants={"table": RNG.standard_normal((7, 4)).astype(np.float32), "w": WEIGHT})
+    return model_of(nodes, inputs, constants={"table": TABLE, "w": WEIGHT})
 
 
 def test_named_dimensions_get_an_example_size_and_stay_open(write: Write) -> None:
@@ -458,7 +459,14 @@ BROKEN: list[tuple[str, onnx.ModelProto | bytes, str]] = [
      "output 'z' is made by no node"),
     ("shapes that do not fit", model_of([product()], [info("x", [1, 3])], constants={"w": WEIGHT}),
      r"node 'product' \(MatMul\) does not fit inputs of shape \[1, 3\]"),
-    ("NaN in a weight", model_of([product()], constants={"w": np.where(WEIGHT > 1, np.float32(np.nan), WEIGHT)}), "tensor 'w' holds NaN"),
+    ("NaN in a weight", model_of([product()], constants={"w": np.where(WEIGHT > 1, np.float32(np.nan), WEIGHT)}),
+     "tensor 'w' holds NaN"),
+    ("random numbers", model_of([node("RandomNormalLike", "x")]),
+     r"outputs change between calls: node 'odd' \(RandomNormalLike\) draws random numbers"),
+    ("dropout left on", model_of([node("Dropout", "x", "r", "t")], constants={
+        "r": np.array(0.5, np.float32), "t": np.array(True)}), r"node 'odd' \(Dropout\) is left on, training_mode"),
+    ("batch statistics", model_of([node("BatchNormalization", "x", "w", "w", "w", "w", training_mode=1)], constants={
+        "w": WEIGHT[:4, 0].copy()}), r"node 'odd' \(BatchNormalization\) is left on, training_mode"),
     ("an attribute of the wrong type", model_of([node("Softmax", "x", axis="last")]), "axis"),
 ]  # fmt: skip
 FOREIGN: list[tuple[str, onnx.ModelProto, str]] = [
@@ -470,7 +478,6 @@ FOREIGN: list[tuple[str, onnx.ModelProto, str]] = [
      r"node 'odd' \(Sofmax\): unknown operator 'Sofmax', did you mean 'Softmax'"),
     ("training", model_of([node("SoftmaxCrossEntropyLoss", "x", "t")], [info("x", [1, 4]), info("t", [1], INT64)]),
      "is for training only"),
-    ("random numbers", model_of([node("RandomNormalLike", "x")]), "draws random numbers"),
     ("a sequence", model_of([node("SequenceConstruct", "x")]), r"node 'odd' \(SequenceConstruct\): sequences"),
     ("a sequence as input", model_of([node("SequenceAt", "s", "i")], [
         helper.make_tensor_sequence_value_info("s", FLOAT, [1, 4]), info("i", [], INT64)]), "sequences and optionals"),

@@ -133,7 +133,13 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 def _table(model: Any) -> int:
     """Rows of the decoder's table of positions."""
-    names = ("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings", "n_positions")
+    names = (
+        "max_target_positions",
+        "max_text_positions",
+        "max_decoder_position_embeddings",
+        "max_position_embeddings",
+        "n_positions",
+    )
     config = model.get_decoder().config if hasattr(model, "get_decoder") else model.config
     sizes = [getattr(config, name, None) for name in names]
     return next((size for size in sizes if isinstance(size, int) and size > 1), CACHE + 1)

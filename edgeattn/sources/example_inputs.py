@@ -184,7 +184,6 @@ def _variants(source: Source) -> Iterator[dict[str, np.ndarray]]:
         ("decoder_input_ids",),
         ("token_type_ids",),
         ("attention_mask", "token_type_ids"),
-        ("pixel_values", "pixel_values_videos"),
     ):
         if any(name in made for name in without) and set(made) - set(without):
             yield {name: value for name, value in made.items() if name not in without}

@@ -8,6 +8,7 @@ file holds is looked at first (:func:`check_archive`), and only what a plain pro
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -273,7 +274,20 @@ def _check_tree(path: Path, text: str) -> None:
                 f"{path}: the tree of inputs or outputs names a class; export with tuples and dicts of tensors"
             )
         if key == "type" and str(value).startswith("transformers."):
-            load_extra("transformers", "hf").modeling_outputs  # registers its classes  # noqa: B018
+            _register(path, str(value))
+
+
+def _register(path: Path, kind: str) -> None:
+    """Import the module of transformers that defines an output, which makes it known to torch."""
+    found = re.fullmatch(r"(transformers\.(?:modeling_outputs|cache_utils|models\.\w+\.modeling_\w+))\.\w+", kind)
+    if found is None:
+        raise ModelError(f"{path}: outputs are a {kind[:80]}; export with tuples and dicts of tensors")
+    load_extra("transformers", "hf")
+    try:
+        with silenced():
+            importlib.import_module(found.group(1))
+    except ImportError as error:
+        raise ModelError(f"{path}: outputs are a {kind[:80]}, which this transformers does not have") from error
 
 
 def _elements(path: Path, sizes: list[Any]) -> int:

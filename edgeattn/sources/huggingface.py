@@ -380,6 +380,7 @@ def head_outputs(model: torch.nn.Module, taken: tuple[str, ...] = ()) -> torch.n
             kept = {name: value for name, value in outputs.items() if value.numel()}
             return {f"output_{name}" if name in taken else name: value for name, value in kept.items()}
 
+    HeadOutputs.__name__ = type(model).__name__  # what messages call it
     return HeadOutputs().eval()
 
 

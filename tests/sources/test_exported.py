@@ -152,6 +152,26 @@ def test_a_static_program_of_positions_has_the_names_of_forward(tmp_path: Path) 
     assert model.dims == {}
 
 
+def test_a_program_whose_output_is_a_model_output_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="edgeattn[hf]")
+    config = transformers.CLIPTextConfig(
+        vocab_size=97, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, eos_token_id=2
+    )
+    net = transformers.CLIPTextModelWithProjection(config).eval()
+    program = torch.export.export(net, (), {"input_ids": torch.ones(1, 8, dtype=torch.int64)}, strict=False)
+    torch.export.save(program, tmp_path / "clip.pt2")
+    code = (
+        "import sys; from edgeattn.sources import load_model; print(load_model(sys.argv[1]).spec.graph().output_names)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "clip.pt2")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.strip() == "('text_embeds', 'last_hidden_state')", done.stderr
+
+
 def test_it_converts(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="edgeattn[convert]")
     from edgeattn.converters.onnx import export_onnx

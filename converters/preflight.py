@@ -9,7 +9,7 @@ docs/preflight.md lists the rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ def judge(views: Iterable[GraphView], ask: Ask) -> tuple[Finding, ...]:
         for name, rule in RULES.items():
             if ask.engine in rule.engines:
                 rows += _rows(view, ask, name, rule.find(view, ask))
-        rows += _rows(view, ask, PASS_RULE, (_mended(*entry) for entry in view.passes.items() if entry[1]))
+        rows += _rows(view, ask, PASS_RULE, _mended(view))
     return tuple(sorted(rows, key=lambda row: ORDER.index(row.severity)))
 
 
@@ -169,13 +169,10 @@ def refuse(findings: Sequence[Finding]) -> None:
         raise UnsupportedError(f"preflight for {where}: " + ". ".join(map(str, stops)))
 
 
-def _mended(name: str, count: int) -> Hit:
-    from edgeattn.converters.passes import FX_PASSES
-
-    told = next((function.__doc__ or "" for function in FX_PASSES if function.__name__ == name), "")
-    what = told.strip().partition("\n")[0].partition(";")[0].rstrip(".")
-    places = "one place" if count == 1 else f"{count} places"
-    return Hit("handled", f"pass {name} rewrote {places}" + (f": {what}" if what else ""), NO_CHANGE)
+def _mended(view: GraphView) -> Iterator[Hit]:
+    done = ", ".join(f"{name} {count}" for name, count in view.passes.items() if count)
+    if done:
+        yield Hit("handled", f"passes of the converters rewrote the graph, places each: {done}", NO_CHANGE)
 
 
 def _rows(view: GraphView, ask: Ask, rule: str, hits: Iterable[Hit]) -> list[Finding]:

@@ -20,10 +20,10 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("erfinv", "lgamma", "digamma", "cumprod", "cummax", "cummin", "median", "mode", "kthvalue", "hypot", "fmax",
          "copysign", "searchsorted", "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
-         "linalg_qr", "linalg_pinv", "matrix_exp"),
+         "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp"),
         EVERY,
     ),
-    "det": (OPENVINO, TENSORRT, LITERT),
+    **dict.fromkeys(("det", "linalg_det"), (OPENVINO, TENSORRT, LITERT)),
     "col2im": (TENSORRT, LITERT),
     "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
     "index_add": (TENSORRT, LITERT),

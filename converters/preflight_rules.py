@@ -479,13 +479,25 @@ def position_table(view: GraphView, _: Ask) -> Iterator[Hit]:
         )
         indexed = any(_roots(view, name) for name in call.inputs if name != table)
         if named and len(shape) >= 2 and indexed:
-            rows = max(shape[:-1])
+            rows = max(shape[:-1]) - max((_offset(view, name) for name in call.inputs if name != table), default=0)
             yield at(
                 call,
                 "risk",
-                f"{view.constant_names[table]} has {rows} rows: step {rows + 1} of a stream has no position",
+                f"{view.constant_names[table]} ends after {rows} positions: step {rows + 1} of a stream has none",
                 "use relative positions (a bias per head, rotary), or reset the states before the table ends",
             )
+
+
+def _offset(view: GraphView, name: str) -> int:
+    """What is added to a position before its row is read, 2 in BART's tables."""
+    made = view.maker(name)
+    while made is not None and made.op in VIEWS and made.inputs:
+        made = view.maker(made.inputs[0])
+    if made is None or made.op != "add":
+        return 0
+    numbers = [value for value in made.arguments if isinstance(value, int)]
+    constants = [view.constants[n] for n in made.inputs if n in view.constants and view.constants[n].numel() == 1]
+    return numbers[0] if numbers else int(constants[0].item()) if constants else 0
 
 
 def _roots(view: GraphView, name: str) -> set[str]:

@@ -135,7 +135,7 @@ class Stepped(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor, cache: Tensor) -> dict[str, Tensor]:
         if self.table:
-            x = x + self.wpe(position)
+            x = x + self.wpe(position + 2)
         new = torch.cat([cache, x], 1)[:, -8:]
         return {"y": self.mix(new.mean(1)), "next_cache": new}
 

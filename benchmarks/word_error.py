@@ -115,6 +115,22 @@ def folds(clips: Sequence[Clip], out: Path, seeds: Sequence[int], deployed: bool
     }
 
 
+def false_words(recognise: Callable[[Samples], Sequence[str]], clips: Sequence[Clip]) -> str:
+    """What is shown where nothing of the vocabulary is said: other words between pauses, and noise alone."""
+    rng = np.random.default_rng(0)
+    others = [clip for clip in clips if clip.word not in (*DIGITS, *COMMANDS, NOISE)]
+    noises = [clip.samples.astype(np.float32) / 32_768 for clip in clips if clip.word == NOISE]
+    shown = 0
+    for clip in others:
+        samples = np.pad(clip.samples.astype(np.float32) / 32_768, 4_000)
+        shown += bool(recognise(samples + 1e-4 * rng.standard_normal(len(samples), dtype=np.float32)))
+    in_noise = sum(len(recognise(0.3 * samples)) for samples in noises)
+    seconds = sum(map(len, noises)) / 8_000
+    return (
+        f"{shown} of {len(others)} other words shown as vocabulary words; {in_noise} words in {seconds:.0f} s of noise"
+    )
+
+
 def line(name: str, errors: WordErrors, ci95: tuple[float, float] | None = None) -> str:
     interval = "" if ci95 is None else f"   95 % CI {100 * ci95[0]:.1f}-{100 * ci95[1]:.1f}"
     parts = f"S {errors.substitutions:4d}  D {errors.deletions:4d}  I {errors.insertions:4d}  of {errors.words:5d}"
@@ -133,6 +149,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, action="append", default=[], help="of a draw; 2026 unless given")
     parser.add_argument("--snr", type=float, nargs=2, default=NOISE_DB, metavar=("LOW", "HIGH"), help="dB")
     parser.add_argument("--whole-clips", action="store_true", help="clips as recorded, not cut around the word")
+    parser.add_argument("--others", action="store_true", help="words outside the vocabulary, and noise")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
 
@@ -143,6 +160,9 @@ def main() -> None:
         return
     recognise = bundle_recogniser(chosen.bundle) if chosen.bundle else torch_recogniser(chosen.weights)
     patterns = [*chosen.speaker, *(f"split={name}" for name in chosen.split)] or ["fsdd/*", "split=dev"]
+    if chosen.others:
+        print(false_words(recognise, divide(clips, patterns)[1]))
+        return
     sets: dict[str, list[Utterance]] = {}
     for seed in seeds:
         for source, drawn in utterance_sets(clips, patterns, seed, chosen.whole_clips, noise_db).items():

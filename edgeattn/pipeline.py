@@ -153,7 +153,9 @@ def check_room(model: EdgeModel, scratch: Path) -> None:
     Raises:
         OutputError: saying how much is missing.
     """
-    needed, free = SCRATCH_COPIES * model.source_size_bytes + SCRATCH_BYTES, shutil.disk_usage(scratch).free
+    graphs = max(len(graphs) for graphs in model.spec.units().values())  # each size is exported before sizes share
+    needed = SCRATCH_COPIES * graphs * model.source_size_bytes + SCRATCH_BYTES
+    free = shutil.disk_usage(scratch).free
     if free < needed:
         raise OutputError(
             f"{scratch.parent}: the disk is full: {free / 1e6:.1f} MB are free and conversion takes about "

@@ -9,6 +9,7 @@ from typing import Any
 from edgeattn.errors import ConversionError, load_extra
 from edgeattn.model import Artifact
 from edgeattn.quantize.calibration import Calibration, checked_samples
+from edgeattn.runtimes.openvino import safe_properties
 from edgeattn.silence import silenced, telemetry_off
 
 
@@ -72,7 +73,23 @@ def _quantize(path: Path, samples: list[dict[str, Any]], target: Path, graph: st
             raise ConversionError(f"graph {graph!r}: NNCF cannot quantize this: {reason}; ship fp16 instead") from error
         _forget_inner_names(quantized, path)
         openvino.save_model(quantized, target, compress_to_fp16=False)
+    _compiles(target, graph)
     return target
+
+
+def _compiles(path: Path, graph: str) -> None:
+    """Refuse an IR that NNCF wrote and OpenVINO cannot compile: here it is a precision less, on a device an error."""
+    import openvino
+
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+        core.compile_model(model, "CPU", safe_properties(model))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise ConversionError(
+            f"graph {graph!r}: OpenVINO cannot compile its int8 model: {reason}; ship fp16"
+        ) from error
 
 
 def _forget_inner_names(model: Any, path: Path) -> None:

@@ -44,20 +44,43 @@ def _graphs(tflite: Artifact, path: Path) -> str:
 
 def _quantize(source: Path, target: Path, graph: str) -> Path:
     with silenced():
-        quantizer: Any = load_extra("ai_edge_quantizer.quantizer", "tflite")
-        recipes: Any = load_extra("ai_edge_quantizer.recipe", "tflite")
         types: Any = load_extra("ai_edge_quantizer.qtyping", "tflite")
-        algorithms: Any = load_extra("ai_edge_quantizer.algorithm_manager", "tflite")
-        try:
-            work = quantizer.Quantizer(str(source), recipes.dynamic_wi8_afp32())
-            work.update_quantization_recipe(
-                ".*", types.TFLOperationName.DEPTHWISE_CONV_2D, algorithm_key=algorithms.AlgorithmName.NO_QUANTIZE
-            )
-            quantized = work.quantize()
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ConversionError(
-                f"graph {graph!r}: ai-edge-quantizer cannot quantize this model: {reason}; ship fp16 instead"
-            ) from error
-        quantized.export_model(str(target), overwrite=True)
-    return target
+        names = types.TFLOperationName
+        # A constant on the left of a batched product is quantized too, and no kernel takes that: only then are those
+        # products left out, because on the right they gain as linear layers do.
+        for left_out in ((names.DEPTHWISE_CONV_2D,), (names.DEPTHWISE_CONV_2D, names.BATCH_MATMUL)):
+            _quantize_all_but(left_out, source, target, graph)
+            refusal = _refusal(target)
+            if refusal is None:
+                return target
+    raise ConversionError(f"graph {graph!r}: LiteRT cannot run its int8 model: {refusal:.300}; ship fp16 instead")
+
+
+def _quantize_all_but(left_out: tuple[Any, ...], source: Path, target: Path, graph: str) -> None:
+    quantizer: Any = load_extra("ai_edge_quantizer.quantizer", "tflite")
+    recipes: Any = load_extra("ai_edge_quantizer.recipe", "tflite")
+    algorithms: Any = load_extra("ai_edge_quantizer.algorithm_manager", "tflite")
+    try:
+        work = quantizer.Quantizer(str(source), recipes.dynamic_wi8_afp32())
+        for operation in left_out:
+            work.update_quantization_recipe(".*", operation, algorithm_key=algorithms.AlgorithmName.NO_QUANTIZE)
+        quantized = work.quantize()
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConversionError(
+            f"graph {graph!r}: ai-edge-quantizer cannot quantize this model: {reason}; ship fp16 instead"
+        ) from error
+    quantized.export_model(str(target), overwrite=True)
+
+
+def _refusal(path: Path) -> str | None:
+    """What the interpreter says against a file; None if it takes it."""
+    interpreters: Any = load_extra("ai_edge_litert.interpreter", "tflite")
+    try:
+        interpreter = interpreters.Interpreter(str(path), num_threads=1)
+        interpreter.allocate_tensors()
+        for name in interpreter.get_signature_list():
+            interpreter.get_signature_runner(name)
+    except (RuntimeError, ValueError) as error:
+        return " ".join(str(error).split())
+    return None

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from edgeattn.errors import ConversionError
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.quantize import int8_openvino
+from edgeattn.quantize import int8_openvino, openvino
 from edgeattn.runtimes import open_session
 from tests.converters.samples import (
     calibration,
@@ -53,3 +54,12 @@ def test_the_weights_shrink_on_disk() -> None:
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     int8_openvino(converted_stream().onnx, {GRAPH: calibration()[GRAPH][:2]}, tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_ir_that_does_not_compile_is_no_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> dict[str, str]:
+        raise RuntimeError("Check 'convert->constant_fold(...)' failed")
+
+    monkeypatch.setattr(openvino, "safe_properties", refuse)
+    with pytest.raises(ConversionError, match=r"cannot compile its int8 model: Check .* failed; ship fp16"):
+        int8_openvino(converted_stream().onnx, {GRAPH: calibration()[GRAPH][:2]}, tmp_path)

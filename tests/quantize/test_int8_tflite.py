@@ -6,13 +6,17 @@ import functools
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from edgeattn.errors import UnsupportedError
+from edgeattn.converters.tflite import to_tflite
+from edgeattn.errors import ConversionError, UnsupportedError
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.quantize import int8_tflite
+from edgeattn.quantize import int8_tflite, tflite
 from edgeattn.runtimes import open_session
+from edgeattn.sources import from_module
 from tests.converters.samples import converted_stream, deployed_stream, reference_stream, sqnr_db, stream_model
 
 
@@ -52,3 +56,30 @@ def test_only_float32_tflite_is_taken(tmp_path: Path) -> None:
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     int8_tflite(converted_stream().tflite, {}, tmp_path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_product_with_a_constant_on_its_left_stays_float(tmp_path: Path) -> None:
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.linear = torch.nn.Parameter(torch.randn(1, 24, 32)), torch.nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mixed: torch.Tensor = self.table @ self.linear(x)
+            return mixed
+
+    model = from_module(Mixed(), (torch.randn(1, 32, 64),), "mixed")
+    (tmp_path / "fp32").mkdir()
+    artifact = int8_tflite(to_tflite(model, tmp_path / "fp32", "fp32"), {}, tmp_path)
+    with open_session("litert", artifact.models, model.spec) as session:
+        got, expected = session.run(model.example["main"]), model.run(model.example["main"])
+        assert session.executed()["FULLY_CONNECTED"].keys() == {"int8"}
+    error, signal = np.abs(got["output"] - expected["output"]).max(), np.abs(expected["output"]).max()
+    assert error < 0.05 * signal  # weights of 8 bits per channel
+
+
+def test_a_file_that_the_interpreter_refuses_is_no_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tflite, "_refusal", lambda _: "BATCH_MATMUL failed to prepare")
+    with pytest.raises(ConversionError, match="LiteRT cannot run its int8 model: BATCH_MATMUL failed to prepare; ship"):
+        int8_tflite(converted_stream().tflite, {}, tmp_path)

@@ -122,13 +122,12 @@ def false_words(recognise: Callable[[Samples], Sequence[str]], clips: Sequence[C
     noises = [clip.samples.astype(np.float32) / 32_768 for clip in clips if clip.word == NOISE]
     shown = 0
     for clip in others:
-        samples = np.pad(clip.samples.astype(np.float32) / 32_768, 4_000)
-        shown += bool(recognise(samples + 1e-4 * rng.standard_normal(len(samples), dtype=np.float32)))
-    in_noise = sum(len(recognise(0.3 * samples)) for samples in noises)
+        samples = np.pad(clip.samples.astype(np.float32) / np.float32(32_768), 4_000)
+        samples += np.float32(1e-4) * rng.standard_normal(len(samples), dtype=np.float32)
+        shown += len(recognise(samples)) > 0
+    heard = [len(recognise(np.asarray(0.3 * samples, np.float32))) for samples in noises]
     seconds = sum(map(len, noises)) / 8_000
-    return (
-        f"{shown} of {len(others)} other words shown as vocabulary words; {in_noise} words in {seconds:.0f} s of noise"
-    )
+    return f"{shown} of {len(others)} other words shown as vocabulary words; {sum(heard)} in {seconds:.0f} s of noise"
 
 
 def line(name: str, errors: WordErrors, ci95: tuple[float, float] | None = None) -> str:

@@ -86,6 +86,8 @@ def _prepare(source: Path, target: Path, precision: str, graph: str) -> str:
     if precision == "int8":
         note = f"explicit int8 Q/DQ on {quantized} tensors, rest {note}; needs TensorRT 10"
     else:
+        if quantized:  # an ONNX source that was quantized by someone else
+            note += f", the source's own int8 Q/DQ on {quantized} tensors"
         note += f", opset {reduced_opset(model)}"
     onnx.save(model, target)
     return note
@@ -103,7 +105,8 @@ def _refuse_zero_points(model: onnx.ModelProto, graph: str) -> None:
         if zero_point is not None and onnx.numpy_helper.to_array(zero_point).any():
             raise ConversionError(
                 f"graph {graph!r}: {describe_node(node)} has a non-zero zero-point, TensorRT takes symmetric int8 "
-                "only; quantize it with zero-point 0"
+                "only; quantize it with zero-point 0 (ONNX Runtime's quantizer: activation_type and weight_type QInt8, "
+                "extra_options ActivationSymmetric and WeightSymmetric)"
             )
 
 

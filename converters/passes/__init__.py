@@ -23,6 +23,7 @@ from edgeattn.converters.passes.fold_constants import fold_constants
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.graph import Program
 from edgeattn.converters.passes.plain_attention import plain_attention
+from edgeattn.converters.passes.plain_constants import plain_constants
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
 from edgeattn.converters.passes.real_rotation import real_rotation
 from edgeattn.converters.passes.repeated_heads import repeated_heads
@@ -49,6 +50,7 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     reshape_views,
 )
 ONNX_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = (
+    plain_constants,
     fuse_layer_norm,
     scale_on_query,
     finite_onnx_masks,

@@ -74,11 +74,19 @@ def sinusoid(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
         frequency = BASE ** (-torch.arange(half, dtype=torch.float64) / steps)
         for order in (0.0, torch.pi / 2):
             phases = (torch.full((half,), order), torch.full((half,), torch.pi / 2 - order))
-            for join in (lambda a, b: torch.stack((a, b), 1).reshape(-1), lambda a, b: torch.cat((a, b))):
+            for join in (_alternating, _in_halves):
                 w, phase = join(frequency, frequency), join(*phases).double()
                 if float((torch.sin(rows * w + phase) - table).abs().max()) <= TOLERANCE:
                     return w, phase
     return None
+
+
+def _alternating(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.stack((first, second), 1).reshape(-1)
+
+
+def _in_halves(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.cat((first, second))
 
 
 def _table_and_index(node: torch.fx.Node) -> tuple[Any, Any]:

@@ -13,6 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from edgeattn.converters.passes.finite_onnx_masks import finite_onnx_masks
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
+from edgeattn.converters.passes.plain_constants import plain_constants
 from edgeattn.converters.passes.scale_on_query import scale_on_query
 
 FLOAT = TensorProto.FLOAT
@@ -247,3 +248,29 @@ def test_a_file_that_looks_for_nan_itself_keeps_its_infinities() -> None:
     model.graph.node[-1].output[0] = "weights"
     model.graph.node.extend([node("IsNaN", "weights", "blind"), node("Where", "blind zero weights", "y")])
     assert finite_onnx_masks(model) == 0
+
+
+def test_quantized_constants_that_are_no_matrix_become_what_they_stand_for() -> None:
+    nodes = [
+        node("DequantizeLinear", "bias_q bias_scale bias_zero", "bias"),
+        node("DequantizeLinear", "half_q half_scale", "half"),
+        node("DequantizeLinear", "weight_q weight_scale", "weight"),
+        node("MatMul", "x weight", "product"),
+        node("Add", "product bias", "sum"),
+        node("Mul", "sum half", "y"),
+    ]
+    constants: dict[str, Any] = {
+        "bias_q": RNG.integers(0, 255, 4, np.uint8),
+        "bias_scale": np.float32(0.037),
+        "bias_zero": np.uint8(117),
+        "half_q": np.int8(127),
+        "half_scale": np.float32(0.5 / 127),
+        "weight_q": RNG.integers(-127, 127, (16, 4), np.int8),
+        "weight_scale": np.float32(0.011),
+    }
+    model = model_of(nodes, {"x": [2, 16]}, **constants)
+    x = RNG.standard_normal((2, 16)).astype(np.float32)
+    expected = run(model, x=x)
+    assert plain_constants(model) == 2
+    assert ops(model) == ["DequantizeLinear", "MatMul", "Add", "Mul"]
+    np.testing.assert_array_equal(run(model, x=x), expected)

@@ -9,6 +9,7 @@ never names of models.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from edgeattn.errors import ModelError, load_extra
-from edgeattn.sources.checkpoint import read_json
+from edgeattn.sources.checkpoint import MAX_JSON_BYTES, read_json
 
 TOKENS = 16  # length of example texts; the last quarter is padding, so that a mask that is lost is seen
 PADDED = 4
 AUDIO_SECONDS = 1
 IMAGE = 224  # pixels, where neither config nor processor says
 LARGEST_IMAGE = 512  # pixels a side, for models that take any size
+LARGEST_INPUT = 2**26  # numbers, 256 MiB in float32
 CHOICES = 2
 SENTENCE = "The quick brown fox jumps over the lazy dog while seven wizards mix quartz and jade in deep blue jars. "
 
@@ -249,6 +251,8 @@ def _encoded(source: Source, length: int) -> np.ndarray | None:
     path = source.directory / "tokenizer.json"
     if not path.is_file():
         return None
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ModelError(f"{path}: {path.stat().st_size} bytes; a tokenizer has at most {MAX_JSON_BYTES}")
     tokenizers: Any = load_extra("tokenizers", "hf")
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -362,6 +366,8 @@ def _channels(source: Source) -> int:
 
 
 def _noise(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    if math.prod(shape) > LARGEST_INPUT:
+        raise ModelError(f"the config asks for an input of {list(shape)}, more than an edge device takes in one call")
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
@@ -385,14 +391,14 @@ def _patches(source: Source) -> int:
 
 
 def _bool_masked_pos(source: Source) -> np.ndarray:
-    masked = np.zeros((1, _patches(source)), dtype=bool)
+    masked = _noise((1, _patches(source))) > np.inf
     masked[:, ::2] = True
     return masked
 
 
 def _random_order(source: Source) -> np.ndarray:
     """What ViTMAE shuffles its patches by; without it every call draws anew."""
-    return np.random.default_rng(0).permutation(_patches(source)).astype(np.float32)[None] / _patches(source)
+    return np.argsort(_noise((1, _patches(source))), axis=-1).astype(np.float32) / _patches(source)
 
 
 # --- audio --------------------------------------------------------------------------------------------------------

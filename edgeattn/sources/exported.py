@@ -35,6 +35,7 @@ MAX_FILES = 100_000
 MAX_JSON_BYTES = 512 * 2**20  # the graph of a model with thousands of layers
 SPARE_BYTES = 64 * 2**20  # of a tensor that repeats a few stored numbers
 MAX_ELEMENTS = 2**31  # of one tensor
+MAX_CREATED = 2**28  # of one that the program makes itself
 
 GRAPH_FILE = "models/model.json"
 WEIGHTS = "data/weights/"
@@ -51,6 +52,9 @@ OPERATOR = re.compile(
     r"|lshift|rshift|itruediv|iadd|isub|imul)"
     r"|math\.(ceil|floor|trunc|sqrt)"
     r"|torch\._?sym_\w+"
+)
+CREATES = re.compile(
+    r"\.(new_)?(full|zeros|ones|empty|rand|randn|randint|arange|linspace|eye|tril_indices|triu_indices)\b"
 )
 # Sizes as sympy writes them: Mul(Integer(2), Symbol('s27', positive=True, integer=True)), or 2*s27.
 SYMBOL = re.compile(r"Symbol\('([a-z]{1,4}\d{1,9})'(?:, [a-z_]+=(?:True|False))*\)")
@@ -229,12 +233,22 @@ def _check_graph(path: Path, program: Mapping[str, Any]) -> None:
                     f"{path}: operator {value!r:.80} is none that is read; aten's are: decompose it "
                     "(program.run_decompositions()) or write a factory"
                 )
+            if CREATES.search(value):
+                _check_created(path, holder)
         elif key == "as_custom_obj":
             raise ModelError(f"{path}: holds an object of its own class, which only a pickle restores")
         elif key in ("in_spec", "out_spec") and isinstance(value, str):
             _check_tree(path, value)
         elif key == "sizes" and isinstance(value, list):
             _elements(path, value)
+
+
+def _check_created(path: Path, node: Mapping[str, Any]) -> None:
+    """Nothing is made that is larger than what a model for an edge device holds."""
+    for key, value, _ in _entries(node.get("inputs")):
+        numbers = value if key == "as_ints" and isinstance(value, list) else [value] if key == "as_int" else []
+        if math.prod(abs(number) for number in numbers if isinstance(number, int)) > MAX_CREATED:
+            raise ModelError(f"{path}: {node['target']} of {str(numbers)[:80]} is larger than an edge device's memory")
 
 
 def _entries(root: Any) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:

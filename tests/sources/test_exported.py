@@ -260,6 +260,16 @@ def test_a_size_that_would_take_years_or_is_none_is_refused(changed: Callable[[C
         load_model(str(changed(in_graph(change))))
 
 
+def test_a_program_that_makes_a_terabyte_is_refused(changed: Callable[[Change], Path]) -> None:
+    def change(graph: dict[str, Any]) -> None:
+        node = graph["graph_module"]["graph"]["nodes"][1]
+        node["target"] = "torch.ops.aten.full.default"
+        node["inputs"] = [{"name": "size", "arg": {"as_ints": [1 << 20, 1 << 20]}, "kind": 1}]
+
+    with pytest.raises(ModelError, match=r"aten\.full\.default of \[1048576, 1048576\] is larger than"):
+        load_model(str(changed(in_graph(change))))
+
+
 def test_guards_are_not_run_as_code(changed: Callable[[Change], Path], tmp_path: Path) -> None:
     made = tmp_path / "made"
 

@@ -354,6 +354,21 @@ def test_a_config_that_is_no_model_is_refused(save: Save, changes: dict[str, Any
     assert "\n" not in str(caught.value)
 
 
+def test_an_input_of_terabytes_is_not_made(save: Save) -> None:
+    directory = save(*next(case[:3] for case in CASES if case[0].startswith("Segformer")))
+    edit(directory, image_size=10**9)
+    with pytest.raises(ModelError, match=r"asks for an input of \[1, 3, 1000000000, 1000000000\]"):
+        load_model(str(directory))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": {"type": "Own"}}', "\0"])
+def test_a_damaged_tokenizer_is_refused(save: Save, text: str) -> None:
+    directory = save()
+    (directory / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not readable as a tokenizer"):
+        load_model(str(directory))
+
+
 def test_an_adapter_is_refused(save: Save) -> None:
     directory = save()
     (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "elsewhere"}')

@@ -62,35 +62,40 @@ def to_tensorrt(
     if precision not in PRECISIONS:
         raise UnsupportedError(unknown_name("TensorRT precision", precision, PRECISIONS))
     chosen = replace(recipe or BuildRecipe(), precision=precision)
-    models, notes = {}, []
+    models, notes, pairs = {}, [], 0
     for graph, source in onnx.items():
         models[graph] = directory / f"{graph}.onnx"
-        notes.append(_prepare(source, models[graph], precision, graph))
+        note, quantized = _prepare(source, models[graph], precision, graph)
+        notes.append(note)
+        pairs += quantized
+    if precision == "int8" and not pairs:
+        raise UnsupportedError(f"int8 for TensorRT needs explicit Q/DQ in the ONNX of {', '.join(onnx)}, it has none")
     checked = _check(models, chosen, capability)
     made = with_exporter("; ".join(dict.fromkeys(notes)), onnx)
     return Artifact("tensorrt", precision, models, made, recipe_to_build(chosen, checked))
 
 
-def _prepare(source: Path, target: Path, precision: str, graph: str) -> str:
+def _prepare(source: Path, target: Path, precision: str, graph: str) -> tuple[str, int]:
+    """Write the graph in its precision; what was done in words, and the number of tensors with Q/DQ."""
     import onnx
 
     model = onnx.load(source)
     quantized = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    if precision == "int8" and not quantized:
-        raise UnsupportedError(f"graph {graph!r}: int8 for TensorRT needs explicit Q/DQ in the ONNX file, it has none")
     _refuse_zero_points(model, graph)
     note = "float32"
     if precision != "fp32":
         report = to_half(model)
         note = f"float16 strongly typed, {report.single} of {report.half + report.single} nodes kept float32"
-    if precision == "int8":
+    if precision == "int8" and not quantized:  # a decoder's step: a single row gains nothing, its encoder does
+        note = f"{graph}: no layer is worth int8, {note}"
+    elif precision == "int8":
         note = f"explicit int8 Q/DQ on {quantized} tensors, rest {note}; needs TensorRT 10"
     else:
         if quantized:  # an ONNX source that was quantized by someone else
             note += f", the source's own int8 Q/DQ on {quantized} tensors"
         note += f", opset {reduced_opset(model)}"
     onnx.save(model, target)
-    return note
+    return note, quantized
 
 
 def _refuse_zero_points(model: onnx.ModelProto, graph: str) -> None:

@@ -23,6 +23,7 @@ from tests.converters.samples import (
     deployed_stream,
     generic_models,
     nested,
+    onnx_types,
     reference_stream,
     sqnr_db,
     worst_difference,
@@ -143,6 +144,17 @@ def test_a_zero_point_that_is_not_zero_is_named_with_its_module(tmp_path: Path) 
     source = {"main": quantized_onnx(tmp_path / "q.onnx", 3)}
     with pytest.raises(ConversionError, match=r"'quantize_x' .* of module encoder\.linear has a non-zero zero-point"):
         to_tensorrt(source, tmp_path, "int8")
+
+
+def test_a_graph_without_pairs_beside_one_that_has_them_is_float16(tmp_path: Path) -> None:
+    # A decoder's step has a single row per layer, which gains nothing in int8; its encoder has many.
+    files = {"encoder": quantized_onnx(tmp_path / "q.onnx", 0), "step": converted_stream().onnx[GRAPH]}
+    (tmp_path / "target").mkdir()
+    artifact = to_tensorrt(files, tmp_path / "target", "int8")
+    assert "step: no layer is worth int8, float16" in artifact.recipe
+    types = onnx_types(onnx.load(artifact.models["step"]))
+    assert TensorProto.FLOAT16 in types.values()
+    assert TensorProto.INT8 not in types.values()
 
 
 def test_int8_without_pairs_is_refused(tmp_path: Path) -> None:

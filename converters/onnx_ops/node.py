@@ -75,6 +75,8 @@ class Node:
         """An attribute that names an axis, counted from the front."""
         rank = self.rank() if rank is None else rank
         axis = self.integer(name, default)
+        if not -rank <= axis <= rank:
+            raise NotImportableError(f"{name} = {axis} is none of an input with {rank} axes")
         return axis + rank if axis < 0 else axis
 
     def integer(self, name: str, default: int = 0) -> int:

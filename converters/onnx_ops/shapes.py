@@ -15,9 +15,9 @@ from edgeattn.converters.onnx_ops.node import Function, Node, NotImportableError
 @op("Shape")
 def _shape(node: Node) -> Function:
     rank = node.rank()
-    start, end = node.axis("start", 0), min(rank, node.axis("end", rank))
+    start, end = node.integer("start"), node.integer("end", rank)
     node.taken.add(0)
-    sizes = torch.tensor(node.shape()[max(0, start) : max(0, end)], dtype=torch.int64)
+    sizes = torch.tensor(node.shape()[start:end], dtype=torch.int64)  # both are clamped, as Python does
     return lambda _: sizes.clone()
 
 

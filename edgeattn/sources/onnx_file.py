@@ -16,6 +16,7 @@ import numpy as np
 
 from edgeattn.errors import ConversionError, ModelError, UnsupportedError, load_extra
 from edgeattn.model import Arrays, EdgeModel, graph_from_example
+from edgeattn.silence import silenced
 from edgeattn.sources.modules import GRAPH
 from edgeattn.spec import DTYPES, GraphSpec, ModelSpec
 
@@ -144,6 +145,10 @@ class _Reader:
 
     def made(self, example: Mapping[str, np.ndarray]) -> _Made:
         """The static graph and the module for the shapes of these inputs, both compared with the file's own results."""
+        with silenced():  # torch logs what it tries on tensors without values
+            return self._made(example)
+
+    def _made(self, example: Mapping[str, np.ndarray]) -> _Made:
         from edgeattn.converters.from_onnx import OnnxRuntimeModule, check_against_runtime, import_onnx
         from edgeattn.converters.onnx_graph import constant_value, without_constant
         from edgeattn.converters.onnx_static import make_static

@@ -58,6 +58,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if not model.HasField("graph") or not model.graph.node or not model.graph.output:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with nodes and outputs")
     try:
+        _check_text(model.graph)
         _check_versions(model)
         model = _inlined(model)
         _check_operators(model.graph)
@@ -127,6 +128,26 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
+
+
+def _check_text(graph: onnx.GraphProto) -> None:
+    """Names are text. Damaged ones are none, and protobuf hands them out all the same."""
+    for part in graphs(graph):
+        declared = (*part.input, *part.output, *part.value_info)
+        values = [value.name for value in declared]
+        values += [dim.dim_param for value in declared for dim in value.type.tensor_type.shape.dim]
+        stored = [tensor.name for tensor in part.initializer]
+        for node in part.node:
+            keys = [attribute.name for attribute in node.attribute]
+            values += [node.name, node.op_type, node.domain, *node.input, *node.output, *keys]
+        for name in (*values, *stored):
+            try:
+                str(name).encode()
+                damaged = not isinstance(name, str)
+            except UnicodeError:
+                damaged = True
+            if damaged:
+                raise ModelError(f"a name in it is no text, {ascii(name)[:60]}: the file is damaged")
 
 
 def _check_versions(model: onnx.ModelProto) -> None:

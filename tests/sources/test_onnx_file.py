@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pytest
 pytest.importorskip("torch", reason="sources need edgeattn[convert]")
 pytest.importorskip("onnxruntime", reason="ONNX sources need edgeattn[convert]")
 
+import hypothesis
 import onnx
 import onnxruntime
 import torch
+from hypothesis import strategies
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeattn.converters.from_onnx import ImportedModel, OnnxRuntimeModule
@@ -512,6 +515,39 @@ def test_infinity_in_a_weight_is_refused_by_name(write: Write) -> None:
         load_model(write(model_of([product()], constants={"w": weight})))
 
 
+ATTENTION = helper.make_graph(
+    [
+        helper.make_node("Gather", ["table", "ids"], ["e"]),
+        helper.make_node("Shape", ["e"], ["s"]),
+        helper.make_node("Reshape", ["e", "s"], ["h"]),
+        helper.make_node("Transpose", ["h"], ["t"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["h", "t"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "h"], ["y"]),
+    ],
+    "attention",
+    [info("ids", ["batch", "seq"], INT64)],
+    [info("y", ["batch", "seq", 4])],
+    [numpy_helper.from_array(TABLE, "table")],
+)
+SOUND = helper.make_model(ATTENTION, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+@hypothesis.given(
+    place=strategies.integers(0, len(SOUND) - 1), removed=strategies.integers(0, 8), added=strategies.binary(max_size=8)
+)
+def test_whatever_is_changed_in_a_file_it_loads_or_says_why_in_one_line(place: int, removed: int, added: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        path.write_bytes(SOUND[:place] + added + SOUND[place + removed :])
+        said = ""
+        try:
+            load_model(str(path))
+        except EdgeattnError as error:
+            said = str(error)
+        assert "\n" not in said
+
+
 def test_a_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "net.onnx")
     with pytest.raises(ModelError, match="not a regular file"):
@@ -532,6 +568,25 @@ def test_an_unknown_operator_is_named_and_runs_in_onnx_runtime(write: Write) -> 
     same_as_runtime(write(model), model)
     with pytest.raises(Exception, match="node 'odd'"):
         torch.export.export(module, (torch.zeros(1, 4),), strict=False)
+
+
+def test_a_branch_on_values_is_named_and_runs_in_onnx_runtime(write: Write) -> None:
+    bodies = {
+        key: helper.make_graph([helper.make_node(kind, ["x"], [kind])], key, [], [info(kind, None)])
+        for key, kind in (("then_branch", "Neg"), ("else_branch", "Abs"))
+    }
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+        helper.make_node("Greater", ["s", "zero"], ["c"]),
+        helper.make_node("If", ["c"], ["y"], name="fork", **bodies),
+    ]
+    model = model_of(nodes, constants={"zero": np.array(0, np.float32)})
+    loaded = load_model(write(model))
+    module = loaded.modules["main"]
+    assert isinstance(module, OnnxRuntimeModule)
+    assert module.unsupported.startswith("node 'fork' (If) cannot be expressed in torch")
+    for x in (np.ones((1, 4), np.float32), -np.ones((1, 4), np.float32)):
+        np.testing.assert_array_equal(loaded.run({"x": x})["y"], runtime(model, {"x": x})[0])
 
 
 def test_a_wrong_importer_is_found_by_the_first_node_that_differs(

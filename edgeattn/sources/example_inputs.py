@@ -191,12 +191,15 @@ def _variants(source: Source) -> Iterator[dict[str, np.ndarray]]:
             yield {name: value for name, value in made.items() if name not in without}
     if "decoder_input_ids" in source.parameters and "decoder_input_ids" not in made:
         yield {**made, "decoder_input_ids": _decoder_input_ids(source)}
-    try:
-        own = source.model.dummy_inputs
-    except (AttributeError, NotImplementedError):
-        return
-    if isinstance(own, Mapping):
+    own = getattr(source.model, "dummy_inputs", None) if _has_own_examples(source.model) else None
+    if isinstance(own, Mapping) and not {name for name in MODALITIES if name in made} - set(own):
         yield {str(name): value.numpy() for name, value in own.items() if hasattr(value, "numpy")}
+
+
+def _has_own_examples(model: Any) -> bool:
+    """Whether a class makes examples for itself; all of them inherit three rows of token ids."""
+    owner = next((kind for kind in type(model).__mro__ if "dummy_inputs" in vars(kind)), None)
+    return owner is not None and owner.__name__ != "PreTrainedModel"
 
 
 def text_dims(inputs: Iterable[str], source: Source) -> dict[str, dict[int, str]]:
@@ -243,7 +246,37 @@ def _input_ids(source: Source) -> np.ndarray:
     row = np.full(shape[-1], pad or 0, dtype=np.int64)
     encoded = _encoded(source, length)
     row[:length] = encoded if encoded is not None else _synthetic_ids(source, length)
-    return np.broadcast_to(row, shape).copy()
+    row = np.concatenate([_image_ids(source), row])
+    return np.broadcast_to(row, (*shape[:-1], len(row))).copy()
+
+
+def _image_ids(source: Source) -> np.ndarray:
+    """The tokens in whose places a language model reads an image, one per feature of it."""
+    token = _special(source, "image_token_id")
+    token = _special(source, "image_token_index") if token is None else token
+    if token is None or "pixel_values" not in source.made or not hasattr(source.model, "get_image_features"):
+        return np.empty(0, np.int64)
+    pixels = source.made["pixel_values"]
+    for given in (pixels, pixels[:, None]):  # some count the images of a text
+        found = _image_features(source.model, given)
+        if found:
+            source.made["pixel_values"] = given
+            return np.full(found, token, np.int64)
+    return np.empty(0, np.int64)  # it wants more than the image; forward will say what
+
+
+def _image_features(model: Any, pixels: np.ndarray) -> int:
+    """How many features a language model gets of an image; 0 if the image does not fit."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            found = model.get_image_features(pixel_values=torch.from_numpy(np.ascontiguousarray(pixels)))
+    except Exception:  # noqa: BLE001 - any exception means that the image does not fit
+        return 0
+    found = getattr(found, "pooler_output", found)
+    features = found if isinstance(found, (tuple, list)) else [found]
+    return sum(part.numel() // part.shape[-1] for part in features)
 
 
 def _encoded(source: Source, length: int) -> np.ndarray | None:
@@ -288,7 +321,7 @@ def _attention_mask(source: Source) -> np.ndarray | None:
     if ids is None:
         return None
     mask = np.ones(ids.shape, dtype=np.int64)
-    if _special(source, "pad_token_id") is not None and ids.shape[-1] > 2 * PADDED:
+    if _special(source, "pad_token_id") is not None and source.shape_of_text()[-1] > 2 * PADDED:
         mask[..., -PADDED:] = 0
     return mask
 

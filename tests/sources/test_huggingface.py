@@ -54,6 +54,8 @@ CLIP = {
     "vision_config": IMAGE,
     "projection_dim": 16,
 }
+WORDS = TEXT | {"model_type": "llama", "num_key_value_heads": 2}
+LLAVA = {"vision_config": IMAGE | {"model_type": "clip_vision_model"}, "text_config": WORDS, "image_token_index": 90}
 SERIES = {"num_input_channels": 2, "context_length": 32, "patch_length": 8, "patch_stride": 8, "prediction_length": 4}
 
 # ruff: noqa: E501 - one case a line
@@ -82,6 +84,7 @@ CASES: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("LayoutLMForTokenClassification", "LayoutLMConfig", TEXT, "token-classification", "input_ids attention_mask bbox token_type_ids"),
     ("PerceiverModel", "PerceiverConfig", {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}, "feature-extraction", "inputs"),
     ("DecisionTransformerModel", "DecisionTransformerConfig", {"state_dim": 3, "act_dim": 2, "hidden_size": 16, "n_layer": 1, "n_head": 2, "max_ep_len": 64}, "feature-extraction", "states actions rewards returns_to_go timesteps"),
+    ("LlavaForConditionalGeneration", "LlavaConfig", LLAVA, "image-text-to-text", "pixel_values input_ids attention_mask"),
     ("VisualBertModel", "VisualBertConfig", TEXT | {"visual_embedding_dim": 20}, "feature-extraction", "input_ids attention_mask token_type_ids visual_embeds"),
 ]  # fmt: skip
 

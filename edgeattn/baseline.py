@@ -77,7 +77,7 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
     if data is None:
         return Baseline(recorded, {}, None, None, frozenset(carried))
     score_or_none = score_arrays(lambda inputs: model.run(inputs, name), data.evaluation, progress.advance)
-    return Baseline(recorded, _calibration(model.spec, main, data), score_or_none, data, frozenset(carried))
+    return Baseline(recorded, _calibration(model.spec, data), score_or_none, data, frozenset(carried))
 
 
 def _calls(spec: ModelSpec, main: BucketSpec | None, samples: Sequence[ArraySample]) -> dict[str, list[Arrays]]:
@@ -91,12 +91,19 @@ def _calls(spec: ModelSpec, main: BucketSpec | None, samples: Sequence[ArraySamp
     return calls
 
 
-def _calibration(spec: ModelSpec, main: BucketSpec | None, data: ArrayData) -> dict[str, tuple[Arrays, ...]]:
+def _calibration(spec: ModelSpec, data: ArrayData) -> dict[str, tuple[Arrays, ...]]:
     """Every sample for every size, so that a size that no sample is routed to has ranges too."""
-    samples = [dict(sample.inputs) for sample in data.calibration]
-    if main is None:
-        return {spec.graphs[0].name: tuple(samples)}
-    return {name: tuple(cut_inputs(main, spec.graph(name), sample) for sample in samples) for name in main.graphs}
+    units = spec.units()
+    given = {next(iter(units)): data.calibration, **data.others}
+    calibration = {}
+    for unit, samples in given.items():
+        bucket = next((bucket for bucket in spec.buckets if bucket.name == unit), None)
+        for graph in units[unit]:
+            calibration[graph.name] = tuple(
+                dict(sample.inputs) if bucket is None else cut_inputs(bucket, graph, sample.inputs)
+                for sample in samples
+            )
+    return calibration
 
 
 def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | None, progress: Progress) -> Baseline:

@@ -276,7 +276,7 @@ def test_data_from_a_function_stops_at_the_limit(write: WriteModel, tmp_path: Pa
         ("return None", "must yield dicts of arrays"),
         ("return []", "must yield dicts of arrays"),
         ("yield {'tokens': np.ones(3)}; yield {'other': np.ones(3)}", "the same names; the first has tokens"),
-        ("yield {'tokens': np.ones(3)}; yield {'tokens': np.ones(4)}", "has shape .3,., the model takes"),
+        ("yield {'tokens': np.ones(3)}; yield {'tokens': np.ones(4)}", "has shape .4,., the model takes"),
         ("yield {'tokens': np.ones(3)}; raise OSError('gone')", r"raised OSError: gone \(data\.py:3\)"),
     ],
 )

@@ -9,7 +9,7 @@ import csv
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +62,16 @@ class SpeechData:
 
 @dataclass(frozen=True)
 class ArrayData:
-    """Arrays to calibrate on and other ones to measure on."""
+    """Arrays to calibrate on and other ones to measure on.
+
+    Attributes:
+        others: graph -> samples to calibrate it on, of a model that has several; the first graph's are ``calibration``.
+    """
 
     origin: str
     calibration: tuple[ArraySample, ...]
     evaluation: tuple[ArraySample, ...]
+    others: Mapping[str, tuple[ArraySample, ...]] = field(default_factory=dict)
 
 
 Data = SpeechData | ArrayData
@@ -177,17 +182,27 @@ def load_arrays(path: Path, spec: ModelSpec) -> ArrayData:
 
 
 def array_data(arrays: Mapping[str, np.ndarray], origin: str, spec: ModelSpec) -> ArrayData:
-    """Arrays, first axis = samples, as samples.
+    """Arrays, first axis = samples, as samples; those of another graph than the first are called ``GRAPH.NAME``.
 
     Raises:
         DataError: for arrays of different lengths, fewer than two samples, or as :func:`sample_data`.
     """
-    graph, _ = _first_graph(spec)
-    _check_names(origin, arrays, graph)
-    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(counts) != 1 or counts == {0} or counts == {1}:
-        raise DataError(f"{origin}: all arrays need the same first axis, of at least 2 samples; got {sorted(counts)}")
-    return sample_data([{n: a[i] for n, a in arrays.items()} for i in range(counts.pop())], origin, spec)
+    named = _by_graph(arrays, spec)
+    first = next(iter(named))
+    for unit, own in named.items():
+        _check_names(origin, own, _largest(spec, unit)[0])
+        counts = {len(array) if array.ndim else 0 for array in own.values()}
+        if len(counts) != 1 or counts == {0} or (counts == {1} and unit == first):
+            raise DataError(
+                f"{origin}: all arrays need the same first axis, of at least 2 samples; got {sorted(counts)}"
+            )
+    rows = {u: [{n: a[i] for n, a in own.items()} for i in range(_count(own))] for u, own in named.items()}
+    others = {unit: _samples(rows[unit], origin, spec, unit) for unit in rows if unit != first}
+    return replace(_measured(_samples(rows[first], origin, spec, first), origin), others=others)
+
+
+def _count(arrays: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(arrays.values())))
 
 
 def sample_data(samples: Sequence[Mapping[str, np.ndarray]], origin: str, spec: ModelSpec) -> ArrayData:
@@ -195,28 +210,53 @@ def sample_data(samples: Sequence[Mapping[str, np.ndarray]], origin: str, spec: 
 
     An array becomes the input itself if the shapes agree, else with a leading batch axis of 1; on an axis that is
     padded it may have any size up to the largest. ``target_NAME`` holds what output NAME should be, as long as it is
-    unpadded. Every fifth sample calibrates, the others measure.
+    unpadded. Every fifth sample calibrates, the others measure. A sample may hold inputs of other graphs too, called
+    ``GRAPH.NAME``: they calibrate those.
 
     Raises:
         DataError: for missing, unknown or misshapen arrays, NaN, or fewer than two samples.
     """
     if len(samples) < 2:
         raise DataError(f"{origin}: at least 2 samples are needed, to calibrate and to measure; got {len(samples)}")
-    graph, bucket = _first_graph(spec)
-    for sample in samples:
-        _check_names(origin, sample, graph)
-    checked = [_array_sample(origin, sample, graph, bucket, index) for index, sample in enumerate(samples)]
-    return ArrayData(
-        origin,
-        tuple(checked[::CALIBRATION_SHARE]),
-        tuple(s for i, s in enumerate(checked) if i % CALIBRATION_SHARE),
-    )
+    named = [_by_graph(sample, spec) for sample in samples]
+    first = next(iter(spec.units()))
+    rows = {unit: [own[unit] for own in named if unit in own] for unit in spec.units()}
+    others = {unit: _samples(own, origin, spec, unit) for unit, own in rows.items() if own and unit != first}
+    return replace(_measured(_samples(rows[first], origin, spec, first), origin), others=others)
 
 
-def _first_graph(spec: ModelSpec) -> tuple[GraphSpec, BucketSpec | None]:
-    """The graph that data is for, at its largest size."""
-    bucket = spec.bucket()
-    return (spec.graphs[0] if bucket is None else spec.graph(bucket.graphs[-1])), bucket
+def _measured(samples: Sequence[ArraySample], origin: str) -> ArrayData:
+    evaluation = tuple(sample for index, sample in enumerate(samples) if index % CALIBRATION_SHARE)
+    return ArrayData(origin, tuple(samples[::CALIBRATION_SHARE]), evaluation)
+
+
+def _samples(
+    rows: Sequence[Mapping[str, np.ndarray]], origin: str, spec: ModelSpec, unit: str
+) -> tuple[ArraySample, ...]:
+    graph, bucket = _largest(spec, unit)
+    for row in rows:
+        _check_names(origin, row, graph)
+    return tuple(_array_sample(origin, row, graph, bucket, index) for index, row in enumerate(rows))
+
+
+def _by_graph(arrays: Mapping[str, np.ndarray], spec: ModelSpec) -> dict[str, dict[str, np.ndarray]]:
+    """Arrays by the graph that they are for, the first graph first; ``GRAPH.NAME`` becomes ``NAME``."""
+    units = list(spec.units())
+    own = {t.name for t in _largest(spec, units[0])[0].all_inputs}
+    named: dict[str, dict[str, np.ndarray]] = {units[0]: {}}
+    for name, array in arrays.items():
+        unit, _, short = name.partition(".")
+        if name in own or unit not in units:
+            named[units[0]][name] = array
+        else:
+            named.setdefault(unit, {})[short] = array
+    return named
+
+
+def _largest(spec: ModelSpec, unit: str) -> tuple[GraphSpec, BucketSpec | None]:
+    """A graph at its largest size, with the bucket that it is in."""
+    graphs = spec.units()[unit]
+    return graphs[-1], next((bucket for bucket in spec.buckets if bucket.name == unit), None)
 
 
 def _check_names(origin: str, arrays: Mapping[str, np.ndarray], graph: GraphSpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -266,3 +267,27 @@ def test_samples_of_a_model_in_several_sizes_keep_their_own_length() -> None:
 def test_samples_that_fit_no_size_are_refused(bad: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(DataError, match=message):
         sample_data([sample(2), bad], "x", BUCKETED)
+
+
+OTHER = replace(GRAPH, name="other")
+SEVERAL = ModelSpec("m", "t", (*BUCKETED.graphs, OTHER), buckets=BUCKETED.buckets)
+
+
+def test_inputs_of_another_graph_calibrate_it() -> None:
+    other = {f"{OTHER.name}.{name}": array for name, array in arrays(3).items()}
+    first = {name: np.ones((6, 5), np.int64) for name in ("ids", "main.mask")}  # its own name may be there too
+    data = array_data(first | other, "x", SEVERAL)
+    assert [s.inputs["ids"].shape for s in data.calibration] == [(1, 5), (1, 5)]
+    assert [s.inputs["x"].shape for s in data.others[OTHER.name]] == [(1, 3)] * 3
+    rows = [sample(3) | {f"{OTHER.name}.{name}": array[0] for name, array in arrays(1).items()}, sample(4)]
+    assert len(sample_data(rows, "x", SEVERAL).others[OTHER.name]) == 1
+
+
+def test_inputs_of_another_graph_are_checked_too() -> None:
+    bad: dict[str, Any] = {
+        f"{OTHER.name}.x": np.zeros((2, 4), np.float32),
+        f"{OTHER.name}.ids": np.zeros((2, 2), np.int64),
+    }
+    first = {name: np.ones((2, 5), np.int64) for name in ("ids", "mask")}
+    with pytest.raises(DataError, match=r"x\[0\] has shape \(4,\), the model takes \(1, 3\)"):
+        array_data({**first, **bad}, "x", SEVERAL)

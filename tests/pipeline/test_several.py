@@ -177,6 +177,18 @@ def test_calibration_reaches_every_size_and_parity_the_size_that_a_sample_goes_t
     assert {name: len(records) for name, records in base.records.items()} == {"main_8": 6, "main_16": 6, "main_32": 13}
 
 
+def test_samples_of_a_further_graph_calibrate_every_size_of_it() -> None:
+    model = with_buckets(encoder_decoder(), {"src": (8, 16)})
+    step = {"token": np.array([1]), "memory": np.zeros((5, 16), np.float32), "memory_mask": np.ones(5, np.int64)}
+    rows = [{n: v[0] for n, v in call(5).items()} | {f"decoder_step.{n}": v for n, v in step.items()}] * 2
+    found = baseline(model, sample_data(rows, "calls", model.spec), Watch()).calibration
+    assert {name: len(samples) for name, samples in found.items()} == {
+        "encoder_8": 1, "encoder_16": 1, "decoder_step_8": 2, "decoder_step_16": 2,
+    }  # fmt: skip
+    assert found["decoder_step_16"][0]["memory"].shape == (1, 16, 16)
+    assert found["decoder_step_16"][0]["keys"].shape == (1, 8, 16)  # states start at their initial values
+
+
 def test_check_brings_the_source_to_the_sizes_of_the_bundle(made: Make, tmp_path: Path) -> None:
     _, result = made("encoder", "onnxruntime")
     factory = tmp_path / "encoder.py"

@@ -20,7 +20,8 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("erfinv", "lgamma", "digamma", "cumprod", "cummax", "cummin", "median", "mode", "kthvalue", "hypot", "fmax",
          "copysign", "searchsorted", "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
-         "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp"),
+         "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp", "histc", "vander", "gcd", "polygamma", "i0",
+         "special_bessel_j0", "nextafter", "frexp", "istft"),
         EVERY,
     ),
     **dict.fromkeys(("det", "linalg_det"), (OPENVINO, TENSORRT, LITERT)),
@@ -34,10 +35,14 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     "max_unpool2d": (TENSORRT, LITERT),
     "fft_rfft": (OPENVINO, TENSORRT),
     "fft_fft": (TENSORRT, LITERT),
+    "fft_irfft": (TENSORRT, LITERT),
+    "cross_entropy_loss": (TENSORRT,),
+    "nll_loss_nd": (OPENVINO, TENSORRT),
     **dict.fromkeys(
         ("erfc", "exp2", "signbit", "logcumsumexp", "sort", "argsort", "msort", "bucketize", "tril_indices", "eye",
          "one_hot", "adaptive_max_pool2d", "cond", "polar", "stft", "item", "rand", "rand_like", "randn_like",
-         "bernoulli", "multinomial"),
+         "bernoulli", "multinomial", "bilinear", "quantile", "ldexp", "special_erfcx", "rrelu", "logical_xor",
+         "view_as_complex", "view_as_real"),
         (LITERT,),
     ),
 }  # fmt: skip
@@ -68,39 +73,43 @@ SUBSTITUTES: Mapping[str, str] = {
 TRIED = frozenset((
     "__and__", "__lshift__", "__or__", "__rshift__", "__xor__", "_assert_scalar", "_assert_tensor_metadata",
     "_softmax", "_to_copy", "_unique2", "_unsafe_view", "_upsample_bicubic2d_aa", "_weight_norm", "abs", "acos",
-    "acosh", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "add_", "addcdiv", "addcmul",
-    "addmm", "affine_grid_generator", "alias", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "argsort",
-    "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d", "avg_pool3d", "baddbmm",
-    "batch_norm", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "bmm", "bucketize", "cat", "cdist", "ceil",
-    "celu", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd",
-    "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "copy_", "copysign", "cos",
-    "cosh", "cosine_similarity", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach", "detach_",
-    "diag", "diag_embed", "diagonal", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu", "embedding",
-    "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as", "expm1", "eye",
-    "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten", "flip", "floor",
-    "floor_divide", "fmax", "fmod", "frac", "full", "full_like", "gather", "ge", "gelu", "glu", "grid_sampler",
-    "group_norm", "gru", "gru_cell", "gt", "hann_window", "hardshrink", "hardsigmoid", "hardswish", "hardtanh",
-    "heaviside", "hypot", "im2col", "index", "index_add", "index_copy", "index_fill", "index_put", "index_put_",
-    "index_select", "instance_norm", "inverse", "isfinite", "isin", "isinf", "isnan", "istft", "item", "kron",
-    "kthvalue", "layer_norm", "le", "leaky_relu", "lerp", "lgamma", "lift_fresh_copy", "linalg_cholesky",
-    "linalg_cross", "linalg_eigvalsh", "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_svdvals",
-    "linalg_vector_norm", "linear", "linspace", "log", "log10", "log1p", "log2", "log_sigmoid", "log_softmax",
-    "logaddexp", "logcumsumexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logsumexp",
-    "lstm", "lstm_cell", "lt", "mT", "masked_fill", "masked_fill_", "masked_scatter", "masked_select", "matmul",
-    "matrix_exp", "max", "max_pool1d", "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices",
-    "max_pool3d", "max_unpool2d", "maximum", "mean", "median", "meshgrid", "min", "minimum", "mish", "mm", "mode",
-    "movedim", "msort", "mul", "mul_", "mv", "nan_to_num", "narrow", "native_layer_norm", "ne", "neg", "new_ones",
-    "new_zeros", "nonzero", "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad", "permute",
-    "pixel_shuffle", "pixel_unshuffle", "polar", "positive", "pow", "prelu", "prod", "real", "reciprocal", "relu",
-    "relu6", "relu_", "remainder", "repeat", "repeat_interleave", "reshape", "rms_norm", "rnn_relu", "rnn_tanh",
-    "roll", "rot90", "round", "rsqrt", "rsub", "scalar_tensor", "scaled_dot_product_attention", "scatter",
-    "scatter_add", "scatter_reduce", "searchsorted", "select", "select_scatter", "selu", "sgn", "sigmoid", "sign",
-    "signbit", "silu", "sin", "sinh", "slice", "slice_scatter", "softmax", "softplus", "softshrink", "sort", "split",
-    "split_copy", "split_with_sizes", "sqrt", "square", "squeeze", "squeeze_", "stack", "std", "stft", "sub", "sub_",
-    "sum", "sym_size", "t", "take", "take_along_dim", "tan", "tanh", "tanh_", "tensordot", "tile", "to", "topk",
-    "trace", "transpose", "tril", "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold",
-    "unsqueeze", "unsqueeze_", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d",
-    "var", "view", "view_as", "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
+    "acosh", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "add_", "addbmm", "addcdiv",
+    "addcmul", "addmm", "affine_grid_generator", "alias", "all", "amax", "amin", "aminmax", "any", "arange", "argmax",
+    "argmin", "argsort", "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d", "baddbmm", "batch_norm", "bilinear", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "bmm",
+    "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "channel_shuffle", "chunk",
+    "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd", "contiguous", "conv1d", "conv2d",
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "copy_", "copysign", "cos", "cosh", "cosine_similarity",
+    "count_nonzero", "cross_entropy_loss", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach",
+    "detach_", "diag", "diag_embed", "diagonal", "diff", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu",
+    "embedding", "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as",
+    "expm1", "eye", "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten", "flip",
+    "floor", "floor_divide", "fmax", "fmod", "frac", "frexp", "full", "full_like", "gather", "gcd", "ge", "gelu",
+    "glu", "grid_sampler", "group_norm", "gru", "gru_cell", "gt", "hann_window", "hardshrink", "hardsigmoid",
+    "hardswish", "hardtanh", "heaviside", "histc", "hypot", "i0", "im2col", "index", "index_add", "index_copy",
+    "index_fill", "index_put", "index_put_", "index_select", "instance_norm", "inverse", "isfinite", "isin", "isinf",
+    "isnan", "istft", "item", "kron", "kthvalue", "layer_norm", "ldexp", "le", "leaky_relu", "lerp", "lgamma",
+    "lift_fresh_copy", "linalg_cholesky", "linalg_cross", "linalg_det", "linalg_eigvalsh", "linalg_inv",
+    "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_svdvals", "linalg_vector_norm", "linear", "linspace", "log",
+    "log10", "log1p", "log2", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp", "logical_and", "logical_not",
+    "logical_or", "logical_xor", "logit", "logspace", "logsumexp", "lstm", "lstm_cell", "lt", "mT", "masked_fill",
+    "masked_fill_", "masked_scatter", "masked_select", "matmul", "matrix_exp", "max", "max_pool1d",
+    "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d", "max_unpool2d", "maximum",
+    "mean", "median", "meshgrid", "min", "minimum", "mish", "mm", "mode", "movedim", "mse_loss", "msort", "mul",
+    "mul_", "mv", "nan_to_num", "nansum", "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros",
+    "nextafter", "nll_loss_nd", "nonzero", "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad",
+    "pairwise_distance", "permute", "pixel_shuffle", "pixel_unshuffle", "polar", "polygamma", "positive", "pow",
+    "prelu", "prod", "quantile", "real", "reciprocal", "relu", "relu6", "relu_", "remainder", "renorm", "repeat",
+    "repeat_interleave", "reshape", "rms_norm", "rnn_relu", "rnn_tanh", "roll", "rot90", "round", "rrelu", "rsqrt",
+    "rsub", "scalar_tensor", "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce",
+    "searchsorted", "select", "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc",
+    "sinh", "slice", "slice_scatter", "softmax", "softplus", "softshrink", "sort", "special_bessel_j0",
+    "special_erfcx", "split", "split_copy", "split_with_sizes", "sqrt", "square", "squeeze", "squeeze_", "stack",
+    "std", "std_mean", "stft", "sub", "sub_", "sum", "sym_size", "t", "take", "take_along_dim", "tan", "tanh",
+    "tanh_", "tensordot", "threshold", "tile", "to", "topk", "trace", "transpose", "trapezoid", "tril",
+    "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_",
+    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d", "vander", "var",
+    "var_mean", "view", "view_as", "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
 ))  # fmt: skip
 """Operations that were converted for every engine, whatever came of it."""
 
@@ -127,15 +136,28 @@ def refused(view: GraphView, call: Call, engine: str) -> str:
     """Why an engine cannot be reached with an operation; empty if it can."""
     if engine not in REFUSED.get(call.op, ()) and not _refused_with(view, call, engine):
         return ""
-    if engine == LITERT:
+    if engine == LITERT and call.dtype != "bfloat16":
         return "LiteRT's converter has no lowering or its interpreter no kernel for it"
-    if all(other in REFUSED.get(call.op, EXPORT) for other in EXPORT):
+    if call.dtype == "bfloat16":
+        return "no engine here computes in bfloat16"
+    if all(other in REFUSED.get(call.op, ()) for other in EXPORT):
         return "torch's ONNX exporter has no function for it"
     return f"{engine} has no such operation"
 
 
+WHOLE = ("int64", "int32", "int16", "int8", "uint8")
+BITWISE = ("__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not")  # fine on bool
+SHIFTS = ("__rshift__", "__lshift__", "bitwise_right_shift", "bitwise_left_shift")
+
+
 def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
     """Operations that are taken or refused by their arguments."""
+    if call.dtype == "bfloat16" and call.op not in NOTHING and not call.op.startswith(("to", "_to_copy")):
+        return True
+    if call.op in SHIFTS or (call.op in BITWISE and call.dtype in WHOLE):
+        return engine in (TENSORRT, LITERT)
+    if call.op == "pow" and call.dtype in WHOLE:
+        return engine == LITERT
     if call.op == "topk" and engine == LITERT:  # its values come from a sort, its indices from TOPK_V2
         values = [reader for reader in view.readers(call.name) if reader.op == "getitem" and reader.arguments[1] == 0]
         return any(view.readers(each.name) or each.name in view.outputs for each in values)

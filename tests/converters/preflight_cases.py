@@ -240,6 +240,9 @@ OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("mask written by index", masked_write, ("tensorrt", "litert")),
     ("det", lambda x: torch.det(x[:, :, :8]), ("openvino", "tensorrt", "litert")),
     ("sort", lambda x: torch.sort(x, -1)[0], ("litert",)),
+    ("bits of integers", lambda x: (x * 10).long() & 3, ("tensorrt", "litert")),
+    ("bfloat16", lambda x: (x.bfloat16() * 2).float(), ENGINES),
+    ("quantile", lambda x: torch.quantile(x, 0.5, -1), ("litert",)),
     ("exp2", torch.exp2, ("litert",)),
     (
         "scatter_add",

@@ -36,9 +36,9 @@ edgeattn depends on a name in these tables.
 
 A cell reads **fp32 / fp16 / int8**. fp32: the largest difference to the source, relative to the largest value where
 that is above 1 (bound: 1e-4). fp16 and int8: signal to quantization noise in dB (bound of fp16: 50 dB; int8 has none,
-since random weights say nothing of it). Each figure is the worst over the outputs and over the sources of the row.
-TensorRT: its ONNX file was run by ONNX Runtime, and its builder (`tensorrt_rtx`) took the file. A dash: refused, with
-the reason below.
+since random weights say nothing of it). Each figure is the worst over the outputs and over the sources of the row, of
+five calls. TensorRT: its ONNX file was run by ONNX Runtime, and its builder (`tensorrt_rtx`) took the file. A dash:
+refused, with the reason below.
 
 Sources: *torch* is a Python factory, *pt2* a `torch.export` program, *onnx* a file that torch wrote, *directory* a
 saved Hugging Face directory (encoder-decoders become an encoder and a decoder step there).

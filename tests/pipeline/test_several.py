@@ -15,13 +15,14 @@ from edgeattn.baseline import baseline
 from edgeattn.buckets import with_buckets
 from edgeattn.candidates import BUILDERS, Workshop, artifact_files
 from edgeattn.checking import CheckOptions, check
-from edgeattn.errors import InputError
+from edgeattn.errors import BundleError, InputError
 from edgeattn.evaluation.data import ArrayData, sample_data
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline import ConvertOptions, convert, copy_assets
 from edgeattn.report import Result, table
 from edgeattn.runtimes import load, open_session
 from edgeattn.runtimes.selftest import selftest
+from edgeattn.spec import ModelSpec
 from edgeattn.targets import Precision, get_target
 from tests.conversions import QUICK, Watch
 from tests.several import call, encoder_decoder, masked_encoder, plain, transducer, two_towers
@@ -272,6 +273,16 @@ def test_encoder_predictor_and_joiner_work_together(made: Make, engine: str) -> 
             joined = session.run({"encoded": memory[:, frame], "predicted": got["predicted"]}, "joiner")
             expected = plain(model, "joiner", {"encoded": memory[:, frame], "predicted": wanted["predicted"]})
             np.testing.assert_allclose(joined["scores"], expected["scores"], rtol=0, atol=PARITY)
+
+
+def test_a_file_of_several_signatures_is_counted_whole_and_one_that_it_lacks_is_named(made: Make) -> None:
+    model, result = made("encoder", "litert")
+    file = bundle_of(result) / "model.tflite"
+    with load(bundle_of(result)) as session:
+        assert sum(session.executed()["SOFTMAX"].values()) == 3  # one in every size
+    other = replace(model.spec.graphs[0], name="other")
+    with pytest.raises(BundleError, match="has no signature 'other'; it has main_8, main_16, main_32"):
+        open_session("litert", {"other": file}, ModelSpec("m", "t", (other,)))
 
 
 def test_what_travels_with_a_model_is_in_the_bundle_and_at_hand_in_a_session(made: Make) -> None:

@@ -96,7 +96,7 @@ def build_openvino(shop: Workshop, precision: Name, _: Target) -> Artifact:
 
 
 def build_litert(shop: Workshop, precision: Name, _: Target) -> Artifact:
-    """Torch -> TFLite; int8 weights with dynamic activations."""
+    """Torch -> TFLite, once; float16 weights or int8 ones with dynamic activations are made of that file."""
     if precision == "fp32":
         return shop.tflite
     room = shop.room(f"tflite-{precision}")
@@ -104,9 +104,9 @@ def build_litert(shop: Workshop, precision: Name, _: Target) -> Artifact:
         from edgeattn.quantize.tflite import int8_tflite
 
         return int8_tflite(shop.tflite, shop.base.calibration, room)
-    from edgeattn.converters.tflite import to_tflite
+    from edgeattn.converters.tflite import halve_tflite
 
-    return to_tflite(shop.model, room, precision)
+    return halve_tflite(shop.model, shop.tflite, room)
 
 
 def build_tensorrt(shop: Workshop, precision: Name, target: Target) -> Artifact:

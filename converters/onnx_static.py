@@ -42,7 +42,7 @@ SMALL = 1_024  # elements of a constant that may shape the graph
 TINY = 64  # elements of the constants of shape arithmetic
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")  # stay: engines run them in integers
 GROWING = frozenset((
-    "ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "Upsample", "EyeLike", "CenterCropPad",
+    "ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "EyeLike", "CenterCropPad",
     "If", "Loop", "Scan", "MatMul", "Einsum", "Gemm",
 ))  # fmt: skip
 """Operators whose output is not bounded by the number of values that go in."""

@@ -101,7 +101,7 @@ def _flat_index(index: Tensor, sizes: tuple[int, ...], strides: list[int]) -> Te
     return total
 
 
-@op("ScatterElements", "Scatter")
+@op("ScatterElements")
 def _scatter_elements(node: Node) -> Function:
     axis, size = node.axis("axis"), node.shape()[node.axis("axis")]
     kind = node.text("reduction", "none")

@@ -330,16 +330,15 @@ def _global_pool(node: Node) -> Function:
     return lambda x: (x.abs() ** p).sum(axes, keepdim=True) ** (1.0 / p)
 
 
-@op("Resize", "Upsample")
+@op("Resize")
 def _resize(node: Node) -> Function:
     mode = node.text("mode", "nearest")
     given = node.shape()
     axes = [a % node.rank() for a in node.ints("axes") or range(node.rank())]
     scales, sizes = _resize_target(node, axes)
     node.refuse("keep_aspect_ratio_policy", "stretch")
-    default = "asymmetric" if node.op == "Upsample" or node.opset < 11 else "half_pixel"
-    how = node.text("coordinate_transformation_mode", default)
-    nearest = node.text("nearest_mode", "floor" if default == "asymmetric" else "round_prefer_floor")
+    how = node.text("coordinate_transformation_mode", "half_pixel")
+    nearest = node.text("nearest_mode", "round_prefer_floor")
     if how in ("tf_crop_and_resize", "half_pixel_symmetric") or mode not in ("nearest", "linear", "cubic"):
         raise NotImportableError(f"mode {mode!r} with {how!r} is not imported")
     if mode == "cubic" or node.integer("antialias"):
@@ -375,14 +374,8 @@ def _resize(node: Node) -> Function:
 def _resize_target(node: Node, axes: list[int]) -> tuple[list[float], list[int]]:
     given = node.shape()
     scales, sizes = [1.0] * len(given), list(given)
-    old = node.op == "Upsample" or node.opset < 11
-    factors = node.attributes.get("scales")
-    if factors is None:
-        index = 1 if old else 2
-        factors = node.static(index) if node.has(index) and node.shape(index) != (0,) else None
-    for index in (1, 2):
-        if node.has(index):
-            node.taken.add(index)
+    factors = node.static(2) if node.has(2) and node.shape(2) != (0,) else None
+    node.taken.update((1, 2))
     if factors is not None:
         for axis, factor in zip(axes, factors, strict=True):
             scales[axis] = float(factor)

@@ -147,6 +147,7 @@ def elementwise() -> Iterator[Case]:
     yield Case("QuickGelu", {"x": X}, domain=CONTRIB)
     yield Case("Dropout", {"x": X}, {"ratio": scalar(0.5)})
     yield Case("Dropout", {"x": X}, outputs=2)
+    yield Case("BitCast", {"x": X}, attributes={"to": TensorProto.INT32}, opset=26)
 
 
 def shapes() -> Iterator[Case]:
@@ -221,6 +222,10 @@ def indexing() -> Iterator[Case]:
         yield Case(name, {"x": integers(3, 8, high=3)}, attributes={"axis": 1, "select_last_index": 1})
     for exclusive, reverse in ((0, 0), (1, 0), (0, 1), (1, 1)):
         yield Case("CumSum", {"x": X}, {"axis": scalar(1, np.int64)}, {"exclusive": exclusive, "reverse": reverse})
+    yield Case("CumProd", {"x": X}, {"axis": scalar(1, np.int64)}, opset=26)
+    for mode in ("linear", "circular"):
+        yield Case("TensorScatter", {"x": normal(2, 3, 6, 4), "u": normal(2, 3, 2, 4)},
+                   {"i": whole(1, 4 if mode == "linear" else 5)}, {"mode": mode}, opset=24)  # fmt: skip
     yield Case("OneHot", {"i": integers(2, 3, low=-4, high=5)},
                {"depth": whole(5), "values": np.array([0.5, 2], np.float32)}, {"axis": 1})  # fmt: skip
     yield Case("Compress", {"x": X}, {"c": np.array([True, False, True])}, {"axis": 1})
@@ -307,6 +312,8 @@ def products() -> Iterator[Case]:
     yield Case("Conv", {"x": normal(1, 2, 9)}, {"w": normal(3, 2, 3)}, {"dilations": [2]})
     yield Case("ConvTranspose", {"x": normal(1, 2, 5)}, {"w": normal(2, 3, 3)},
                {"strides": [2], "output_shape": [10], "auto_pad": "SAME_UPPER"})  # fmt: skip
+    yield Case("Det", {"x": normal(2, 3, 3)})
+    yield Case("GlobalLpPool", {"x": normal(1, 2, 5, 4)}, attributes={"p": 3})
     yield Case("LpPool", {"x": normal(1, 2, 6)}, attributes={"kernel_shape": [2], "p": 2})
     image = normal(1, 2, 5, 6)
     for mode, how in (

@@ -16,10 +16,9 @@ from edgeattn.converters.onnx_ops import TABLE
 from edgeattn.converters.onnx_static import make_static
 from tests.converters.onnx_cases import CASES, Case
 
-# Computed when the graph is made static, so they never reach torch with inputs; tested with the graphs below.
+NEW = 23  # opsets from here on are newer than the oldest ONNX Runtime that we install
+# Computed when the graph is made static, so they never reach torch with inputs; tests/sources has graphs of them.
 FOLDED = {"Shape", "Size", "Constant", "ConstantOfShape", "Range", "NonZero"}
-# What ONNX Runtime has no kernel for, so that there is no oracle: they follow the standard's text.
-UNTESTED = {"Det", "BitCast", "Scatter", "Upsample", "TensorScatter", "CumProd", "GlobalLpPool"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -28,7 +27,12 @@ def test_an_operator_gives_what_onnx_runtime_gives(case: Case) -> None:
     # results one step apart where a value lies on the edge.
     model = case.model()
     names = [value.name for value in model.graph.output]
-    expected = dict(zip(names, runtime_session(model).run(names, case.inputs), strict=True))
+    try:
+        expected = dict(zip(names, runtime_session(model).run(names, case.inputs), strict=True))
+    except Exception as error:
+        if case.opset < NEW:
+            raise
+        pytest.skip(f"this ONNX Runtime does not run opset {case.opset}: {str(error)[:80]}")
     static = make_static(model, {k: without_constant(constant_value(v)) for k, v in case.inputs.items()})
     module = import_onnx(static)
     assert isinstance(module, ImportedModel), module
@@ -46,7 +50,7 @@ def test_an_operator_gives_what_onnx_runtime_gives(case: Case) -> None:
 
 def test_every_operator_of_the_table_is_tested() -> None:
     tested = {(case.domain, case.op) for case in CASES}
-    named = {(domain, name) for domain, name in TABLE if name not in FOLDED | UNTESTED}
+    named = {(domain, name) for domain, name in TABLE if name not in FOLDED}
     missing = {(d, n) for d, n in named - tested if not ({("", n), ("com.microsoft", n)} & tested)}
     assert not missing
     assert len(TABLE) > 120

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,8 @@ def load(reference: str) -> EdgeModel:
 
     Inputs are named after forward's parameters, also those that were given by position; parts of a tuple or dict are
     dotted (``cache.0``, ``batch.tokens``). Outputs are named as those of a module. An axis whose size is a symbol of
-    the program may vary; its dimension is called ``INPUT_AXIS`` after the first input that has it, for the file keeps
-    no names of dimensions.
+    the program may vary; its dimension is called ``seq`` if it is the only one (axis 0, the batch, apart), else
+    ``INPUT_AXIS`` after the first input that has it, for the file keeps no names of dimensions.
 
     Raises:
         ModelError: if the file is truncated, hostile, of another version, or holds what only running it would tell; if
@@ -444,8 +444,7 @@ def _dims(
 
     metas = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     inputs = [str(name) for name in program.graph_signature.user_inputs]
-    dims: dict[str, dict[int, str]] = {}
-    named: dict[str, str] = {}
+    axes: list[tuple[str, int, str]] = []
     if len(inputs) != len(names):
         return {}, ()
     for name, placeholder, value in zip(names, inputs, values, strict=True):
@@ -453,10 +452,13 @@ def _dims(
         for axis, size in enumerate(shape):
             symbol = getattr(getattr(size, "node", None), "expr", None)
             if symbol is not None and symbol.is_Symbol:
-                named.setdefault(str(symbol), f"{name.replace('.', '_')}_{axis}")
-                dims.setdefault(name, {})[axis] = named[str(symbol)]
+                axes.append((name, axis, str(symbol)))
             elif symbol is not None and not symbol.is_number:  # 2 * s0: varies, but not on its own
                 return {}, (f"input {name} has an axis of size {symbol}, which cannot be chosen alone: no buckets",)
+    named = _dimension_names(axes)
+    dims: dict[str, dict[int, str]] = {}
+    for name, axis, symbol in axes:
+        dims.setdefault(name, {})[axis] = named[symbol]
     ranges = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
     notes = tuple(
         f"{dim} may be {ranges[symbol].lower} to {ranges[symbol].upper}"
@@ -464,6 +466,16 @@ def _dims(
         if symbol in ranges
     )
     return dims, notes
+
+
+def _dimension_names(axes: Sequence[tuple[str, int, str]]) -> dict[str, str]:
+    """Symbol -> name: ``INPUT_AXIS`` where it is met first; a lone one beside the first axis is the sequence."""
+    first = {symbol: (name, axis) for name, axis, symbol in reversed(axes)}
+    along = set(first) - {symbol for _, axis, symbol in axes if axis == 0}
+    return {
+        symbol: "seq" if along == {symbol} else f"{name.replace('.', '_')}_{axis}"
+        for symbol, (name, axis) in first.items()
+    }
 
 
 # --- pickles --------------------------------------------------------------------------------------------------------

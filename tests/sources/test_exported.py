@@ -121,8 +121,21 @@ def test_it_computes_what_the_module_computed(exported: Path, net: Any) -> None:
 
 def test_axes_that_may_vary_are_dimensions_and_their_range_is_told(exported: Path) -> None:
     model = load_model(str(exported))
-    assert model.dims == {"main": {"x": {1: "x_1"}, "mask": {1: "x_1"}}}
-    assert model.notes == ("x_1 may be 2 to 64",)
+    assert model.dims == {"main": {"x": {1: "seq"}, "mask": {1: "seq"}}}
+    assert model.notes == ("seq may be 2 to 64",)
+
+
+def test_of_two_dimensions_each_is_named_after_its_input(tmp_path: Path) -> None:
+    class Cross(torch.nn.Module):
+        def forward(self, query: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(query @ memory.transpose(1, 2), -1) @ memory
+
+    given = (torch.randn(2, 4, 8), torch.randn(2, 6, 8))
+    batch, queries, keys = (torch.export.Dim(name, min=2, max=16) for name in ("batch", "queries", "keys"))
+    program = torch.export.export(Cross(), given, dynamic_shapes=({0: batch, 1: queries}, {0: batch, 1: keys}))
+    torch.export.save(program, tmp_path / "cross.pt2")
+    dims = load_model(str(tmp_path / "cross.pt2")).dims["main"]
+    assert dims == {"query": {0: "query_0", 1: "query_1"}, "memory": {0: "query_0", 1: "memory_1"}}
 
 
 def test_other_sizes_run_inside_the_range_and_are_refused_outside(exported: Path) -> None:

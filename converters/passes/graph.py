@@ -24,7 +24,11 @@ class Program:
 
     exported: torch.export.ExportedProgram
     _known: dict[torch.fx.Node, Any] = field(default_factory=dict)
+    _written: set[torch.fx.Node] = field(default_factory=set)
     _constants: dict[tuple[bytes, tuple[int, ...], str], torch.fx.Node] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._written = written_in_place(self.graph)
 
     @property
     def graph(self) -> torch.fx.Graph:
@@ -53,7 +57,7 @@ class Program:
         import torch
 
         fake = node.meta.get("val")
-        if not isinstance(fake, torch.Tensor) or fake.numel() > MAX_KNOWN:
+        if node in self._written or not isinstance(fake, torch.Tensor) or fake.numel() > MAX_KNOWN:
             return None
         if node.op == "placeholder":
             signature = self.exported.graph_signature
@@ -111,6 +115,30 @@ class Program:
                 specs.remove(next(spec for spec in specs if spec.arg.name == node.name))
                 del self.exported.constants[node.name], self._constants[key]
                 self.graph.erase_node(node)
+
+
+def written_in_place(graph: torch.fx.Graph) -> set[torch.fx.Node]:
+    """Tensors that a later operator writes into (``index[0, :] = 3``), with the writer and what they are views of.
+
+    Their values depend on the order of the calls, so nobody may work them out from their own arguments.
+    """
+    import torch
+
+    def schema(node: torch.fx.Node) -> Any:
+        return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+
+    found: set[torch.fx.Node] = set()
+    for writer in graph.nodes:
+        if schema(writer) is None or not schema(writer).is_mutable:
+            continue
+        found.add(writer)
+        for argument, formal in zip(writer.args, schema(writer).arguments, strict=False):
+            node: Any = argument if formal.alias_info is not None and formal.alias_info.is_write else None
+            while isinstance(node, torch.fx.Node) and node not in found:
+                found.add(node)
+                views = schema(node) is not None and any(a.alias_info is not None for a in schema(node).arguments)
+                node = node.args[0] if views and node.args else None
+    return found
 
 
 class Writer:

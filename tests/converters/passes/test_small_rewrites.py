@@ -144,3 +144,15 @@ def test_constants_that_a_later_pass_drops_leave_no_input_behind() -> None:
     program, _ = traced(Rotated(), {"x": X}, fold_constants, real_rotation)
     assert all(not value.is_complex() for value in program.constants.values())
     torch.testing.assert_close(run(program, {"x": X}), Rotated()(X), atol=1e-6, rtol=0)
+
+
+def test_a_table_that_is_written_in_place_is_left_to_the_exporter() -> None:
+    class Written(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            table = torch.zeros(6, 8)
+            table[0, :] = 3.0
+            table[1:, 0] = torch.arange(5).float()
+            return x + table
+
+    program, _ = traced(Written(), {"x": X}, fold_constants)
+    torch.testing.assert_close(run(program, {"x": X}), Written()(X), atol=0, rtol=0)

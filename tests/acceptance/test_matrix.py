@@ -13,13 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from edgeattn.errors import EdgeattnError
 from edgeattn.evaluation.parity import MAX_ABS_FP32, MIN_SQNR_FP16
 from edgeattn.runtimes.selftest import SQNR_LIMIT
-from tests.acceptance.cells import ENGINES, Loaded, Source, sources_of
+from edgeattn.targets import Precision
+from tests.acceptance.cells import ENGINES, Figures, Loaded, Source, sources_of
 from tests.architectures import FURTHER, NAMED, Architecture
 
 CASES = [(architecture, source) for architecture in NAMED for source in sources_of(architecture)]
 MORE: list[tuple[Architecture, Source]] = [(architecture, "torch") for architecture in FURTHER]
+
+
+ANY = ""
+REFUSED = {
+    ("Longformer", ANY, ANY): r"modeling_longformer\.py:\d+, \"if is_global_attn",  # a branch on values
+    ("top-k attention", "litert", ANY): r"no kernel for operation STABLEHLO_SORT",
+    ("M2M100", "openvino", "int8"): r"cannot compile its int8 model",
+}
+"""Architecture, engine, precision -> why there is no artifact; each is told in one sentence, not by a wrong result."""
 
 
 @pytest.fixture(scope="module", params=[pytest.param(case, id=f"{case[0].name}-{case[1]}") for case in (*CASES, *MORE)])
@@ -48,22 +59,33 @@ def test_the_loaded_source_computes_what_its_module_computes(loaded: Loaded) -> 
                 assert abs(got[name] - value).max(initial=0.0) <= allowed, name
 
 
+def measured(loaded: Loaded, engine: str, precision: Precision) -> Figures:
+    """The cell; a refusal that is known must be the one that is known, and ends the test."""
+    name = loaded.architecture.name
+    for place in ((name, ANY, ANY), (name, engine, ANY), (name, engine, precision)):
+        if place in REFUSED:
+            with pytest.raises(EdgeattnError, match=REFUSED[place]):
+                loaded.measure(engine, precision)
+            pytest.skip(f"{name} is refused on {engine} in {precision}")
+    return loaded.measure(engine, precision)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_float32_equals_the_source(loaded: Loaded, engine: str) -> None:
-    figures = loaded.measure(engine, "fp32")
+    figures = measured(loaded, engine, "fp32")
     assert figures.max_abs <= MAX_ABS_FP32 * figures.scale
     assert figures.built is not False
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_float16_keeps_50_db(loaded: Loaded, engine: str) -> None:
-    figures = loaded.measure(engine, "fp16")
+    figures = measured(loaded, engine, "fp16")
     assert figures.sqnr_db >= MIN_SQNR_FP16
     assert figures.built is not False
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_int8_by_the_default_recipe_runs(loaded: Loaded, engine: str) -> None:
-    figures = loaded.measure(engine, "int8")
+    figures = measured(loaded, engine, "int8")
     assert math.isfinite(figures.max_abs)
     assert -SQNR_LIMIT < figures.sqnr_db <= SQNR_LIMIT

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+import numpy as np
 
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
@@ -19,6 +22,7 @@ from edgeattn.spec import BucketSpec, ModelSpec, StreamSpec
 
 PARITY_STEPS = 500  # with carried states: an error that grows shows by then
 CALIBRATION_STEPS = 256
+EXAMPLE_CALLS = 5  # without data: an output of one number is 10 dB better or worse by chance
 CARRIED_STEPS = 16  # of a graph with states that is no audio stream, such as one step of a decoder
 REFERENCE = "float32 source in torch"
 
@@ -73,11 +77,28 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
             recorded[graph.name] = record_steps(step, [model.example[graph.name]] * CARRIED_STEPS)
             carried.add(graph.name)
         else:
-            recorded[graph.name] = record_calls(step, [model.example[graph.name]])
+            recorded[graph.name] = record_calls(step, example_calls(model, graph.name))
     if data is None:
         return Baseline(recorded, {}, None, None, frozenset(carried))
     score_or_none = score_arrays(lambda inputs: model.run(inputs, name), data.evaluation, progress.advance)
     return Baseline(recorded, _calibration(model.spec, data), score_or_none, data, frozenset(carried))
+
+
+def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
+    """The example of a graph and others like it, for a model without data.
+
+    The others are the example rolled along its last axes: ids stay in their range, masks keep what they show. Those
+    that the source refuses, or whose outputs are not finite, are left out.
+    """
+    example = model.example[graph]
+    calls = [example]
+    for places in range(1, EXAMPLE_CALLS):
+        rolled = {name: np.roll(value, places, -1) if value.ndim else value for name, value in example.items()}
+        with contextlib.suppress(Exception):  # forward may check its inputs in any way
+            outputs = model.run(rolled, graph)
+            if all(np.isfinite(value).all() for value in outputs.values() if value.dtype.kind == "f"):
+                calls.append(rolled)
+    return calls
 
 
 def _calls(spec: ModelSpec, main: BucketSpec | None, samples: Sequence[ArraySample]) -> dict[str, list[Arrays]]:

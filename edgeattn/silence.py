@@ -8,12 +8,14 @@ away for the length of a call.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from typing import IO
 
 TAIL_BYTES = 4_000  # of what was said, kept for the error
 
@@ -58,17 +60,36 @@ def _descriptors_turned_away() -> Iterator[_Said]:
                 os.dup2(sink.fileno(), descriptor)
         try:
             # Python's own writes go the same way: sys.stdout need not be descriptor 1.
-            with (
-                os.fdopen(os.dup(sink.fileno()), "w", errors="replace") as writer,
-                contextlib.redirect_stdout(writer),
-                contextlib.redirect_stderr(writer),
-            ):
-                yield _Said(sink.fileno())
+            with os.fdopen(os.dup(sink.fileno()), "w", errors="replace") as writer:
+                turned = _Turned(writer)
+                with contextlib.redirect_stdout(turned), contextlib.redirect_stderr(turned):
+                    yield _Said(sink.fileno())
+                turned.flush()
+                turned.target = sys.stderr
         finally:
             _flush()
             for descriptor, original in saved.items():
                 os.dup2(original, descriptor)
                 os.close(original)
+
+
+class _Turned(io.TextIOBase):
+    """A stream that outlives its file: a logging handler made while silenced keeps it, and writes to stderr after."""
+
+    def __init__(self, target: IO[str]) -> None:
+        self.target = target
+
+    def write(self, text: str) -> int:
+        return self.target.write(text)
+
+    def flush(self) -> None:
+        self.target.flush()
+
+    def fileno(self) -> int:
+        return self.target.fileno()
+
+    def isatty(self) -> bool:
+        return False
 
 
 class _Said:

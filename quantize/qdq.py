@@ -17,6 +17,7 @@ import numpy as np
 
 from edgeattn.errors import UnsupportedError, load_extra
 from edgeattn.quantize.calibration import Calibration, checked_samples
+from edgeattn.runtimes.onnxruntime import BROKEN_FUSIONS
 
 if TYPE_CHECKING:
     import onnx
@@ -174,7 +175,12 @@ def _record(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        probe.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=list(BROKEN_FUSIONS),
+    )
     kept: dict[str, list[np.ndarray]] = {name: [] for name in names}
     largest = dict.fromkeys(names, 0.0)
     for sample in samples:

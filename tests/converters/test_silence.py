@@ -54,3 +54,16 @@ def test_environment_and_logging_are_put_back(monkeypatch: pytest.MonkeyPatch) -
     assert os.environ["EDGEATTN_TEST_A"] == "old"
     assert "EDGEATTN_TEST_B" not in os.environ
     assert logging.root.manager.disable == 0
+
+
+def test_a_logging_handler_made_inside_still_writes_after(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("edgeattn.tests.vendor")
+    with silenced():
+        handler = logging.StreamHandler()
+        logger.addHandler(handler)
+        logger.error("inside")
+    try:
+        logger.error("after")
+    finally:
+        logger.removeHandler(handler)
+    assert capfd.readouterr() == ("", "after\n")

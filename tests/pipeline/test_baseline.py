@@ -1,0 +1,43 @@
+"""The float32 source, recorded: what a model without data is compared on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="models are torch modules: edgeattn[convert]")
+
+from edgeattn.baseline import EXAMPLE_CALLS, example_calls  # noqa: E402
+from edgeattn.sources import from_module  # noqa: E402
+
+
+class Masked(torch.nn.Module):  # type: ignore[misc,name-defined,unused-ignore]
+    """A sum of embeddings that insists on its first token where ``strict``."""
+
+    def __init__(self, strict: bool) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(7, 3)
+        self.strict = strict
+
+    def forward(self, ids, mask):  # type: ignore[no-untyped-def]
+        if self.strict and int(ids[0, 0]) != 6:
+            raise ValueError("the first token must be 6")
+        return (self.table(ids) * mask[..., None]).sum(1)
+
+
+INPUTS = (torch.tensor([[6, 1, 2, 3, 0, 5]]), torch.tensor([[1.0, 1.0, 1.0, 1.0, 0.0, 0.0]]))
+
+
+def test_a_model_without_data_is_compared_on_several_calls_of_the_values_of_its_example() -> None:
+    calls = example_calls(from_module(Masked(False), INPUTS, "masked"), "main")
+    assert len(calls) == EXAMPLE_CALLS
+    assert len({call["ids"].tobytes() for call in calls}) == EXAMPLE_CALLS
+    for call in calls:
+        assert sorted(call["ids"][0]) == sorted(INPUTS[0][0].tolist())
+        assert call["mask"].sum() == 4.0
+
+
+def test_calls_that_forward_refuses_are_left_out() -> None:
+    calls = example_calls(from_module(Masked(True), INPUTS, "masked"), "main")
+    assert len(calls) == 1
+    np.testing.assert_array_equal(calls[0]["ids"], INPUTS[0].numpy())

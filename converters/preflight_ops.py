@@ -39,9 +39,9 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     "cross_entropy_loss": (TENSORRT,),
     "nll_loss_nd": (OPENVINO, TENSORRT),
     **dict.fromkeys(
-        ("erfc", "exp2", "signbit", "logcumsumexp", "sort", "argsort", "msort", "bucketize", "tril_indices", "eye",
+        ("erfc", "exp2", "signbit", "logcumsumexp", "bucketize", "tril_indices", "eye",
          "one_hot", "adaptive_max_pool2d", "cond", "polar", "stft", "item", "rand", "rand_like", "randn_like",
-         "bernoulli", "multinomial", "bilinear", "quantile", "ldexp", "special_erfcx", "rrelu", "logical_xor",
+         "bernoulli", "multinomial", "bilinear", "ldexp", "special_erfcx", "rrelu", "logical_xor",
          "view_as_complex", "view_as_real"),
         (LITERT,),
     ),
@@ -66,8 +66,6 @@ SUBSTITUTES: Mapping[str, str] = {
     "polar": "cos and sin, real throughout",
     "cond": "torch.where over both branches",
     "item": "the tensor itself",
-    "sort": "torch.topk on another engine, or order outside of the model",
-    "argsort": "order outside of the model",
 }
 
 TRIED = frozenset((
@@ -158,9 +156,6 @@ def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
         return engine in (TENSORRT, LITERT)
     if call.op == "pow" and call.dtype in WHOLE:
         return engine == LITERT
-    if call.op == "topk" and engine == LITERT:  # its values come from a sort, its indices from TOPK_V2
-        values = [reader for reader in view.readers(call.name) if reader.op == "getitem" and reader.arguments[1] == 0]
-        return any(view.readers(each.name) or each.name in view.outputs for each in values)
     if call.op == "index_put" and len(call.arguments) > 3 and call.arguments[3] is True:
         return engine in (TENSORRT, LITERT)
     if call.op in ("index_put", "index_put_"):  # a mask as index needs the places where it is true

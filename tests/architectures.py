@@ -248,7 +248,8 @@ class TorchDecoder(nn.Module):
 
     def forward(self, target: Tensor, memory: Tensor) -> Tensor:
         causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
-        return cast(Tensor, self.decoder(target, memory, tgt_mask=causal))
+        # Without the hint torch.export itself stumbles over a comparison of masks (edgeattn's own trace does not).
+        return cast(Tensor, self.decoder(target, memory, tgt_mask=causal, tgt_is_causal=True))
 
 
 class Multihead(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeattn.converters import tflite
 from edgeattn.converters.tflite import halve_tflite, to_tflite
 from edgeattn.errors import ConversionError, InputError, UnsupportedError
 from edgeattn.model import Artifact, EdgeModel
@@ -156,13 +158,46 @@ def test_what_converts_and_does_not_run_is_a_conversion_error(tmp_path: Path) ->
         to_tflite(nested(lambda x: x.index_add(0, index, x)), tmp_path, "fp32")
 
 
+class Ordered(nn.Module):
+    """The largest, the least, everything in order: along the last axis and another, with places."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        most, where = torch.topk(x, 3)
+        least, rows = torch.topk(x, 2, dim=1, largest=False)
+        ordered, places = torch.sort(x, dim=1, descending=True)
+        ranks = torch.argsort(x, dim=-1, stable=True)
+        kept = torch.softmax(x.masked_fill(x < most[..., -1:], -1e4), -1)  # hard attention
+        return {
+            "most": most, "where": where, "least": least, "rows": rows, "ordered": ordered, "places": places,
+            "ranks": ranks, "kept": kept,
+        }  # fmt: skip
+
+
+def test_the_largest_and_the_order_come_out_as_in_torch_ties_included(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    x[0, 0, 5] = x[0, 0, 2]  # a tie: a stable order takes the first
+    model = as_model("ordered", Ordered(), x=x)
+    got = deployed_once(to_tflite(model, tmp_path, "fp32"), model)
+    for output, expected in model.run(model.example["main"]).items():
+        np.testing.assert_allclose(got[output], expected, atol=1e-6, err_msg=output)
+
+
+def test_litert_torch_is_left_as_it_was(tmp_path: Path) -> None:
+    from litert_torch.fx_infra import decomp
+
+    before = decomp.pre_convert_decomp(), decomp.pre_lower_decomp()
+    to_tflite(as_model("ordered", Ordered(), x=torch.randn(1, 3, 4)), tmp_path, "fp32")
+    assert (decomp.pre_convert_decomp(), decomp.pre_lower_decomp()) == before
+
+
 def test_an_operation_without_lowering_is_named_with_its_module(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"'linalg_eig' \(aten\.linalg_eig\.default\) of module encoder\.odd: "):
         to_tflite(nested(lambda x: torch.linalg.eigvals(x).real), tmp_path, "fp32")
     assert not list(tmp_path.iterdir())
 
 
-def test_an_operation_without_kernel_is_named_with_its_module(tmp_path: Path) -> None:
+def test_an_operation_without_kernel_is_named_with_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tflite, "_ordered_by_topk", contextlib.nullcontext)
     with pytest.raises(ConversionError, match=r"no kernel for operation STABLEHLO_SORT of module encoder\.odd"):
         to_tflite(nested(lambda x: torch.sort(x, dim=-1)[0]), tmp_path, "fp32")
 

@@ -31,9 +31,10 @@ from edgeattn.spec import GraphSpec, ModelSpec
 DTYPES = {"float": "float32", "double": "float64"}  # the others are called as numpy calls them
 
 
-BROKEN_FUSIONS = ("MatMulScaleFusion",)
-"""ONNX Runtime 1.31 folds a scale into a product although others read the scaled tensor too, and then finds its own
-graph invalid: softmax(x / s @ x^T) @ x with x scaled before."""
+BROKEN_FUSIONS = ("MatMulScaleFusion", "MatmulTransposeFusion")
+"""Optimizers of ONNX Runtime 1.31 that break graphs of its own. The first folds a scale into a product although others
+read the scaled tensor too, and the graph is invalid then: softmax(x / s @ x^T) @ x with x scaled before. The second ends
+the process (SIGSEGV) on a float16 GRU decoder whose attention is an Einsum."""
 
 
 def open_onnxruntime(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:

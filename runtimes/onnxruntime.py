@@ -33,8 +33,8 @@ DTYPES = {"float": "float32", "double": "float64"}  # the others are called as n
 
 BROKEN_FUSIONS = ("MatMulScaleFusion", "MatmulTransposeFusion")
 """Optimizers of ONNX Runtime 1.31 that break graphs of its own. The first folds a scale into a product although others
-read the scaled tensor too, and the graph is invalid then: softmax(x / s @ x^T) @ x with x scaled before. The second ends
-the process (SIGSEGV) on a float16 GRU decoder whose attention is an Einsum."""
+read the scaled tensor too, and the graph is invalid then: softmax(x / s @ x^T) @ x with x scaled before. The second
+ends the process (SIGSEGV) on a float16 GRU decoder whose attention is an Einsum."""
 
 
 def open_onnxruntime(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:

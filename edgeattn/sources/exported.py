@@ -486,19 +486,21 @@ def _pickle(path: Path) -> str:
     import torch
 
     names: list[str] = []
+    compressed = False
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
             names = [PurePosixPath(info.filename).name for info in infos]
             whole = [info.filename.partition("/")[2] for info in infos]
-            if sum(info.file_size for info in infos) > path.stat().st_size:
-                return "is compressed, which torch.save never does; it is not opened"
+            compressed = sum(info.file_size for info in infos) > path.stat().st_size
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
         whole = []  # torch's format before 1.6 is no zip
     if GRAPH_FILE in whole:
         return f"is a program of torch.export; call it {path.stem}{PROGRAM}"
     if "constants.pkl" in names:
         return f"is TorchScript, which is not read: export the module that it was made from: {EXPORT}"
+    if compressed:
+        return "is compressed, which torch.save never does; it is not opened"
     try:
         with silenced():
             held = torch.load(path, weights_only=True, map_location="cpu")

@@ -31,6 +31,9 @@ REFUSED = {
 }
 """Architecture, engine, precision -> why there is no artifact; each is told in one sentence, not by a wrong result."""
 
+BELOW_50_DB = {("Perceiver", "openvino"): "46 dB with random weights; convert then ships float32"}
+"""Architecture, engine -> where float16 misses its bound, and what becomes of it."""
+
 
 @pytest.fixture(scope="module", params=[pytest.param(case, id=f"{case[0].name}-{case[1]}") for case in (*CASES, *MORE)])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
@@ -79,6 +82,10 @@ def test_float32_equals_the_source(loaded: Loaded, engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_float16_keeps_50_db(loaded: Loaded, engine: str) -> None:
     figures = measured(loaded, engine, "fp16")
+    known = BELOW_50_DB.get((loaded.architecture.name, engine))
+    if known is not None and figures.sqnr_db < MIN_SQNR_FP16:
+        pytest.xfail(known)
+    assert known is None
     assert figures.sqnr_db >= MIN_SQNR_FP16
     assert figures.built is not False
 

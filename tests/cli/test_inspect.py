@@ -23,7 +23,7 @@ class Sorter(nn.Module):
         self.mix = nn.Linear(16, 16)
 
     def forward(self, x):
-        return {"y": torch.sort(self.mix(x), dim=-1)[0]}
+        return {"y": torch.exp2(self.mix(x))}
 
 
 def model():
@@ -32,9 +32,9 @@ def model():
 
 
 @pytest.fixture
-def sorter(tmp_path: Path) -> str:
-    (tmp_path / "sorter.py").write_text(FACTORY)
-    return "sorter.py"
+def doubler(tmp_path: Path) -> str:
+    (tmp_path / "doubler.py").write_text(FACTORY)
+    return "doubler.py"
 
 
 def test_one_object_with_graphs_and_findings_of_every_target(edgeattn: Command, converted: Converted) -> None:
@@ -71,21 +71,21 @@ def test_data_takes_the_row_about_calibration_away(edgeattn: Command, converted:
     assert "missing-calibration" not in {row["rule"] for row in outcome.json["targets"][0]["findings"]}
 
 
-def test_what_stops_exits_4_with_the_place(edgeattn: Command, sorter: str) -> None:
-    outcome = edgeattn("inspect", sorter, "--target", "mobile", "--target", "cpu", "--json")
+def test_what_stops_exits_4_with_the_place(edgeattn: Command, doubler: str) -> None:
+    outcome = edgeattn("inspect", doubler, "--target", "mobile", "--target", "cpu", "--json")
     assert outcome.code == 4
     stops = [row for target in outcome.json["targets"] for row in target["findings"] if row["severity"] == "stops"]
     assert [(row["target"], row["rule"], row["node"]) for row in stops] == [
-        ("android-arm64", "unsupported-operation", "sort")
+        ("android-arm64", "unsupported-operation", "exp2")
     ]
-    assert stops[0]["line"] == "sorter.py:11"
+    assert stops[0]["line"] == "doubler.py:11"
 
 
-def test_convert_refuses_the_same_before_any_conversion(edgeattn: Command, sorter: str, tmp_path: Path) -> None:
-    outcome = edgeattn("convert", sorter, "--target", "mobile", "--json")
+def test_convert_refuses_the_same_before_any_conversion(edgeattn: Command, doubler: str, tmp_path: Path) -> None:
+    outcome = edgeattn("convert", doubler, "--target", "mobile", "--json")
     assert outcome.code == 4
     assert "preflight for litert on android-arm64" in outcome.error
-    assert "sorter.py:11" in outcome.error
+    assert "doubler.py:11" in outcome.error
     assert "baseline" not in outcome.err
     assert not (tmp_path / "out").exists()
 
@@ -103,13 +103,13 @@ def test_the_rows_go_into_the_result(edgeattn: Command, kept: Converted) -> None
     [
         (["no-such-model"], 2),
         (["missing.edge"], 2),
-        (["sorter.py", "--target", "no-such-target"], 2),
-        (["sorter.py", "--backend", "tensorrt", "--target", "mobile"], 4),
-        (["sorter.py", "--precision", "fp12"], 2),
-        (["sorter.py", "--data", "missing.npz"], 2),
+        (["doubler.py", "--target", "no-such-target"], 2),
+        (["doubler.py", "--backend", "tensorrt", "--target", "mobile"], 4),
+        (["doubler.py", "--precision", "fp12"], 2),
+        (["doubler.py", "--data", "missing.npz"], 2),
     ],
 )
-def test_bad_input_is_one_error(edgeattn: Command, sorter: str, arguments: list[str], code: int) -> None:
+def test_bad_input_is_one_error(edgeattn: Command, doubler: str, arguments: list[str], code: int) -> None:
     outcome = edgeattn("inspect", *arguments, "--json")
     assert outcome.code == code
     assert set(json.loads(outcome.out)) == {"schema", "error"}

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeattn.converters.onnx import module_path
 from edgeattn.converters.preflight_rules import LONG_ATTENTION, ONNX_ENGINES, Ask, Hit, Rule, Severity
 from edgeattn.converters.preflight_view import GraphView
+from edgeattn.converters.tensorrt import asymmetric_nodes
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
-QDQ = ("QuantizeLinear", "DequantizeLinear")
+    from edgeattn.converters.passes.onnx_graph import View
+
 VALUE_SIZED = ("NonZero", "Unique", "Compress")
+
+
+def _graph(view: GraphView) -> View:
+    """The ONNX file of a graph with its lookups; an empty one where the source is none."""
+    import onnx
+
+    from edgeattn.converters.passes.onnx_graph import View
+
+    return View(onnx.ModelProto() if view.onnx is None else view.onnx)
 
 
 def _hit(node: onnx.NodeProto, severity: Severity, reason: str, change: str, predicted: bool = False) -> Hit:
@@ -23,36 +33,22 @@ def _hit(node: onnx.NodeProto, severity: Severity, reason: str, change: str, pre
 
 def zero_point(view: GraphView, _: Ask) -> Iterator[Hit]:
     """Asymmetric quantization."""
-    constants = _constants(view)
-    for node in _nodes(view):
-        if (
-            node.op_type in QDQ
-            and len(node.input) > 2
-            and node.input[2] in constants
-            and _array(constants[node.input[2]]).any()
-        ):
-            yield _hit(
-                node,
-                "stops",
-                "a zero-point that is not 0; TensorRT takes symmetric int8 only",
-                "quantize it symmetrically",
-            )
+    for node in asymmetric_nodes(_graph(view).model):
+        yield _hit(
+            node, "stops", "a zero-point that is not 0; TensorRT takes symmetric int8 only", "quantize it symmetrically"
+        )
 
 
 def channel_axis(view: GraphView, _: Ask) -> Iterator[Hit]:
     """Per-channel scales along another axis than the output channels."""
-    constants = _constants(view)
-    readers = _readers(view)
-    for node in _nodes(view):
-        if (
-            node.op_type != "DequantizeLinear"
-            or node.input[1] not in constants
-            or _array(constants[node.input[1]]).size < 2
-        ):
+    graph = _graph(view)
+    for node in graph.graph.node:
+        scales = graph.value(node.input[1]) if node.op_type == "DequantizeLinear" else None
+        if scales is None or scales.size < 2:
             continue
-        shape = list(constants[node.input[0]].dims) if node.input[0] in constants else []
+        shape = list(graph.constants[node.input[0]].dims) if node.input[0] in graph.constants else []
         axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-        for reader in readers.get(node.output[0], ()):
+        for reader in graph.readers.get(node.output[0], ()):
             wanted = _output_axis(reader, len(shape))
             if wanted is not None and axis % max(len(shape), 1) != wanted:
                 yield _hit(
@@ -76,14 +72,12 @@ def _output_axis(node: onnx.NodeProto, rank: int) -> int | None:
 
 def quantized_add(view: GraphView, _: Ask) -> Iterator[Hit]:
     """Quantized residual Adds and masks."""
-    makers, constants = _makers(view), _constants(view)
-    for node in _nodes(view):
+    graph = _graph(view)
+    for node in graph.graph.node:
         if node.op_type != "Add":
             continue
-        quantized = [
-            name for name in node.input if (made := makers.get(name)) is not None and made.op_type == "DequantizeLinear"
-        ]
-        if len(quantized) == len(node.input) and not any(makers[name].input[0] in constants for name in quantized):
+        quantized = [made for name in node.input if (made := graph.maker(name, "DequantizeLinear")) is not None]
+        if len(quantized) == len(node.input) and not any(made.input[0] in graph.constants for made in quantized):
             yield _hit(
                 node,
                 "risk",
@@ -94,14 +88,12 @@ def quantized_add(view: GraphView, _: Ask) -> Iterator[Hit]:
 
 def quantized_attention(view: GraphView, _: Ask) -> Iterator[Hit]:
     """int8 products of two activations over long sequences."""
-    makers, constants, shapes = _makers(view), _constants(view), _shapes(view)
-    for node in _nodes(view):
-        made = [makers.get(name) for name in node.input]
-        if node.op_type != "MatMul" or not all(m is not None and m.op_type == "DequantizeLinear" for m in made):
+    graph = _graph(view)
+    for node in graph.graph.node:
+        made = [graph.maker(name, "DequantizeLinear") for name in node.input]
+        if node.op_type != "MatMul" or any(m is None or m.input[0] in graph.constants for m in made):
             continue
-        if any(m is not None and m.input[0] in constants for m in made):
-            continue
-        longest = max((size for name in node.input for size in shapes.get(name, ())[-2:]), default=0)
+        longest = max((size for name in node.input for size in (graph.shape(name) or ())[-2:]), default=0)
         if longest > LONG_ATTENTION:
             yield _hit(
                 node,
@@ -114,7 +106,7 @@ def quantized_attention(view: GraphView, _: Ask) -> Iterator[Hit]:
 
 def value_sized(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Nodes whose result size depends on values."""
-    for node in _nodes(view):
+    for node in _graph(view).graph.node:
         if node.op_type in VALUE_SIZED:
             severity: Severity = "risk" if ask.engine == "onnxruntime" else "stops"
             yield _hit(
@@ -127,7 +119,7 @@ def value_sized(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 def missing_kernel(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """ONNX operations that an engine's parser refuses."""
-    for node in _nodes(view):
+    for node in _graph(view).graph.node:
         if ask.engine in REFUSED.get(node.op_type, ()):
             yield _hit(
                 node,
@@ -141,43 +133,6 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     "Det": ("openvino", "tensorrt"),
 }
 """Operation -> engines that refused it when it was tried."""
-
-
-def _nodes(view: GraphView) -> tuple[onnx.NodeProto, ...]:
-    return () if view.onnx is None else tuple(view.onnx.graph.node)
-
-
-def _constants(view: GraphView) -> dict[str, onnx.TensorProto]:
-    return {} if view.onnx is None else {tensor.name: tensor for tensor in view.onnx.graph.initializer}
-
-
-def _makers(view: GraphView) -> dict[str, onnx.NodeProto]:
-    return {name: node for node in _nodes(view) for name in node.output}
-
-
-def _readers(view: GraphView) -> dict[str, list[onnx.NodeProto]]:
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in _nodes(view):
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    return readers
-
-
-def _shapes(view: GraphView) -> dict[str, tuple[int, ...]]:
-    if view.onnx is None:
-        return {}
-    graph = view.onnx.graph
-    return {
-        value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.value_info, *graph.output)
-    }
-
-
-def _array(tensor: Any) -> np.ndarray:
-    import numpy as np
-    import onnx
-
-    return np.asarray(onnx.numpy_helper.to_array(tensor))
 
 
 ONNX_RULES: Mapping[str, Rule] = {

@@ -98,21 +98,29 @@ def _prepare(source: Path, target: Path, precision: str, graph: str) -> tuple[st
     return note, quantized
 
 
-def _refuse_zero_points(model: onnx.ModelProto, graph: str) -> None:
-    # TensorRT quantizes symmetrically only; its own message ("shiftIsAllZeros") does not say which module to look at.
+def asymmetric_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """QuantizeLinear and DequantizeLinear nodes with a zero-point that is not 0, which TensorRT does not take."""
     import onnx
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.input) < 3:
-            continue
-        zero_point = constants.get(node.input[2])
-        if zero_point is not None and onnx.numpy_helper.to_array(zero_point).any():
-            raise ConversionError(
-                f"graph {graph!r}: {describe_node(node)} has a non-zero zero-point, TensorRT takes symmetric int8 "
-                "only; quantize it with zero-point 0 (ONNX Runtime's quantizer: activation_type and weight_type QInt8, "
-                "extra_options ActivationSymmetric and WeightSymmetric)"
-            )
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        and len(node.input) > 2
+        and node.input[2] in constants
+        and onnx.numpy_helper.to_array(constants[node.input[2]]).any()
+    ]
+
+
+def _refuse_zero_points(model: onnx.ModelProto, graph: str) -> None:
+    # TensorRT's own message ("shiftIsAllZeros") does not say which module to look at.
+    for node in asymmetric_nodes(model):
+        raise ConversionError(
+            f"graph {graph!r}: {describe_node(node)} has a non-zero zero-point, TensorRT takes symmetric int8 "
+            "only; quantize it with zero-point 0 (ONNX Runtime's quantizer: activation_type and weight_type QInt8, "
+            "extra_options ActivationSymmetric and WeightSymmetric)"
+        )
 
 
 def _check(models: Mapping[str, Path], recipe: BuildRecipe, capability: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeattn.converters.onnx import module_path
 from edgeattn.converters.onnx_graph import (
     Value,
     build,
@@ -36,6 +35,7 @@ from edgeattn.converters.onnx_ops import NotImportableError, to_tensor
 from edgeattn.converters.onnx_ops.products import Linear
 from edgeattn.converters.trace import first_line
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra
+from edgeattn.layers import module_path
 
 if TYPE_CHECKING:
     import onnx

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.converters.onnx import MODULE_KEY, module_path
+from edgeattn.layers import MODULE_KEY, module_path
 
 if TYPE_CHECKING:
     import onnx

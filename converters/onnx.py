@@ -25,6 +25,7 @@ from edgeattn.converters.trace import (
     wrapper_prefix,
 )
 from edgeattn.errors import ConversionError, load_extra
+from edgeattn.layers import MODULE_KEY, module_path
 from edgeattn.model import EdgeModel
 from edgeattn.runtimes.onnxruntime import BROKEN_FUSIONS
 from edgeattn.silence import silenced
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 18  # what torch's exporter is written for; LayerNormalization is one op since 17
-MODULE_KEY = "edgeattn.module"  # node metadata: path of the torch module
 MODEL_KEY = "edgeattn.model"
 SPEC_KEY = "edgeattn.graph"
 EXPORTER_KEY = "edgeattn.exporter"  # which of the ways below made the file
@@ -66,17 +66,6 @@ def export_onnx(model: EdgeModel, directory: Path) -> Mapping[str, Path]:
     for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
         load_extra(module, "convert")
     return {graph.name: _export_graph(model, graph, directory / f"{graph.name}.onnx") for graph in model.spec.graphs}
-
-
-def module_path(node: onnx.NodeProto) -> str:
-    """Path of the torch module that a node came from (``encoder.layers.0.attention``); empty if the file has none."""
-    for entry in node.metadata_props:
-        if entry.key == MODULE_KEY:
-            return str(entry.value)
-        if entry.key == "pkg.torch.onnx.name_scopes":
-            scopes = json.loads(str(entry.value).replace("'", '"'))
-            return str(scopes[-2]) if len(scopes) > 1 else ""
-    return ""
 
 
 def describe_node(node: onnx.NodeProto) -> str:

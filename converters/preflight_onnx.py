@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from edgeattn.converters.onnx import module_path
 from edgeattn.converters.preflight_rules import LONG_ATTENTION, ONNX_ENGINES, Ask, Hit, Rule, Severity
 from edgeattn.converters.preflight_view import GraphView
 from edgeattn.converters.tensorrt import asymmetric_nodes
+from edgeattn.layers import module_path
 
 if TYPE_CHECKING:
     import onnx

@@ -116,9 +116,9 @@ def build_tensorrt(shop: Workshop, precision: Name, target: Target) -> Artifact:
 
     onnx = shop.onnx
     if precision == "int8":
-        from edgeattn.quantize.qdq import int8_qdq
+        from edgeattn.quantize.qdq import quantize_onnx
 
-        onnx = int8_qdq(onnx, shop.base.calibration, shop.room("qdq"))
+        onnx = quantize_onnx(onnx, shop.base.calibration, shop.room("qdq")).models
     capability = target.compute_capability or DEFAULT_CAPABILITY
     artifact = to_tensorrt(onnx, shop.room(f"tensorrt-{precision}"), precision, capability)
     share_onnx(artifact.models)

@@ -210,6 +210,7 @@ class Artifact:
         models: graph name -> the file that the engine loads (side files lie beside it).
         recipe: how it was made, in words that a report can print.
         build: for TensorRT, how the device builds its engine and what building it here gave.
+        treatments: layer path -> "float", "int8", "int8-weights" or "int4-weights", of a quantized artifact.
     """
 
     backend: str
@@ -217,3 +218,4 @@ class Artifact:
     models: Mapping[str, Path]
     recipe: str
     build: Mapping[str, Any] | None = None
+    treatments: Mapping[str, str] = field(default_factory=dict)

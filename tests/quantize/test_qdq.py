@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.converters.tensorrt import to_tensorrt
 from edgeattn.errors import UnsupportedError
+from edgeattn.layers import linear_layers
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.quantize import int8_qdq
-from edgeattn.quantize.qdq import INT8_MAX, best_scale, linear_layers, weight_scales
+from edgeattn.quantize import quantize_onnx
+from edgeattn.quantize.qdq import INT8_MAX, best_scale, weight_scales, worthwhile
 from tests.converters.samples import (
     as_model,
     calibration,
@@ -35,7 +36,7 @@ from tests.converters.samples import (
 @functools.cache
 def quantized() -> Path:
     files = converted_stream()
-    return int8_qdq(files.onnx, calibration(), files.room("qdq"))[GRAPH]
+    return quantize_onnx(files.onnx, calibration(), files.room("qdq")).models[GRAPH]
 
 
 def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
@@ -58,17 +59,24 @@ def test_pairs_stand_on_both_inputs_of_linear_layers_and_nowhere_else() -> None:
 def test_all_is_symmetric_and_weights_are_per_output_channel() -> None:
     graph = onnx.load(quantized()).graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    source_graph = onnx.load(converted_stream().onnx[GRAPH]).graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in source_graph.initializer}
     for node in graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
-        zero_point = constants[node.input[2]]
-        assert zero_point.dtype == np.int8
-        assert not zero_point.any()
-        if node.op_type == "QuantizeLinear" and node.input[0] in constants:
-            weight = constants[node.input[0]]
+        if len(node.input) > 2:  # without one it is 0
+            zero_point = constants[node.input[2]]
+            assert zero_point.dtype == np.int8
+            assert not zero_point.any()
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            integers, steps = constants[node.input[0]], constants[node.input[1]]
+            assert integers.dtype == np.int8
             axis = next(a.i for a in node.attribute if a.name == "axis")
-            oracle = [np.abs(np.take(weight, i, axis)).max() / 127 for i in range(weight.shape[axis])]
-            np.testing.assert_allclose(constants[node.input[1]], oracle, rtol=1e-6)
+            largest = [np.abs(np.take(integers, i, axis)).max() for i in range(integers.shape[axis])]
+            assert set(largest) == {127}  # each channel uses its whole range
+            source = weights[node.output[0].rpartition("_axis")[0]]
+            restored = integers * np.expand_dims(steps, 1 - axis)
+            assert np.abs(restored - source).max() <= steps.max() / 2 * (1 + 1e-5)
         elif node.op_type == "QuantizeLinear":
             assert constants[node.input[1]].shape == ()
 
@@ -116,10 +124,11 @@ class Small(nn.Module):
 def test_narrow_layers_single_rows_and_attention_products_are_left_alone(tmp_path: Path) -> None:
     model = as_model("small", Small(), x=torch.randn(1, 20, 32))
     files = export_onnx(model, tmp_path)
-    assert linear_layers(onnx.load(files["main"]).graph) == []
+    layers = linear_layers(onnx.load(files["main"]).graph)
+    assert {worthwhile(layer, "int8") for layer in layers} == {"float"}
     (tmp_path / "int8").mkdir()
-    with pytest.raises(UnsupportedError, match="no linear layer is large enough for int8"):
-        int8_qdq(files, {"main": [model.example["main"]]}, tmp_path / "int8")
+    with pytest.raises(UnsupportedError, match="no linear layer is left for int8"):
+        quantize_onnx(files, {"main": [model.example["main"]]}, tmp_path / "int8")
 
 
 class Tied(nn.Module):
@@ -138,7 +147,7 @@ def test_a_weight_used_both_ways_keeps_its_axes_apart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = as_model("tied", Tied(), x=torch.randn(1, 20, 32))
     (tmp_path / "int8").mkdir()
-    made = int8_qdq(export_onnx(model, tmp_path), {"main": [model.example["main"]]}, tmp_path / "int8")
+    made = quantize_onnx(export_onnx(model, tmp_path), {"main": [model.example["main"]]}, tmp_path / "int8").models
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(made["main"]), providers=["CPUExecutionProvider"])

@@ -1,0 +1,101 @@
+"""What becomes of each layer: module path patterns with a treatment, the same plan for every engine."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+from edgeattn.errors import InputError
+from edgeattn.spec import from_json
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Treatment = Literal["float", "int8", "int8-weights", "int4-weights"]
+"""``float`` is the float of the rest of the model; ``int8`` has int8 weights and activations; the last two store narrow
+weights and compute as the engine does with these."""
+
+TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
+MAX_PLAN_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Layers whose path matches ``pattern`` (as file names do: ``blocks.0.*``) get ``treatment``."""
+
+    pattern: str
+    treatment: Treatment
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A treatment for every layer: the last rule that matches, else ``default``."""
+
+    default: Treatment = "int8"
+    rules: tuple[Rule, ...] = ()
+
+    def resolve(self, paths: Iterable[str]) -> dict[str, Treatment]:
+        """The treatment of each layer.
+
+        Raises:
+            InputError: naming every pattern that matches none of the paths.
+        """
+        names = list(dict.fromkeys(paths))
+        idle = [rule.pattern for rule in self.rules if not fnmatch.filter(names, rule.pattern)]
+        if idle:
+            shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+            raise InputError(
+                f"no layer matches {', '.join(map(repr, idle))}; the layers are {shown or 'none'} "
+                "(edgeattn inspect MODEL --sensitivity lists them)"
+            )
+        return {name: self.of(name) for name in names}
+
+    def of(self, path: str) -> Treatment:
+        """The treatment of one layer."""
+        matching = [rule.treatment for rule in self.rules if fnmatch.fnmatchcase(path, rule.pattern)]
+        return matching[-1] if matching else self.default
+
+    def with_float(self, paths: Iterable[str]) -> Plan:
+        """This plan with some layers back in float."""
+        return Plan(self.default, (*self.rules, *(Rule(_literal(path), "float") for path in paths)))
+
+
+def _literal(path: str) -> str:
+    """A pattern that matches one path alone."""
+    return "".join(f"[{sign}]" if sign in "*?[" else sign for sign in path)
+
+
+EVERYTHING = Plan()
+"""Every layer int8: where the search starts."""
+
+
+def read_plan(path: Path) -> Plan:
+    """A plan from a TOML file: ``default = "int8"`` and tables ``[[rules]]`` with ``pattern`` and ``treatment``.
+
+    Raises:
+        InputError: for a file that cannot be read, is no TOML, or has an unknown or missing field.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PLAN_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: the plan cannot be read ({error.strerror})") from error
+    if len(data) > MAX_PLAN_BYTES:
+        raise InputError(f"{path}: a plan has at most {MAX_PLAN_BYTES} bytes")
+    try:
+        values = tomllib.loads(data.decode("utf-8"))
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise InputError(f"{path}: not a TOML file: {error}") from error
+    return cast(Plan, from_json(Plan, values, f"{path}: plan"))
+
+
+def counted(treatments: Mapping[str, Treatment]) -> str:
+    """``36 layers int8, 2 float``, for recipes and reports."""
+    counts = {t: list(treatments.values()).count(t) for t in TREATMENTS}
+    return ", ".join(f"{count} layers {t}" for t, count in counts.items() if count) or "no layers"

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeattn.targets.target import Arch, Backend, Cpu, Isa, Memory, Precision, Target
+from edgeattn.targets.target import Arch, Backend, Cpu, Isa, Memory, Precision, Target, int8_dot
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -53,8 +53,8 @@ class CpuFeatures:
 
     @property
     def int8_dot(self) -> bool:
-        """Whether int8 products are summed in 32 bits by one instruction; without it int8 is slow and can saturate."""
-        return not {"avx512-vnni", "avx-vnni", "amx-int8", "dotprod", "i8mm"}.isdisjoint(self.isa)
+        """See :func:`edgeattn.targets.target.int8_dot`."""
+        return int8_dot(self.isa)
 
 
 def cpu_features() -> CpuFeatures:

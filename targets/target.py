@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +15,20 @@ Isa = Literal[
     "neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2",
 ]  # fmt: skip
 
+INT8_DOT: frozenset[Isa] = frozenset(("avx512-vnni", "avx-vnni", "amx-int8", "dotprod", "i8mm"))
+"""Instruction sets that sum int8 products in 32 bits."""
+
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 """A target's name is part of a bundle's file name, NAME.TARGET.edge: no dots, no separators."""
+
+
+def int8_dot(isa: Iterable[str]) -> bool:
+    """Whether int8 products are summed in 32 bits by one instruction; without it int8 is slow and can saturate.
+
+    >>> int8_dot(("avx2", "fma")), int8_dot(("avx2", "avx-vnni"))
+    (False, True)
+    """
+    return not INT8_DOT.isdisjoint(isa)
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,11 @@ class Target:
     def isa(self) -> tuple[Isa, ...]:
         """Instruction sets of the CPU."""
         return self.cpu.isa
+
+    @property
+    def int8_dot(self) -> bool:
+        """See :func:`int8_dot`."""
+        return int8_dot(self.cpu.isa)
 
     @property
     def memory_bytes(self) -> int | None:

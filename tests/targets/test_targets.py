@@ -174,6 +174,14 @@ def test_features_are_those_that_every_core_has(
 
 
 @pytest.mark.parametrize(
+    ("name", "sums_in_32_bits"),
+    [("x86-avx2", False), ("x86-avx512-vnni", True), ("raspberry-pi-4", False), ("raspberry-pi-5", True)],
+)
+def test_a_target_knows_whether_int8_has_its_own_instruction(name: str, sums_in_32_bits: bool) -> None:
+    assert get_target(name).int8_dot is sums_in_32_bits
+
+
+@pytest.mark.parametrize(
     ("machine", "text", "first", "warned"),
     [("x86_64", INTEL, "openvino", False), ("x86_64", OLD_AMD, "openvino", True), ("aarch64", PI_5, "litert", False)],
 )

@@ -8,9 +8,10 @@ from __future__ import annotations
 import csv
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ TRANSCRIPTS = "transcripts.tsv"
 TARGET_PREFIX = "target_"
 CALIBRATION_SHARE = 5  # without a split column every fifth sample calibrates and the others measure
 MAX_ROWS = 1_000_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,15 @@ class Utterance:
 
 @dataclass(frozen=True)
 class ArraySample:
-    """One set of inputs by name (batch axis included), and the targets by output name."""
+    """One set of inputs by name (batch axis included), and the targets by output name.
+
+    Attributes:
+        given: names of the inputs that the data holds; states among the others start empty.
+    """
 
     inputs: Mapping[str, np.ndarray]
     targets: Mapping[str, np.ndarray]
+    given: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -134,37 +142,67 @@ def load_speech(directory: Path, sample_rate: int, split: str | None = None, lim
         DataError: if there is nothing to measure on, a split is unknown, or a recording is missing.
     """
     rows = [row for row in read_transcripts(directory) if row.text.strip()]
-    splits = sorted({row.split for row in rows if row.split})
-    if split is None:
-        split = next((name for name in ("test", "dev") if name in splits), None)
-    elif split not in splits:
-        raise DataError(f"{directory}: no split {split!r}; it has {', '.join(splits) or 'no split column'}")
-    if split is None:
-        every_fifth = set(list(dict.fromkeys(row.path for row in rows))[::CALIBRATION_SHARE])
-        evaluation = [row for row in rows if row.path not in every_fifth]
-        calibration = [row for row in rows if row.path in every_fifth]
-    else:
-        evaluation = [row for row in rows if row.split == split]
-        measured = {row.path for row in evaluation}  # a recording may stand in two lines
-        calibration = [row for row in rows if row.split == "train" and row.path not in measured]
-    if not evaluation:
+    divided = divide([row.path for row in rows], [row.split for row in rows], split, str(directory))
+    if not divided.evaluation:
         raise DataError(f"{directory}: no recording with a text to measure on")
-    origin = f"{directory.name}/{split}" if split else directory.name
+    origin = f"{directory.name}/{divided.split}" if divided.split else directory.name
     return SpeechData(
         origin,
-        tuple(_utterance(row, sample_rate) for row in _spread(calibration, limit)),
-        tuple(_utterance(row, sample_rate) for row in _spread(evaluation, limit)),
+        tuple(_utterance(rows[i], sample_rate) for i in spread(divided.calibration, limit)),
+        tuple(_utterance(rows[i], sample_rate) for i in spread(divided.evaluation, limit)),
     )
+
+
+@dataclass(frozen=True)
+class Divided:
+    """Rows by what they are for, as their indices.
+
+    Attributes:
+        split: what is measured, None without splits.
+    """
+
+    split: str | None
+    calibration: tuple[int, ...]
+    evaluation: tuple[int, ...]
+
+
+def divide(keys: Sequence[Hashable], splits: Sequence[str], split: str | None, where: str) -> Divided:
+    """Which rows calibrate and which measure; see :func:`load_speech`.
+
+    Args:
+        keys: per row what it is a sample of; rows of one key never stand on both sides.
+        splits: per row its split, "" for none.
+        split: what to measure on, None for the first of ``test`` and ``dev`` that is there.
+        where: the data, for the message.
+
+    Raises:
+        DataError: if a split is asked for that is not there.
+    """
+    there = sorted(set(splits) - {""})
+    if split is None:
+        split = next((name for name in ("test", "dev") if name in there), None)
+    elif split not in there:
+        raise DataError(f"{where}: no split {split!r}; it has {', '.join(there) or 'no split column'}")
+    rows = range(len(keys))
+    if split is None:
+        every_fifth = set(list(dict.fromkeys(keys))[::CALIBRATION_SHARE])
+        chosen = [i for i in rows if keys[i] in every_fifth], [i for i in rows if keys[i] not in every_fifth]
+    else:
+        evaluation = [i for i in rows if splits[i] == split]
+        measured = {keys[i] for i in evaluation}  # a recording may stand in two lines
+        chosen = [i for i in rows if splits[i] == "train" and keys[i] not in measured], evaluation
+    return Divided(split, tuple(chosen[0]), tuple(chosen[1]))
 
 
 def _utterance(row: Row, sample_rate: int) -> Utterance:
     return Utterance(read_audio(row.path, sample_rate), tuple(row.text.lower().split()), row.speaker)
 
 
-def _spread(rows: Sequence[Row], limit: int) -> Sequence[Row]:
-    if not limit or len(rows) <= limit:
-        return rows
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, limit).astype(int)]
+def spread(items: Sequence[T], limit: int) -> Sequence[T]:
+    """At most so many items, evenly spread over all of them; 0 for all."""
+    if not limit or len(items) <= limit:
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, limit).astype(int)]
 
 
 def load_arrays(path: Path, spec: ModelSpec) -> ArrayData:
@@ -205,7 +243,12 @@ def _count(arrays: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(arrays.values())))
 
 
-def sample_data(samples: Sequence[Mapping[str, np.ndarray]], origin: str, spec: ModelSpec) -> ArrayData:
+def sample_data(
+    samples: Sequence[Mapping[str, np.ndarray]],
+    origin: str,
+    spec: ModelSpec,
+    calibration: Sequence[Mapping[str, np.ndarray]] | None = None,
+) -> ArrayData:
     """Check samples for the first graph of a model, which may stand in several sizes.
 
     An array becomes the input itself if the shapes agree, else with a leading batch axis of 1; on an axis that is
@@ -213,9 +256,17 @@ def sample_data(samples: Sequence[Mapping[str, np.ndarray]], origin: str, spec: 
     unpadded. Every fifth sample calibrates, the others measure. A sample may hold inputs of other graphs too, called
     ``GRAPH.NAME``: they calibrate those.
 
+    Args:
+        calibration: samples of the first graph to calibrate on, where the data tells them apart; then all ``samples``
+            measure.
+
     Raises:
-        DataError: for missing, unknown or misshapen arrays, NaN, or fewer than two samples.
+        DataError: for missing, unknown or misshapen arrays, NaN, or fewer than two samples to divide.
     """
+    if calibration is not None:
+        first = next(iter(spec.units()))
+        made = _samples(calibration, f"{origin} (calibration)", spec, first), _samples(samples, origin, spec, first)
+        return ArrayData(origin, *made)
     if len(samples) < 2:
         raise DataError(f"{origin}: at least 2 samples are needed, to calibrate and to measure; got {len(samples)}")
     named = [_by_graph(sample, spec) for sample in samples]
@@ -223,6 +274,21 @@ def sample_data(samples: Sequence[Mapping[str, np.ndarray]], origin: str, spec: 
     rows = {unit: [own[unit] for own in named if unit in own] for unit in spec.units()}
     others = {unit: _samples(own, origin, spec, unit) for unit, own in rows.items() if own and unit != first}
     return replace(_measured(_samples(rows[first], origin, spec, first), origin), others=others)
+
+
+def enough_to_calibrate(data: Data | None, asked: int) -> None:
+    """Hold the data to a number of calibration samples that was asked for.
+
+    Raises:
+        DataError: telling how many there are.
+    """
+    count = 0 if data is None else len(data.calibration)
+    if count < asked:
+        where = "no data" if data is None else data.origin
+        raise DataError(
+            f"{where}: {asked} calibration samples were asked for and {count} are there (without a split every "
+            f"{CALIBRATION_SHARE}th sample calibrates); give more data, or ask for fewer"
+        )
 
 
 def _measured(samples: Sequence[ArraySample], origin: str) -> ArrayData:
@@ -302,7 +368,7 @@ def _array_sample(
         for name, array in arrays.items()
         if name.startswith(TARGET_PREFIX)
     }
-    return ArraySample(inputs, targets)
+    return ArraySample(inputs, targets, frozenset(arrays) & inputs.keys())
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], varying: Sequence[int]) -> bool:

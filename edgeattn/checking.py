@@ -110,11 +110,12 @@ def _source(
     if options.model is None:
         if options.data is None:
             return None, None
-        return None, load_data(manifest.name, session.spec, options.data, options.split, options.samples)
+        spec, assets = session.spec, session.assets
+        return None, load_data(manifest.name, spec, options.data, options.split, options.samples, assets)
     model = _sized(load_model(options.model), session.spec)
     if model.spec != session.spec:
         raise InputError(f"{options.model} is not what this bundle was made from: names, shapes or states differ")
-    data = load_data(options.model, model.spec, options.data, options.split, options.samples)
+    data = load_data(options.model, model.spec, options.data, options.split, options.samples, model.assets)
     return baseline(model, data, progress), data
 
 

@@ -64,7 +64,7 @@ def inspect(
         with progress_bar() as bar:
             bar.begin(f"loading {model}")
             source = with_buckets(load_model(model), buckets, fills)
-            samples = load_data(model, source.spec, data, None, 1)  # a built-in model brings its own
+            samples = load_data(model, source.spec, data, None, 1, source.assets)  # a built-in model brings its own
             bar.begin("preflight")
             began = time.monotonic()
             views = look(source, calibration_sample(source, samples))

@@ -81,6 +81,25 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, int]]:
             yield from _numbers(item, f"{place}[{index}]")
 
 
+def read_tokenizer(path: Path, length: int) -> Any:
+    """A tokenizer.json, for texts one by one: it cuts at ``length`` tokens and pads nothing, whatever the file says.
+
+    Raises:
+        ModelError: if it is no tokenizer, or one that leaves no room for a text in ``length`` tokens.
+        MissingExtraError: without tokenizers.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ModelError(f"{path}: {path.stat().st_size} bytes; a tokenizer has at most {MAX_JSON_BYTES}")
+    tokenizers: Any = load_extra("tokenizers", "hf")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(length)
+    except Exception as error:  # the Rust library raises bare Exceptions
+        raise ModelError(f"{path}: not readable as a tokenizer: {' '.join(str(error).split())[:200]}") from error
+    return tokenizer
+
+
 def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a directory, one or the shards of an index.
 

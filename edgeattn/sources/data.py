@@ -1,4 +1,4 @@
-"""``--data`` as samples: recordings, arrays, a built-in's own layout, or a function of the user's."""
+"""``--data`` as samples: recordings, labelled texts, arrays, a built-in's own layout, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -13,19 +13,28 @@ from edgeattn.errors import DataError, unknown_name
 from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, load_arrays, load_speech, sample_data
 from edgeattn.models import MODELS
 from edgeattn.sources.code import functions_of, run_file, split_reference
+from edgeattn.sources.text import is_text, load_texts
 from edgeattn.sources.usercode import import_path, users_code
 from edgeattn.spec import ModelSpec
 
 
-def load_data(reference: str, spec: ModelSpec, source: str | None, split: str | None, limit: int) -> Data | None:
+def load_data(
+    reference: str,
+    spec: ModelSpec,
+    source: str | None,
+    split: str | None,
+    limit: int,
+    assets: Mapping[str, Path] | None = None,
+) -> Data | None:
     """Load ``--data`` for a model.
 
     Args:
         reference: the MODEL that it is for; a built-in knows the layout of its own data and brings a sample.
-        source: a directory with transcripts.tsv, an npz, a directory that a built-in trains on, ``file.py:function``
-            yielding dicts of arrays, or None.
+        source: a directory with transcripts.tsv, a table of labelled texts (:mod:`edgeattn.sources.text`), an npz, a
+            directory that a built-in trains on, ``file.py:function`` yielding dicts of arrays, or None.
         split: what to measure on, where the data has splits.
         limit: at most so many samples to measure on.
+        assets: what travels with the model, by name: texts go through its tokenizer.
 
     Raises:
         DataError: if it is missing or not of a form that the model can use.
@@ -44,7 +53,11 @@ def load_data(reference: str, spec: ModelSpec, source: str | None, split: str | 
         return load_speech(path, spec.stream.frontend.sample_rate, split, limit)
     if reference in MODELS:
         return _builtin_data(reference, path, split, limit)
-    raise DataError(f"{path}: expected a directory with {TRANSCRIPTS}, an npz, or file.py:function")
+    if is_text(path):
+        return load_texts(path, spec, assets or {}, split, limit)
+    raise DataError(
+        f"{path}: expected a directory with {TRANSCRIPTS}, a .tsv of texts and labels, an npz, or file.py:function"
+    )
 
 
 def _builtin_data(reference: str, directory: Path | None, split: str | None, limit: int) -> SpeechData:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeattn.errors import ModelError, load_extra
-from edgeattn.sources.checkpoint import MAX_JSON_BYTES, read_json
+from edgeattn.errors import ModelError
+from edgeattn.sources.checkpoint import read_json, read_tokenizer
 
 TOKENS = 16  # length of example texts; the last quarter is padding, so that a mask that is lost is seen
 PADDED = 4
@@ -284,16 +284,8 @@ def _encoded(source: Source, length: int) -> np.ndarray | None:
     path = source.directory / "tokenizer.json"
     if not path.is_file():
         return None
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ModelError(f"{path}: {path.stat().st_size} bytes; a tokenizer has at most {MAX_JSON_BYTES}")
-    tokenizers: Any = load_extra("tokenizers", "hf")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(length)
-        ids = np.asarray(tokenizer.encode(SENTENCE * (1 + length // 8)).ids, dtype=np.int64)
-    except Exception as error:  # the Rust library raises bare Exceptions
-        raise ModelError(f"{path}: not readable as a tokenizer: {' '.join(str(error).split())[:200]}") from error
+    encoded = read_tokenizer(path, length).encode(SENTENCE * (1 + length // 8))
+    ids = np.asarray(encoded.ids, dtype=np.int64)
     return ids if len(ids) == length and ids.max(initial=0) < _vocabulary(source) else None
 
 

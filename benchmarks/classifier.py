@@ -11,7 +11,6 @@ config.json, model.safetensors, tokenizer.json. Prints the accuracy on dev and t
 from __future__ import annotations
 
 import argparse
-import gzip
 import importlib
 import json
 import shutil
@@ -27,6 +26,7 @@ import numpy as np
 
 from benchmarks.convert_cost import default_directory
 from edgeattn.silence import silenced
+from edgeattn.sources.text import read_texts
 
 if TYPE_CHECKING:
     import torch
@@ -64,10 +64,7 @@ class Sentence:
 
 def read_split(data: Path, split: str) -> list[tuple[str, int]]:
     """Texts and labels of DATA/SPLIT.tsv or DATA/SPLIT.tsv.gz."""
-    plain, packed = data / f"{split}.tsv", data / f"{split}.tsv.gz"
-    text = plain.read_text(encoding="utf-8") if plain.is_file() else gzip.decompress(packed.read_bytes()).decode()
-    pairs = (line.split("\t") for line in text.splitlines())
-    return [(sentence, int(label)) for sentence, label in pairs]
+    return [(row.text, int(row.label)) for row in read_texts(data) if row.split == split]
 
 
 def tokenized(tokenizer: Any, rows: Sequence[tuple[str, int]]) -> list[Sentence]:

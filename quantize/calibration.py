@@ -31,6 +31,12 @@ def checked_samples(calibration: Calibration, graph: str, onnx: Path) -> list[di
     return [_checked(sample, expected, f"calibration sample {i} of {graph!r}") for i, sample in enumerate(samples)]
 
 
+def even(samples: Samples, count: int) -> Samples:
+    """At most ``count`` samples, spread evenly: neighbours in a stream are alike."""
+    taken = min(count, len(samples))
+    return [samples[index * len(samples) // taken] for index in range(taken)]
+
+
 def _declared_inputs(onnx_path: Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
     import onnx
 

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgeattn.evaluation.parity import ParityMeter
 from edgeattn.layers import LinearLayer, linear_layers
-from edgeattn.quantize.calibration import Calibration, checked_samples
+from edgeattn.quantize.calibration import Calibration, checked_samples, even
 from edgeattn.quantize.plan import Plan, Rule, Treatment
 from edgeattn.quantize.probe import Arrays, probe
 from edgeattn.quantize.qdq import QdqOptions, QuantizedOnnx, quantize_onnx
@@ -178,12 +176,6 @@ def measure(
         whole=row(EVERYTHING, names),
         samples=max(len(pair.samples) for pair in pairs),
     )
-
-
-def even(samples: Sequence[Mapping[str, np.ndarray]], count: int) -> list[Mapping[str, np.ndarray]]:
-    """At most ``count`` samples, spread evenly: neighbours in a stream are alike."""
-    taken = min(count, len(samples))
-    return [samples[index * len(samples) // taken] for index in range(taken)]
 
 
 def _blocks(names: Iterable[str]) -> dict[str, list[str]]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from edgeattn.errors import DataError
 
+T = TypeVar("T")
 Samples = Sequence[Mapping[str, np.ndarray]]
 Calibration = Mapping[str, Samples]
 """Graph name -> full input sets, states included, collected over whole streams with carried state: states that were
@@ -31,7 +33,7 @@ def checked_samples(calibration: Calibration, graph: str, onnx: Path) -> list[di
     return [_checked(sample, expected, f"calibration sample {i} of {graph!r}") for i, sample in enumerate(samples)]
 
 
-def even(samples: Samples, count: int) -> Samples:
+def even(samples: Sequence[T], count: int) -> list[T]:
     """At most ``count`` samples, spread evenly: neighbours in a stream are alike."""
     taken = min(count, len(samples))
     return [samples[index * len(samples) // taken] for index in range(taken)]

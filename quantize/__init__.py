@@ -1,7 +1,7 @@
-"""Post-training int8, one recipe per engine, with the engine's own defaults where they were measured to hold."""
+"""Quantization after training, one way per engine, each led by the same plan of layers."""
 
-from edgeattn.quantize.openvino import int8_openvino
+from edgeattn.quantize.openvino import int8_nncf
 from edgeattn.quantize.qdq import quantize_onnx
-from edgeattn.quantize.tflite import int8_tflite
+from edgeattn.quantize.tflite import quantize_tflite
 
-__all__ = ["int8_openvino", "int8_tflite", "quantize_onnx"]
+__all__ = ["int8_nncf", "quantize_onnx", "quantize_tflite"]

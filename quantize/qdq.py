@@ -43,11 +43,15 @@ class QdqOptions:
         plan: treatment by module path.
         narrow: paths of the layers whose weights are kept to 7 bits; see :mod:`edgeattn.quantize.saturation`.
         scales: path -> activation scale that training learned, in real units per step; the others are calibrated.
+        shared: one pair per activation, however many layers read it: TensorRT then rounds it once. False gives each
+            layer a pair of its own, without which ONNX Runtime on x86 computes query, key and value in float: it makes
+            pairs unsigned, as its kernels want them, only where one layer reads them.
     """
 
     plan: Plan = EVERYTHING
     narrow: frozenset[str] = frozenset()
     scales: Mapping[str, float] = field(default_factory=dict)
+    shared: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,10 +135,11 @@ def _quantize(
     scales = {**activation_scales(model, wanted, samples), **learned}
     graph = model.graph
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.dims}
-    writer = _Writer(graph)
+    writer = _Writer(graph, options.shared)
     for layer, treatment in treated.items():
         if treatment == "float":
             continue
+        writer.split(layer)
         if treatment == "int8":
             writer.activation(layer, scales[layer.activation])
         limit = NARROW_MAX if layer.path in options.narrow else INT8_MAX
@@ -222,7 +227,8 @@ def rounded(weight: np.ndarray, axis: int, scale: np.ndarray, limit: int) -> np.
     """Integers of a weight, int8, in its own shape; ``scale`` per channel or per group."""
     summed = 1 - axis
     steps = np.expand_dims(scale, summed) if scale.ndim == 1 else np.repeat(scale, GROUP, axis=summed)
-    return np.clip(np.rint(weight / steps), -limit, limit).astype(np.int8)
+    integers: np.ndarray = np.clip(np.rint(weight / steps), -limit, limit).astype(np.int8)
+    return integers
 
 
 def _raise_opset(model: onnx.ModelProto) -> None:
@@ -240,24 +246,47 @@ def _raise_opset(model: onnx.ModelProto) -> None:
 
 
 class _Writer:
-    """Puts Q/DQ before layers, one pair per tensor however many layers read it, and drops float weights unread."""
+    """Puts Q/DQ before layers and drops float weights that nothing reads any more."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self.graph = graph
+    def __init__(self, graph: onnx.GraphProto, shared: bool) -> None:
+        self.graph, self.shared = graph, shared
         self.before: dict[int, list[onnx.NodeProto]] = {}
-        self.made: dict[tuple[str, int | None, int], str] = {}
+        self.after: dict[int, onnx.NodeProto] = {}
+        self.made: dict[tuple[str, int, int], str] = {}
+        self.pairs: dict[str, str] = {}
+
+    def split(self, layer: LinearLayer) -> None:
+        """Make a Gemm a MatMul and an Add: ONNX Runtime has no integer Gemm with a float bias, and computes in float.
+
+        A Gemm with factors of its own stays what it is.
+        """
+        import onnx
+
+        node = self.graph.node[layer.node]
+        options = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
+        if node.op_type != "Gemm" or options.get("alpha", 1.0) != 1.0 or options.get("beta", 1.0) != 1.0:
+            return
+        node.op_type = "MatMul"
+        del node.attribute[:]
+        if len(node.input) > 2 and node.input[2]:
+            output, product = node.output[0], f"{node.output[0]}_product"
+            added = onnx.helper.make_node("Add", [product, node.input[2]], [output], name=f"{node.name or output}_bias")
+            added.metadata_props.extend(node.metadata_props)
+            node.output[0] = product
+            self.after[layer.node] = added
+        del node.input[2:]
 
     def activation(self, layer: LinearLayer, scale: float) -> None:
         """A pair on the first input."""
-        key = (layer.activation, None, INT8_MAX)
-        if key not in self.made:
-            name = layer.activation
-            parameters = self._parameters(name, np.array(scale, np.float32), np.int8)
-            self._node("QuantizeLinear", [name, *parameters], f"{name}_int8", layer, None)
-            self.made[key] = self._node(
-                "DequantizeLinear", [f"{name}_int8", *parameters], f"{name}_restored", layer, None
+        name = layer.activation
+        pair = name if self.shared else f"{name}_of_{layer.node}"
+        if pair not in self.pairs:
+            parameters = self._parameters(pair, np.array(scale, np.float32), np.int8)
+            self._node("QuantizeLinear", [name, *parameters], f"{pair}_int8", layer, None)
+            self.pairs[pair] = self._node(
+                "DequantizeLinear", [f"{pair}_int8", *parameters], f"{pair}_restored", layer, None
             )
-        self.graph.node[layer.node].input[0] = self.made[key]
+        self.graph.node[layer.node].input[0] = self.pairs[pair]
 
     def weight(self, layer: LinearLayer, weight: np.ndarray, limit: int) -> None:
         """Integers and their DQ on the second input."""
@@ -267,8 +296,10 @@ class _Writer:
         if key not in self.made:
             name = f"{layer.weight}_axis{layer.axis}_{limit}"
             grouped = limit == INT4_MAX
-            scale = (group_scales if grouped else weight_scales)(weight, layer.axis, limit)
-            integers = rounded(weight, layer.axis, scale, limit)
+            plain = self.graph.node[layer.node].op_type == "MatMul"  # and takes (K, N)
+            weight, kept = (weight.T, 1) if plain and layer.axis == 0 else (weight, layer.axis)
+            scale = (group_scales if grouped else weight_scales)(weight, kept, limit)
+            integers = np.ascontiguousarray(rounded(weight, kept, scale, limit))
             if grouped:
                 tensor = onnx.helper.make_tensor(
                     f"{name}_int", onnx.TensorProto.INT4, integers.shape, integers.ravel().tolist()
@@ -277,7 +308,7 @@ class _Writer:
                 tensor = onnx.numpy_helper.from_array(integers, f"{name}_int")
             self.graph.initializer.append(tensor)
             parameters = self._parameters(name, scale, None)
-            axis = 1 - layer.axis if grouped else layer.axis
+            axis = 1 - kept if grouped else kept
             self.made[key] = self._node(
                 "DequantizeLinear", [f"{name}_int", *parameters], f"{name}_restored", layer, axis
             )
@@ -292,6 +323,7 @@ class _Writer:
         for index, node in enumerate(nodes):
             self.graph.node.extend(self.before.get(index, []))
             self.graph.node.append(node)
+            self.graph.node.extend([self.after[index]] if index in self.after else [])
         read = {name for node in self.graph.node for name in node.input} | {v.name for v in self.graph.output}
         replaced = {key[0] for key in self.made} - read
         for index in range(len(self.graph.initializer) - 1, -1, -1):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -37,6 +39,14 @@ read the scaled tensor too, and the graph is invalid then: softmax(x / s @ x^T) 
 ends the process (SIGSEGV) on a float16 GRU decoder whose attention is an Einsum."""
 
 
+FLOAT_FUSIONS = ("MatMulAddFusion", "CommonSubexpressionElimination")
+"""Optimizers of ONNX Runtime 1.31 that keep Q/DQ from becoming integer products. The first makes a product and its bias
+a Gemm, which has no integer kernel with a float bias, so that weights are widened in every call: measured, four times
+as slow as float32. The second merges the pairs of layers that read one activation, and on x86 only a pair with one
+reader is made unsigned, as the kernels want it: query, key and value then compute in float. Its kernels for two signed
+tensors (``session.qdqisint8allowed``) are no way out: half as fast."""
+
+
 def open_onnxruntime(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
     """One inference session per graph."""
     ort = load_extra("onnxruntime", "convert")
@@ -54,15 +64,25 @@ def _session(ort: Any, path: Path, graph: GraphSpec, threads: int, profile: Path
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3  # errors; its warnings are about optimisations
+    disabled = [*BROKEN_FUSIONS, *(FLOAT_FUSIONS if path.is_file() and _holds_integers(path) else ())]
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     with loading("ONNX Runtime", path):
         session = ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(BROKEN_FUSIONS)
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
         check_names(path, graph, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
     return session
+
+
+def _holds_integers(path: Path) -> bool:
+    """Whether a file holds Q/DQ. Its bytes tell: a device has no onnx to parse them with."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return False  # mmap takes no empty file
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(b"DequantizeLinear") >= 0
 
 
 def _tensors(arguments: Any) -> Found:

@@ -89,7 +89,7 @@ import pathlib, torch
 torch.set_num_threads(1)
 from edgeattn.baseline import Baseline
 from edgeattn.buckets import with_buckets
-from edgeattn.candidates import BUILDERS, Workshop
+from edgeattn.schemes import BUILDERS, Workshop
 from edgeattn.sources import load_model
 from edgeattn.targets import get_target
 directory, out, engine, target = sys.argv[1:]

@@ -42,10 +42,11 @@ def main() -> None:
 
     from edgeattn.baseline import Baseline
     from edgeattn.buckets import with_buckets
-    from edgeattn.candidates import BUILDERS, SUBSTITUTE, Workshop, artifact_files
+    from edgeattn.candidates import SUBSTITUTE, artifact_files
     from edgeattn.errors import EdgeattnError
     from edgeattn.runtimes import open_session
     from edgeattn.runtimes.buckets import pad_inputs
+    from edgeattn.schemes import BUILDERS, Workshop
     from edgeattn.sources import load_model
     from edgeattn.targets import get_target
 

@@ -49,6 +49,7 @@ class Ask:
 
     Attributes:
         calibrated: whether calibration data is given.
+        ranges: whether every int8 that is asked for takes ranges from calibration; False if one works without.
     """
 
     model: EdgeModel
@@ -56,6 +57,7 @@ class Ask:
     engine: str
     precisions: tuple[str, ...]
     calibrated: bool
+    ranges: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,11 @@ def missing_precision(view: GraphView, ask: Ask) -> Iterator[Hit]:
 def missing_calibration(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """int8 without data where ranges come from calibration."""
     if "int8" in ask.precisions and not ask.calibrated and _is_first(view, ask):
-        only = ask.precisions == ("int8",)
+        only = ask.precisions == ("int8",) and ask.ranges
+        without = "" if only else "; int8 is left out" if ask.ranges else "; activations are quantized as they come"
         yield Hit(
             "stops" if only else "risk",
-            "static int8 takes the ranges of its activations from data, and none is given"
-            + ("" if only else "; int8 is left out"),
+            f"static int8 takes the ranges of its activations from data, and none is given{without}",
             "give --data with inputs like those of use" + (", or ask for fp16" if only else ""),
         )
 

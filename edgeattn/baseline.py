@@ -81,7 +81,22 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
     if data is None:
         return Baseline(recorded, {}, None, None, frozenset(carried))
     score_or_none = score_arrays(lambda inputs: model.run(inputs, name), data.evaluation, progress.advance)
-    return Baseline(recorded, _calibration(model.spec, data), score_or_none, data, frozenset(carried))
+    if score_or_none is not None:
+        refuse_broken(score_or_none, data)
+    return Baseline(recorded, _calibration(model, data), score_or_none, data, frozenset(carried))
+
+
+def refuse_broken(score: Score, data: Data) -> None:
+    """Refuse to compare with a source that the metric says nothing about: an artifact as broken would pass.
+
+    Raises:
+        DataError: saying what is wrong with the metric of the source.
+    """
+    if score.broken:
+        raise DataError(
+            f"{data.origin}: the float32 source itself fails on this data ({score.broken}), so a loss cannot be told; "
+            "check labels, their order and the preprocessing, or leave --data's targets out"
+        )
 
 
 def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
@@ -112,19 +127,32 @@ def _calls(spec: ModelSpec, main: BucketSpec | None, samples: Sequence[ArraySamp
     return calls
 
 
-def _calibration(spec: ModelSpec, data: ArrayData) -> dict[str, tuple[Arrays, ...]]:
-    """Every sample for every size, so that a size that no sample is routed to has ranges too."""
+def _calibration(model: EdgeModel, data: ArrayData) -> dict[str, tuple[Arrays, ...]]:
+    """Every sample for every size, so that a size that no sample is routed to has ranges too.
+
+    Samples of a graph with states that do not hold them are the steps of one run, in their order: the source carries
+    its states from each to the next, from the empty ones on.
+    """
+    spec = model.spec
     units = spec.units()
     given = {next(iter(units)): data.calibration, **data.others}
     calibration = {}
-    for unit, samples in given.items():
+    for unit, every in given.items():
+        samples = every[:: max(1, len(every) // CALIBRATION_STEPS)][:CALIBRATION_STEPS]
         bucket = next((bucket for bucket in spec.buckets if bucket.name == unit), None)
         for graph in units[unit]:
             calibration[graph.name] = tuple(
                 dict(sample.inputs) if bucket is None else cut_inputs(bucket, graph, sample.inputs)
                 for sample in samples
             )
+            if graph.states and not any(state.input in sample.given for sample in samples for state in graph.states):
+                calibration[graph.name] = _carried(model, graph.name, calibration[graph.name])
     return calibration
+
+
+def _carried(model: EdgeModel, graph: str, samples: Sequence[Arrays]) -> tuple[Arrays, ...]:
+    records = record_steps(ReferenceStep(model, graph), samples)
+    return tuple({**record.inputs, **record.states} for record in records)
 
 
 def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | None, progress: Progress) -> Baseline:
@@ -139,6 +167,7 @@ def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | No
     calibration = record_utterances(step, stream, (u.samples for u in data.calibration), CALIBRATION_STEPS)
     progress.begin("baseline: word error of the source", len(data.evaluation))
     score = score_speech(Stream(step, stream), data.evaluation, progress.advance)
+    refuse_broken(score, data)
     inputs = tuple({**record.inputs, **record.states} for record in calibration)
     return Baseline({graph: records}, {graph: inputs}, score, data, frozenset({graph}))
 

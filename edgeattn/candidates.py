@@ -1,30 +1,28 @@
-"""Candidates for a target: each precision built by its engine's converter, verified, timed, and one of them chosen."""
+"""Candidates for a target: verified, timed in turns, and one of them chosen."""
 
 from __future__ import annotations
 
-import functools
-import shutil
 import statistics
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeattn.baseline import Baseline, Progress, replay_baseline, score_of, whole_parity
-from edgeattn.evaluation.accuracy import Score, accuracy
+from edgeattn.baseline import Progress, replay_baseline, score_of, whole_parity
+from edgeattn.evaluation.accuracy import Drop, Score, accuracy, paired_drop
 from edgeattn.evaluation.parity import Parity
 from edgeattn.gates import Failure, Gates, accuracy_failures, executed_failures, parity_failures
-from edgeattn.model import Artifact, EdgeModel
+from edgeattn.model import Artifact
 from edgeattn.profiling.measure import time_step
 from edgeattn.report import Candidate
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.engines import SUBSTITUTES
-from edgeattn.targets import Precision as Name
-from edgeattn.targets import Target
+from edgeattn.schemes import Workshop
 
-PRECISIONS: tuple[Name, ...] = ("fp32", "fp16", "int8")
-DEFAULT_CAPABILITY = "8.7"  # Orin
+FLOATS = ("fp32", "fp16")
 PAYS = 1.05  # int8 ships only if it is at least this much faster than the best float
 TIMING_ROUNDS, TIMING_RUNS = 6, 25  # candidates take turns, so that a slow moment of the host meets all of them
+SUBSTITUTE = {backend: others[0] for backend, others in SUBSTITUTES.items()}
+"""Engine that needs a device -> the one that runs the same files on this host."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Verified:
     Attributes:
         parity: of all graphs together; ``graphs`` has it by graph.
         latency_ms: None where this host cannot tell.
+        drop: of the metric against the source; None without one.
     """
 
     artifact: Artifact
@@ -43,103 +42,12 @@ class Verified:
     failures: tuple[Failure, ...]
     size_bytes: int
     graphs: Mapping[str, Parity] = field(default_factory=dict)
+    drop: Drop | None = None
 
-
-class Workshop:
-    """The source with its exports, made once and shared by the targets."""
-
-    def __init__(self, model: EdgeModel, base: Baseline, scratch: Path) -> None:
-        self.model = model
-        self.base = base
-        self.scratch = scratch
-
-    @functools.cached_property
-    def onnx(self) -> Mapping[str, Path]:
-        """fp32 ONNX, one file per graph, equal weights stored once."""
-        from edgeattn.converters.onnx import export_onnx
-        from edgeattn.converters.shared_weights import share_onnx
-
-        exported = export_onnx(self.model, self.room("onnx"))
-        share_onnx(exported)
-        return exported
-
-    @functools.cached_property
-    def tflite(self) -> Artifact:
-        """fp32 TFLite."""
-        from edgeattn.converters.tflite import to_tflite
-
-        return to_tflite(self.model, self.room("tflite-fp32"), "fp32")
-
-    def room(self, name: str) -> Path:
-        """An empty directory for one artifact."""
-        path = self.scratch / name
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir()
-        return path
-
-
-def build_openvino(shop: Workshop, precision: Name, _: Target) -> Artifact:
-    """ONNX -> OpenVINO IR; int8 by nncf."""
-    from edgeattn.converters.shared_weights import share_ir
-
-    room = shop.room(f"openvino-{precision}")
-    if precision == "int8":
-        from edgeattn.quantize.openvino import int8_openvino
-
-        artifact = int8_openvino(shop.onnx, shop.base.calibration, room)
-    else:
-        from edgeattn.converters.openvino import to_openvino
-
-        artifact = to_openvino(shop.onnx, room, precision)
-    share_ir(artifact.models)
-    return artifact
-
-
-def build_litert(shop: Workshop, precision: Name, _: Target) -> Artifact:
-    """Torch -> TFLite, once; float16 weights or int8 ones with dynamic activations are made of that file."""
-    if precision == "fp32":
-        return shop.tflite
-    room = shop.room(f"tflite-{precision}")
-    if precision == "int8":
-        from edgeattn.quantize.tflite import int8_tflite
-
-        return int8_tflite(shop.tflite, shop.base.calibration, room)
-    from edgeattn.converters.tflite import halve_tflite
-
-    return halve_tflite(shop.model, shop.tflite, room)
-
-
-def build_tensorrt(shop: Workshop, precision: Name, target: Target) -> Artifact:
-    """ONNX and build recipe for the device; int8 as explicit Q/DQ. Parsed and built here as far as this host can."""
-    from edgeattn.converters.shared_weights import share_onnx
-    from edgeattn.converters.tensorrt import to_tensorrt
-
-    onnx = shop.onnx
-    if precision == "int8":
-        from edgeattn.quantize.qdq import quantize_onnx
-
-        onnx = quantize_onnx(onnx, shop.base.calibration, shop.room("qdq")).models
-    capability = target.compute_capability or DEFAULT_CAPABILITY
-    artifact = to_tensorrt(onnx, shop.room(f"tensorrt-{precision}"), precision, capability)
-    share_onnx(artifact.models)
-    return artifact
-
-
-def build_onnxruntime(shop: Workshop, precision: Name, target: Target) -> Artifact:
-    """The exported ONNX as it is; int8 as Q/DQ, fp16 as for TensorRT."""
-    if precision == "fp32":
-        return Artifact("onnxruntime", precision, shop.onnx, "ONNX, float32")
-    return replace(build_tensorrt(shop, precision, target), backend="onnxruntime", build=None)
-
-
-BUILDERS: Mapping[str, Callable[[Workshop, Name, Target], Artifact]] = {
-    "openvino": build_openvino,
-    "litert": build_litert,
-    "tensorrt": build_tensorrt,
-    "onnxruntime": build_onnxruntime,
-}
-SUBSTITUTE = {backend: others[0] for backend, others in SUBSTITUTES.items()}
-"""Engine that needs a device -> the one that runs the same files on this host."""
+    @property
+    def quantized(self) -> bool:
+        """Whether it is no float, and must therefore pay."""
+        return self.artifact.precision not in FLOATS
 
 
 def verify(
@@ -153,11 +61,13 @@ def verify(
     if shop.base.score is not None and shop.base.data is not None:
         score = score_of(session, shop.base.data, label, progress)
     failures = parity_failures(parity, artifact.precision)
-    failures += executed_failures(artifact.precision, session.executed())
+    failures += executed_failures(artifact.precision, session.executed(), artifact.treatments)
+    drop = None
     if score is not None and shop.base.score is not None:
+        drop = paired_drop(shop.base.score, score)
         failures += accuracy_failures(accuracy(shop.base.score, score, ""), gates.max_drop)
     size = sum(path.stat().st_size for path in artifact_files(artifact).values())
-    return Verified(artifact, parity, score, None, tuple(failures), size, graphs)
+    return Verified(artifact, parity, score, None, tuple(failures), size, graphs, drop)
 
 
 def time_candidates(sessions: Mapping[str, Session]) -> dict[str, float]:
@@ -178,37 +88,49 @@ def time_candidates(sessions: Mapping[str, Session]) -> dict[str, float]:
     return totals
 
 
-def choose(verified: Mapping[str, Verified], source: Score | None, asked: str) -> tuple[Candidate, ...]:
+def choose(
+    verified: Mapping[str, Verified], source: Score | None, asked: str, max_drop: float
+) -> tuple[Candidate, ...]:
     """The fastest candidate that keeps the metric, and why each of the others is not it.
 
-    int8 must be :data:`PAYS` times faster than the best float, and its metric must be known; among floats that are
-    equally fast the smaller one ships. Where the time is only known on the device, fp16 ships.
+    A quantized one must be :data:`PAYS` times faster than the best float, its metric must be known, and what it loses
+    must be within ``max_drop`` with 95 % confidence; among floats that are equally fast the smaller one ships. Where
+    the time is only known on the device, fp16 ships. What was asked for by name ships if it passes its gates.
+
+    Args:
+        verified: by the name of the scheme.
+        asked: "auto", a precision or a scheme.
     """
-    passing = {p: v for p, v in verified.items() if not v.failures}
-    floats = {p: v for p, v in passing.items() if p != "int8"}
+    passing = {name: v for name, v in verified.items() if not v.failures}
+    floats = {name: v for name, v in passing.items() if not v.quantized}
     kept = _best_float(floats)
     why = dict.fromkeys(floats, "slower or larger than the float that ships")
-    int8 = passing.get("int8")
-    if int8 is not None:
-        why["int8"] = _why_not_int8(int8, floats.get(kept or ""), source)
-        if not why["int8"]:
-            kept = "int8"
-            why |= dict.fromkeys(floats, f"int8 is at least {PAYS}x faster")
+    best = floats.get(kept or "")
+    quantized = {name: v for name, v in passing.items() if v.quantized}
+    why |= {name: why_not(v, best, source, max_drop, asked) for name, v in quantized.items()}
+    shippable = [name for name in quantized if not why[name]]
+    if shippable:
+        kept = min(shippable, key=lambda name: quantized[name].latency_ms or 0.0)
+        why |= dict.fromkeys(floats, f"{kept} is at least {PAYS}x faster")
+        why |= {name: f"slower than {kept}" for name in shippable if name != kept}
     if kept is None:  # nothing passed: the safest one is reported with its failures
-        kept = next(iter(verified))
+        kept = next(iter(passing or verified))
     why[kept] = "fastest that keeps the metric" if asked == "auto" else "asked for"
     if verified[kept].latency_ms is None and asked == "auto":
         why[kept] = "the float default where time is only known on the device"
     return tuple(
         Candidate(
-            p,
+            v.artifact.precision,
             v.latency_ms,
             None if v.score is None else 100.0 * v.score.value,
             v.size_bytes,
-            p == kept,
-            "; ".join(str(f) for f in v.failures) or why[p],
+            name == kept,
+            "; ".join(str(f) for f in v.failures) or why[name],
+            name,
+            None if v.drop is None else v.drop.points,
+            None if v.drop is None else v.drop.upper,
         )
-        for p, v in verified.items()
+        for name, v in verified.items()
     )
 
 
@@ -222,15 +144,26 @@ def _best_float(floats: Mapping[str, Verified]) -> str | None:
     return min((p for p in timed if timed[p] <= PAYS * fastest), key=lambda p: floats[p].size_bytes)
 
 
-def _why_not_int8(int8: Verified, best: Verified | None, source: Score | None) -> str:
-    """Empty if int8 should ship."""
-    if best is None:
+def best_float(verified: Mapping[str, Verified]) -> Verified | None:
+    """The float that ships if nothing quantized does, None if none passes."""
+    floats = {name: v for name, v in verified.items() if not v.quantized and not v.failures}
+    return floats.get(_best_float(floats) or "")
+
+
+def why_not(candidate: Verified, best: Verified | None, source: Score | None, max_drop: float, asked: str) -> str:
+    """Why a quantized candidate that passes its gates should not ship; empty if it should."""
+    if best is None or asked != "auto":
         return ""
-    if source is None:
+    if source is None or candidate.drop is None:
         return "no data with a metric: its loss is unknown"
-    if int8.latency_ms is None or best.latency_ms is None:
+    if candidate.drop.upper > max_drop + 1e-9:
+        return (
+            f"{candidate.drop.points:+.2f} points lost, up to {candidate.drop.upper:.2f} with 95 % confidence on "
+            f"{source.samples} samples: not surely within {max_drop:g}"
+        )
+    if candidate.latency_ms is None or best.latency_ms is None:
         return "its gain must be measured on the device"
-    gain = best.latency_ms / int8.latency_ms
+    gain = best.latency_ms / candidate.latency_ms
     if gain < PAYS:
         return f"{gain:.2f}x the speed of {best.artifact.precision}, less than the {PAYS}x that it must pay"
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,23 @@ from edgeattn.evaluation.parity import MAX_ABS_FP32, MIN_SQNR_FP16, MIN_SQNR_FP3
 from edgeattn.profiling.figures import Profile
 
 DEFAULT_MAX_DROP = 0.5
+EXECUTED_SHARE = 0.9  # of the layers that are int8, which must execute as such
+INTEGERS = frozenset({"int8", "uint8", "int4", "uint4"})
+ALWAYS_INTEGER = frozenset({"MatMulNBits"})  # ONNX Runtime's profile leaves out its packed weights
+PRODUCTS = ALWAYS_INTEGER | {
+    *("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "Attention", "MultiHeadAttention"),  # ONNX Runtime
+    *("MatMulInteger", "MatMulIntegerToFloat", "QLinearMatMul", "DynamicQuantizeMatMul", "QGemm", "QAttention"),
+    *("FullyConnected",),  # OpenVINO, beside MatMul
+    *("FULLY_CONNECTED", "BATCH_MATMUL"),  # LiteRT
+}
+CONVOLUTIONS = frozenset(
+    {
+        *("Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "QLinearConv", "ConvInteger"),
+        *("Convolution", "Deconvolution"),
+        *("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "CONV_3D"),
+    }
+)
+"""Operations that compute, as the engines' censuses call them; all others move, scale, round or widen."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +100,56 @@ def size_failures(size: int, limit: int | None) -> list[Failure]:
     return [Failure("size", f"at most {limit} bytes", f"{size} bytes")]
 
 
-def executed_failures(precision: str, executed: Mapping[str, Mapping[str, int]]) -> list[Failure]:
-    """int8 that executes in float is no int8."""
-    dtypes = {dtype for kinds in executed.values() for dtype in kinds}
-    if precision != "int8" or any("int8" in dtype for dtype in dtypes):
+def executed_failures(
+    precision: str, executed: Mapping[str, Mapping[str, int]], treatments: Mapping[str, str] | None = None
+) -> list[Failure]:
+    """int8 that executes in float is no int8, and costs the widening of its weights in every call on top.
+
+    Only operations that compute count: a Q/DQ pair reads int8 by definition. There must be an integer product for nine
+    of ten layers that are int8; of an engine that has fewer products than there are layers, because it computes query,
+    key and value in one, nine tenths of their share must be. Products of two activations count as well, where an engine
+    does them in integers: the gate catches what fell back to float, not each single layer.
+
+    Layers of which only the weights are narrow compute as the engine likes, mostly in float after widening them. A
+    census tells the dtype of what a product reads, at best, so nothing is asked of them here.
+
+    Args:
+        precision: of the artifact; for floats nothing is asked.
+        executed: census of the engine that ships, not of a substitute: op type -> {dtype: how many}. Where it names no
+            product that is known here, as TensorRT's does, any integer operation is enough.
+        treatments: layer path -> what it became; without it one integer operation that computes is enough.
+    """
+    if precision not in ("int8", "int4"):
         return []
-    return [Failure("executed", "operations in int8", f"only {', '.join(sorted(dtypes))}")]
+    known = {op: kinds for op, kinds in executed.items() if op in PRODUCTS or op in CONVOLUTIONS}
+    products = {op: kinds for op, kinds in known.items() if op in PRODUCTS}
+    layers = list((treatments or {}).values())
+    wanted = layers.count("int8")
+    if layers and not wanted:
+        return []
+    if not layers or not products:
+        if _narrow(known or executed):
+            return []
+        return [Failure("executed", "operations in int8", f"only {_listed(known or executed)}")]
+    total = sum(sum(kinds.values()) for kinds in products.values())
+    least = math.ceil(EXECUTED_SHARE * wanted * min(1.0, total / len(layers)) - 1e-9)
+    if _narrow(products) >= least:
+        return []
+    return [
+        Failure("executed", f"{least} integer products for {wanted} of {len(layers)} layers in int8", _listed(products))
+    ]
+
+
+def _narrow(census: Mapping[str, Mapping[str, int]]) -> int:
+    """Operations that read integers of 8 bits or less."""
+    return sum(
+        count
+        for op, kinds in census.items()
+        for dtype, count in kinds.items()
+        if dtype in INTEGERS or op in ALWAYS_INTEGER
+    )
+
+
+def _listed(census: Mapping[str, Mapping[str, int]]) -> str:
+    counts = [f"{count} {op} {dtype}" for op, kinds in sorted(census.items()) for dtype, count in sorted(kinds.items())]
+    return ", ".join(counts) or "nothing"

@@ -64,6 +64,11 @@ def module_path(node: onnx.NodeProto) -> str:
     return ""
 
 
+def node_name(node: onnx.NodeProto) -> str:
+    """A node's name; its first output where the file gives it none."""
+    return str(node.name or node.output[0])
+
+
 def layer_path(node: onnx.NodeProto) -> str:
     """How a layer is called: its module, else its node.
 
@@ -72,8 +77,7 @@ def layer_path(node: onnx.NodeProto) -> str:
     path = module_path(node)
     if path:
         return path
-    name: str = node.name or node.output[0]
-    parts = [part for part in name.split("/") if part]
+    parts = [part for part in node_name(node).split("/") if part]
     if len(parts) > 1 and parts[-1].rstrip("_0123456789") in PRODUCTS:
         parts = parts[:-1]
     return ".".join(parts)

@@ -32,12 +32,11 @@ import edgeattn
 from edgeattn.baseline import Baseline, Progress, baseline
 from edgeattn.bundle import ASSETS, SUFFIX, BundleDraft, Golden, Manifest, writing, zip_bundle
 from edgeattn.candidates import (
-    BUILDERS,
-    PRECISIONS,
+    PAYS,
     SUBSTITUTE,
     Verified,
-    Workshop,
     artifact_files,
+    best_float,
     choose,
     time_candidates,
     verify,
@@ -47,19 +46,32 @@ from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError
 from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import ArrayData, Data
 from edgeattn.gates import Gates, deadline_failures, size_failures
+from edgeattn.mixed import (
+    Bench,
+    Effort,
+    complaint,
+    find_mixed,
+    find_recovered,
+    gain,
+    open_artifact,
+    recovery_file,
+    timed,
+)
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
+from edgeattn.quantize.plan import Plan
 from edgeattn.report import Candidate, Precision, Report, Result, graph_results
-from edgeattn.runtimes import Session, open_session
+from edgeattn.runtimes import Session
 from edgeattn.runtimes.selftest import make_golden
+from edgeattn.schemes import BUILDERS, FALLBACK, TREATMENT, Choices, Workshop, precision_of, schemes
 from edgeattn.spec import to_json
-from edgeattn.targets import Precision as Name
 from edgeattn.targets import Target
 
 GOLDEN_STEPS = 6
-GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0}  # what other kernels of the same precision must reach
+# What other kernels of the same precision must reach.
+GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0, "int4": 10.0}
 SCRATCH_COPIES, SCRATCH_BYTES = 8, 16 * 2**20  # of the weights: one per export and precision; graphs, compilers
 
 
@@ -68,13 +80,15 @@ class ConvertOptions:
     """What to make and where.
 
     Attributes:
-        precision: "auto", or one of :data:`PRECISIONS`.
+        precision: "auto", a precision, or a scheme of :mod:`edgeattn.schemes`.
         backend: engine, if not the target's first.
         out: directory that receives ``NAME.TARGET.edge``.
         archive: pack each bundle into one .zip instead of a directory.
         force: replace a bundle that is there.
         keep_failed: publish a bundle although a gate failed.
         measure: how the shipped bundle is profiled.
+        plan: treatment of layers by module path, for every engine.
+        effort: how long to search mixed plans and to train where plain recipes lose the metric.
     """
 
     targets: tuple[Target, ...]
@@ -86,6 +100,8 @@ class ConvertOptions:
     archive: bool = False
     force: bool = False
     keep_failed: bool = False
+    plan: Plan = field(default_factory=Plan)
+    effort: Effort = field(default_factory=Effort)
 
 
 def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress) -> Report:
@@ -100,7 +116,7 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         EdgeattnError: for anything that stops a target; what was published before stays.
     """
     for target in options.targets:
-        precisions(target, engine(target, options), options.precision)  # refused before any waiting
+        schemes(target, engine(target, options), options.precision)  # refused before any waiting
         destination(model, target, options)
     with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
         check_room(model, Path(scratch))
@@ -136,8 +152,10 @@ def foresee(
 ) -> tuple[Finding, ...]:
     """What preflight says of one target, for graphs that were looked at once."""
     backend = engine(target, options)
-    asked = precisions(target, backend, options.precision)
-    return judge(views, Ask(model, target, backend, asked, data is not None))
+    names = schemes(target, backend, options.precision)
+    asked = tuple(dict.fromkeys(map(precision_of, names)))
+    ranges = all(TREATMENT[name] == "int8" for name in names if precision_of(name) == "int8")
+    return judge(views, Ask(model, target, backend, asked, data is not None, ranges))
 
 
 def calibration_sample(model: EdgeModel, data: Data | None) -> dict[str, Arrays]:
@@ -187,24 +205,6 @@ def engine(target: Target, options: ConvertOptions) -> str:
     return backend
 
 
-def precisions(target: Target, backend: str, asked: str) -> tuple[Name, ...]:
-    """The precisions to try on an engine of a target, the safest first.
-
-    Raises:
-        InputError: for a name that is no precision.
-        UnsupportedError: if the engine does not have it there.
-    """
-    offered = tuple(p for p in PRECISIONS if p in target.precisions[backend])
-    if asked == "auto":
-        return offered
-    if asked not in PRECISIONS:
-        raise InputError(unknown_name("precision", asked, ("auto", *PRECISIONS)))
-    chosen = tuple(p for p in offered if p == asked)
-    if not chosen:
-        raise UnsupportedError(f"{backend} on {target.name} has no {asked}; it has {', '.join(offered)}")
-    return chosen
-
-
 def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
     """Where the bundle goes.
 
@@ -249,45 +249,147 @@ def with_deadline(options: ConvertOptions, target: Target) -> ConvertOptions:
     )
 
 
+@dataclass
+class Tried:
+    """The candidates of one target, by scheme, and those that could not be made."""
+
+    verified: dict[str, Verified] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    refused: list[Candidate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
 def convert_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
     """Candidates, verification, choice and bundle for one target."""
     began = time.monotonic()
     options = with_deadline(options, target)
-    backend = engine(target, options)
-    verified: dict[str, Verified] = {}
-    refused: list[Candidate] = []
     with ExitStack() as open_sessions:
-        sessions: dict[str, Session] = {}
-        for precision in precisions(target, backend, options.precision):
-            progress.begin(f"{target.name}: {precision} with {backend}")
-            try:
-                artifact = BUILDERS[backend](shop, precision, target)
-            except (DataError, UnsupportedError) as error:
-                if options.precision != "auto":
-                    raise
-                refused.append(Candidate(precision, None, None, None, False, str(error)))
-                continue
-            session = open_session(
-                SUBSTITUTE.get(artifact.backend, artifact.backend),
-                artifact.models,
-                shop.model.spec,
-                options.measure.threads,
-                artifact.build,
-            )
-            sessions[precision] = open_sessions.enter_context(session)
-            label = f"{target.name}: {precision}"
-            verified[precision] = verify(shop, artifact, session, options.gates, label, progress)
-        if not verified:
-            raise UnsupportedError(f"{target.name}: no precision could be built: {refused[0].why}")
-        progress.begin(f"{target.name}: timing")
-        if backend not in SUBSTITUTE:
-            times = time_candidates(sessions)
-            verified = {p: replace(v, latency_ms=times[p]) for p, v in verified.items()}
-        candidates = (*choose(verified, shop.base.score, options.precision), *refused)
-        shipped = next(c.precision for c in candidates if c.kept)
-        golden = make_golden(sessions[shipped], golden_inputs(shop.base))
-    result = pack(shop, target, verified[shipped], candidates, golden, options, progress)
-    return replace(result, seconds=time.monotonic() - began)
+        tried = try_schemes(shop, target, options, open_sessions, progress)
+        candidates = (
+            *choose(tried.verified, shop.base.score, options.precision, options.gates.max_drop),
+            *tried.refused,
+        )
+        shipped = next(c.scheme for c in candidates if c.kept)
+        golden = make_golden(tried.sessions[shipped], golden_inputs(shop.base))
+    result = pack(shop, target, tried.verified[shipped], candidates, golden, options, progress)
+    if result.bundle is not None:
+        notebook = search_file(shop.model, target, options)
+        for file in (notebook, recovery_file(notebook)):
+            file.unlink(missing_ok=True)
+    return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
+
+
+def search_file(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
+    """Where a search keeps its trials until the bundle is there."""
+    return options.out / f".{model.spec.name}.{target.name}.search.json"
+
+
+def try_schemes(shop: Workshop, target: Target, options: ConvertOptions, stack: ExitStack, progress: Progress) -> Tried:
+    """Every candidate of a target, measured; where none of the quantized ones would ship, more is tried.
+
+    Raises:
+        UnsupportedError: if nothing could be built.
+        EdgeattnError: what stopped the only scheme that was asked for.
+    """
+    backend = engine(target, options)
+    asked = schemes(target, backend, options.precision)
+    tried = Tried()
+    for scheme in asked:
+        add_scheme(tried, shop, target, scheme, options, stack, progress, alone=len(asked) == 1)
+    if not tried.verified:
+        raise UnsupportedError(f"{target.name}: no precision could be built: {tried.refused[0].why}")
+    progress.begin(f"{target.name}: timing")
+    if backend not in SUBSTITUTE:
+        times = time_candidates(tried.sessions)
+        tried.verified = {s: replace(v, latency_ms=times[s]) for s, v in tried.verified.items()}
+    if shop.base.score is not None:
+        try_harder(tried, shop, target, options, stack, progress)
+    return tried
+
+
+def add_scheme(
+    tried: Tried,
+    shop: Workshop,
+    target: Target,
+    scheme: str,
+    options: ConvertOptions,
+    stack: ExitStack,
+    progress: Progress,
+    alone: bool = False,
+) -> None:
+    """Build and verify one scheme; where it is not the only one, what cannot be made is a row with the reason."""
+    backend = engine(target, options)
+    progress.begin(f"{target.name}: {scheme} with {backend}")
+    try:
+        artifact = BUILDERS[backend](shop, scheme, target, Choices(options.plan))
+    except (DataError, UnsupportedError) as error:
+        if alone:
+            raise
+        tried.refused.append(Candidate(precision_of(scheme), None, None, None, False, str(error), scheme))
+        return
+    session = stack.enter_context(open_artifact(artifact, shop, options.measure.threads))
+    tried.sessions[scheme] = session
+    label = f"{target.name}: {scheme}"
+    tried.verified[scheme] = verify(shop, artifact, session, options.gates, label, progress)
+
+
+def try_harder(
+    tried: Tried, shop: Workshop, target: Target, options: ConvertOptions, stack: ExitStack, progress: Progress
+) -> None:
+    """The slower recipes, the search over layers and recovery, each only if nothing quantized would ship before it."""
+    backend = engine(target, options)
+    best = best_float(tried.verified)
+    session = next((tried.sessions[s] for s, v in tried.verified.items() if v is best), None)
+    effort = replace(options.effort, notebook=search_file(shop.model, target, options))
+
+    def bench(scheme: str) -> Bench:
+        return Bench(
+            shop, target, backend, scheme, Choices(options.plan), best, session, options.gates, options.precision,
+            options.measure.threads,
+        )  # fmt: skip
+
+    def missing() -> str | None:
+        """The fastest quantized candidate that loses too much, if none ships; it must be worth mending."""
+        quantized = {s: v for s, v in tried.verified.items() if v.quantized}
+        if not quantized or any(not complaint(bench(s), v) for s, v in quantized.items()):
+            return None
+        lossy = {s: v for s, v in quantized.items() if loses_metric(v, options) and not is_slow(v, best)}
+        return min(lossy, key=lambda s: lossy[s].latency_ms or 0.0, default=None)
+
+    if missing() is None:
+        return
+    if options.precision == "auto":
+        for scheme in FALLBACK.get(backend, ()):
+            add_scheme(tried, shop, target, scheme, options, stack, progress)
+            if scheme in tried.verified:
+                tried.verified[scheme] = timed(bench(scheme), tried.verified[scheme], tried.sessions[scheme])
+    lossy = missing()
+    if lossy is not None and effort.search_seconds > 0:
+        outcome, found = find_mixed(bench(lossy), effort, stack, progress)
+        if outcome is not None:
+            tried.verified[outcome.name], tried.sessions[outcome.name] = outcome.verified, outcome.session
+            tried.notes.append(f"{outcome.name}: {outcome.words}")
+        else:
+            tried.notes.append(f"{lossy}: {len(found.trials)} mixed plans tried, none ships; {found.ended}")
+    lossy = missing()
+    if lossy is not None and effort.recover_seconds > 0:
+        outcome = find_recovered(bench(lossy.partition("+")[0]), effort, stack, progress)
+        tried.verified[outcome.name], tried.sessions[outcome.name] = outcome.verified, outcome.session
+        tried.notes.append(f"{outcome.name}: {outcome.words}")
+
+
+def loses_metric(verified: Verified, options: ConvertOptions) -> bool:
+    """Whether the metric, and nothing else, is what a candidate fails."""
+    if any(failure.gate != "accuracy" for failure in verified.failures):
+        return False
+    unsure = verified.drop is not None and verified.drop.upper > options.gates.max_drop
+    return bool(verified.failures) or (options.precision == "auto" and unsure)
+
+
+def is_slow(verified: Verified, best: Verified | None) -> bool:
+    """Whether it would not pay even if it kept the metric."""
+    found = gain(best, verified)
+    return found is not None and found < PAYS
 
 
 def pack(
@@ -422,6 +524,7 @@ def provenance(model: EdgeModel, artifact: Artifact) -> dict[str, Any]:
     return {
         "source_sha256": model.source_sha256,
         "recipe": artifact.recipe,
+        "layers": dict(artifact.treatments),
         "tools": {"edgeattn": edgeattn.__version__, **{name: _version(name) for name in tools if _version(name)}},
     }
 

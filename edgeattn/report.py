@@ -21,7 +21,14 @@ ABSENT = "-"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A precision that was tried. ``accuracy`` is the metric in percent, ``why`` the reason it was kept or not."""
+    """A precision that was tried.
+
+    Attributes:
+        accuracy: the metric in percent.
+        why: the reason it was kept or not.
+        scheme: how it was made, a name of :mod:`edgeattn.schemes`, or one made of it by search or recovery.
+        drop: points lost against the source; ``drop_upper`` with 95 % confidence at most.
+    """
 
     precision: str
     latency_ms: float | None
@@ -29,6 +36,9 @@ class Candidate:
     size_bytes: int | None
     kept: bool
     why: str
+    scheme: str = ""
+    drop: float | None = None
+    drop_upper: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,35 @@ def table(results: Sequence[Result]) -> Table:
         grid.add_row(*map(Text, _cells(result)), verdict)
         for row in (*result.buckets, *result.graphs):
             grid.add_row(*map(Text, _part_cells(row)), "")
+    return grid
+
+
+def candidate_table(results: Sequence[Result]) -> Table:
+    """Every candidate of every target: what it gave, and why it ships or not."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table("target", "candidate", title="candidates", title_justify="left")
+    for name in ("ms", "metric", "lost (at most)", "size"):
+        grid.add_column(name, justify="right")
+    grid.add_column("ships")
+    grid.add_column("why", overflow="fold")
+    for result in results:
+        for row in result.precision.candidates:
+            lost = ABSENT
+            if row.drop is not None and row.drop_upper is not None:
+                lost = f"{row.drop:+.2f} ({row.drop_upper:+.2f})"
+            cells = (
+                result.target,
+                row.scheme or row.precision,
+                ABSENT if row.latency_ms is None else f"{row.latency_ms:.2f}",
+                ABSENT if row.accuracy is None else f"{row.accuracy:.2f} %",
+                lost,
+                ABSENT if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f} MB",
+                "yes" if row.kept else "",
+                row.why,
+            )
+            grid.add_row(*map(Text, cells), style="bold" if row.kept else "")
     return grid
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from edgeattn.errors import InputError
 from edgeattn.spec import from_json
@@ -92,10 +93,19 @@ def read_plan(path: Path) -> Plan:
         values = tomllib.loads(data.decode("utf-8"))
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise InputError(f"{path}: not a TOML file: {error}") from error
-    return cast(Plan, from_json(Plan, values, f"{path}: plan"))
+    return from_json(Plan, values, f"{path}: plan")
 
 
 def counted(treatments: Mapping[str, Treatment]) -> str:
     """``36 layers int8, 2 float``, for recipes and reports."""
     counts = {t: list(treatments.values()).count(t) for t in TREATMENTS}
     return ", ".join(f"{count} layers {t}" for t, count in counts.items() if count) or "no layers"
+
+
+def plan_text(treatments: Mapping[str, str]) -> str:
+    """A plan that gives each layer what it has, as :func:`read_plan` reads it; without layers everything is float."""
+    lines = ['default = "float"']
+    for path, treatment in treatments.items():
+        if treatment != "float":
+            lines += ["", "[[rules]]", f"pattern = {json.dumps(_literal(path))}", f'treatment = "{treatment}"']
+    return "\n".join(lines) + "\n"

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from edgeattn import pipeline
-from edgeattn.candidates import BUILDERS, Workshop
 from edgeattn.evaluation.data import ArrayData
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline import ConvertOptions, convert
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.report import Report
+from edgeattn.schemes import BUILDERS, Choices, Workshop
 from edgeattn.sources import load_data, load_model
-from edgeattn.targets import Precision, Target, get_target
+from edgeattn.targets import Target, get_target
 
 QUICK = MeasureOptions(runs=10, paced_seconds=0)
 TARGETS = ("cpu", "mobile", "jetson")
@@ -76,7 +76,7 @@ class Converted:
 
     Attributes:
         reference: of the model; ``data`` of its npz.
-        artifacts: (backend, precision) -> what the converters made, kept.
+        artifacts: (backend, scheme) -> what the converters made, kept.
         phases: what the progress was told.
     """
 
@@ -97,12 +97,12 @@ class Converted:
         assert isinstance(data, ArrayData)
         return data
 
-    def builders(self) -> Mapping[str, Callable[[Workshop, Precision, Target], Artifact]]:
+    def builders(self) -> Mapping[str, Callable[..., Artifact]]:
         """Builders that hand out the kept artifacts: the pipeline without a minute of conversion."""
 
-        def build(backend: str, shop: Workshop, precision: Precision, _: Target) -> Artifact:
-            kept = self.artifacts[backend, precision]
-            return _copied(kept, shop.room(f"{backend}-{precision}"))
+        def build(backend: str, shop: Workshop, scheme: str, *_: object) -> Artifact:
+            kept = self.artifacts[backend, scheme]
+            return _copied(kept, shop.room(f"{backend}-{scheme}"))
 
         return {backend: functools.partial(build, backend) for backend in ("openvino", "litert", "tensorrt")}
 
@@ -135,9 +135,9 @@ def small_conversion(root: Path) -> Converted:
     watch = Watch()
     artifacts: dict[tuple[str, str], Artifact] = {}
 
-    def keeping(backend: str, shop: Workshop, precision: Precision, target: Target) -> Artifact:
-        made = real[backend](shop, precision, target)
-        artifacts[backend, precision] = _copied(made, home / f"kept-{backend}-{precision}")
+    def keeping(backend: str, shop: Workshop, scheme: str, target: Target, choices: Choices) -> Artifact:
+        made = real[backend](shop, scheme, target, choices)
+        artifacts[backend, scheme] = _copied(made, home / f"kept-{backend}-{scheme}")
         return made
 
     model = load_model(reference)

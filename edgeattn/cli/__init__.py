@@ -19,6 +19,7 @@ from edgeattn.cli import (
     inspect,
     models,
     profile,
+    quantize,
     selftest,
     stream,
     targets,
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert.convert,
+    "quantize": quantize.quantize,
     "check": check.check,
     "profile": profile.profile,
     "inspect": inspect.inspect,

@@ -76,10 +76,12 @@ def finish(report: Report, as_json: bool) -> None:
 
 def print_table(report: Report) -> None:
     """The results as a table on stdout; as wide as it needs to be when that is no terminal."""
-    from edgeattn.report import table
+    from edgeattn.report import candidate_table, table
 
     terminal = console()
     terminal.print(table(report.results))
+    if any(len(result.precision.candidates) > 1 for result in report.results):
+        terminal.print(candidate_table(report.results))
     for result in report.results:
         if result.bundle:
             terminal.print(f"bundle: {result.bundle}", highlight=False, soft_wrap=True)

@@ -20,19 +20,18 @@ def convert(
             help="Built-in name, file.py[:factory], module:factory, .pt2, .onnx or a Hugging Face directory."
         ),
     ] = DEFAULT_MODEL,
-    target: Annotated[list[str], typer.Option(help="Target name or .toml file; may be repeated.")] = ["cpu"],  # noqa: B006
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
-    backend: Annotated[
-        str | None, typer.Option(help="Engine, if not the target's first: see edgeattn targets.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="transcripts.tsv directory, npz or file.py:function, to calibrate and measure on."),
-    ] = None,
+    target: o.Targets = ["cpu"],  # noqa: B006
+    precision: o.PrecisionName = "auto",
+    backend: o.TargetBackend = None,
+    data: o.ModelData = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     split: o.Split = None,
-    samples: o.Samples = 60,
+    samples: o.Samples = 400,
+    calibration_samples: o.CalibrationSamples = 0,
+    plan: o.PlanFile = None,
+    time_budget: o.TimeBudget = "2min",  # type: ignore[assignment]  # parsed by typer
+    recover: o.Recover = "0s",  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
     max_drop: o.MaxDrop = 0.5,
     deadline: o.Deadline = None,
@@ -47,7 +46,9 @@ def convert(
     """Make a verified bundle of MODEL for each target: convert, quantize, check, measure."""
     with exit_codes(as_json):
         from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
+        from edgeattn.evaluation.data import enough_to_calibrate
         from edgeattn.gates import Gates
+        from edgeattn.mixed import Effort
         from edgeattn.pipeline import ConvertOptions
         from edgeattn.pipeline import convert as run
         from edgeattn.profiling.measure import MeasureOptions
@@ -65,9 +66,13 @@ def convert(
             archive=archive,
             force=force,
             keep_failed=keep_failed,
+            plan=o.plan_of(plan, precision, recover, data),
+            effort=Effort(time_budget, recover),
         )
         with progress_bar() as bar:
             bar.begin(f"loading {model}")
             source = with_buckets(load_model(model), buckets, fills)
-            report = run(source, load_data(model, source.spec, data, split, samples, source.assets), settings, bar)
+            loaded = load_data(model, source.spec, data, split, samples, source.assets)
+            enough_to_calibrate(loaded, calibration_samples)
+            report = run(source, loaded, settings, bar)
         finish(report, as_json)

@@ -9,12 +9,17 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, print_json, progress_bar
+from edgeattn.cli.sensitivity_tables import print_sensitivity, sensitivity_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from edgeattn.baseline import Progress
     from edgeattn.bundle import Manifest
     from edgeattn.converters.preflight import Finding, GraphFacts
+    from edgeattn.evaluation.data import Data
+    from edgeattn.inspecting import ModelSensitivity
+    from edgeattn.model import EdgeModel
     from edgeattn.spec import GraphSpec
 
 STOPPED = 4  # as convert would exit
@@ -35,6 +40,15 @@ def inspect(
     ] = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
+    sensitivity: Annotated[
+        bool,
+        typer.Option("--sensitivity", help="What quantizing each layer costs, and what becomes of attention; on data."),
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw --sensitivity into a .png or .svg.", show_default=False)
+    ] = None,
+    split: o.Split = None,
+    samples: o.Samples = 60,
     as_json: o.Json = False,
 ) -> None:
     """Tell in seconds what would fail, be slow or be at risk on each target; of a bundle, what it holds.
@@ -42,6 +56,7 @@ def inspect(
     Exit 4 if a target would stop the conversion.
     """
     with exit_codes(as_json):
+        check_flags(model, sensitivity, plot)
         if is_bundle(model):
             show_bundle(Path(model), as_json)
             return
@@ -64,12 +79,14 @@ def inspect(
         with progress_bar() as bar:
             bar.begin(f"loading {model}")
             source = with_buckets(load_model(model), buckets, fills)
-            samples = load_data(model, source.spec, data, None, 1, source.assets)  # a built-in model brings its own
+            # A built-in model brings its own data. Preflight needs one sample of it.
+            given = load_data(model, source.spec, data, split, samples if sensitivity else 1, source.assets)
             bar.begin("preflight")
             began = time.monotonic()
-            views = look(source, calibration_sample(source, samples))
-            found = [foresee(source, views, each, samples, settings) for each in settings.targets]
+            views = look(source, calibration_sample(source, given))
+            found = [foresee(source, views, each, given, settings) for each in settings.targets]
             seconds = round(time.monotonic() - began, 3)
+            measured = measure_sensitivity(source, given, samples, plot, bar) if sensitivity else None
         graphs = [facts(view) for view in views]
         if as_json:
             print_json(
@@ -82,13 +99,48 @@ def inspect(
                         for each, name, rows in zip(settings.targets, engines, found, strict=True)
                     ],
                     "seconds": seconds,
+                    **({} if measured is None else {"sensitivity": sensitivity_json(measured)}),
                 }
             )
         else:
             print_graphs(graphs)
             print_findings([row for rows in found for row in rows], [each.name for each in settings.targets])
+            if measured is not None:
+                print_sensitivity(measured)
         if any(row.severity == "stops" for rows in found for row in rows):
             raise typer.Exit(STOPPED)
+
+
+def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:
+    """Refuse what cannot be done before anything is loaded.
+
+    Raises:
+        InputError: saying which flag, and what it needs.
+    """
+    from edgeattn.errors import InputError
+
+    if plot is not None and not sensitivity:
+        raise InputError("--plot draws what --sensitivity measures: give both")
+    if sensitivity and is_bundle(model):
+        raise InputError(f"{model} is a bundle, made already: --sensitivity needs the MODEL that it was made from")
+    if plot is not None:
+        from edgeattn.quantize.figure import check_picture
+
+        check_picture(plot)
+
+
+def measure_sensitivity(
+    source: EdgeModel, data: Data | None, samples: int, plot: Path | None, bar: Progress
+) -> ModelSensitivity:
+    """Measure, and draw where a picture is wanted."""
+    from edgeattn.inspecting import InspectOptions, inspect_sensitivity
+
+    measured = inspect_sensitivity(source, data, InspectOptions(samples=samples), bar)
+    if plot is not None:
+        from edgeattn.quantize.figure import sensitivity_figure
+
+        sensitivity_figure(measured.report, measured.attention, plot)
+    return measured
 
 
 def is_bundle(reference: str) -> bool:

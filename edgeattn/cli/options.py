@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "": 1.0}
+if TYPE_CHECKING:
+    from edgeattn.quantize.plan import Plan
+
+UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "": 1.0}
 UNITS_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
 def milliseconds(text: str) -> float:
     """``40ms``, ``0.04s`` or ``40`` (milliseconds) -> 40.0."""
     return _quantity(text, UNITS_MS, "a time such as 40ms or 0.3s")
+
+
+def seconds(text: str) -> float:
+    """``90s``, ``2min`` or ``0s`` (none at all) -> seconds; a number alone is refused, its unit would be a guess."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h)\s*", str(text))
+    if match is None:
+        raise typer.BadParameter(f"expected a time such as 90s or 2min, got {text!r}")
+    return float(match[1]) * UNITS_MS[match[2]] / 1e3
 
 
 def size_bytes(text: str) -> int:
@@ -58,3 +69,65 @@ Deadline = Annotated[
 MaxDrop = Annotated[float, typer.Option(min=0.0, help="Points of the metric that may be lost against the source.")]
 MaxSize = Annotated[int | None, typer.Option(parser=size_bytes, metavar="SIZE", help="Of the bundle, e.g. 4MB.")]
 PacedSeconds = Annotated[float, typer.Option(min=0.0, help="Audio seconds to stream in real time; 0 for none.")]
+
+Targets = Annotated[list[str], typer.Option("--target", help="Target name or .toml file; may be repeated.")]
+TargetBackend = Annotated[
+    str | None, typer.Option("--backend", help="Engine, if not the target's first: see edgeattn targets.")
+]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        help="auto, fp32, fp16, int8, or a scheme: int8-static, int8-dynamic, int8-nncf, int8-weights, int4-weights.",
+    ),
+]
+ModelData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="transcripts.tsv directory, labelled texts (.tsv), npz or file.py:function: to calibrate and measure on.",
+    ),
+]
+PlanFile = Annotated[
+    Path | None,
+    typer.Option("--plan", help="TOML: precision by module path, for every target; edgeattn quantize writes one."),
+]
+TimeBudget = Annotated[
+    float,
+    typer.Option(
+        "--time-budget",
+        parser=seconds,
+        metavar="TIME",
+        help="For the search over layers where int8 loses the metric, per target; 0s for none.",
+    ),
+]
+Recover = Annotated[
+    float,
+    typer.Option(
+        "--recover",
+        parser=seconds,
+        metavar="TIME",
+        help="Train with fake quantization so long where the search finds nothing, e.g. 3min; 0s for none.",
+    ),
+]
+CalibrationSamples = Annotated[
+    int, typer.Option("--calibration-samples", min=0, help="Refuse data with fewer samples to calibrate on.")
+]
+
+
+def plan_of(path: Path | None, precision: str, recover_seconds: float, data: str | None) -> Plan:
+    """The plan of ``--plan``, held to the other flags.
+
+    Raises:
+        InputError: for flags that contradict each other, or as :func:`~edgeattn.quantize.plan.read_plan`.
+    """
+    from edgeattn.errors import InputError
+    from edgeattn.quantize.plan import Plan, read_plan
+
+    if precision in ("fp32", "fp16"):
+        for flag, given in (("--plan", path is not None), ("--recover", recover_seconds > 0)):
+            if given:
+                raise InputError(f"{flag} is for int8 and --precision is {precision}: leave one of them out")
+    if recover_seconds > 0 and data is None:
+        raise InputError("--recover trains on --data, which is not given: give inputs like those of use, with labels")
+    return Plan() if path is None else read_plan(path)

@@ -9,10 +9,11 @@ import numpy as np
 
 from edgeattn.errors import DataError
 from edgeattn.evaluation.data import ArraySample, Utterance
-from edgeattn.evaluation.word_error import bootstrap_ci95, total, word_errors
+from edgeattn.evaluation.word_error import RESAMPLES, bootstrap_ci95, total, word_errors
 from edgeattn.runtimes import Stream
 
 LOWER_IS_BETTER = frozenset({"wer"})
+FEWEST_TO_JUDGE = 20  # samples; of fewer a sound model may get all wrong, or say the same of all
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Score:
 
     Attributes:
         errors, weights: per sample, for intervals and pairing: edits and reference words, or misses and 1.
+        broken: why the metric tells nothing of a model that scores so; empty if it does.
     """
 
     metric: str
@@ -28,6 +30,7 @@ class Score:
     ci95: tuple[float, float]
     errors: tuple[float, ...]
     weights: tuple[float, ...]
+    broken: str = ""
 
     @property
     def samples(self) -> int:
@@ -60,6 +63,42 @@ class Accuracy:
         return worse if self.metric in LOWER_IS_BETTER else -worse
 
 
+@dataclass(frozen=True)
+class Drop:
+    """Points of the metric lost against the source on the same samples, and the most that chance allows.
+
+    Attributes:
+        upper: one-sided 95 % bound by a paired bootstrap: what is lost is less with that confidence.
+    """
+
+    points: float
+    upper: float
+
+
+def paired_drop(source: Score, deployed: Score) -> Drop:
+    """What was lost, from the samples on which both differ: far surer than two intervals side by side.
+
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, percentile interval of a paired statistic;
+    Bisani and Ney, ICASSP 2004, for word error.
+
+    Raises:
+        ValueError: if the two were not measured on the same samples.
+    """
+    if source.weights != deployed.weights or source.metric != deployed.metric:
+        raise ValueError(
+            f"paired comparison needs the same samples and metric, got {source.samples} of {source.metric} and "
+            f"{deployed.samples} of {deployed.metric}"
+        )
+    worse = np.asarray(deployed.errors, np.float64) - np.asarray(source.errors, np.float64)
+    weights = np.asarray(source.weights, np.float64)
+    points = 100.0 * float(worse.sum() / weights.sum())
+    if not worse.any():
+        return Drop(0.0, 0.0)
+    picks = np.random.default_rng(0).integers(0, len(worse), (RESAMPLES, len(worse)))
+    rates = worse[picks].sum(axis=1) / np.maximum(weights[picks].sum(axis=1), 1e-12)
+    return Drop(points, max(points, 100.0 * float(np.percentile(rates, 95.0))))
+
+
 def transcribe(stream: Stream, samples: np.ndarray) -> tuple[str, ...]:
     """All words of a recording, streamed; the stream is fresh again afterwards."""
     events = [*stream.push(samples), *stream.flush()]
@@ -79,7 +118,9 @@ def score_speech(stream: Stream, utterances: Sequence[Utterance], on_sample: Cal
     if not sum(p.words for p in parts):
         raise DataError("word error needs transcripts; all texts of the data are empty")
     errors, weights = [float(p.errors) for p in parts], [float(p.words) for p in parts]
-    return Score("wer", total(parts).rate, bootstrap_ci95(errors, weights), tuple(errors), tuple(weights))
+    rate = total(parts).rate
+    broken = f"word error is {100 * rate:.0f} %: nothing of what is said is recognised" if rate >= 1.0 else ""
+    return Score("wer", rate, bootstrap_ci95(errors, weights), tuple(errors), tuple(weights), broken)
 
 
 def score_arrays(
@@ -93,6 +134,8 @@ def score_arrays(
         DataError: if a target does not have the output's leading shape.
     """
     misses: list[float] = []
+    said: set[int] = set()
+    true: set[int] = set()
     for sample in samples:
         labels = {n: t for n, t in sample.targets.items() if t.dtype.kind in "iu"}
         if not labels:
@@ -104,13 +147,33 @@ def score_arrays(
             if best.size != target.size:
                 raise DataError(f"target_{name} has shape {target.shape}, the output's classes {best.shape}")
             wrong.append(float(np.mean(best.ravel() != target.ravel())))
+            said.update(best.ravel().tolist())
+            true.update(target.ravel().tolist())
         misses.append(float(np.mean(wrong)))
         on_sample()
     if not misses:
         return None
     low, high = bootstrap_ci95(misses, [1.0] * len(misses))
     value = 1.0 - float(np.mean(misses))
-    return Score("accuracy", value, (1.0 - high, 1.0 - low), tuple(misses), (1.0,) * len(misses))
+    return Score(
+        "accuracy",
+        value,
+        (1.0 - high, 1.0 - low),
+        tuple(misses),
+        (1.0,) * len(misses),
+        _why_broken(value, len(misses), said, true),
+    )
+
+
+def _why_broken(value: float, samples: int, said: set[int], true: set[int]) -> str:
+    """A model that always says the same, or is right no oftener than by chance, does so in int8 as well."""
+    if len(true) < 2 or samples < FEWEST_TO_JUDGE:
+        return ""
+    if len(said) == 1:
+        return f"the metric is constant: every answer is class {next(iter(said))}, the labels have {len(true)}"
+    if value <= 1.0 / len(true):
+        return f"accuracy is {100 * value:.1f} %, no better than guessing one of {len(true)} classes"
+    return ""
 
 
 def accuracy(source: Score | None, deployed: Score, data: str) -> Accuracy:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeattn.baseline import Baseline
-from edgeattn.candidates import BUILDERS, SUBSTITUTE, Workshop
+from edgeattn.candidates import SUBSTITUTE
 from edgeattn.evaluation.parity import ParityMeter
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.runtimes import open_session
+from edgeattn.schemes import BUILDERS, Workshop
 from edgeattn.silence import silenced
 from edgeattn.sources import load_model
 from edgeattn.targets import Precision, get_target

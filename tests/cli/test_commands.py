@@ -165,7 +165,7 @@ def test_a_failed_gate_exits_1_and_writes_nothing(edgeattn: Command, kept: Conve
         (
             ["MODEL", "--precision", "int4"],
             2,
-            "unknown precision 'int4', did you mean 'int8'? Valid: auto, fp16, fp32, int8",
+            "unknown precision 'int4', did you mean 'int8'? Valid: auto, fp16, fp32, int4-weights, int8, int8-dynamic,",
         ),
         (["MODEL", "--backend", "tflite"], 4, "unknown engine 'tflite'"),
         (["MODEL", "--data", "missing"], 2, "missing: no such data"),

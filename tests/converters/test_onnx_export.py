@@ -19,12 +19,12 @@ from edgeattn.converters.onnx import (
     SECOND,
     SPEC_KEY,
     export_onnx,
-    module_path,
     reduced_opset,
     with_exporter,
 )
 from edgeattn.converters.trace import trace
 from edgeattn.errors import ConversionError
+from edgeattn.layers import module_path
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.sources import from_module

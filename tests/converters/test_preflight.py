@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from edgeattn.candidates import BUILDERS, Workshop
 from edgeattn.converters import passes
 from edgeattn.converters.preflight import RULES, Ask, Finding, facts, judge, look, memory_need, preflight, refuse
 from edgeattn.converters.preflight_rules import Partitions
 from edgeattn.errors import EdgeattnError, UnsupportedError
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.runtimes import open_session
+from edgeattn.schemes import BUILDERS, Workshop
 from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.targets import Memory, Target, get_target
 from tests import architectures

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import DataError
-from edgeattn.evaluation.accuracy import Score, accuracy, score_arrays, score_speech, transcribe
+from edgeattn.evaluation.accuracy import (
+    Drop,
+    Score,
+    accuracy,
+    paired_drop,
+    score_arrays,
+    score_speech,
+    transcribe,
+)
 from edgeattn.evaluation.data import ArraySample, Utterance
 from edgeattn.runtimes import Event, Stream, Word
 
@@ -89,3 +97,61 @@ def test_drop_is_in_points_and_positive_when_worse(metric: str, source: float, d
     assert accuracy(score(deployed), score(source), "x").drop == pytest.approx(-drop, abs=1e-9)
     assert accuracy(None, score(source), "x").drop is None
     assert accuracy(None, score(source), "x").deployed == pytest.approx(100 * source)
+
+
+def score(errors: list[float], weights: list[float] | None = None, metric: str = "accuracy") -> Score:
+    return Score(metric, 0.0, (0.0, 0.0), tuple(errors), tuple(weights or [1.0] * len(errors)))
+
+
+def test_a_paired_drop_is_the_difference_and_what_chance_allows() -> None:
+    source = score([0.0] * 950 + [1.0] * 50)
+    deployed = score([0.0] * 940 + [1.0] * 50 + [0.0] * 10)  # 50 misses too, ten of them others
+    drop = paired_drop(source, deployed)
+    assert drop.points == 0.0
+    # 20 of 1000 samples differ: the standard error is sqrt(20) / 1000, its 95 % quantile 1.645 times that.
+    assert drop.upper == pytest.approx(1.645 * 100 * 20**0.5 / 1000, rel=0.15)
+
+
+def test_answers_that_are_all_the_same_leave_nothing_to_chance() -> None:
+    assert paired_drop(score([0.0, 1.0, 0.0]), score([0.0, 1.0, 0.0])) == Drop(0.0, 0.0)
+
+
+def test_a_paired_drop_weighs_words_and_not_utterances() -> None:
+    drop = paired_drop(score([0.0, 0.0], [9.0, 1.0], "wer"), score([0.0, 1.0], [9.0, 1.0], "wer"))
+    assert drop.points == pytest.approx(10.0)
+    assert drop.upper >= drop.points
+
+
+@pytest.mark.parametrize("other", [score([0.0]), score([0.0, 0.0], metric="wer"), score([0.0, 0.0], [1.0, 2.0])])
+def test_only_the_same_samples_can_be_paired(other: Score) -> None:
+    with pytest.raises(ValueError, match="paired comparison needs the same samples and metric"):
+        paired_drop(score([0.0, 0.0]), other)
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0] * 15 + [1] * 15, "the metric is constant: every answer is class 0, the labels have 2"),
+        ([0] * 30, ""),  # one class alone: nothing to mix up
+        ([0, 1], ""),  # too few to judge
+    ],
+)
+def test_a_metric_that_tells_nothing_says_why(labels: list[int], told: str) -> None:
+    found = score_arrays(echo, samples(labels), lambda: None)
+    assert found is not None
+    assert found.broken == told
+
+
+def test_an_accuracy_of_chance_is_broken() -> None:
+    rng = np.random.default_rng(0)
+    # Right three times in forty, of four classes.
+    cases = [(i % 4, (i % 4 + (0 if i < 3 else 1)) % 4) for i in range(40)]
+    rows = [ArraySample({"x": np.eye(4)[said] + 0.01 * rng.random(4)}, {"y": np.array(label)}) for said, label in cases]
+    found = score_arrays(echo, rows, lambda: None)
+    assert found is not None
+    assert found.broken == "accuracy is 7.5 %, no better than guessing one of 4 classes"
+
+
+def test_speech_that_is_never_recognised_is_broken() -> None:
+    found = score_speech(saying(), [Utterance(np.zeros(1, np.float32), ("yes",))], lambda: None)
+    assert "nothing of what is said is recognised" in found.broken

@@ -30,11 +30,13 @@ from edgeattn.pipeline import ConvertOptions, convert
 from edgeattn.report import Report
 from edgeattn.runtimes import load
 from edgeattn.runtimes.selftest import selftest
+from edgeattn.schemes import TRIED
 from edgeattn.sources import load_model
 from edgeattn.targets import Target, get_target
 from tests.conversions import BUNDLES, QUICK, TARGETS, Converted, Watch
 
 SUBSTITUTE = {"jetson": "onnxruntime"}  # replays a TensorRT bundle where there is no NVIDIA GPU
+TRIED_BY = {name: ("fp32", "fp16", *int8) for name, int8 in TRIED.items()}
 RESULT_KEYS = {
     "target", "device", "backend", "bundle", "passed", "failures", "precision", "size_bytes", "source_size_bytes",
     "parity", "accuracy", "latency", "realtime", "memory",
@@ -74,7 +76,7 @@ def test_every_target_gets_a_bundle_that_passes_its_gates(converted: Converted) 
     assert [r.backend for r in converted.report.results] == ["openvino", "litert", "tensorrt"]
     for result, target in zip(converted.report.results, TARGETS, strict=True):
         assert Path(str(result.bundle)) == converted.out / f"small-attention.{BUNDLES[target]}"
-        assert len(result.precision.candidates) == 3
+        assert [c.scheme for c in result.precision.candidates] == list(TRIED_BY[result.backend])
         assert result.accuracy is not None
         assert result.accuracy.source == 100.0  # the labels are the model's own
         assert result.accuracy.deployed >= 99.5
@@ -292,16 +294,19 @@ def test_a_temporary_directory_that_is_really_full_is_refused_before_any_waiting
     assert not (tmp_path / "out").exists()
 
 
-def phases_of(targets: int = 3, precisions: int = 3) -> int:
-    """Preflight, recording, then per target: build, parity and accuracy of each precision, timing, profile."""
-    return 2 + targets * (3 * precisions + 2)
+def phases_of(*candidates: int) -> int:
+    """Preflight, recording, then per target: build, parity and accuracy of each candidate, timing, profile."""
+    return 2 + sum(3 * count + 2 for count in candidates)
+
+
+EVERY = phases_of(*(len(TRIED_BY[get_target(name).backends[0]]) for name in TARGETS))
 
 
 def test_the_phases_are_those_that_the_next_test_interrupts(converted: Converted) -> None:
-    assert len(converted.phases) == phases_of()
+    assert len(converted.phases) == EVERY
 
 
-@pytest.mark.parametrize("phase", range(phases_of()))
+@pytest.mark.parametrize("phase", range(EVERY))
 def test_ctrl_c_in_any_phase_leaves_nothing_half_written(
     kept: Converted, tmp_path: Path, scratch: Path, phase: int
 ) -> None:
@@ -321,7 +326,7 @@ def test_ctrl_c_in_any_phase_leaves_nothing_half_written(
     assert not list(scratch.iterdir())
 
 
-@pytest.mark.parametrize("phase", range(phases_of(1, 1)))
+@pytest.mark.parametrize("phase", range(phases_of(1)))
 def test_ctrl_c_between_the_real_converters_leaves_nothing(
     converted: Converted, tmp_path: Path, scratch: Path, phase: int
 ) -> None:
@@ -333,7 +338,8 @@ def test_ctrl_c_between_the_real_converters_leaves_nothing(
 
 def test_an_unknown_precision_lists_the_valid_ones(kept: Converted, tmp_path: Path) -> None:
     with pytest.raises(
-        InputError, match=r"unknown precision 'int88', did you mean 'int8'\? Valid: auto, fp16, fp32, int8"
+        InputError,
+        match=r"unknown precision 'int88', did you mean 'int8'\? Valid: auto, fp16, fp32, int4-weights, int8,",
     ):
         run(kept, options(tmp_path, precision="int88"))
 
@@ -357,8 +363,15 @@ def test_an_engine_that_a_target_lacks_is_not_supported(kept: Converted, tmp_pat
 
 def test_int8_by_ranges_is_refused_without_data_to_calibrate_on(converted: Converted, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="int8 takes the ranges of its activations from data, and none is given"):
-        convert(converted.model, None, options(tmp_path / "out", precision="int8"), Watch())
+        convert(converted.model, None, options(tmp_path / "out", precision="int8-static"), Watch())
     assert not (tmp_path / "out").exists()
+
+
+def test_int8_without_data_is_dynamic(converted: Converted, tmp_path: Path) -> None:
+    (result,) = convert(converted.model, None, options(tmp_path / "out", precision="int8"), Watch()).results
+    static, dynamic = sorted(result.precision.candidates, key=lambda row: row.scheme, reverse=True)
+    assert (dynamic.scheme, dynamic.kept, result.precision.shipped) == ("int8-dynamic", True, "int8")
+    assert "int8 needs calibration samples for graph 'main' and got none: give --data" in static.why
 
 
 UNSUPPORTED = """\

@@ -96,11 +96,81 @@ def test_size_gate(size: int, limit: int | None, passes: bool) -> None:
         ("int8", {"int8": 3, "float32": 9}, True),
         ("int8", {"uint8": 3}, True),
         ("int8", {"float32": 9}, False),
+        ("int8", {"int64": 9}, False),
+        ("int4", {"float32": 9}, False),
+        ("int4", {"int4": 9}, True),
         ("fp32", {"float32": 9}, True),
+        ("fp16", {"float32": 9}, True),
     ],
 )
 def test_int8_that_executes_in_float_is_no_int8(precision: str, dtypes: dict[str, int], passes: bool) -> None:
     assert (not executed_failures(precision, {"MatMul": dtypes})) == passes
+
+
+FUSED_TO_FLOAT = {  # what ONNX Runtime made of a Q/DQ file whose products it had fused with their bias
+    "QuantizeLinear": {"float32": 46},
+    "DequantizeLinear": {"int8": 54, "uint8": 42},
+    "Gemm": {"float32": 42},
+    "MatMul": {"float32": 8},
+}
+LAYERS = {f"blocks.{i}": "int8" for i in range(42)}
+
+
+@pytest.mark.parametrize("treatments", [None, LAYERS])
+def test_integers_that_are_only_widened_are_no_int8(treatments: dict[str, str] | None) -> None:
+    (failure,) = executed_failures("int8", FUSED_TO_FLOAT, treatments)
+    assert failure.gate == "executed"
+    assert "42 Gemm float32, 8 MatMul float32" in failure.got
+    assert "DequantizeLinear" not in failure.got
+
+
+@pytest.mark.parametrize(("narrow", "passes"), [(42, True), (38, True), (37, False), (30, False), (0, False)])
+def test_nine_of_ten_layers_must_execute_in_integers(narrow: int, passes: bool) -> None:
+    census = {"MatMulIntegerToFloat": {"uint8": narrow}, "MatMul": {"float32": 50 - narrow}}
+    failures = executed_failures("int8", census, LAYERS)
+    assert (not failures) == passes
+    if failures:
+        assert "38 integer products for 42 of 42 layers in int8" in failures[0].wanted
+
+
+def test_layers_that_the_plan_keeps_in_float_are_not_asked_for() -> None:
+    treatments = {f"blocks.{i}": "int8" if i < 10 else "float" for i in range(42)}
+    census = {"FULLY_CONNECTED": {"int8": 10, "float32": 32}, "BATCH_MATMUL": {"float32": 8}}
+    assert executed_failures("int8", census, treatments) == []
+    assert executed_failures("int8", {"FULLY_CONNECTED": {"int8": 8, "float32": 34}}, treatments)
+
+
+@pytest.mark.parametrize(("narrow", "passes"), [(28, True), (26, True), (25, False)])
+def test_products_that_an_engine_fused_count_by_their_share(narrow: int, passes: bool) -> None:
+    # query, key and value in one: 28 products of 42 layers
+    census = {"FullyConnected": {"int8": narrow, "float32": 28 - narrow}, "MVN": {"float32": 9}}
+    assert (not executed_failures("int8", census, LAYERS)) == passes
+
+
+@pytest.mark.parametrize(
+    "census",
+    [
+        {"FULLY_CONNECTED": {"float32": 42}, "DEQUANTIZE": {"int8": 42}},
+        {"FullyConnected": {"int8": 42}},
+        {"MatMulNBits": {"float32": 42}},
+    ],
+)
+@pytest.mark.parametrize("treatment", ["int8-weights", "int4-weights"])
+def test_layers_with_narrow_weights_alone_may_compute_in_float(
+    treatment: str, census: dict[str, dict[str, int]]
+) -> None:
+    assert executed_failures("int8", census, dict.fromkeys(LAYERS, treatment)) == []
+
+
+def test_packed_weights_that_a_profile_leaves_out_are_known_by_their_operation() -> None:
+    assert executed_failures("int4", {"MatMulNBits": {"float32": 42}}) == []
+
+
+def test_where_no_product_is_known_any_integer_operation_is_enough() -> None:
+    engine = {"kgen": {"float16": 9}, "CaskGemm": {"int8": 42}}
+    assert executed_failures("int8", engine, LAYERS) == []
+    (failure,) = executed_failures("int8", {"kgen": {"float16": 9}}, LAYERS)
+    assert failure.got == "only 9 kgen float16"
 
 
 def test_a_failure_is_one_sentence() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from edgeattn.baseline import baseline
 from edgeattn.buckets import with_buckets
-from edgeattn.candidates import BUILDERS, Workshop, artifact_files
+from edgeattn.candidates import artifact_files
 from edgeattn.checking import CheckOptions, check
 from edgeattn.errors import BundleError, InputError
 from edgeattn.evaluation.data import ArrayData, sample_data
@@ -22,6 +22,7 @@ from edgeattn.pipeline import ConvertOptions, convert, copy_assets
 from edgeattn.report import Result, table
 from edgeattn.runtimes import load, open_session
 from edgeattn.runtimes.selftest import selftest
+from edgeattn.schemes import BUILDERS, Workshop
 from edgeattn.spec import ModelSpec
 from edgeattn.targets import Precision, get_target
 from tests.conversions import QUICK, Watch

@@ -1,0 +1,64 @@
+"""``edgeattn quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeattn.cli import options as o
+from edgeattn.cli.console import exit_codes, finish, progress_bar
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="MODEL as for convert.", show_default=False)],
+    target: o.Targets = ["cpu"],  # noqa: B006
+    precision: o.PrecisionName = "auto",
+    backend: o.TargetBackend = None,
+    data: o.ModelData = None,
+    bucket: o.Buckets = [],  # noqa: B006
+    fill: o.Fills = [],  # noqa: B006
+    split: o.Split = None,
+    samples: o.Samples = 400,
+    calibration_samples: o.CalibrationSamples = 0,
+    plan: o.PlanFile = None,
+    time_budget: o.TimeBudget = "2min",  # type: ignore[assignment]  # parsed by typer
+    recover: o.Recover = "0s",  # type: ignore[assignment]
+    max_drop: o.MaxDrop = 0.5,
+    threads: o.Threads = 1,
+    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("out"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a result that is there.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Find the fastest precision that keeps the metric; save the engine's files and the plan for convert --plan."""
+    with exit_codes(as_json):
+        from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
+        from edgeattn.evaluation.data import enough_to_calibrate
+        from edgeattn.gates import Gates
+        from edgeattn.mixed import Effort
+        from edgeattn.pipeline import ConvertOptions
+        from edgeattn.profiling.measure import MeasureOptions
+        from edgeattn.quantizing import quantize as run
+        from edgeattn.sources import load_data, load_model
+        from edgeattn.targets import get_target
+
+        buckets, fills = parse_buckets(bucket), parse_fills(fill)
+        settings = ConvertOptions(
+            targets=tuple({found.name: found for found in map(get_target, target)}.values()),
+            precision=precision,
+            backend=backend,
+            out=out,
+            gates=Gates(max_drop),
+            measure=MeasureOptions(threads=threads),
+            force=force,
+            plan=o.plan_of(plan, precision, recover, data),
+            effort=Effort(time_budget, recover),
+        )
+        with progress_bar() as bar:
+            bar.begin(f"loading {model}")
+            source = with_buckets(load_model(model), buckets, fills)
+            loaded = load_data(model, source.spec, data, split, samples, source.assets)
+            enough_to_calibrate(loaded, calibration_samples)
+            report = run(source, loaded, settings, bar)
+        finish(report, as_json)

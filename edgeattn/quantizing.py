@@ -1,0 +1,129 @@
+"""quantize(): the candidates of a target without the bundle: which layers in which precision, saved for ``convert``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from edgeattn.baseline import Progress, baseline
+from edgeattn.bundle import writing
+from edgeattn.candidates import SUBSTITUTE, Verified, artifact_files, choose
+from edgeattn.errors import OutputError
+from edgeattn.evaluation.accuracy import accuracy
+from edgeattn.evaluation.data import Data
+from edgeattn.model import EdgeModel
+from edgeattn.pipeline import ConvertOptions, check_room, describe, engine, preflight, removed_if_empty, try_schemes
+from edgeattn.profiling.measure import device_name
+from edgeattn.quantize.plan import plan_text
+from edgeattn.report import Candidate, Precision, Report, Result
+from edgeattn.schemes import Workshop, schemes
+from edgeattn.targets import Target
+
+SUFFIX = ".quantized"
+PLAN, RESULT = "plan.toml", "quantize.json"
+
+
+def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress) -> Report:
+    """Measure the candidates of each target and save the one that convert would ship, with its plan.
+
+    Writes ``OUT/NAME.TARGET.quantized/``: the engine's files, ``plan.toml`` (one rule per layer, for ``--plan``) and
+    ``quantize.json`` (the report). Each directory is whole or absent.
+
+    Raises:
+        EdgeattnError: as convert.
+    """
+    for target in options.targets:
+        schemes(target, engine(target, options), options.precision)  # refused before any waiting
+        refuse_existing(destination(model, target, options), options.force)
+    with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
+        check_room(model, Path(scratch))
+        preflight(model, data, options, progress)
+        shop = Workshop(model, baseline(model, data, progress), Path(scratch))
+        results = tuple(_quantize_target(shop, target, options, progress) for target in options.targets)
+    return Report(describe(model), results)
+
+
+def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
+    """Where the result goes."""
+    return options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Never overwrite what was not asked to be.
+
+    Raises:
+        OutputError: if there is something and ``force`` was not given, or it is none of ours.
+    """
+    if path.exists() and not (force and (path / PLAN).is_file()):
+        raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
+
+
+def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
+    began = time.monotonic()
+    with ExitStack() as stack:
+        tried = try_schemes(shop, target, options, stack, progress)
+        chosen = choose(tried.verified, shop.base.score, options.precision, options.gates.max_drop)
+        candidates = (*chosen, *tried.refused)
+        shipped = next(candidate.scheme for candidate in candidates if candidate.kept)
+        executed = tried.sessions[shipped].executed()
+    verified = tried.verified[shipped]
+    result = _result(shop, target, verified, candidates, options, executed)
+    path = destination(shop.model, target, options)
+    result = _written(path, verified, result, options.force)
+    return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
+
+
+def _result(
+    shop: Workshop,
+    target: Target,
+    verified: Verified,
+    candidates: tuple[Candidate, ...],
+    options: ConvertOptions,
+    executed: dict[str, dict[str, int]],
+) -> Result:
+    artifact = verified.artifact
+    substitute = SUBSTITUTE.get(artifact.backend)
+    data, score = shop.base.data, verified.score
+    return Result(
+        target=target.name,
+        device=device_name() if substitute is None else f"{device_name()} ({substitute})",
+        backend=artifact.backend,
+        bundle=None,
+        passed=not verified.failures,
+        failures=verified.failures,
+        precision=Precision(options.precision, artifact.precision, None if substitute else executed, candidates),
+        size_bytes=verified.size_bytes,
+        source_size_bytes=shop.model.source_size_bytes,
+        parity=verified.parity,
+        accuracy=None if score is None or data is None else accuracy(shop.base.score, score, data.origin),
+        build=artifact.build,
+        notes=(artifact.recipe,),
+    )
+
+
+def _written(path: Path, verified: Verified, result: Result, force: bool) -> Result:
+    """Write the directory whole: into a sibling first, then renamed."""
+    if not result.passed:
+        return result
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sibling = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            for name, file in artifact_files(verified.artifact).items():
+                shutil.copyfile(file, sibling / name)
+            treatments = verified.artifact.treatments
+            (sibling / PLAN).write_text(plan_text(treatments), encoding="utf-8")
+            text = json.dumps(Report({}, (result,)).to_json(), indent=1, allow_nan=False)
+            (sibling / RESULT).write_text(f"{text}\n", encoding="utf-8")
+            sibling.chmod(0o755)
+            if force and path.exists():
+                shutil.rmtree(path)
+            sibling.rename(path)
+        finally:
+            shutil.rmtree(sibling, ignore_errors=True)
+    return result

@@ -1,0 +1,275 @@
+"""Schemes: the ways in which each engine's artifact can be made, by name, and what ``--precision`` stands for.
+
+fp32, fp16        the engine's floats; float16 keeps islands in float32 where values would not fit
+int8-static       weights and activations int8, ranges from calibration samples
+int8-nncf         the same by NNCF for OpenVINO, its SmoothQuant swept
+int8-dynamic      int8 weights, activations quantized row by row while the model runs: no ranges, no data needed
+int8-weights      int8 weights, float arithmetic
+int4-weights      int4 weights in groups of 32, arithmetic as the engine does with them
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from edgeattn.baseline import Baseline
+from edgeattn.errors import InputError, UnsupportedError, unknown_name
+from edgeattn.model import Artifact, EdgeModel
+from edgeattn.quantize.plan import Plan, Treatment, counted
+from edgeattn.targets import Precision as Name
+from edgeattn.targets import Target
+
+DEFAULT_CAPABILITY = "8.7"  # Orin
+SCANNED_SAMPLES = 32  # whose values decide which nodes stay float32 in float16
+
+PRECISIONS: tuple[Name, ...] = ("fp32", "fp16", "int8")
+SCHEMES: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("fp32", "fp16", "int8-static", "int8-dynamic", "int8-nncf", "int4-weights"),
+    "litert": ("fp32", "fp16", "int8-dynamic", "int8-weights", "int8-static", "int4-weights"),
+    "tensorrt": ("fp32", "fp16", "int8-static", "int8-weights", "int4-weights"),
+    "onnxruntime": ("fp32", "fp16", "int8-static", "int8-weights", "int4-weights"),
+}
+"""Engine -> its schemes, the safest first, of int8 the one that is tried first."""
+
+TRIED: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("int8-static", "int8-dynamic"),
+    "litert": ("int8-dynamic",),  # static int8 is several times slower under XNNPACK: only by its own name
+    "tensorrt": ("int8-static",),
+    "onnxruntime": ("int8-static", "int8-weights"),
+}
+"""Engine -> what "auto" and "int8" try."""
+
+FALLBACK: Mapping[str, tuple[str, ...]] = {"openvino": ("int8-nncf",)}
+"""Engine -> what is tried where none of :data:`TRIED` keeps the metric: it takes longer to make."""
+
+TREATMENT: Mapping[str, Treatment] = {
+    "int8-static": "int8",
+    "int8-nncf": "int8",
+    "int8-dynamic": "int8-weights",
+    "int8-weights": "int8-weights",
+    "int4-weights": "int4-weights",
+}
+"""Scheme -> what a layer becomes that a plan calls int8."""
+
+SCHEME_NAMES = tuple(dict.fromkeys(name for names in SCHEMES.values() for name in names))
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a quantized artifact is made with.
+
+    Attributes:
+        plan: treatment by module path; its "int8" is the scheme's own.
+        scales: path -> activation scale that recovery learned.
+    """
+
+    plan: Plan = field(default_factory=Plan)
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+def precision_of(scheme: str) -> Name:
+    """The precision that a scheme counts as."""
+    if scheme in ("fp32", "fp16"):
+        return scheme  # type: ignore[return-value]  # narrowed by the line above
+    return "int4" if scheme.startswith("int4") else "int8"
+
+
+def schemes(target: Target, backend: str, asked: str) -> tuple[str, ...]:
+    """The schemes to try on an engine of a target, the safest first.
+
+    Raises:
+        InputError: for a name that is neither a precision nor a scheme.
+        UnsupportedError: if the engine does not have it there; what it has is named.
+    """
+    allowed = target.precisions[backend]
+    offered = tuple(s for s in SCHEMES[backend] if precision_of(s) in (*allowed, *(("int4",) * ("int8" in allowed))))
+    tried = tuple(s for s in offered if s in ("fp32", "fp16", *TRIED[backend]))
+    if asked == "auto":
+        return tried
+    if asked not in (*PRECISIONS, *SCHEME_NAMES):
+        raise InputError(unknown_name("precision", asked, {"auto", *PRECISIONS, *SCHEME_NAMES}))
+    chosen = tuple(s for s in tried if precision_of(s) == asked) if asked == "int8" else (asked,)
+    if not chosen or chosen[0] not in offered:
+        raise UnsupportedError(f"{backend} on {target.name} has no {asked}; it has {', '.join(offered)}")
+    return chosen
+
+
+class Workshop:
+    """The source with its exports, made once and shared by the targets."""
+
+    def __init__(self, model: EdgeModel, base: Baseline, scratch: Path) -> None:
+        self.model = model
+        self.base = base
+        self.scratch = scratch
+
+    @functools.cached_property
+    def onnx(self) -> Mapping[str, Path]:
+        """fp32 ONNX, one file per graph, equal weights stored once."""
+        from edgeattn.converters.onnx import export_onnx
+        from edgeattn.converters.shared_weights import share_onnx
+
+        exported = export_onnx(self.model, self.room("onnx"))
+        share_onnx(exported)
+        return exported
+
+    @functools.cached_property
+    def tflite(self) -> Artifact:
+        """fp32 TFLite."""
+        from edgeattn.converters.tflite import to_tflite
+
+        return to_tflite(self.model, self.room("tflite-fp32"), "fp32")
+
+    @functools.cached_property
+    def islands(self) -> Mapping[str, tuple[str, ...]]:
+        """Graph -> nodes whose values do not fit float16, found on the inputs at hand."""
+        from edgeattn.quantize.ranges import half_islands
+
+        return {
+            graph: tuple(island.node for island in half_islands(path, self.seen(graph)))
+            for graph, path in self.onnx.items()
+        }
+
+    def seen(self, graph: str) -> Sequence[Mapping[str, np.ndarray]]:
+        """Full input sets of a graph: samples to calibrate with, else the recorded calls."""
+        samples = self.base.calibration.get(graph) or tuple(
+            {**record.inputs, **record.states} for record in self.base.records.get(graph, ())
+        )
+        return samples[:: max(1, len(samples) // SCANNED_SAMPLES)]
+
+    def room(self, name: str) -> Path:
+        """An empty directory for one artifact."""
+        path = self.scratch / name
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+        return path
+
+
+def scheme_plan(scheme: str, plan: Plan) -> Plan:
+    """A plan whose "int8" is spelled as the scheme means it."""
+    own = TREATMENT[scheme]
+
+    def treatment(asked: Treatment) -> Treatment:
+        return own if asked == "int8" else asked
+
+    return Plan(treatment(plan.default), tuple(replace(r, treatment=treatment(r.treatment)) for r in plan.rules))
+
+
+def _quantized(shop: Workshop, scheme: str, target: Target, choices: Choices) -> Artifact:
+    """Q/DQ in ONNX, which OpenVINO, TensorRT and ONNX Runtime all start from."""
+    from edgeattn.quantize.qdq import QdqOptions, quantize_onnx
+    from edgeattn.quantize.saturation import narrow_for
+
+    options = QdqOptions(scheme_plan(scheme, choices.plan), scales=choices.scales)
+    narrow: frozenset[str] = frozenset()
+    if TREATMENT[scheme] == "int8":
+        narrow = narrow_for(target.isa, target.cpu.arch, shop.onnx, shop.base.calibration, options)
+        options = replace(options, narrow=narrow)
+    made = quantize_onnx(shop.onnx, shop.base.calibration, shop.room("qdq"), options)
+    recipe = f"{scheme}: {counted(made.treatments)}, symmetric, per channel"
+    if narrow:
+        recipe += f", 7-bit weights in {len(narrow)} layers that would saturate"
+    return Artifact("onnxruntime", precision_of(scheme), made.models, recipe, treatments=made.treatments)
+
+
+def build_openvino(shop: Workshop, scheme: str, target: Target, choices: Choices) -> Artifact:
+    """ONNX -> OpenVINO IR."""
+    from edgeattn.converters.openvino import to_openvino
+    from edgeattn.converters.shared_weights import share_ir
+
+    room = shop.room(f"openvino-{scheme}")
+    if scheme == "int8-nncf":
+        from edgeattn.quantize.openvino import int8_nncf
+
+        narrow = not target.int8_dot
+        artifact = int8_nncf(shop.onnx, shop.base.calibration, room, choices.plan, narrow=narrow)
+    elif scheme in ("fp32", "fp16"):
+        artifact = to_openvino(shop.onnx, room, "fp16" if scheme == "fp16" else "fp32")
+    else:
+        source = _quantized(shop, scheme, target, choices)
+        artifact = replace(source, backend="openvino", models=to_openvino(source.models, room, "fp16").models)
+    share_ir(artifact.models)
+    return artifact
+
+
+def build_litert(shop: Workshop, scheme: str, _: Target, choices: Choices) -> Artifact:
+    """Torch -> TFLite, once; the other schemes are made of that file."""
+    if scheme == "fp32":
+        return shop.tflite
+    room = shop.room(f"litert-{scheme}")
+    if scheme == "fp16":
+        from edgeattn.converters.tflite import halve_tflite
+
+        return halve_tflite(shop.model, shop.tflite, room)
+    from edgeattn.quantize.tflite import quantize_tflite
+
+    # Finding layers takes the ONNX file, which a model may not have: only a plan with rules needs it.
+    onnx = shop.onnx if choices.plan.rules else {}
+    plan = choices.plan if choices.plan.rules else None
+    return quantize_tflite(shop.tflite, onnx, shop.base.calibration, room, scheme, plan)  # type: ignore[arg-type]
+
+
+def build_tensorrt(shop: Workshop, scheme: str, target: Target, choices: Choices) -> Artifact:
+    """ONNX and build recipe for the device. Parsed and built here as far as this host can."""
+    from edgeattn.converters.shared_weights import share_onnx
+    from edgeattn.converters.tensorrt import to_tensorrt
+
+    capability = target.compute_capability or DEFAULT_CAPABILITY
+    room = f"tensorrt-{scheme}"
+    if scheme == "fp32":
+        artifact = to_tensorrt(shop.onnx, shop.room(room), "fp32", capability)
+    elif scheme == "fp16":
+        artifact = to_tensorrt(shop.onnx, shop.room(room), "fp16", capability, islands=shop.islands)
+    else:
+        source = _quantized(shop, scheme, target, choices)
+        artifact = to_tensorrt(source.models, shop.room(room), "int8", capability, islands=shop.islands)
+        artifact = replace(
+            artifact,
+            precision=source.precision,
+            recipe=f"{source.recipe}; {artifact.recipe}",
+            treatments=source.treatments,
+        )
+    share_onnx(artifact.models)
+    return artifact
+
+
+def build_onnxruntime(shop: Workshop, scheme: str, target: Target, choices: Choices) -> Artifact:
+    """The exported ONNX as it is; quantized with float32 around the Q/DQ; fp16 as for TensorRT."""
+    if scheme == "fp32":
+        return Artifact("onnxruntime", "fp32", shop.onnx, "ONNX, float32")
+    if scheme == "fp16":
+        return replace(build_tensorrt(shop, scheme, target, choices), backend="onnxruntime", build=None)
+    from edgeattn.converters.shared_weights import share_onnx
+
+    source = _quantized(shop, scheme, target, choices)
+    room = shop.room(f"onnxruntime-{scheme}")
+    models = {graph: Path(shutil.copy(path, room / path.name)) for graph, path in source.models.items()}
+    share_onnx(models)
+    return replace(source, models=models)
+
+
+def build(backend: str, shop: Workshop, scheme: str, target: Target, choices: Choices | None = None) -> Artifact:
+    """The artifact of one scheme; "int8" is the engine's first.
+
+    Raises:
+        EdgeattnError: if it cannot be made; the message says what to change.
+    """
+    name = TRIED[backend][0] if scheme == "int8" else scheme
+    if name not in SCHEMES[backend]:
+        raise UnsupportedError(f"{backend} has no {name}; it has {', '.join(SCHEMES[backend])}")
+    return _BUILDERS[backend](shop, name, target, choices or Choices())
+
+
+_BUILDERS: Mapping[str, Callable[[Workshop, str, Target, Choices], Artifact]] = {
+    "openvino": build_openvino,
+    "litert": build_litert,
+    "tensorrt": build_tensorrt,
+    "onnxruntime": build_onnxruntime,
+}
+BUILDERS: Mapping[str, Callable[..., Artifact]] = {name: functools.partial(build, name) for name in _BUILDERS}
+"""Engine -> ``(workshop, scheme, target, choices)`` -> artifact."""

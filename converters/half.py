@@ -2,19 +2,20 @@
 
 Matrix products, convolutions and what lies between them compute in float16. Float32 islands stay where float16 is known
 to lose a model: normalisation, softmax, reductions and powers (x^2 overflows from |x| = 256 on), recurrences, the
-arithmetic on raw inputs before the first product, and constants that float16 cannot hold. Graph inputs, outputs and
-states stay float32, with a Cast at the border: a runtime binds the same arrays for every precision.
+arithmetic on raw inputs before the first product, constants that float16 cannot hold, and what a range scan named
+(:mod:`edgeattn.quantize.ranges`). Graph inputs, outputs and states stay float32, with a Cast at the border: a runtime
+binds the same arrays for every precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.layers import MODULE_KEY, module_path
+from edgeattn.layers import MODULE_KEY, module_path, node_name
 
 if TYPE_CHECKING:
     import onnx
@@ -43,6 +44,7 @@ MOVING = frozenset((
     "Slice", "Split", "Gather", "Expand", "Concat", "Pad",
     "Tile", "DepthToSpace",
 ))  # fmt: skip
+QDQ = frozenset(("QuantizeLinear", "DequantizeLinear"))
 FIXED = frozenset(("Cast", "CastLike"))  # their types are their own
 
 
@@ -52,20 +54,27 @@ class HalfReport:
 
     half: int  # nodes that compute in float16
     single: int  # nodes kept in float32
+    named: int = 0  # of these, nodes that are float32 for the sake of the islands alone
 
 
-def to_half(model: onnx.ModelProto) -> HalfReport:
+def to_half(model: onnx.ModelProto, islands: Collection[str] = ()) -> HalfReport:
     """Rewrite a float32 model in place.
 
     Args:
         model: with inferred types of every tensor and static shapes; may hold QuantizeLinear and DequantizeLinear,
             whose float side then becomes float16 (and the opset 19).
+        islands: names of nodes to keep float32 as well, and the Q/DQ pairs that these read.
+
+    Raises:
+        ValueError: naming the islands that the model does not have.
     """
     import onnx
 
     _constants_to_initializers(model.graph)
     plan = _Plan(model)
-    single = plan.single_nodes()
+    kept = plan.island_nodes(islands)
+    single = plan.single_nodes(kept)
+    alone = single - plan.single_nodes() if kept else set()
     types = plan.tensor_types(single)
     rewriter = _Rewriter(model.graph, plan.floats, types, plan.constants)
     nodes = list(model.graph.node)
@@ -85,7 +94,9 @@ def to_half(model: onnx.ModelProto) -> HalfReport:
     model.CopyFrom(inferred)
     handled = [i for i, node in enumerate(nodes) if any(name in plan.floats for name in (*node.input, *node.output))]
     return HalfReport(
-        half=len([i for i in handled if i not in single]), single=len([i for i in handled if i in single])
+        half=len([i for i in handled if i not in single]),
+        single=len([i for i in handled if i in single]),
+        named=len([i for i in handled if i in alone]),
     )
 
 
@@ -104,8 +115,23 @@ class _Plan:
         self.floats |= {name for name, t in self.constants.items() if t.data_type == onnx.TensorProto.FLOAT}
         self.inputs = {value.name for value in graph.input} - set(self.constants)
 
-    def single_nodes(self) -> set[int]:
-        """Indices of the nodes that compute in float32."""
+    def island_nodes(self, names: Collection[str]) -> set[int]:
+        """Indices of the nodes of these names and of the Q/DQ pairs before them, whose DQ would overflow as well."""
+        wanted = set(names)
+        unknown = wanted - {node_name(node) for node in self.graph.node}
+        if unknown:
+            raise ValueError(f"the model has no nodes {', '.join(sorted(unknown))}; names are those of the range scan")
+        found: set[int] = set()
+        read: set[str] = set()
+        for index in range(len(self.graph.node) - 1, -1, -1):
+            node = self.graph.node[index]
+            if node_name(node) in wanted or (node.op_type in QDQ and set(node.output) & read):
+                found.add(index)
+                read.update(node.input)
+        return found
+
+    def single_nodes(self, islands: Collection[int] = ()) -> set[int]:
+        """Indices of the nodes that compute in float32, those of ``islands`` among them."""
         single: set[int] = set()
         from_single: set[str] = set()  # tensors that a float32 node made
         deviations: set[str] = set()  # what a norm divides by, or multiplies with
@@ -114,7 +140,8 @@ class _Plan:
             varying = [name for name in node.input if name in self.floats and name not in self.constants]
             is_raw = bool(varying) and all(name in raw for name in varying)
             if (
-                self._needs_single(node)
+                index in islands
+                or self._needs_single(node)
                 or (node.op_type in ARITHMETIC and varying and (is_raw or all(name in from_single for name in varying)))
                 or (node.op_type in MOVING and is_raw and not set(varying) & self.inputs)
                 or (node.op_type in COMPARISONS and is_raw)  # a mask's -inf and lowest float32 differ there only
@@ -156,7 +183,7 @@ class _Plan:
             return True
         if node.op_type == "Mul" and node.input[0] == node.input[1]:
             return True  # a square, written out
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        if node.op_type in QDQ:
             return False
         if not self._allows_half(node):
             return True

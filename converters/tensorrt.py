@@ -7,7 +7,7 @@ a check with ``tensorrt_rtx``, whose builder needs no GPU; what that gave is rec
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -38,6 +38,7 @@ def to_tensorrt(
     precision: Literal["fp32", "fp16", "int8"],
     capability: str = "8.7",
     recipe: BuildRecipe | None = None,
+    islands: Mapping[str, Collection[str]] | None = None,
 ) -> Artifact:
     """Prepare ONNX files for TensorRT and check that it parses and builds them.
 
@@ -49,6 +50,8 @@ def to_tensorrt(
         capability: compute capability of the target's GPU. Where ``tensorrt_rtx`` cannot build for it, the nearest that
             it can build for stands in, and the record says so.
         recipe: workspace and optimization level of the device's build; its precision is set here.
+        islands: graph name -> names of nodes that stay float32 beside those that always do, from ``half_islands`` on
+            the float32 ONNX (a quantized file has the same names); fp32 needs none.
 
     Returns:
         ``build["recipe"]`` is the recipe; ``build["checked"]`` has tool, version, capability, target_capability, ok,
@@ -58,14 +61,18 @@ def to_tensorrt(
     Raises:
         ConversionError: naming the node and its module, if TensorRT refuses the file.
         UnsupportedError: for an unknown precision, or int8 without Q/DQ.
+        ValueError: for islands of a graph or with nodes that are not there.
     """
     if precision not in PRECISIONS:
         raise UnsupportedError(unknown_name("TensorRT precision", precision, PRECISIONS))
+    kept = islands or {}
+    if not kept.keys() <= onnx.keys():
+        raise ValueError(unknown_name("graph of islands", next(iter(kept.keys() - onnx.keys())), tuple(onnx)))
     chosen = replace(recipe or BuildRecipe(), precision=precision)
     models, notes, pairs = {}, [], 0
     for graph, source in onnx.items():
         models[graph] = directory / f"{graph}.onnx"
-        note, quantized = _prepare(source, models[graph], precision, graph)
+        note, quantized = _prepare(source, models[graph], precision, graph, kept.get(graph, ()))
         notes.append(note)
         pairs += quantized
     if precision == "int8" and not pairs:
@@ -75,7 +82,7 @@ def to_tensorrt(
     return Artifact("tensorrt", precision, models, made, recipe_to_build(chosen, checked))
 
 
-def _prepare(source: Path, target: Path, precision: str, graph: str) -> tuple[str, int]:
+def _prepare(source: Path, target: Path, precision: str, graph: str, islands: Collection[str]) -> tuple[str, int]:
     """Write the graph in its precision; what was done in words, and the number of tensors with Q/DQ."""
     import onnx
 
@@ -84,8 +91,10 @@ def _prepare(source: Path, target: Path, precision: str, graph: str) -> tuple[st
     _refuse_zero_points(model, graph)
     note = "float32"
     if precision != "fp32":
-        report = to_half(model)
+        report = to_half(model, islands)
         note = f"float16 strongly typed, {report.single} of {report.half + report.single} nodes kept float32"
+        if report.named:
+            note += f", {report.named} of them by the range scan"
     if precision == "int8" and not quantized:  # a decoder's step: a single row gains nothing, its encoder does
         note = f"{graph}: no layer is worth int8, {note}"
     elif precision == "int8":

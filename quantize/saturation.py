@@ -3,10 +3,10 @@
 x86 before VNNI multiplies bytes with VPMADDUBSW: unsigned times signed, the products of neighbours along K added in
 pairs that saturate at 16 bits (Intel SDM vol. 2C). 255 * 127 * 2 = 64770 does not fit, 255 * 63 * 2 = 32130 does.
 Signed activations are shifted by 128 first and the surplus, 128 times the column sums, is taken off afterwards, so even
-an activation of 0 multiplies as 128: oneDNN does so at run time ("Nuances of int8 Computations", section 2), ONNX Runtime
-rewrites Q/DQ pairs to uint8 with zero-point 128 (``qdq_s8_to_u8.cc``) and calls MLAS's U8S8 kernels. oneDNN halves the
-weights of convolutions by itself; its products saturate: OpenVINO 2026.4 with oneDNN held to AVX2 or AVX-512 gives bit
-by bit what :func:`saturating_product` gives, where 1 % of saturated pairs left 19 of 40 dB. nncf#1498 is the same.
+an activation of 0 multiplies as 128: oneDNN does so at run time ("Nuances of int8 Computations", section 2); ONNX
+Runtime rewrites Q/DQ pairs to uint8 with zero-point 128 (``qdq_s8_to_u8.cc``) and calls MLAS's U8S8 kernels. oneDNN
+halves the weights of convolutions by itself; its products saturate: OpenVINO 2026.4 with oneDNN held to AVX2 or AVX-512
+gives the integers of :func:`saturating_product`, where 1 % of saturated pairs left 19 of 40 dB. nncf#1498 is the same.
 
 ARM without dotprod (Cortex-A72) needs nothing. SMLAL adds int16 products to 32 bits; the kernels that add a pair in 16
 bits (SMULL, SMLAL, SADALP) see no shift, and 2 * 128 * 127 = 32512 fits, as -128 is left out of our weights.
@@ -147,7 +147,7 @@ def saturated_share(activation: np.ndarray, weight: np.ndarray) -> float:
     for start in range(0, inner, step):
         sums = pair_sums(activation[:, start : start + step], weight[start : start + step])
         saturated += int(np.count_nonzero((sums > INT16.max) | (sums < INT16.min)))
-    return saturated / (rows * -(-inner // 2) * weight.shape[1])
+    return float(saturated / (rows * -(-inner // 2) * weight.shape[1]))
 
 
 def pair_sums(activation: np.ndarray, weight: np.ndarray) -> np.ndarray:

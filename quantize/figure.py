@@ -47,9 +47,7 @@ def sensitivity_figure(report: SensitivityReport, attention: AttentionReport, pa
     if rows:
         _draw_heads(figure, places[1], rows, drift)
     drawn = io.BytesIO()
-    # No date inside: the same figures make the same file.
-    stamp = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-    figure.savefig(drawn, format=path.suffix.lower()[1:], dpi=DPI, metadata=stamp)
+    figure.savefig(drawn, format=path.suffix.lower()[1:], dpi=DPI)
     with writing(path):
         write_atomically(path, drawn.getvalue())
 

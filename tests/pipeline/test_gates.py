@@ -13,6 +13,7 @@ from edgeattn.gates import (
     deadline_failures,
     executed_failures,
     parity_failures,
+    parsed_failures,
     size_failures,
 )
 from edgeattn.profiling.figures import Latency, Memory, Profile, Realtime
@@ -176,3 +177,25 @@ def test_where_no_product_is_known_any_integer_operation_is_enough() -> None:
 def test_a_failure_is_one_sentence() -> None:
     (failure,) = size_failures(11, 10)
     assert str(failure) == "size: wanted at most 10 bytes, got 11 bytes"
+
+
+@pytest.mark.parametrize(
+    ("network", "passed"),
+    [
+        (None, True),  # nothing parsed it
+        ({"quantize": {"int8": 1}, "dequantize": {"half": 3}, "matrix_multiply": {"half": 2}}, True),
+        ({"dequantize": {"half": 3}, "matrix_multiply": {"half": 2}}, False),  # no activation is int8
+        ({"quantize": {"int8": 1}, "dequantize": {"half": 1}}, False),  # a weight was folded to float
+        ({"matrix_multiply": {"half": 2}}, False),
+    ],
+)
+def test_a_parsed_network_must_hold_what_the_plan_quantizes(
+    network: dict[str, dict[str, int]] | None, passed: bool
+) -> None:
+    found = parsed_failures({"a": "int8", "b": "int8", "c": "float"}, network)
+    assert (found == []) == passed
+    assert all(failure.gate == "executed" for failure in found)
+
+
+def test_weights_alone_need_no_quantized_activation() -> None:
+    assert parsed_failures({"a": "int8-weights"}, {"dequantize": {"half": 1}}) == []

@@ -10,12 +10,12 @@ import pytest
 
 from edgeattn.errors import DataError
 from edgeattn.models.streaming_conformer import BIAS, FEATURES, GRAPH
-from edgeattn.quantize import int8_openvino, quantize_onnx
+from edgeattn.quantize import int8_nncf, quantize_onnx
 from edgeattn.quantize.calibration import Calibration, checked_samples
 from tests.converters.samples import Arrays, calibration, converted_stream
 
 Recipe = Callable[[Mapping[str, Path], Calibration, Path], object]
-RECIPES = pytest.mark.parametrize("recipe", [int8_openvino, quantize_onnx])
+RECIPES = pytest.mark.parametrize("recipe", [int8_nncf, quantize_onnx])
 
 
 def changed(**arrays: np.ndarray) -> dict[str, list[Arrays]]:

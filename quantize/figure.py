@@ -107,7 +107,7 @@ def _draw_layers(axes: Any, layers: Sequence[Sensitivity], report: SensitivityRe
         axes.text(max(value, 0.0) + 0.01 * unit, place, label, va="center", fontsize=7)
     axes.set_yticks(places, [row.path for row in layers], fontsize=7, family="monospace")
     axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.set_xlim(1.05 * min(0.0, *values), max(0.0, *values) + 0.2 * unit)
+    axes.set_xlim(1.05 * min([0.0, *values]), max([0.0, *values]) + 0.2 * unit)
     for index in range(1, len(layers)):
         if layers[index].block != layers[index - 1].block:
             axes.axhline(index - 0.5, color="0.8", linewidth=0.6, zorder=0)

@@ -84,7 +84,7 @@ def _distribution(weights: list[float]) -> np.ndarray:
     total = math.fsum(weights)
     if total > 1e-300:
         return np.array(weights) / total
-    return np.eye(len(weights))[np.flatnonzero(weights)[0]]  # denormal numbers have no quotient
+    return np.asarray(np.eye(len(weights))[np.flatnonzero(weights)[0]])  # denormal numbers have no quotient
 
 
 def test_the_streams_blocks_and_heads_are_found_under_their_modules(

@@ -121,7 +121,7 @@ def _draw_layers(axes: Any, layers: Sequence[Sensitivity], report: SensitivityRe
 
 
 def _draw_heads(figure: Any, axes: Any, rows: Sequence[str], drift: np.ndarray) -> None:
-    largest = max(float(np.nanmax(drift)), np.finfo(np.float32).tiny)  # a map of zeros alone has a scale too
+    largest = max(float(np.nanmax(drift)), float(np.finfo(np.float32).tiny))  # a map of zeros alone has a scale too
     image = axes.imshow(drift, aspect="auto", cmap="Blues", vmin=0.0, vmax=largest, interpolation="nearest")
     axes.set_yticks(np.arange(len(rows)), rows, fontsize=7, family="monospace")
     axes.set_xticks(np.arange(drift.shape[1])[:: 1 + drift.shape[1] // 32])

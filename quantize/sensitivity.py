@@ -233,7 +233,7 @@ def _pair(graph: str, path: Path, quantized: QuantizedOnnx, calibration: Calibra
     layers = linear_layers(source.graph)
     samples = checked_samples({graph: even(calibration.get(graph) or (), count)}, graph, path)
     known = _declared(source.graph)
-    starts = {}
+    starts: dict[str, int] = {}
     for members in _blocks(layer.path for layer in layers).values():
         first = min(layer.node for layer in layers if layer.path in members)
         # Cut where a block begins, not where a layer does: little is alive there, and the runs are kept in memory.

@@ -21,6 +21,7 @@ from edgeattn.runtimes.buckets import cut_inputs, pad_inputs, route
 from edgeattn.spec import BucketSpec, ModelSpec, StreamSpec
 
 PARITY_STEPS = 500  # with carried states: an error that grows shows by then
+PARITY_CALLS = 200  # of a model without states; the metric is measured on all samples
 CALIBRATION_STEPS = 256
 EXAMPLE_CALLS = 5  # without data: an output of one number is 10 dB better or worse by chance
 CARRIED_STEPS = 16  # of a graph with states that is no audio stream, such as one step of a decoder
@@ -66,7 +67,7 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
     progress.begin("baseline: recording the source")
     main = model.spec.bucket()
     name = main.name if main is not None else model.spec.graphs[0].name
-    calls = {} if data is None else _calls(model.spec, main, data.evaluation)
+    calls = {} if data is None else _calls(model.spec, main, _evenly(data.evaluation, PARITY_CALLS))
     recorded: dict[str, tuple[Record, ...]] = {}
     carried = set()
     for graph in model.spec.graphs:
@@ -97,6 +98,13 @@ def refuse_broken(score: Score, data: Data) -> None:
             f"{data.origin}: the float32 source itself fails on this data ({score.broken}), so a loss cannot be told; "
             "check labels, their order and the preprocessing, or leave --data's targets out"
         )
+
+
+def _evenly(samples: Sequence[ArraySample], count: int) -> Sequence[ArraySample]:
+    """At most so many, spread over all."""
+    return (
+        samples if len(samples) <= count else [samples[i] for i in np.linspace(0, len(samples) - 1, count).astype(int)]
+    )
 
 
 def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
@@ -138,7 +146,7 @@ def _calibration(model: EdgeModel, data: ArrayData) -> dict[str, tuple[Arrays, .
     given = {next(iter(units)): data.calibration, **data.others}
     calibration = {}
     for unit, every in given.items():
-        samples = every[:: max(1, len(every) // CALIBRATION_STEPS)][:CALIBRATION_STEPS]
+        samples = _evenly(every, CALIBRATION_STEPS)
         bucket = next((bucket for bucket in spec.buckets if bucket.name == unit), None)
         for graph in units[unit]:
             calibration[graph.name] = tuple(

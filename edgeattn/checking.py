@@ -83,7 +83,8 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
             if score is not None:
                 figures = _accuracy(base, manifest, score, data)
                 failures += accuracy_failures(figures, options.gates.max_drop)
-        failures += executed_failures(shipped, session.executed())
+        if session.backend == manifest.backend:  # what a substitute executes says nothing of the engine
+            failures += executed_failures(shipped, session.executed(), manifest.provenance.get("layers") or None)
     progress.begin("profile")
     profile = profile_bundle(path, options.measure, options.backend)
     if profile.latency.kind == "measured":

@@ -11,6 +11,8 @@ import numpy as np
 from edgeattn.errors import DataError
 
 T = TypeVar("T")
+Declared = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
+"""Input -> dtype, shape."""
 Samples = Sequence[Mapping[str, np.ndarray]]
 Calibration = Mapping[str, Samples]
 """Graph name -> full input sets, states included, collected over whole streams with carried state: states that were
@@ -23,13 +25,17 @@ def checked_samples(calibration: Calibration, graph: str, onnx: Path) -> list[di
     Raises:
         DataError: if there are none, or one has a missing or unknown name, another shape or dtype, NaN or infinity.
     """
+    return checked_against(calibration, graph, _declared_inputs(onnx))
+
+
+def checked_against(calibration: Calibration, graph: str, expected: Declared) -> list[dict[str, np.ndarray]]:
+    """As :func:`checked_samples`, for inputs that another file declares."""
     samples = calibration.get(graph) or ()
     if not samples:
         raise DataError(
             f"int8 needs calibration samples for graph {graph!r} and got none: give --data with inputs like those of "
             "use (full input sets, states included), or ask for fp16"
         )
-    expected = _declared_inputs(onnx)
     return [_checked(sample, expected, f"calibration sample {i} of {graph!r}") for i, sample in enumerate(samples)]
 
 
@@ -39,7 +45,7 @@ def even(samples: Sequence[T], count: int) -> list[T]:
     return [samples[index * len(samples) // taken] for index in range(taken)]
 
 
-def _declared_inputs(onnx_path: Path) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+def _declared_inputs(onnx_path: Path) -> Declared:
     import onnx
 
     graph = onnx.load(onnx_path, load_external_data=False).graph
@@ -52,9 +58,7 @@ def _declared_inputs(onnx_path: Path) -> dict[str, tuple[np.dtype, tuple[int, ..
     }
 
 
-def _checked(
-    sample: Mapping[str, np.ndarray], expected: Mapping[str, tuple[np.dtype, tuple[int, ...]]], where: str
-) -> dict[str, np.ndarray]:
+def _checked(sample: Mapping[str, np.ndarray], expected: Declared, where: str) -> dict[str, np.ndarray]:
     if set(sample) != set(expected):
         missing, unknown = sorted(set(expected) - set(sample)), sorted(set(sample) - set(expected))
         parts = [f"misses {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)

@@ -12,7 +12,7 @@ import numpy as np
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra
 from edgeattn.layers import LinearLayer, linear_layers
 from edgeattn.model import Artifact
-from edgeattn.quantize.calibration import Calibration, checked_samples
+from edgeattn.quantize.calibration import Calibration, checked_samples, even
 from edgeattn.quantize.plan import EVERYTHING, Plan, Treatment, counted
 from edgeattn.runtimes.openvino import safe_properties
 from edgeattn.silence import silenced, telemetry_off
@@ -82,7 +82,7 @@ def int8_nncf(
     """
     if not alphas:
         raise ValueError("alphas must name at least one strength of SmoothQuant; -1 is without it")
-    samples = {graph: _spread(checked_samples(calibration, graph, path), MAX_SAMPLES) for graph, path in onnx.items()}
+    samples = {graph: even(checked_samples(calibration, graph, path), MAX_SAMPLES) for graph, path in onnx.items()}
     layers = {graph: _layers(path) for graph, path in onnx.items()}
     asked = _asked(plan or EVERYTHING, layers)
     telemetry_off()
@@ -131,18 +131,12 @@ def _layers(path: Path) -> dict[str, LinearLayer]:
     return {graph.node[layer.node].output[0]: layer for layer in linear_layers(graph)}
 
 
-def _spread(samples: Samples, count: int) -> Samples:
-    """At most ``count`` of the samples, evenly spread, the first and the last among them."""
-    places = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int))
-    return [samples[place] for place in places]
-
-
 def _split(samples: Samples) -> tuple[Samples, Samples]:
     """Samples to build a trial with and others to judge it by; the same where there is but one."""
-    built = _spread(samples, min(TRIAL_SAMPLES, (len(samples) + 1) // 2))
+    built = even(samples, min(TRIAL_SAMPLES, (len(samples) + 1) // 2))
     chosen = {id(sample) for sample in built}
     rest = [sample for sample in samples if id(sample) not in chosen]
-    return built, _spread(rest, TRIAL_SAMPLES) if rest else built
+    return built, even(rest, TRIAL_SAMPLES) if rest else built
 
 
 def _best_alpha(job: _Job, samples: Samples, alphas: Sequence[float]) -> tuple[float, str]:

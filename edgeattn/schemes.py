@@ -185,8 +185,9 @@ def build_openvino(shop: Workshop, scheme: str, target: Target, choices: Choices
     room = shop.room(f"openvino-{scheme}")
     if scheme == "int8-nncf":
         from edgeattn.quantize.openvino import int8_nncf
+        from edgeattn.quantize.saturation import narrow_for
 
-        narrow = not target.int8_dot
+        narrow = bool(narrow_for(target.isa, target.cpu.arch, shop.onnx, shop.base.calibration))
         artifact = int8_nncf(shop.onnx, shop.base.calibration, room, choices.plan, narrow=narrow)
     elif scheme in ("fp32", "fp16"):
         artifact = to_openvino(shop.onnx, room, "fp16" if scheme == "fp16" else "fp32")

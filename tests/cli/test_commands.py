@@ -81,6 +81,8 @@ def test_wrong_usage_exits_2(edgeattn: Command, arguments: list[str]) -> None:
         ["check", "x", "--max-drop", "-1"],
         ["convert", "--samples", "0"],
         ["convert", "--paced-seconds", "-3"],
+        ["convert", "--time-budget", "2"],
+        ["quantize", "x", "--recover", "soon"],
         ["profile", "x", "--threads", "0"],
     ],
 )
@@ -97,6 +99,28 @@ def test_convert_writes_a_bundle_and_one_object(edgeattn: Command, kept: Convert
     assert (result["passed"], result["precision"]["shipped"]) == (True, "fp16")
     assert (tmp_path / result["bundle"]).is_dir()
     assert "baseline" in outcome.err  # the log of a run that no terminal watches
+
+
+def test_convert_prints_every_candidate_and_why(edgeattn: Command, kept: Converted) -> None:
+    outcome = edgeattn("convert", kept.reference, "--data", kept.data, *QUICK)
+    assert outcome.code == 0, outcome.err
+    for scheme in ("fp32", "fp16", "int8-static", "int8-dynamic"):
+        assert scheme in outcome.out
+    assert "fastest that keeps the metric" in outcome.out
+
+
+def test_quantize_saves_a_plan_and_one_object(edgeattn: Command, converted: Converted, tmp_path: Path) -> None:
+    arguments = ("quantize", converted.reference, "--data", converted.data, "--precision", "int8-static", "--json")
+    outcome = edgeattn(*arguments, "--out", "result")
+    assert outcome.code == 0, outcome.err
+    (result,) = outcome.json["results"]
+    assert (result["precision"]["shipped"], result["bundle"]) == ("int8", None)
+    folder = tmp_path / "result" / "small-attention.cpu.quantized"
+    assert {path.name for path in folder.iterdir()} == {"main.xml", "main.bin", "plan.toml", "quantize.json"}
+    again = edgeattn(*arguments, "--out", "result")
+    assert again.code == 2
+    assert "exists; remove it, choose another --out, or pass --force" in again.error
+    assert edgeattn(*arguments, "--out", "result", "--force", "--plan", folder / "plan.toml").code == 0
 
 
 def test_sizes_come_from_the_command_line_or_from_the_settings(edgeattn: Command, tmp_path: Path) -> None:
@@ -171,6 +195,23 @@ def test_a_failed_gate_exits_1_and_writes_nothing(edgeattn: Command, kept: Conve
         (["MODEL", "--data", "missing"], 2, "missing: no such data"),
         (["MODEL", "--target", "lean.toml", "--precision", "int8"], 4, "litert on lean has no int8; it has fp32"),
         (["MODEL", "--target", "missing.toml"], 2, "missing.toml: the target file cannot be read"),
+        (["MODEL", "--plan", "no.toml"], 2, "no.toml: the plan cannot be read (No such file or directory)"),
+        (["MODEL", "--plan", "wrong.toml"], 2, "wrong.toml: plan.rules[0]: field 'treatment' is missing"),
+        (
+            ["MODEL", "--plan", "idle.toml", "--precision", "int8"],
+            2,
+            "no layer matches 'encoder.*'; the layers are embed,",
+        ),
+        (["MODEL", "--plan", "idle.toml", "--precision", "fp16"], 2, "--plan is for int8 and --precision is fp16"),
+        (["MODEL", "--recover", "1min", "--precision", "fp32"], 2, "--recover is for int8 and --precision is fp32"),
+        (["MODEL", "--recover", "1min"], 2, "--recover trains on --data, which is not given"),
+        (["MODEL", "--calibration-samples", "9"], 2, "no data: 9 calibration samples were asked for and 0 are there"),
+        (
+            ["MODEL", "--precision", "int8-nncf", "--target", "mobile"],
+            4,
+            "litert on android-arm64 has no int8-nncf",
+        ),
+        (["MODEL", "--precision", "int8-static"], 4, "static int8 takes the ranges of its activations from data"),
         (["MODEL", "--out", "file/out"], 2, "cannot be written: Not a directory"),
         (["MODEL", "--bucket", "seq"], 2, "--bucket seq: expected NAME=SIZE,SIZE such as seq=64,128,256"),
         (["MODEL", "--bucket", "seq=0"], 2, "bucket seq: sizes are whole numbers from 1 to"),
@@ -187,6 +228,8 @@ def test_convert_refuses_in_one_line_with_the_right_code(
         'name = "lean"\ntitle = "x"\nbackends = ["litert"]\n[precisions]\nlitert = ["fp32"]\n'
         '[cpu]\narch = "aarch64"\ncores = 1\nisa = []\nsource = "x"\n[memory]\nsource = "x"\n'
     )
+    (tmp_path / "wrong.toml").write_text('[[rules]]\npattern = "a"\n')
+    (tmp_path / "idle.toml").write_text('[[rules]]\npattern = "encoder.*"\ntreatment = "float"\n')
     before = sorted(tmp_path.iterdir())
     outcome = edgeattn("convert", *[kept.reference if a == "MODEL" else a for a in arguments], *QUICK, "--json")
     assert outcome.code == code

@@ -123,7 +123,7 @@ def test_a_users_file_is_a_target(tmp_path: Path) -> None:
         ('backends = ["litert"]', "backends = []", "at least one engine"),
         ('litert = ["fp32", "int8"]', 'openvino = ["fp32"]', r"given for each of the backends \(litert\)"),
         ('litert = ["fp32", "int8"]', "litert = []", "precisions of litert must not be empty"),
-        ('litert = ["fp32", "int8"]', 'litert = ["int4"]', r"precisions\.litert\[0\]: expected one of fp32"),
+        ('litert = ["fp32", "int8"]', 'litert = ["int3"]', r"precisions\.litert\[0\]: expected one of fp32"),
         ("default_deadline_ms = 40", "default_deadline_ms = 0", "default_deadline_ms must be positive"),
         ("default_deadline_ms = 40", "default_deadline_ms = nan", "default_deadline_ms must be positive"),
         ('name = "my-board"', 'name = "../board"', r"a name is lower-case letters.*'\.\./board'"),

@@ -87,7 +87,7 @@ def _prepare(source: Path, target: Path, precision: str, graph: str, islands: Co
     import onnx
 
     model = onnx.load(source)
-    quantized = sum(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    quantized = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
     _refuse_zero_points(model, graph)
     note = "float32"
     if precision != "fp32":

@@ -169,9 +169,9 @@ def keep_files(artifact: Artifact, shop: Workshop, name: str) -> Artifact:
     return replace(artifact, models={graph: room / path.name for graph, path in artifact.models.items()})
 
 
-def recovery_file(notebook: Path) -> Path:
-    """Where a training that is beside a search keeps its checkpoint."""
-    return notebook.with_suffix(".recovery")
+def recovery_file(notebook: Path, key: str) -> Path:
+    """Where a training keeps its checkpoint: beside the search's notebook, one of another model or data apart."""
+    return notebook.with_name(f"{notebook.name}.{key[:12]}.recovery")
 
 
 def find_recovered(bench: Bench, effort: Effort, stack: ExitStack, progress: Progress) -> Outcome:
@@ -185,13 +185,13 @@ def find_recovered(bench: Bench, effort: Effort, stack: ExitStack, progress: Pro
         plan=plan,
         seconds=effort.recover_seconds,
         activations="static" if static else "dynamic",
-        checkpoint=None if effort.notebook is None else recovery_file(effort.notebook),
+        checkpoint=None if effort.notebook is None else recovery_file(effort.notebook, _key(bench, ())),
     )
     spent = 0
 
-    def on_step(seconds: float) -> None:
+    def on_step(share: float) -> None:
         nonlocal spent
-        while spent < min(seconds, effort.recover_seconds):
+        while spent < int(share * effort.recover_seconds):
             spent += 1
             progress.advance()
 
@@ -205,6 +205,8 @@ def find_recovered(bench: Bench, effort: Effort, stack: ExitStack, progress: Pro
     session = stack.enter_context(open_artifact(artifact, shop, bench.threads))
     verified = timed(bench, verify(shop, artifact, session, bench.gates, label, progress), session)
     words = f"distilled from the float source for {recovered.seconds:.0f} s, {recovered.steps} steps"
+    if recovered.note:
+        words += f"; {recovered.note}"
     return Outcome(bench.scheme + RECOVERED, verified, session, words)
 
 

@@ -54,7 +54,6 @@ from edgeattn.mixed import (
     find_recovered,
     gain,
     open_artifact,
-    recovery_file,
     timed,
 )
 from edgeattn.model import Arrays, Artifact, EdgeModel
@@ -274,7 +273,7 @@ def convert_target(shop: Workshop, target: Target, options: ConvertOptions, prog
     result = pack(shop, target, tried.verified[shipped], candidates, golden, options, progress)
     if result.bundle is not None:
         notebook = search_file(shop.model, target, options)
-        for file in (notebook, recovery_file(notebook)):
+        for file in (notebook, *notebook.parent.glob(f"{notebook.name}.*.recovery")):
             file.unlink(missing_ok=True)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
 

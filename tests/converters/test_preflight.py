@@ -81,7 +81,7 @@ def test_every_rule_has_a_known_bad_model() -> None:
 def outcome(model: EdgeModel, engine: str, precision: str, shop: Workshop) -> tuple[EdgeattnError | None, int | None]:
     """What conversion raised, and LiteRT's partitions."""
     try:
-        artifact = BUILDERS[engine](shop, precision, TARGETS[engine])  # type: ignore[arg-type]
+        artifact = BUILDERS[engine](shop, precision, TARGETS[engine])
         if engine not in OPENED:
             return None, None
         with open_session(engine, artifact.models, model.spec, threads=1) as session:

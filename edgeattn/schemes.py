@@ -10,6 +10,7 @@ int4-weights      int4 weights in groups of 32, arithmetic as the engine does wi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeattn.baseline import Baseline
-from edgeattn.errors import InputError, UnsupportedError, unknown_name
+from edgeattn.errors import ConversionError, InputError, UnsupportedError, unknown_name
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.quantize.plan import Plan, Treatment, counted
 from edgeattn.targets import Precision as Name
@@ -160,12 +161,16 @@ def scheme_plan(scheme: str, plan: Plan) -> Plan:
     return Plan(treatment(plan.default), tuple(replace(r, treatment=treatment(r.treatment)) for r in plan.rules))
 
 
-def _quantized(shop: Workshop, scheme: str, target: Target, choices: Choices) -> Artifact:
-    """Q/DQ in ONNX, which OpenVINO, TensorRT and ONNX Runtime all start from."""
+def _quantized(shop: Workshop, scheme: str, target: Target, choices: Choices, shared: bool = True) -> Artifact:
+    """Q/DQ in ONNX, which OpenVINO, TensorRT and ONNX Runtime all start from.
+
+    Args:
+        shared: one pair for all layers that read a tensor, as TensorRT wants; ONNX Runtime computes these in float.
+    """
     from edgeattn.quantize.qdq import QdqOptions, quantize_onnx
     from edgeattn.quantize.saturation import narrow_for
 
-    options = QdqOptions(scheme_plan(scheme, choices.plan), scales=choices.scales)
+    options = QdqOptions(scheme_plan(scheme, choices.plan), scales=choices.scales, shared=shared)
     narrow: frozenset[str] = frozenset()
     if TREATMENT[scheme] == "int8":
         narrow = narrow_for(target.isa, target.cpu.arch, shop.onnx, shop.base.calibration, options)
@@ -209,9 +214,12 @@ def build_litert(shop: Workshop, scheme: str, _: Target, choices: Choices) -> Ar
         return halve_tflite(shop.model, shop.tflite, room)
     from edgeattn.quantize.tflite import quantize_tflite
 
-    # Finding layers takes the ONNX file, which a model may not have: only a plan with rules needs it.
-    onnx = shop.onnx if choices.plan.rules else {}
-    plan = choices.plan if choices.plan.rules else None
+    onnx: Mapping[str, Path] = {}
+    plan = choices.plan if choices.plan != Plan() else None
+    with contextlib.ExitStack() as unless:
+        if plan is None:  # without a plan, layers need no names, and a model that is no ONNX is no worse for it
+            unless.enter_context(contextlib.suppress(ConversionError))
+        onnx = shop.onnx
     return quantize_tflite(shop.tflite, onnx, shop.base.calibration, room, scheme, plan)  # type: ignore[arg-type]
 
 
@@ -247,7 +255,7 @@ def build_onnxruntime(shop: Workshop, scheme: str, target: Target, choices: Choi
         return replace(build_tensorrt(shop, scheme, target, choices), backend="onnxruntime", build=None)
     from edgeattn.converters.shared_weights import share_onnx
 
-    source = _quantized(shop, scheme, target, choices)
+    source = _quantized(shop, scheme, target, choices, shared=False)
     room = shop.room(f"onnxruntime-{scheme}")
     models = {graph: Path(shutil.copy(path, room / path.name)) for graph, path in source.models.items()}
     share_onnx(models)

@@ -149,14 +149,22 @@ CASES: Mapping[str, Callable[[Path, Path | None], Case]] = {
 }
 
 
+def limited(case: Case, samples: int) -> Case:
+    """The case on fewer samples."""
+    every = case.data.evaluation
+    step = max(1, len(every) // samples) if samples else 1
+    return replace(case, data=replace(case.data, evaluation=every[::step]))  # type: ignore[arg-type]
+
+
 def measure(case: Case, base: Baseline, peers: bool, room: Path) -> tuple[list[Row], list[Bar]]:
     """Every candidate of every engine, and the bars."""
     shop = Workshop(case.model, base, room)
     rows, bars = [], []
     engines = {**ENGINES, **(PEER_ENGINES if peers else {})}
     for engine, name in engines.items():
+        precision = "int8" if engine == "tensorrt" else "auto"  # "auto" ships a float there: times are the device's
         options = ConvertOptions(
-            (get_target(name),), backend=engine, out=room / "out", gates=Gates(case.max_drop), effort=Effort(300.0)
+            *((get_target(name),), precision, engine, room / "out", Gates(case.max_drop)), effort=Effort(300.0)
         )
         with ExitStack() as stack:
             tried = try_schemes(shop, options.targets[0], options, stack, Log())
@@ -176,7 +184,7 @@ def engine_rows(
     times = {} if untimed else time_candidates(running)
     single = times.get("fp32")
     verified = {name: replace(v, latency_ms=times.get(name)) for name, v in tried.verified.items()}
-    size = verified["fp32"].size_bytes
+    size = verified["fp32"].size_bytes if "fp32" in verified else None
     ours = shipped(verified, case)
     rows = []
     for name, v in verified.items():
@@ -184,7 +192,7 @@ def engine_rows(
             Row(
                 case.name, engine, name, name == ours, v.latency_ms, single and single / times[name],
                 None if v.score is None else 100.0 * v.score.value, None if v.drop is None else v.drop.points,
-                v.size_bytes / size, "; ".join(map(str, v.failures)),
+                None if size is None else v.size_bytes / size, "; ".join(map(str, v.failures)),
             )
         )  # fmt: skip
     for name, session in others.items():
@@ -225,7 +233,13 @@ def peer_sessions(case: Case, shop: Workshop, engine: str, room: Path, stack: Ex
 
 
 def peer_row(
-    case: Case, engine: str, name: str, session: Session | str, times: Mapping[str, float], size: int, base: Baseline
+    case: Case,
+    engine: str,
+    name: str,
+    session: Session | str,
+    times: Mapping[str, float],
+    size: int | None,
+    base: Baseline,
 ) -> Row:
     """A peer's figures, or its reason."""
     from edgeattn.baseline import score_of
@@ -237,7 +251,7 @@ def peer_row(
     assert base.score is not None
     drop = paired_drop(base.score, score).points
     files = artifact_files(Artifact(engine, "int8", dict.fromkeys(["peer"], model_of(session)), name))
-    share = sum(file.stat().st_size for file in files.values()) / size
+    share = None if size is None else sum(file.stat().st_size for file in files.values()) / size
     return Row(
         case.name, engine, name, False, times[name], times["fp32"] / times[name], 100.0 * score.value, drop, share
     )
@@ -310,6 +324,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", action="append", choices=sorted(CASES), default=[])
     parser.add_argument("--weights", type=Path)
+    parser.add_argument(
+        "--samples", type=int, default=0, help="at most so many to measure on, spread evenly; 0 for all"
+    )
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
@@ -318,7 +335,7 @@ def main() -> None:
     rows: list[Row] = []
     bars: list[Bar] = []
     for name in chosen.only or CASES:
-        case = CASES[name](chosen.data, chosen.weights)
+        case = limited(CASES[name](chosen.data, chosen.weights), chosen.samples)
         print(f"{name}: {case.data.origin}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
             base = baseline(case.model, case.data, Log())

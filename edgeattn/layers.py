@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MODULE_KEY = "edgeattn.module"  # node metadata: path of the torch module
 PRODUCTS = ("MatMul", "Gemm")
+MOVING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Slice", "Split", "Concat", "Pad")
+RAW_SHARE = 0.05  # of the operations of all linear layers
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class LinearLayer:
         rows: of the activation, all leading axes multiplied.
         inner: K, summed over.
         outer: N, output channels.
+        raw: whether it reads inputs of the graph as they come, features or pixels, and does little of the work
+            (:data:`RAW_SHARE`): the first projection of a model.
     """
 
     path: str
@@ -46,6 +50,7 @@ class LinearLayer:
     rows: int
     inner: int
     outer: int
+    raw: bool = False
 
     @property
     def flops(self) -> int:
@@ -106,7 +111,20 @@ def linear_layers(graph: onnx.GraphProto) -> tuple[LinearLayer, ...]:
                 outer,
             )
         )  # fmt: skip
-    return tuple(layers)
+    raw = _raw_tensors(graph)
+    limit = RAW_SHARE * sum(layer.flops for layer in layers)
+    return tuple(replace(layer, raw=layer.activation in raw and layer.flops <= limit) for layer in layers)
+
+
+def _raw_tensors(graph: onnx.GraphProto) -> set[str]:
+    """Inputs of the graph, and what only moves them."""
+    constants = {tensor.name for tensor in graph.initializer}
+    raw = {value.name for value in graph.input} - constants
+    for node in graph.node:
+        moved = [name for name in node.input if name and name not in constants]
+        if node.op_type in MOVING and moved and all(name in raw for name in moved):
+            raw.update(node.output)
+    return raw
 
 
 def fingerprint(weight: np.ndarray, axis: int) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import itertools
+import math
 import shutil
 import tempfile
 import time
@@ -69,6 +70,7 @@ from edgeattn.spec import to_json
 from edgeattn.targets import Target
 
 GOLDEN_STEPS = 6
+MENDED_GAIN = 1.1  # a candidate that loses too much is worth mending if it is so much faster than what ships
 # What other kernels of the same precision must reach.
 GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0, "int4": 10.0}
 SCRATCH_COPIES, SCRATCH_BYTES = 8, 16 * 2**20  # of the weights: one per export and precision; graphs, compilers
@@ -301,7 +303,8 @@ def try_schemes(shop: Workshop, target: Target, options: ConvertOptions, stack: 
     if backend not in SUBSTITUTE:
         times = time_candidates(tried.sessions)
         tried.verified = {s: replace(v, latency_ms=times[s]) for s, v in tried.verified.items()}
-    if shop.base.score is not None:
+    untimed = backend in SUBSTITUTE and options.precision == "auto"  # nothing quantized would ship: its gain is unknown
+    if shop.base.score is not None and not untimed:
         try_harder(tried, shop, target, options, stack, progress)
     return tried
 
@@ -335,7 +338,7 @@ def add_scheme(
 def try_harder(
     tried: Tried, shop: Workshop, target: Target, options: ConvertOptions, stack: ExitStack, progress: Progress
 ) -> None:
-    """The slower recipes, the search over layers and recovery, each only if nothing quantized would ship before it."""
+    """The slower recipes, the search over layers and recovery, while a candidate that loses too much is the fastest."""
     backend = engine(target, options)
     best = best_float(tried.verified)
     session = next((tried.sessions[s] for s, v in tried.verified.items() if v is best), None)
@@ -347,22 +350,26 @@ def try_harder(
             options.measure.threads,
         )  # fmt: skip
 
-    def missing() -> str | None:
-        """The fastest quantized candidate that loses too much, if none ships; it must be worth mending."""
+    def worth_mending() -> str | None:
+        """The fastest quantized candidate that loses too much, if it would be clearly faster than what ships now."""
         quantized = {s: v for s, v in tried.verified.items() if v.quantized}
-        if not quantized or any(not complaint(bench(s), v) for s, v in quantized.items()):
-            return None
-        lossy = {s: v for s, v in quantized.items() if loses_metric(v, options) and not is_slow(v, best)}
+        shipping = [v.latency_ms or 0.0 for s, v in quantized.items() if not complaint(bench(s), v)]
+        limit = min(shipping, default=math.inf) / MENDED_GAIN
+        lossy = {
+            s: v
+            for s, v in quantized.items()
+            if loses_metric(v, options) and not is_slow(v, best) and (v.latency_ms or 0.0) < limit
+        }
         return min(lossy, key=lambda s: lossy[s].latency_ms or 0.0, default=None)
 
-    if missing() is None:
+    if worth_mending() is None:
         return
     if options.precision == "auto":
         for scheme in FALLBACK.get(backend, ()):
             add_scheme(tried, shop, target, scheme, options, stack, progress)
             if scheme in tried.verified:
                 tried.verified[scheme] = timed(bench(scheme), tried.verified[scheme], tried.sessions[scheme])
-    lossy = missing()
+    lossy = worth_mending()
     if lossy is not None and effort.search_seconds > 0:
         outcome, found = find_mixed(bench(lossy), effort, stack, progress)
         if outcome is not None:
@@ -370,7 +377,7 @@ def try_harder(
             tried.notes.append(f"{outcome.name}: {outcome.words}")
         else:
             tried.notes.append(f"{lossy}: {len(found.trials)} mixed plans tried, none ships; {found.ended}")
-    lossy = missing()
+    lossy = worth_mending()
     if lossy is not None and effort.recover_seconds > 0:
         outcome = find_recovered(bench(lossy.partition("+")[0]), effort, stack, progress)
         tried.verified[outcome.name], tried.sessions[outcome.name] = outcome.verified, outcome.session

@@ -92,7 +92,8 @@ def int8_nncf(
     models, notes = {}, []
     treatments: dict[str, Treatment] = {}
     for graph, path in onnx.items():
-        kept = tuple(output for output, layer in layers[graph].items() if asked[layer.path] == "float")
+        # The projection of raw inputs as in edgeattn.quantize.qdq.worthwhile.
+        kept = tuple(output for output, layer in layers[graph].items() if asked[layer.path] == "float" or layer.raw)
         job = _Job(path, graph, kept, narrow)
         alpha, tried = _best_alpha(job, samples[graph], alphas)
         with silenced():

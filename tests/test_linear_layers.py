@@ -157,3 +157,25 @@ def test_tied_weights_have_several_paths() -> None:
     )
     found = fingerprints(helper.make_model(graph))
     assert found == {fingerprint(weight, 1): ("first", "second"), fingerprint(weight.T, 1): ("third",)}
+
+
+def projected(width: int, blocks: int) -> onnx.ModelProto:
+    """Raw features through a Transpose into a projection, then wider layers."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], name="turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["turned", "w"], ["h0"], name="project"),
+    ]
+    weights = [onnx.numpy_helper.from_array(np.ones((16, width), np.float32), "w")]
+    for i in range(blocks):
+        weights.append(onnx.numpy_helper.from_array(np.ones((width, width), np.float32), f"w{i}"))
+        nodes.append(helper.make_node("MatMul", [f"h{i}", f"w{i}"], [f"h{i + 1}"], name=f"block{i}"))
+    inputs = [helper.make_tensor_value_info("x", kind, (1, 16, 8))]
+    outputs = [helper.make_tensor_value_info(f"h{blocks}", kind, (1, 8, width))]
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, weights))
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True)
+
+
+def test_the_first_projection_of_raw_inputs_is_told_where_it_is_little_of_the_work() -> None:
+    assert [layer.raw for layer in linear_layers(projected(64, 6).graph)] == [True, *([False] * 6)]
+    assert not any(layer.raw for layer in linear_layers(projected(64, 2).graph))  # an eighth of the work

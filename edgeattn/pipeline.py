@@ -4,8 +4,9 @@ The steps, in order:
 
     preflight      what would fail on a target is refused before anything is converted             (preflight.py)
     baseline       the float32 source, streamed: recorded steps, calibration samples, the metric    (baseline.py)
-    candidates     per target: each precision built by the engine's converter and quantizer         (candidates.py)
+    candidates     per target: each scheme built by the engine's converter and quantizer            (schemes.py)
     verify         each candidate against the baseline: parity, the task's metric, time             (candidates.py)
+    mend           where the fastest loses the metric: layers back to float, else a short training  (mixed.py)
     choose         the fastest that keeps the metric; the reasons for the others are kept too       (candidates.py)
     pack           the bundle is drafted, profiled in a process of its own, gated, and published whole
 

@@ -9,6 +9,7 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish, progress_bar
+from edgeattn.cli.loading import Inputs, chosen_targets, load
 
 DEFAULT_MODEL = "streaming-conformer"
 
@@ -45,19 +46,14 @@ def convert(
 ) -> None:
     """Make a verified bundle of MODEL for each target: convert, quantize, check, measure."""
     with exit_codes(as_json):
-        from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
-        from edgeattn.evaluation.data import enough_to_calibrate
         from edgeattn.gates import Gates
         from edgeattn.mixed import Effort
         from edgeattn.pipeline import ConvertOptions
         from edgeattn.pipeline import convert as run
         from edgeattn.profiling.measure import MeasureOptions
-        from edgeattn.sources import load_data, load_model
-        from edgeattn.targets import get_target
 
-        buckets, fills = parse_buckets(bucket), parse_fills(fill)
         settings = ConvertOptions(
-            targets=tuple({found.name: found for found in map(get_target, target)}.values()),
+            targets=chosen_targets(target),
             precision=precision,
             backend=backend,
             out=out,
@@ -69,10 +65,7 @@ def convert(
             plan=o.plan_of(plan, precision, recover, data),
             effort=Effort(time_budget, recover),
         )
+        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
         with progress_bar() as bar:
-            bar.begin(f"loading {model}")
-            source = with_buckets(load_model(model), buckets, fills)
-            loaded = load_data(model, source.spec, data, split, samples, source.assets)
-            enough_to_calibrate(loaded, calibration_samples)
-            report = run(source, loaded, settings, bar)
+            report = run(*load(inputs, bar), settings, bar)
         finish(report, as_json)

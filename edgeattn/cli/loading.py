@@ -1,0 +1,56 @@
+"""What convert and quantize load before they work: targets, the model in its sizes, the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgeattn.cli.console import Bar
+
+if TYPE_CHECKING:
+    from edgeattn.evaluation.data import Data
+    from edgeattn.model import EdgeModel
+    from edgeattn.targets import Target
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments that name a model and its data, as they were typed."""
+
+    model: str
+    buckets: Sequence[str]
+    fills: Sequence[str]
+    data: str | None
+    split: str | None
+    samples: int
+    calibration_samples: int
+
+
+def chosen_targets(names: Sequence[str]) -> tuple[Target, ...]:
+    """Each target once, an alias and its name being the same.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    from edgeattn.targets import get_target
+
+    return tuple({found.name: found for found in map(get_target, names)}.values())
+
+
+def load(inputs: Inputs, bar: Bar) -> tuple[EdgeModel, Data | None]:
+    """The model in its sizes, and its data.
+
+    Raises:
+        EdgeattnError: if either cannot be used.
+    """
+    from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
+    from edgeattn.evaluation.data import enough_to_calibrate
+    from edgeattn.sources import load_data, load_model
+
+    buckets, fills = parse_buckets(inputs.buckets), parse_fills(inputs.fills)
+    bar.begin(f"loading {inputs.model}")
+    source = with_buckets(load_model(inputs.model), buckets, fills)
+    loaded = load_data(inputs.model, source.spec, inputs.data, inputs.split, inputs.samples, source.assets)
+    enough_to_calibrate(loaded, inputs.calibration_samples)
+    return source, loaded

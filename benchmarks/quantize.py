@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=sorted(CASES), default=[])
     parser.add_argument("--weights", type=Path)
     parser.add_argument(
-        "--samples", type=int, default=0, help="at most so many to measure on, spread evenly; 0 for all"
+        "--samples", type=int, default=0, help="about so many to measure on, spread evenly; 0 for all"
     )
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--json", action="store_true")

@@ -34,7 +34,7 @@ def demo(
         with progress_bar() as bar:
             bar.begin(f"loading {reference}")
             model = load_model(reference)
-            samples = load_data(reference, model.spec, data, None, 60)
+            samples = load_data(reference, model.spec, data, None, 400)
             targets = tuple(get_target(name) for name in DEMO_TARGETS)
             report = convert(model, samples, ConvertOptions(targets=targets, out=out, force=True), bar)
         assert isinstance(samples, SpeechData)

@@ -17,7 +17,7 @@ demo: $(STAMP)
 	$(BIN)/edgeattn demo --out out --picture out/table.svg $(DATA_FLAG)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """The bars of quantization, measured: speed, accuracy and size of what ships, beside other projects' quantizers.
 
-    python -m benchmarks.quantize --data DIR [--only NAME ...] [--weights FILE] [--peers] [--json]
+    python -m benchmarks.quantize --data DIR [--only NAME ...] [--engine NAME ...] [--weights FILE] [--peers] [--json]
 
     streaming    the built-in model on connected words of real speakers, streamed; with --weights those of a training
                  that left fsdd and the dev split out (edgeattn train --held-out 'fsdd/*,split=dev'), on just these
@@ -156,12 +156,14 @@ def limited(case: Case, samples: int) -> Case:
     return replace(case, data=replace(case.data, evaluation=every[::step]))  # type: ignore[arg-type]
 
 
-def measure(case: Case, base: Baseline, peers: bool, room: Path) -> tuple[list[Row], list[Bar]]:
+def measure(case: Case, base: Baseline, peers: bool, only: Sequence[str], room: Path) -> tuple[list[Row], list[Bar]]:
     """Every candidate of every engine, and the bars."""
     shop = Workshop(case.model, base, room)
     rows, bars = [], []
     engines = {**ENGINES, **(PEER_ENGINES if peers else {})}
     for engine, name in engines.items():
+        if only and engine not in only:
+            continue
         precision = "int8" if engine == "tensorrt" else "auto"  # "auto" ships a float there: times are the device's
         options = ConvertOptions(
             *((get_target(name),), precision, engine, room / "out", Gates(case.max_drop)), effort=Effort(300.0)
@@ -323,10 +325,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", action="append", choices=sorted(CASES), default=[])
+    parser.add_argument("--engine", action="append", choices=sorted({**ENGINES, **PEER_ENGINES}), default=[])
     parser.add_argument("--weights", type=Path)
-    parser.add_argument(
-        "--samples", type=int, default=0, help="about so many to measure on, spread evenly; 0 for all"
-    )
+    parser.add_argument("--samples", type=int, default=0, help="about so many to measure on, spread evenly; 0 for all")
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
@@ -339,7 +340,7 @@ def main() -> None:
         print(f"{name}: {case.data.origin}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
             base = baseline(case.model, case.data, Log())
-            found, reached = measure(case, base, chosen.peers, Path(scratch))
+            found, reached = measure(case, base, chosen.peers, chosen.engine, Path(scratch))
         rows += found
         bars += reached
     if chosen.json:

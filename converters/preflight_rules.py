@@ -739,9 +739,9 @@ def small_product(view: GraphView, ask: Ask) -> Iterator[Hit]:
     linears = [call for call in view.calls if call.op in ("linear", "addmm", "mm") and _weight(view, call) is not None]
     small = [call for call in linears if min(_weight(view, call) or (TILE,)) < TILE]
     rows = {call.name: math.prod(size or 1 for size in call.shape[:-1]) for call in linears}
-    taken = [call for call in linears if call not in small and rows[call.name] > 1]
-    static = ask.engine in HALF_ENGINES
-    if static and not taken and len(ask.model.spec.graphs) == 1:
+    static = ask.engine in HALF_ENGINES  # OpenVINO's dynamic int8 takes single rows as well
+    taken = [call for call in linears if call not in small and (rows[call.name] > 1 or not static)]
+    if not taken and len(ask.model.spec.graphs) == 1:
         yield Hit(
             "stops" if ask.precisions == ("int8",) else "risk",
             f"no linear layer has K and N of at least {TILE} and more than one row: nothing is worth int8",
@@ -820,7 +820,7 @@ RULES: Mapping[str, Rule] = {
     "residual-outliers": Rule(residual_outliers, STATIC_INT8, ("risk",)),
     "softmax-range": Rule(softmax_range, HALF_ENGINES, ("risk",)),
     "large-constant-value": Rule(large_constant_value, HALF_ENGINES, ("risk",)),
-    "small-product": Rule(small_product, ("tensorrt", "onnxruntime"), ("stops", "slow", "risk")),
+    "small-product": Rule(small_product, ("openvino", "tensorrt", "onnxruntime"), ("stops", "slow", "risk")),
     "large-constant": Rule(large_constant, ALL, ("risk",)),
     "file-size": Rule(flatbuffer_size, ("litert",), ("stops",)),
 }  # fmt: skip

@@ -27,7 +27,6 @@ MORE: list[tuple[Architecture, Source]] = [(architecture, "torch") for architect
 ANY = ""
 REFUSED = {
     ("Longformer", ANY, ANY): r"modeling_longformer\.py:\d+, \"if is_global_attn",  # a branch on values
-    ("M2M100", "openvino", "int8"): r"cannot compile its int8 model",
 }
 """Architecture, engine, precision -> why there is no artifact; each is told in one sentence, not by a wrong result."""
 

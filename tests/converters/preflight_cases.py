@@ -416,7 +416,7 @@ CASES: Mapping[str, Case] = {
         "small-product",
         lambda: odd(lambda x: x, (1, 8, 8)),
         lambda: odd(lambda x: x, (1, 8, 32)),
-        everywhere("stops", "tensorrt", "onnxruntime"),
+        everywhere("stops", *EXPORTED),
         ("int8",),
         place="",
     ),

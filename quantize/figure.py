@@ -96,14 +96,14 @@ def drift_table(attention: AttentionReport) -> tuple[list[str], np.ndarray]:
 
 
 def _draw_layers(axes: Any, layers: Sequence[Sensitivity], report: SensitivityReport) -> None:
-    measured = report.whole.drop is not None
+    measured = any(row.drop for row in layers)  # where no layer loses a point, noise tells more than empty bars
     values = [row.drop or 0.0 if measured else noise_percent(row.sqnr_db) for row in layers]
     turns = {block: turn % len(COLOURS) for turn, block in enumerate(dict.fromkeys(row.block for row in layers))}
     places = np.arange(len(layers))
     axes.barh(places, values, 0.72, color=[COLOURS[turns[row.block]] for row in layers])
     unit = max(map(abs, values)) or 1.0
     for place, value, row in zip(places, values, layers, strict=True):
-        label = f"{row.drop:+.2f}, {row.sqnr_db:.1f} dB" if measured else f"{row.sqnr_db:.1f} dB"
+        label = f"{row.sqnr_db:.1f} dB" if row.drop is None else f"{row.drop:+.2f}, {row.sqnr_db:.1f} dB"
         axes.text(max(value, 0.0) + 0.01 * unit, place, label, va="center", fontsize=7)
     axes.set_yticks(places, [row.path for row in layers], fontsize=7, family="monospace")
     axes.set_ylim(len(layers) - 0.4, -0.6)

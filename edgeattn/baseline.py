@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
-from edgeattn.evaluation.data import ArrayData, ArraySample, Data, SpeechData
+from edgeattn.evaluation.data import ArrayData, ArraySample, Data, SpeechData, spread
 from edgeattn.evaluation.parity import Parity, merged_parity
 from edgeattn.evaluation.replay import Record, record_calls, record_steps, record_stream, record_utterances, replay
 from edgeattn.model import Arrays, EdgeModel, ReferenceStep, one_thread
@@ -67,7 +67,7 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
     progress.begin("baseline: recording the source")
     main = model.spec.bucket()
     name = main.name if main is not None else model.spec.graphs[0].name
-    calls = {} if data is None else _calls(model.spec, main, _evenly(data.evaluation, PARITY_CALLS))
+    calls = {} if data is None else _calls(model.spec, main, spread(data.evaluation, PARITY_CALLS))
     recorded: dict[str, tuple[Record, ...]] = {}
     carried = set()
     for graph in model.spec.graphs:
@@ -98,13 +98,6 @@ def refuse_broken(score: Score, data: Data) -> None:
             f"{data.origin}: the float32 source itself fails on this data ({score.broken}), so a loss cannot be told; "
             "check labels, their order and the preprocessing, or leave --data's targets out"
         )
-
-
-def _evenly(samples: Sequence[ArraySample], count: int) -> Sequence[ArraySample]:
-    """At most so many, spread over all."""
-    return (
-        samples if len(samples) <= count else [samples[i] for i in np.linspace(0, len(samples) - 1, count).astype(int)]
-    )
 
 
 def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
@@ -146,7 +139,9 @@ def _calibration(model: EdgeModel, data: ArrayData) -> dict[str, tuple[Arrays, .
     given = {next(iter(units)): data.calibration, **data.others}
     calibration = {}
     for unit, every in given.items():
-        samples = _evenly(every, CALIBRATION_STEPS)
+        # Steps of one run stay neighbours; independent samples are spread over all.
+        run = any(graph.states for graph in units[unit])
+        samples = every[:CALIBRATION_STEPS] if run else spread(every, CALIBRATION_STEPS)
         bucket = next((bucket for bucket in spec.buckets if bucket.name == unit), None)
         for graph in units[unit]:
             calibration[graph.name] = tuple(

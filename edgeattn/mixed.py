@@ -21,7 +21,7 @@ from edgeattn.quantize.recovery import RecoveryOptions, recover
 from edgeattn.quantize.search import Found, Notebook, Trial, by_gain, search
 from edgeattn.quantize.sensitivity import SensitivityOptions, sensitivity
 from edgeattn.runtimes import Session, open_session
-from edgeattn.schemes import TREATMENT, Choices, Workshop, build
+from edgeattn.schemes import TREATMENT, Choices, Workshop, build, scheme_plan
 from edgeattn.spec import to_json
 from edgeattn.targets import Target
 
@@ -181,8 +181,10 @@ def find_recovered(bench: Bench, effort: Effort, stack: ExitStack, progress: Pro
     progress.begin(f"{where}: recovery by distillation", round(effort.recover_seconds))
     static = TREATMENT[bench.scheme] == "int8"
     plan = bench.choices.plan
+    # Of a plan's int8 layers the dynamic scheme rounds activations as well; the schemes of weights alone do not.
+    trained = plan if bench.scheme == "int8-dynamic" else scheme_plan(bench.scheme, plan)
     options = RecoveryOptions(
-        plan=plan,
+        plan=trained,
         seconds=effort.recover_seconds,
         activations="static" if static else "dynamic",
         checkpoint=None if effort.notebook is None else recovery_file(effort.notebook, _key(bench, ())),
@@ -197,10 +199,10 @@ def find_recovered(bench: Bench, effort: Effort, stack: ExitStack, progress: Pro
 
     recovered = recover(shop.model, shop.onnx, shop.base.calibration, options, on_step)
     room = shop.room(f"recovered-{bench.backend}-{bench.scheme}")
-    trained = Workshop(recovered.model, shop.base, room)
+    workshop = Workshop(recovered.model, shop.base, room)
     label = f"{where}, recovered"
     progress.begin(label)
-    artifact = build(bench.backend, trained, bench.scheme, bench.target, Choices(plan, recovered.scales))
+    artifact = build(bench.backend, workshop, bench.scheme, bench.target, Choices(plan, recovered.scales))
     artifact = replace(artifact, recipe=f"{artifact.recipe}; weights trained for it {recovered.seconds:.0f} s")
     session = stack.enter_context(open_artifact(artifact, shop, bench.threads))
     verified = timed(bench, verify(shop, artifact, session, bench.gates, label, progress), session)

@@ -275,10 +275,15 @@ def convert_target(shop: Workshop, target: Target, options: ConvertOptions, prog
         golden = make_golden(tried.sessions[shipped], golden_inputs(shop.base))
     result = pack(shop, target, tried.verified[shipped], candidates, golden, options, progress)
     if result.bundle is not None:
-        notebook = search_file(shop.model, target, options)
-        for file in (notebook, *notebook.parent.glob(f"{notebook.name}.*.recovery")):
-            file.unlink(missing_ok=True)
+        forget_trials(shop.model, target, options)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
+
+
+def forget_trials(model: EdgeModel, target: Target, options: ConvertOptions) -> None:
+    """Remove what a search and a training kept for going on: their result is in place."""
+    notebook = search_file(model, target, options)
+    for file in (notebook, *notebook.parent.glob(f"{notebook.name}.*.recovery")):
+        file.unlink(missing_ok=True)
 
 
 def search_file(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:

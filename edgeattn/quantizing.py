@@ -17,7 +17,16 @@ from edgeattn.errors import OutputError
 from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import Data
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline import ConvertOptions, check_room, describe, engine, preflight, removed_if_empty, try_schemes
+from edgeattn.pipeline import (
+    ConvertOptions,
+    check_room,
+    describe,
+    engine,
+    forget_trials,
+    preflight,
+    removed_if_empty,
+    try_schemes,
+)
 from edgeattn.profiling.measure import device_name
 from edgeattn.quantize.plan import plan_text
 from edgeattn.report import Candidate, Precision, Report, Result
@@ -75,6 +84,8 @@ def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, pr
     result = _result(shop, target, verified, candidates, options, executed)
     path = destination(shop.model, target, options)
     result = _written(path, verified, result, options.force)
+    if result.passed:
+        forget_trials(shop.model, target, options)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
 
 

@@ -4,7 +4,7 @@ fp32, fp16        the engine's floats; float16 keeps islands in float32 where va
 int8-static       weights and activations int8, ranges from calibration samples
 int8-nncf         the same by NNCF for OpenVINO, its SmoothQuant swept
 int8-dynamic      int8 weights, activations quantized row by row while the model runs: no ranges, no data needed
-int8-weights      int8 weights, float arithmetic
+int8-weights      int8 weights, arithmetic as the engine does with them: float, but 8 bits in ONNX Runtime
 int4-weights      int4 weights in groups of 32, arithmetic as the engine does with them
 """
 
@@ -40,7 +40,7 @@ SCHEMES: Mapping[str, tuple[str, ...]] = {
 
 TRIED: Mapping[str, tuple[str, ...]] = {
     "openvino": ("int8-static", "int8-dynamic"),
-    "litert": ("int8-dynamic",),  # static int8 is several times slower under XNNPACK: only by its own name
+    "litert": ("int8-dynamic",),  # static int8 gains nothing over it under XNNPACK: only by its own name
     "tensorrt": ("int8-static",),
     "onnxruntime": ("int8-static", "int8-weights"),
 }

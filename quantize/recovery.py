@@ -127,9 +127,6 @@ def recover(
 ) -> Recovered:
     """Train a copy of a model so that its rounded outputs come back to those of the float model.
 
-    On 96 chunks of speech, 100 s on one thread of a shared CPU, the held-out loss of the streaming Conformer with every
-    layer in int4 fell from 0.0027 to 0.0008, and in static int8 from 0.00057 to 0.00050.
-
     What is trained are the weights of linear layers, their biases and the weights and biases of normalisations; of a
     graph that is an ONNX file itself, the weights alone, which are found in that file again.
 

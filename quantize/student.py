@@ -156,8 +156,8 @@ class Student:
         return replace(source, modules=self.modules, onnx=files, resize=None if resize is None else resized)
 
     def _treatment(self, layer: LinearLayer, asked: Treatment) -> Treatment:
-        # An engine that finds scales as it runs rounds a single row too, and pads nothing.
-        return worthwhile(replace(layer, rows=2), asked) if self.dynamic else worthwhile(layer, asked)
+        # An engine that finds scales as it runs rounds a single row and raw features too.
+        return worthwhile(replace(layer, rows=2, raw=False), asked) if self.dynamic else worthwhile(layer, asked)
 
     def _rounds(self, graph: str) -> bool:
         return any(self.treatments[graph][layer] != "float" for layer in self.reached[graph].layers.values())

@@ -236,7 +236,7 @@ def array_data(arrays: Mapping[str, np.ndarray], origin: str, spec: ModelSpec) -
             )
     rows = {u: [{n: a[i] for n, a in own.items()} for i in range(_count(own))] for u, own in named.items()}
     others = {unit: _samples(rows[unit], origin, spec, unit) for unit in rows if unit != first}
-    return replace(_measured(_samples(rows[first], origin, spec, first), origin), others=others)
+    return replace(_measured(_samples(rows[first], origin, spec, first), origin, spec), others=others)
 
 
 def _count(arrays: Mapping[str, np.ndarray]) -> int:
@@ -273,7 +273,7 @@ def sample_data(
     first = next(iter(spec.units()))
     rows = {unit: [own[unit] for own in named if unit in own] for unit in spec.units()}
     others = {unit: _samples(own, origin, spec, unit) for unit, own in rows.items() if own and unit != first}
-    return replace(_measured(_samples(rows[first], origin, spec, first), origin), others=others)
+    return replace(_measured(_samples(rows[first], origin, spec, first), origin, spec), others=others)
 
 
 def enough_to_calibrate(data: Data | None, asked: int) -> None:
@@ -291,7 +291,10 @@ def enough_to_calibrate(data: Data | None, asked: int) -> None:
         )
 
 
-def _measured(samples: Sequence[ArraySample], origin: str) -> ArrayData:
+def _measured(samples: Sequence[ArraySample], origin: str, spec: ModelSpec) -> ArrayData:
+    if spec.graphs[0].states:  # the samples are the steps of one run: what calibrates must stay one, from its start
+        count = -(-len(samples) // CALIBRATION_SHARE)
+        return ArrayData(origin, tuple(samples[:count]), tuple(samples[count:]))
     evaluation = tuple(sample for index, sample in enumerate(samples) if index % CALIBRATION_SHARE)
     return ArrayData(origin, tuple(samples[::CALIBRATION_SHARE]), evaluation)
 

@@ -7,8 +7,11 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="models are torch modules: edgeattn[convert]")
 
-from edgeattn.baseline import EXAMPLE_CALLS, example_calls  # noqa: E402
-from edgeattn.sources import from_module  # noqa: E402
+from edgeattn.baseline import EXAMPLE_CALLS, baseline, example_calls  # noqa: E402
+from edgeattn.evaluation.data import array_data  # noqa: E402
+from edgeattn.model import Graph  # noqa: E402
+from edgeattn.sources import from_graphs, from_module  # noqa: E402
+from tests.conversions import Watch  # noqa: E402
 
 
 class Masked(torch.nn.Module):  # type: ignore[misc,name-defined,unused-ignore]
@@ -41,3 +44,20 @@ def test_calls_that_forward_refuses_are_left_out() -> None:
     calls = example_calls(from_module(Masked(True), INPUTS, "masked"), "main")
     assert len(calls) == 1
     np.testing.assert_array_equal(calls[0]["ids"], INPUTS[0].numpy())
+
+
+class Counter(torch.nn.Module):  # type: ignore[misc,name-defined,unused-ignore]
+    """Adds its inputs up: the state after n steps is their sum, whatever else is recorded."""
+
+    def forward(self, x, total):  # type: ignore[no-untyped-def]
+        return {"y": x + total, "next_total": total + x}
+
+
+def test_calibration_of_a_graph_with_states_is_one_run_from_the_empty_state() -> None:
+    graph = Graph(Counter(), {"x": torch.ones(1, 2), "total": torch.zeros(1, 2)}, {"total": "next_total"})
+    model = from_graphs({"step": graph}, "counter")
+    x = np.arange(1, 21, dtype=np.float32)[:, None].repeat(2, 1)
+    data = array_data({"x": x}, "made up", model.spec)
+    found = baseline(model, data, Watch()).calibration["step"]
+    assert [float(sample["x"][0, 0]) for sample in found] == [1.0, 2.0, 3.0, 4.0]  # the first fifth, in its order
+    assert [float(sample["total"][0, 0]) for sample in found] == [0.0, 1.0, 3.0, 6.0]

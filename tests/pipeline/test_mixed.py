@@ -150,6 +150,7 @@ def test_quantize_saves_files_and_a_plan_that_convert_takes(
 ) -> None:
     (result,) = quantize(*fragile, options(tmp_path), Watch()).results
     folder = tmp_path / "fragile.cpu.quantized"
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # the search's trials are forgotten
     assert {path.name for path in folder.iterdir()} == {"main.xml", "main.bin", "plan.toml", "quantize.json"}
     assert json.loads((folder / "quantize.json").read_text())["results"][0]["precision"]["shipped"] == "int8"
     plan = read_plan(folder / "plan.toml")

@@ -167,9 +167,10 @@ def test_npz_samples_get_a_batch_axis_and_initial_states(tmp_path: Path) -> None
         "ids": ((1, 2), "int64"),
         "cache": ((1, 2), "float32"),
     }
-    np.testing.assert_array_equal(sample.inputs["x"], [[3, 4, 5]])
+    # With a state the samples are the steps of one run: the first two of ten calibrate, the third is measured first.
+    np.testing.assert_array_equal(sample.inputs["x"], [[6, 7, 8]])
     np.testing.assert_array_equal(sample.inputs["cache"], 0.5)
-    assert int(sample.targets["y"]) == 1
+    assert int(sample.targets["y"]) == 2
 
 
 @given(count=st.integers(2, 40))

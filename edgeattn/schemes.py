@@ -21,6 +21,7 @@ import numpy as np
 
 from edgeattn.baseline import Baseline
 from edgeattn.errors import ConversionError, InputError, UnsupportedError, unknown_name
+from edgeattn.evaluation.data import spread
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.quantize.plan import Plan, Treatment, counted
 from edgeattn.targets import Precision as Name
@@ -141,7 +142,7 @@ class Workshop:
         samples = self.base.calibration.get(graph) or tuple(
             {**record.inputs, **record.states} for record in self.base.records.get(graph, ())
         )
-        return samples[:: max(1, len(samples) // SCANNED_SAMPLES)]
+        return spread(samples, SCANNED_SAMPLES)
 
     def room(self, name: str) -> Path:
         """An empty directory for one artifact."""

@@ -131,7 +131,10 @@ def with_buckets(model: EdgeModel, buckets: Buckets, fills: Mapping[str, float] 
         raise InputError(_unknown_dimension(model, missing[0]))
     if model.spec.stream is not None:
         raise InputError(f"{model.spec.name} is a stream: its chunk has one size, and it takes no bucket")
-    return _assembled(model, parts)
+    sized, rebuild = _assembled(model, parts), model.rebuild
+    if rebuild is None:
+        return sized
+    return replace(sized, rebuild=lambda network: with_buckets(rebuild(network), buckets, fills))
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,9 @@ class EdgeModel:
         fills: input -> what its padded positions hold, if not 0.
         resize: makes a graph anew for inputs of other sizes, where modules are bound to those they were made with.
         notes: what its user should know about how it was read, for the result.
+        network: the module that all graphs run, with the paths that its author knows; None where there is none, as of
+            a file of ONNX or torch.export.
+        rebuild: a changed copy of ``network`` -> the model of it, with states, examples and spec of its own.
     """
 
     spec: ModelSpec
@@ -83,6 +86,8 @@ class EdgeModel:
     fills: Mapping[str, float] = field(default_factory=dict)
     resize: Resize | None = None
     notes: tuple[str, ...] = ()
+    network: torch.nn.Module | None = None
+    rebuild: Callable[[torch.nn.Module], EdgeModel] | None = None
 
     def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None) -> Arrays:
         """The float32 reference: one call of a graph, or of the smallest of its sizes that fits.

@@ -125,17 +125,29 @@ def load(reference: str) -> EdgeModel:
         check_depth(data, weights, directory / CONFIG)
         model, notes = _build(kind, config, weights, directory)
         del weights
-        graphs, fills, more = _graphs(model, directory)
-        try:
-            made = from_graphs(graphs, directory.resolve().name, (directory / CONFIG).read_bytes())
-        except ModelError as error:
-            raise ModelError(f"{directory}: {error}") from error
+        return _made(model, directory, tuple(notes))
+
+
+def _made(model: torch.nn.Module, directory: Path, notes: tuple[str, ...]) -> EdgeModel:
+    """The model with its weights as edgeattn converts it."""
+    graphs, fills, more = _graphs(model, directory)
+    try:
+        made = from_graphs(graphs, directory.resolve().name, (directory / CONFIG).read_bytes())
+    except ModelError as error:
+        raise ModelError(f"{directory}: {error}") from error
+
+    def rebuild(network: torch.nn.Module) -> EdgeModel:
+        with silenced(), _contained():
+            return _made(network, directory, notes)
+
     return replace(
         made,
         spec=replace(made.spec, task=_task(type(model).__name__)),
         assets={name: directory / name for name in ASSETS if (directory / name).is_file()},
         fills=fills,
         notes=(*notes, *more),
+        network=model,
+        rebuild=rebuild,
     )
 
 

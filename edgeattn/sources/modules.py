@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,26 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
     dims = {graph_name: graph.dims for graph_name, graph in graphs.items() if graph.dims}
     buckets = _merged("buckets", [graph.buckets for graph in graphs.values()])
     fills = _merged("fills", [graph.fills for graph in graphs.values()])
-    return EdgeModel(spec, modules, examples, digest.hexdigest(), size, dims, buckets=buckets, fills=fills)
+    network = next(iter(graphs.values())).module if len(graphs) == 1 else _several(graphs)
+
+    def rebuild(changed: torch.nn.Module) -> EdgeModel:
+        parts = {graph_name: changed if len(graphs) == 1 else getattr(changed, graph_name) for graph_name in graphs}
+        return from_graphs({n: replace(graph, module=parts[n]) for n, graph in graphs.items()}, name, source)
+
+    return EdgeModel(
+        spec, modules, examples, digest.hexdigest(), size, dims, buckets=buckets, fills=fills, network=network,
+        rebuild=rebuild,
+    )  # fmt: skip
+
+
+def _several(graphs: Mapping[str, Graph]) -> torch.nn.Module:
+    """The modules of several graphs as one."""
+    import torch
+
+    network = torch.nn.Module()
+    for name, graph in graphs.items():
+        network.add_module(name, graph.module)
+    return network.eval()
 
 
 def _merged(kind: str, declared: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

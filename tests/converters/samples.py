@@ -20,7 +20,6 @@ from edgeattn.converters.tflite import to_tflite
 from edgeattn.model import Artifact, EdgeModel, graph_from_example
 from edgeattn.models.streaming_conformer import BIAS, FEATURES, GRAPH, edge_model
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
-from edgeattn.models.streaming_conformer.step import StreamingStep
 from edgeattn.runtimes import open_session
 from edgeattn.spec import HIDDEN, ModelSpec
 
@@ -153,7 +152,7 @@ def stream_model() -> EdgeModel:
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms away from 0 and 1: each must reach the engine
             parameter.add_(0.02 * torch.randn_like(parameter))
-    return edge_model(StreamingStep(model).eval(), "0" * 64)
+    return edge_model(model.eval(), "0" * 64)
 
 
 def generic_models() -> dict[str, EdgeModel]:

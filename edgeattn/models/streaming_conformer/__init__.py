@@ -9,7 +9,7 @@ import hashlib
 import json
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -19,7 +19,10 @@ from edgeattn.evaluation.data import SpeechData, Utterance
 from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID, COMMANDS, DIGITS, TOKENS, UNKNOWN
 
 if TYPE_CHECKING:
+    import torch
+
     from edgeattn.model import EdgeModel
+    from edgeattn.models.streaming_conformer.model import StreamingConformer
     from edgeattn.models.streaming_conformer.step import StreamingStep
     from edgeattn.spec import ModelSpec
 
@@ -46,19 +49,18 @@ def build(weights: Path | None = None) -> EdgeModel:
     """
     load_extra("torch", "convert")
     load_extra("safetensors", "convert")
-    from edgeattn.models.streaming_conformer.step import StreamingStep
     from edgeattn.models.streaming_conformer.weights import load_model
 
     path = weights_path() if weights is None else weights
-    model = load_model(path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return edge_model(StreamingStep(model).eval(), digest)
+    return edge_model(load_model(path), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def edge_model(step: StreamingStep, source_sha256: str) -> EdgeModel:
-    """A streaming step, pruned or not, with its spec and an example: noise after a full cache."""
+def edge_model(model: StreamingConformer, source_sha256: str) -> EdgeModel:
+    """The streaming step of a model, pruned or not, with its spec and an example: noise after a full cache."""
     from edgeattn.model import EdgeModel
+    from edgeattn.models.streaming_conformer.step import StreamingStep
 
+    step = StreamingStep(model).eval()
     spec = model_spec(step)
     rng = np.random.default_rng(0)
     graph = spec.graphs[0]
@@ -66,7 +68,11 @@ def edge_model(step: StreamingStep, source_sha256: str) -> EdgeModel:
     example[FEATURES] = 3.0 * example[FEATURES] + step.mean.numpy()
     example[BIAS][:] = 0.0
     size = sum(parameter.numel() * 4 for parameter in step.parameters())
-    return EdgeModel(spec, {GRAPH: step}, {GRAPH: example}, source_sha256, size)
+
+    def rebuild(network: torch.nn.Module) -> EdgeModel:
+        return edge_model(cast("StreamingConformer", network), source_sha256)
+
+    return EdgeModel(spec, {GRAPH: step}, {GRAPH: example}, source_sha256, size, network=model, rebuild=rebuild)
 
 
 def model_spec(step: StreamingStep) -> ModelSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ CALIBRATION_STEPS = 256
 EXAMPLE_CALLS = 5  # without data: an output of one number is 10 dB better or worse by chance
 CARRIED_STEPS = 16  # of a graph with states that is no audio stream, such as one step of a decoder
 REFERENCE = "float32 source in torch"
+PRUNED = "pruned float32 model in torch"
 
 
 class Progress(Protocol):
@@ -45,6 +46,7 @@ class Baseline:
     Attributes:
         records: steps to replay on every candidate, by graph.
         carried: graphs whose records are one run with carried states; those of the others are calls of their own.
+        reference: what was recorded, in words.
         calibration: full input sets per graph, states included; empty without data.
         score: the task's metric of the source, None without one.
         data: what the metric is measured on, None without.
@@ -55,10 +57,41 @@ class Baseline:
     score: Score | None
     data: Data | None
     carried: frozenset[str] = frozenset()
+    reference: str = REFERENCE
 
 
 def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
-    """Run the float32 source: steps to replay, samples to calibrate with, and the task's metric."""
+    """Run the float32 source: steps to replay, samples to calibrate with, and the task's metric.
+
+    Raises:
+        DataError: for data of another kind of model, or on which the source itself fails.
+    """
+    base = recorded(model, data, progress)
+    score = None if data is None else source_score(model, data, "baseline", progress)
+    if score is not None and data is not None:
+        refuse_broken(score, data)
+    return replace(base, score=score)
+
+
+def source_score(model: EdgeModel, data: Data, label: str, progress: Progress) -> Score | None:
+    """The task's metric of the float32 modules, None where the data has no targets."""
+    stream = model.spec.stream
+    if isinstance(data, SpeechData):
+        assert stream is not None, "checked by recorded()"
+        progress.begin(f"{label}: word error of the source", len(data.evaluation))
+        with one_thread():
+            return score_speech(Stream(ReferenceStep(model), stream), data.evaluation, progress.advance)
+    main = model.spec.bucket()
+    name = main.name if main is not None else model.spec.graphs[0].name
+    return score_arrays(lambda inputs: model.run(inputs, name), data.evaluation, progress.advance)
+
+
+def recorded(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
+    """The baseline without the metric.
+
+    Raises:
+        DataError: for data of another kind of model.
+    """
     if model.spec.stream is not None and not isinstance(data, ArrayData):
         with one_thread():
             return _stream_baseline(model, model.spec.stream, data, progress)
@@ -66,25 +99,21 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
         raise DataError(f"{model.spec.name} does not take speech; its data is an npz with arrays named like its inputs")
     progress.begin("baseline: recording the source")
     main = model.spec.bucket()
-    name = main.name if main is not None else model.spec.graphs[0].name
     calls = {} if data is None else _calls(model.spec, main, spread(data.evaluation, PARITY_CALLS))
-    recorded: dict[str, tuple[Record, ...]] = {}
+    records: dict[str, tuple[Record, ...]] = {}
     carried = set()
     for graph in model.spec.graphs:
         step = ReferenceStep(model, graph.name)
         if graph.name in calls:
-            recorded[graph.name] = record_calls(step, calls[graph.name])
+            records[graph.name] = record_calls(step, calls[graph.name])
         elif graph.states:  # an error in a state shows only in the steps after it
-            recorded[graph.name] = record_steps(step, [model.example[graph.name]] * CARRIED_STEPS)
+            records[graph.name] = record_steps(step, [model.example[graph.name]] * CARRIED_STEPS)
             carried.add(graph.name)
         else:
-            recorded[graph.name] = record_calls(step, example_calls(model, graph.name))
+            records[graph.name] = record_calls(step, example_calls(model, graph.name))
     if data is None:
-        return Baseline(recorded, {}, None, None, frozenset(carried))
-    score_or_none = score_arrays(lambda inputs: model.run(inputs, name), data.evaluation, progress.advance)
-    if score_or_none is not None:
-        refuse_broken(score_or_none, data)
-    return Baseline(recorded, _calibration(model, data), score_or_none, data, frozenset(carried))
+        return Baseline(records, {}, None, None, frozenset(carried))
+    return Baseline(records, _calibration(model, data), None, data, frozenset(carried))
 
 
 def refuse_broken(score: Score, data: Data) -> None:
@@ -168,17 +197,14 @@ def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | No
         return Baseline(noisy, {}, None, None, frozenset({graph}))
     records = record_stream(step, stream, (u.samples for u in data.evaluation), PARITY_STEPS)
     calibration = record_utterances(step, stream, (u.samples for u in data.calibration), CALIBRATION_STEPS)
-    progress.begin("baseline: word error of the source", len(data.evaluation))
-    score = score_speech(Stream(step, stream), data.evaluation, progress.advance)
-    refuse_broken(score, data)
     inputs = tuple({**record.inputs, **record.states} for record in calibration)
-    return Baseline({graph: records}, {graph: inputs}, score, data, frozenset({graph}))
+    return Baseline({graph: records}, {graph: inputs}, None, data, frozenset({graph}))
 
 
 def replay_baseline(base: Baseline, session: Session, progress: Progress) -> dict[str, Parity]:
     """The recorded steps on a session, by graph: a run carries its own states, calls recorded apart do not."""
     return {
-        graph: replay(records, session.step(graph), REFERENCE, graph in base.carried, progress.advance)
+        graph: replay(records, session.step(graph), base.reference, graph in base.carried, progress.advance)
         for graph, records in base.records.items()
     }
 

@@ -2,7 +2,20 @@
 
 from edgeattn.targets.host import CpuFeatures, cpu_features, host_target
 from edgeattn.targets.loader import get_target, list_targets
-from edgeattn.targets.target import Accelerator, Arch, Backend, Cpu, Isa, Memory, Peaks, Precision, Target
+from edgeattn.targets.target import (
+    Accelerator,
+    Arch,
+    Backend,
+    Cpu,
+    Isa,
+    Kernels,
+    Memory,
+    Peaks,
+    Precision,
+    Target,
+    cpu_kernels,
+    head_dim_note,
+)
 
 __all__ = [
     "Accelerator",
@@ -11,12 +24,15 @@ __all__ = [
     "Cpu",
     "CpuFeatures",
     "Isa",
+    "Kernels",
     "Memory",
     "Peaks",
     "Precision",
     "Target",
     "cpu_features",
+    "cpu_kernels",
     "get_target",
+    "head_dim_note",
     "host_target",
     "list_targets",
 ]

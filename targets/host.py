@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeattn.targets.target import Arch, Backend, Cpu, Isa, Memory, Precision, Target, int8_dot
+from edgeattn.targets.target import Arch, Backend, Cpu, Isa, Memory, Precision, Target, cpu_kernels, int8_dot
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -98,6 +98,7 @@ def host_target() -> Target:
         precisions=dict.fromkeys(backends, every),
         cpu=Cpu(arch, features.cores, features.isa, source="read from this machine"),
         memory=Memory(source="read from this machine", bytes=_memory_bytes()),
+        kernels=cpu_kernels(features.isa),
         notes=("no VNNI: int8 sums saturate at 16 bits in some kernels; trust the measured accuracy",) * saturating,
     )
 

@@ -96,6 +96,53 @@ class Peaks:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """Sizes that the device's kernels fill without a remainder; pruning leaves multiples of them.
+
+    Attributes:
+        channels: of a feed-forward's neurons.
+        head_dim: of the entries of one attention head.
+        source: where these figures come from.
+    """
+
+    channels: int
+    head_dim: int
+    source: str
+
+    def __post_init__(self) -> None:
+        for name, size in (("channels", self.channels), ("head_dim", self.head_dim)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+ANY_KERNELS = Kernels(
+    16, 8, "an assumption where nothing is said: 16 channels fill the vectors and tiles of every device described here"
+)
+
+
+def cpu_kernels(isa: Iterable[Isa]) -> Kernels:
+    """The sizes that a processor's instruction sets like.
+
+    A matrix kernel computes as many columns at once as a vector has lanes: 16 floats in AVX-512, whose int8 dot product
+    and AMX tiles have 16 columns too; 8 in AVX2. On Arm, XNNPACK's float32 tiles are 8 wide, those of float16 and of
+    the int8 dot product 16.
+
+    >>> [cpu_kernels(isa).channels for isa in (("avx2", "avx512"), ("avx2",), ("neon",), ("neon", "dotprod"))]
+    [16, 8, 8, 16]
+    """
+    sets = set(isa)
+    if "avx512" in sets:
+        return Kernels(16, 16, "16 float32 lanes of AVX-512; 16 columns of VNNI and AMX tiles")
+    if "avx2" in sets:
+        return Kernels(8, 8, "8 float32 lanes of AVX2")
+    if "neon" in sets:
+        wide = bool(sets & {"fp16", "dotprod", "i8mm"})
+        tiles = "16 columns of XNNPACK's float16 and int8 tiles" if wide else "8 columns of XNNPACK's float32 tiles"
+        return Kernels(16 if wide else 8, 8, f"{tiles}; vectors of 4 float32 or 8 float16")
+    return ANY_KERNELS
+
+
+@dataclass(frozen=True)
 class Target:
     """A device, or a class of devices, that a bundle is made for.
 
@@ -104,6 +151,7 @@ class Target:
         title: for people.
         backends: engines in order of preference.
         precisions: what each engine may be asked for there; which one ships is measured.
+        kernels: sizes that pruning should leave.
         default_deadline_ms: real-time deadline of one step; without it a stream's hop is the deadline.
         aliases: other names that mean this target.
         notes: what a user should know before trusting a figure.
@@ -117,6 +165,7 @@ class Target:
     memory: Memory
     accelerator: Accelerator | None = None
     peaks: Peaks | None = None
+    kernels: Kernels = ANY_KERNELS
     default_deadline_ms: float | None = None
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -162,3 +211,14 @@ class Target:
     def compute_capability(self) -> str | None:
         """Of the NVIDIA GPU, None without one."""
         return None if self.accelerator is None else self.accelerator.compute_capability
+
+
+def head_dim_note(target: Target, head_dim: int) -> str:
+    """What to know of a head dimension on a target; empty if its attention kernels like it."""
+    liked = target.kernels.head_dim
+    if head_dim % liked == 0:
+        return ""
+    return (
+        f"{target.name}: heads of {head_dim} entries are no multiple of {liked}, which its attention kernels like "
+        f"({target.kernels.source}); they are padded or run unfused, so removing heads may gain less than their share"
+    )

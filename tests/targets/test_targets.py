@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeattn.errors import InputError
-from edgeattn.targets import get_target, host_target, list_targets
+from edgeattn.targets import get_target, head_dim_note, host_target, list_targets
 from edgeattn.targets.host import parse_cpuinfo
 
 FOLDER = Path(__file__).parents[2] / "targets"
@@ -60,7 +60,7 @@ def test_no_two_targets_share_a_name_or_an_alias() -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_group_of_facts_says_where_it_comes_from(name: str) -> None:
     target = get_target(name)
-    groups = (target.cpu, target.memory, target.accelerator, target.peaks)
+    groups = (target.cpu, target.memory, target.accelerator, target.peaks, target.kernels)
     assert all(len(group.source) > 10 for group in groups if group is not None)
 
 
@@ -129,6 +129,13 @@ def test_a_users_file_is_a_target(tmp_path: Path) -> None:
         ('name = "my-board"', 'name = "../board"', r"a name is lower-case letters.*'\.\./board'"),
         ('name = "my-board"', "name = ", "not a TOML file"),
         ('source = "its data sheet"', "", "field 'source' is missing"),
+        (
+            "[memory]",
+            '[kernels]\nchannels = 0\nhead_dim = 8\nsource = "x"\n[memory]',
+            "channels must be at least 1, got 0",
+        ),
+        ("[memory]", '[kernels]\nchannels = 8\nhead_dim = -8\nsource = "x"\n[memory]', "head_dim must be at least 1"),
+        ("[memory]", "[kernels]\nchannels = 8\n[memory]", r"target\.kernels: field 'head_dim' is missing"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_at_its_place(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -195,6 +202,33 @@ def test_this_machine_gets_the_engine_that_suits_its_processor(
     assert target.name == "cpu"
     assert target.backends[0] == first
     assert bool(target.notes) == warned
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_file_says_which_sizes_its_kernels_like(name: str) -> None:
+    assert "[kernels]" in (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("machine", "text", "channels", "head_dim"),
+    [("x86_64", INTEL, 16, 16), ("x86_64", OLD_AMD, 8, 8), ("aarch64", PI_5, 16, 8), ("riscv64", "", 16, 8)],
+)
+def test_this_machines_kernels_follow_from_its_vectors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine: str, text: str, channels: int, head_dim: int
+) -> None:
+    (tmp_path / "cpuinfo").write_text(text, encoding="utf-8")
+    monkeypatch.setattr("edgeattn.targets.host.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    kernels = host_target().kernels
+    assert (kernels.channels, kernels.head_dim) == (channels, head_dim)
+
+
+def test_a_head_dimension_that_no_kernel_fills_is_told_and_one_that_fits_is_not() -> None:
+    jetson = get_target("jetson")
+    assert head_dim_note(jetson, 64) == ""
+    assert "heads of 20 entries are no multiple of 8" in head_dim_note(jetson, 20)
+    assert head_dim_note(get_target("raspberry-pi-4"), 24) == ""
+    assert head_dim_note(get_target("x86-avx512-vnni"), 24) != ""
 
 
 def test_a_machine_without_cpuinfo_is_still_a_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 class RelativeBiasAttention(nn.Module):
     """Self-attention whose logits are ``q k / sqrt(d) + bias[head, query - key]``.
 
+    There may be fewer key/value heads than query heads (Ainslie et al., "GQA", 2023): query head h reads key/value head
+    ``h * kv_heads // num_heads``.
+
     Args:
         dim: D, width of the residual stream.
         num_heads: H; may differ between layers of one model, pruning removes heads one by one.
@@ -36,6 +39,11 @@ class RelativeBiasAttention(nn.Module):
         self.output = nn.Linear(num_heads * head_dim, dim)
         self.bias = nn.Parameter(initial_bias(num_heads, max_behind, max_ahead))
 
+    @property
+    def kv_heads(self) -> int:
+        """G, key/value heads: as many as the key projection has rows for."""
+        return self.key.out_features // self.head_dim
+
     def relative_bias(self, queries: int, keys: int) -> Tensor:
         """The bias of the last ``queries`` positions towards ``keys`` positions.
 
@@ -53,15 +61,21 @@ class RelativeBiasAttention(nn.Module):
         return self.bias[:, index].unfold(1, keys, 1).flip(1)
 
     def _heads(self, x: Tensor) -> Tensor:
-        batch, frames, _ = x.shape
-        return x.reshape(batch, frames, self.num_heads, self.head_dim).transpose(1, 2)
+        batch, frames, width = x.shape
+        return x.reshape(batch, frames, width // self.head_dim, self.head_dim).transpose(1, 2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        batch, heads, frames, width = query.shape
+        if self.kv_heads < heads:
+            # The query heads of one key/value head follow each other: as rows of one matrix they need no copy of it.
+            rows = heads // self.kv_heads * frames
+            query = query.reshape(batch, self.kv_heads, rows, width)
+            bias = bias.reshape(*bias.shape[:-3], self.kv_heads, rows, bias.shape[-1])
         # The scale sits on the query: logits stay small before the product, which int8 and fp16 need.
         logits = torch.matmul(query * (1.0 / math.sqrt(self.head_dim)), key.transpose(-2, -1)) + bias
         mixed = torch.matmul(torch.softmax(logits, dim=-1), value)
-        batch, _, frames, _ = mixed.shape
-        joined: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, frames, self.num_heads * self.head_dim))
+        mixed = mixed.reshape(batch, heads, frames, width) if self.kv_heads < heads else mixed
+        joined: Tensor = self.output(mixed.transpose(1, 2).reshape(batch, frames, heads * width))
         return joined
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -83,11 +97,11 @@ class RelativeBiasAttention(nn.Module):
 
         Args:
             x: shape (1, C, D).
-            cache: shape (1, H, L, 2 d), keys then values of the last L frames.
+            cache: shape (1, G, L, 2 d), keys then values of the last L frames.
             bias: shape (1, H, C, L + C): ``relative_bias(C, L + C)`` plus the mask of the empty cache.
 
         Returns:
-            output (1, C, D) and the next cache (1, H, L, 2 d).
+            output (1, C, D) and the next cache (1, G, L, 2 d).
         """
         chunk = x.shape[1]
         fresh = torch.cat([self._heads(self.key(x)), self._heads(self.value(x))], dim=-1)

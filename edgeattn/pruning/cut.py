@@ -114,19 +114,54 @@ def check_cut(anatomy: Anatomy, cut: Cut) -> None:
         gone = [number for number in stack.pinned if number not in numbers]
         if gone:
             raise InputError(f"{path}.{gone[0]}: it must stay, because the other layers use what it makes")
+    _check_merged(anatomy, cut)
+    _check_linear(cut)
+    if cut.left is not None and cut.left < 1:
+        raise InputError(f"left context must be at least 1 encoder frame, got {cut.left}")
+
+
+def _check_merged(anatomy: Anatomy, cut: Cut) -> None:
     for key, heads in cut.merged.items():
         if key not in {unit.key for unit in anatomy.units}:
             raise InputError(unknown_name("unit", key, [unit.key for unit in anatomy.units]))
-        there = len(cut.groups.get(key, range(anatomy.unit(key).groups)))
-        if heads < 1 or there % heads:
+        unit = anatomy.unit(key)
+        if unit.kind != "attention":
+            raise InputError(f"{unit.path}: a feed-forward has no key/value heads to merge")
+        there = len(cut.groups.get(key, range(unit.groups)))
+        valid = [number for number in range(1, there + 1) if there % number == 0]
+        if heads not in valid:
             raise InputError(
-                f"{anatomy.unit(key).path}: {there} heads cannot be merged into {heads} of equal groups; "
-                f"valid: {', '.join(str(n) for n in range(1, there + 1) if there % n == 0)}"
+                f"{unit.path}: {there} heads cannot be merged into {heads} of equal groups; "
+                f"valid: {', '.join(map(str, valid))}"
             )
 
 
+def _check_linear(cut: Cut) -> None:
+    for path, rank in cut.ranks.items():
+        if rank < 1:
+            raise InputError(f"{path}: a rank is at least 1, got {rank}")
+        if path in cut.sparse:
+            raise InputError(f"{path}: it is asked to be of low rank and 2:4 sparse; take one of them")
+    twice = [path for number, path in enumerate(cut.sparse) if path in cut.sparse[:number]]
+    if twice:
+        raise InputError(f"{twice[0]}: it is named twice among the sparse layers")
+
+
+def moved(cut: Cut, path: str) -> str | None:
+    """Where a path of the original network is once the cut's layers are left out; None if it went with one of them."""
+    parts = path.split(".")
+    for stack, kept in cut.layers.items():
+        place = len(stack.split("."))
+        if len(parts) > place and path.startswith(f"{stack}.") and parts[place].isdigit():
+            number = int(parts[place])
+            if number not in kept:
+                return None
+            parts[place] = str(kept.index(number))
+    return ".".join(parts)
+
+
 def without_dropped(anatomy: Anatomy, cut: Cut) -> Cut:
-    """The same cut without what it says about units of layers that are left out: there is nothing to cut there."""
+    """The same cut without what it says about layers that are left out: there is nothing to cut there."""
     gone = {
         unit.key
         for unit in anatomy.units
@@ -138,6 +173,8 @@ def without_dropped(anatomy: Anatomy, cut: Cut) -> Cut:
         cut,
         groups={key: kept for key, kept in cut.groups.items() if key not in gone},
         merged={key: heads for key, heads in cut.merged.items() if key not in gone},
+        ranks={path: rank for path, rank in cut.ranks.items() if moved(cut, path) is not None},
+        sparse=tuple(path for path in cut.sparse if moved(cut, path) is not None),
     )
 
 

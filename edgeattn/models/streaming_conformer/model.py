@@ -8,7 +8,7 @@ Two forwards share the weights: :class:`StreamingConformer` runs whole utterance
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -170,7 +170,7 @@ class ConformerBlock(nn.Module):
         return y
 
     def step(self, x: Tensor, bias: Tensor, kv_cache: Tensor, conv_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One chunk: x (1, C, D), bias (1, H, C, L + C), kv (1, H, L, 2 d), conv (1, K - 1, D)."""
+        """One chunk: x (1, C, D), bias (1, H, C, L + C), kv (1, G, L, 2 d), conv (1, K - 1, D)."""
         x = x + 0.5 * self.ffn1(x)
         attended, next_kv = self.attention.step(self.attention_norm(x), kv_cache, bias)
         x = x + attended
@@ -198,6 +198,17 @@ class StreamingConformer(nn.Module):
         self.subsampling = Subsampling(config)
         self.blocks = nn.ModuleList(ConformerBlock(config) for _ in range(config.num_blocks))
         self.classify = nn.Linear(config.dim, config.vocabulary)
+
+    @property
+    def left_contexts(self) -> tuple[int, ...]:
+        """Left contexts, in encoder frames, that it can be shortened to: whole chunks, at least one."""
+        return tuple(self.config.chunk * chunks for chunks in range(1, self.config.left_chunks))
+
+    def shorten_left(self, left: int) -> None:
+        """Read ``left`` cached encoder frames from now on, one of :attr:`left_contexts`."""
+        if left not in self.left_contexts:
+            raise ValueError(f"left must be one of {self.left_contexts}, got {left}")
+        self.config = replace(self.config, left_chunks=left // self.config.chunk)
 
     def encode(self, feats: Tensor, lengths: Tensor, chunk: int, left_chunks: int) -> tuple[Tensor, Tensor]:
         """Encoder output under the chunk mask.

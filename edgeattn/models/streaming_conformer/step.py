@@ -36,11 +36,11 @@ class StreamingStep(nn.Module):
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the states by input name; heads may differ between blocks."""
+        """Shapes of the states by input name; key/value heads may differ between blocks."""
         shapes: dict[str, tuple[int, ...]] = {}
         for index, block in enumerate(self._blocks()):
             attention = block.attention
-            shapes[f"kv_cache_{index}"] = (1, attention.num_heads, self.config.left, 2 * attention.head_dim)
+            shapes[f"kv_cache_{index}"] = (1, attention.kv_heads, self.config.left, 2 * attention.head_dim)
         for index, block in enumerate(self._blocks()):
             shapes[f"conv_cache_{index}"] = (1, block.convolution.kernel - 1, self.config.dim)
         return shapes
@@ -51,7 +51,7 @@ class StreamingStep(nn.Module):
         Args:
             feats: float32, shape (1, W, F), log mel energies.
             att_bias: float32, shape (1, 1, 1, L + C): 0, or -1e4 where the cache is still empty.
-            states: ``kv_cache_i`` (1, H, L, 2 d) and ``conv_cache_i`` (1, K - 1, D) of each block i.
+            states: ``kv_cache_i`` (1, G, L, 2 d) and ``conv_cache_i`` (1, K - 1, D) of each block i.
 
         Returns:
             ``log_probs`` (1, C, V), and ``next_NAME`` for each state.

@@ -1,0 +1,221 @@
+"""2:4 sparsity: in every four consecutive inputs of a row two weights are zero, which GPUs since Ampere run faster.
+
+Mishra et al., "Accelerating Sparse Deep Neural Networks" (2021, arXiv 2104.08378): the two of largest magnitude stay.
+How much of the magnitude stays depends on which inputs stand together; where their order is free, it is searched for
+as in Pool and Yu, "Channel Permutations for N:M Sparsity" (NeurIPS 2021).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edgeattn.errors import InputError
+from edgeattn.pruning.anatomy import Anatomy, Slice, Unit
+from edgeattn.pruning.cut import Cut, check_cut, moved, without_dropped
+from edgeattn.pruning.linear import dense, linear_at, owners, reorder
+
+KEPT, GROUP = 2, 4
+LEAST_CAPABILITY = (8, 0)  # Ampere
+ROUNDS = 200  # of pairing all groups of four anew; 96 of them, as in a feed-forward of 384, meet each other in 95
+BLOCK = 2**24  # numbers of one intermediate of the search: 64 MiB
+
+
+def supports_2_4(compute_capability: str) -> bool:
+    """Whether GPUs of a compute capability have tensor cores for 2:4 weights.
+
+    >>> supports_2_4("8.7"), supports_2_4("7.5")
+    (True, False)
+    """
+    major, _, minor = compute_capability.partition(".")
+    return (int(major), int(minor or 0)) >= LEAST_CAPABILITY
+
+
+def mask_2_4(weight: Tensor) -> Tensor:
+    """Which weights stay: the two of largest magnitude of every four inputs, the first of equal ones.
+
+    Args:
+        weight: (outputs, inputs), inputs divisible by four.
+
+    Returns:
+        bool, the same shape, exactly two in every four true.
+    """
+    split = weight.detach().abs().reshape(-1, GROUP)
+    places = split.sort(dim=1, descending=True, stable=True).indices[:, :KEPT]
+    mask = torch.zeros_like(split, dtype=torch.bool).scatter_(1, places, True)
+    return mask.reshape(weight.shape)
+
+
+def kept_magnitude(weight: Tensor) -> float:
+    """Sum of the magnitudes that :func:`mask_2_4` keeps, in float64."""
+    return float((weight.detach().abs().double() * mask_2_4(weight)).sum())
+
+
+def channel_order(weight: Tensor, rounds: int = ROUNDS) -> Tensor:
+    """An order of the inputs in which 2:4 keeps more of the magnitude, never less than as they stand.
+
+    Groups of four meet in pairs, each with each; the eight inputs of two are divided anew in the best of the 35 ways.
+    This ends when no pair gains any more, or after ``rounds`` rounds of pairs.
+
+    Args:
+        weight: (outputs, inputs), inputs divisible by four.
+
+    Returns:
+        int64, (inputs,): a permutation of the inputs.
+    """
+    magnitude = weight.detach().abs().float()
+    inputs = magnitude.shape[1]
+    order = torch.arange(inputs).reshape(-1, GROUP)
+    idle = 0
+    for number in range(rounds):
+        pairs = _round(len(order), number)
+        if not len(pairs) or idle >= _meetings(len(order)):
+            break
+        eight = order[pairs].reshape(len(pairs), 2 * GROUP)
+        best, gains = _divide(magnitude, eight)
+        order[pairs] = torch.where(gains[:, None], best, eight).reshape(len(pairs), 2, GROUP)
+        idle = 0 if gains.any() else idle + 1
+    found = order.reshape(-1)
+    better = kept_magnitude(weight[:, found]) > kept_magnitude(weight)
+    return found if better else torch.arange(inputs)
+
+
+def _meetings(groups: int) -> int:
+    """Rounds in which each of so many groups meets each other once."""
+    return groups - 1 + groups % 2
+
+
+def _round(groups: int, number: int) -> Tensor:
+    """Pairs of a round of a round-robin tournament, (pairs, 2)."""
+    even = groups + groups % 2
+    circle = [0, *(1 + (place + number) % (even - 1) for place in range(even - 1))] if even > 1 else []
+    pairs = [(circle[place], circle[-1 - place]) for place in range(even // 2)]
+    return torch.tensor([pair for pair in pairs if max(pair) < groups], dtype=torch.int64).reshape(-1, 2)
+
+
+PAIRS = tuple(itertools.combinations(range(2 * GROUP), 2))
+HALVES = tuple(
+    half
+    for first in itertools.combinations(range(2 * GROUP), GROUP)
+    if 0 in first
+    for half in (first, tuple(place for place in range(2 * GROUP) if place not in first))
+)
+"""The 35 ways to divide eight into two groups of four, one group after the other; the way they stand is first."""
+
+
+def _divide(magnitude: Tensor, eight: Tensor) -> tuple[Tensor, Tensor]:
+    """The best division of each eight inputs, (pairs, 8), and whether it keeps more than the present one, (pairs,)."""
+    one, other = torch.tensor(PAIRS).T
+    low = torch.tensor([PAIRS.index((half[0], half[1])) for half in HALVES])
+    high = torch.tensor([PAIRS.index((half[2], half[3])) for half in HALVES])
+    kept = torch.zeros(len(eight), len(HALVES), dtype=torch.float64)
+    rows = max(1, BLOCK // (len(eight) * len(HALVES)))
+    for start in range(0, len(magnitude), rows):
+        block = magnitude[start : start + rows][:, eight]  # rows, pairs, 8
+        larger = torch.maximum(block[..., one], block[..., other])
+        both = block[..., one] + block[..., other]
+        # the two largest of four are the larger ones of both pairs, or both of one pair
+        two = torch.maximum(larger[..., low] + larger[..., high], torch.maximum(both[..., low], both[..., high]))
+        kept += two.sum(0, dtype=torch.float64)
+    most, choice = kept.reshape(len(eight), -1, 2).sum(-1).max(1)
+    orders = torch.tensor(HALVES).reshape(-1, 2 * GROUP)
+    return eight.gather(1, orders[choice]), most > kept[:, :2].sum(1) * (1 + 1e-6)
+
+
+def sparsify(
+    network: nn.Module, anatomy: Anatomy, cut: Cut, permute: bool = True, shapes_only: bool = False
+) -> dict[str, Tensor]:
+    """Make the layers that a cut names 2:4 sparse, in place.
+
+    Args:
+        network: with the cut's groups and layers removed and heads merged already; the cut names paths of the original.
+        permute: first put the neurons of a feed-forward, and the entries of each value head, in an order that keeps
+            more, where the layer that they leave through is among those named. It changes nothing that is computed.
+        shapes_only: check the layers and change nothing, for a network whose weights are loaded afterwards: sparse
+            weights have the shapes and names of dense ones.
+
+    Returns:
+        path of the original -> the weight as it was before masking, in the order of before the permutation, with the
+        removed weights zero, (outputs, inputs): what the sparse network computes.
+
+    Raises:
+        InputError: if a path is no linear layer or has a number of inputs that four does not divide, or a weight is
+            tied.
+    """
+    check_cut(anatomy, cut)
+    cut = without_dropped(anatomy, cut)
+    layers = {path: linear_at(network, cast(str, moved(cut, path))) for path in cut.sparse}
+    for path, layer in layers.items():
+        inputs = dense(layer).shape[1]
+        if inputs % GROUP:
+            raise InputError(f"{path}: it has {inputs} inputs, 2:4 sparsity needs a multiple of {GROUP}; leave it out")
+        names = owners(network, cast(Tensor, layer.weight))
+        if len(names) > 1:
+            raise InputError(f"{path}: its weight is tied ({', '.join(names)}); it cannot be made sparse")
+    if shapes_only:
+        return {}
+    before = {path: dense(layer).clone() for path, layer in layers.items()}
+    places = {path: _identity(weight) for path, weight in before.items()}
+    if permute:
+        for unit in anatomy.units:
+            if unit.exit in layers:
+                _permute(network, cut, unit, places)
+    for path, layer in layers.items():
+        with torch.no_grad():
+            weight = dense(layer)
+            mask = mask_2_4(weight)
+            weight.mul_(mask)
+            rows, columns = places[path]
+            before[path][rows[:, None], columns[None, :]] = weight
+    return before
+
+
+def _identity(weight: Tensor) -> tuple[Tensor, Tensor]:
+    outputs, inputs = weight.shape
+    return torch.arange(outputs), torch.arange(inputs)
+
+
+def _permute(network: nn.Module, cut: Cut, unit: Unit, places: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Put what enters a unit's exit in the order that keeps most, and follow it in the layers that make it.
+
+    Args:
+        places: path of a layer that becomes sparse -> where its rows and columns came from; changed.
+    """
+    pieces = free_slices(cut, unit)
+    tensors = [getattr(network.get_submodule(cast(str, moved(cut, p.module))), p.tensor, None) for p in pieces]
+    # A layer that became two has no weight, and the order of a tied one is not free.
+    if not pieces or not all(isinstance(t, Tensor) and len(owners(network, t)) == 1 for t in tensors):
+        return
+    weight = dense(network.get_submodule(cast(str, moved(cut, unit.exit))))
+    width = unit.head_dim if unit.kind == "attention" else weight.shape[1]
+    parts = range(0, weight.shape[1], width)
+    order = torch.cat([start + channel_order(weight[:, start : start + width]) for start in parts])
+    stay = len(cut.groups.get(unit.key, range(unit.groups)))
+    for piece, tensor in zip(pieces, tensors, strict=True):
+        start = piece.start * stay // unit.groups  # the sections before it were cut as this one was
+        reorder(cast(Tensor, tensor), piece.axis, start, order)
+        if piece.tensor == "weight" and piece.module in places:
+            rows, columns = places[piece.module]
+            if piece.module == unit.exit:
+                places[piece.module] = rows, columns[order]
+            else:
+                reorder(rows, 0, start, order)
+
+
+def free_slices(cut: Cut, unit: Unit) -> tuple[Slice, ...]:
+    """Slices whose entries may change places together: all of a feed-forward; values and exit of an attention.
+
+    Of an attention within each head only, and none where query heads share a value head: all of them would have to
+    follow it.
+    """
+    if unit.kind == "feedforward":
+        return unit.slices
+    values = [piece for piece in unit.slices if unit.entries and piece.module == unit.entries[-1]]
+    if not values or unit.key in cut.merged or unit.width != unit.head_dim or unit.head_dim % GROUP:
+        return ()
+    last = max(piece.start for piece in values)  # a packed layer holds the values last
+    exits = [piece for piece in unit.slices if piece.module == unit.exit and piece.tensor == "weight"]
+    return (*(piece for piece in values if piece.start == last), *exits)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 Kind = Literal["attention", "feedforward"]
@@ -68,6 +67,7 @@ class Unit:
         head_dim: entries of one head; 0 for a feed-forward.
         cross: keys and values come from another sequence.
         entries: paths of the linear layers that make the groups.
+        tied: exits of further blocks that share weights with this one: they are one unit, and are cut together.
     """
 
     path: str
@@ -82,6 +82,7 @@ class Unit:
     head_dim: int = 0
     cross: bool = False
     entries: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -98,7 +99,8 @@ class Stack:
         layers: how many.
         pinned: layers that must stay, because others use what they make.
         numbered: attributes, anywhere inside a layer, that hold the layer's number.
-        settings: numbers that follow from how many layers there are, ``per_group`` 1.
+        settings: numbers that follow from how many layers there are, ``per_group`` 1; dots lead into a config.
+        lists: (module, attribute) of lists with an entry per layer, such as the kind of attention of each.
     """
 
     path: str
@@ -106,6 +108,7 @@ class Stack:
     pinned: tuple[int, ...] = ()
     numbered: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
+    lists: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,11 @@ def exits(
 
         return pre
 
-    handles = [network.get_submodule(unit.exit).register_forward_pre_hook(hook(key)) for key, unit in units.items()]
+    handles = [
+        network.get_submodule(path).register_forward_pre_hook(hook(key))
+        for key, unit in units.items()
+        for path in (unit.exit, *unit.tied)
+    ]
     try:
         yield
     finally:
@@ -207,8 +214,19 @@ def masked(network: nn.Module, anatomy: Anatomy, masks: Mapping[str, Tensor]) ->
             mask = mask.reshape(mask.shape[0], *([1] * (x.ndim - 2)), mask.shape[-1])
         return x * mask
 
-    with exits(network, {key: anatomy.unit(key) for key in masks}, change):
-        yield
+    averaging: list[Any] = []
+    for key, mask in masks.items():
+        unit = anatomy.unit(key)
+        block: Any = network.get_submodule(unit.path)
+        if hasattr(block, "head_weights"):  # it gives the mean of its heads' weights: a masked head has no part in it
+            block.head_weights = mask.repeat_interleave(unit.heads // unit.groups, -1)
+            averaging.append(block)
+    try:
+        with exits(network, {key: anatomy.unit(key) for key in masks}, change):
+            yield
+    finally:
+        for block in averaging:
+            block.head_weights = None
 
 
 @contextlib.contextmanager
@@ -220,8 +238,8 @@ def skipped(network: nn.Module, layers: Mapping[str, tuple[int, ...]]) -> Iterat
     """
 
     def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-        given = args[0] if args else named["hidden_states"]
-        if isinstance(output, torch.Tensor):
+        given = next(value for value in (*args, *named.values()) if isinstance(value, Tensor))
+        if isinstance(output, Tensor):
             return given
         return (given, *output[1:])
 

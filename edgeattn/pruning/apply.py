@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +16,10 @@ from torch import nn
 
 from edgeattn.errors import UnsupportedError
 from edgeattn.model import EdgeModel
-from edgeattn.pruning.anatomy import Anatomy, masked, skipped
-from edgeattn.pruning.cut import Cut, without_dropped
+from edgeattn.pruning.anatomy import Anatomy, Unit, Unknown, exits, masked, skipped
+from edgeattn.pruning.cut import Cut, check_cut, without_dropped
 from edgeattn.pruning.families import find
+from edgeattn.pruning.prepare import prepare
 from edgeattn.pruning.surgery import remove
 
 ORACLE = 1e-4  # largest difference of an output of the pruned and the masked network, relative to its largest beyond 1
@@ -27,7 +30,8 @@ class Subject:
     """A model that can be cut, and what was found in it.
 
     Attributes:
-        model: the source; where it holds ``nn.MultiheadAttention``, a copy with a block that can be cut.
+        model: the source; where some of its blocks cannot be cut as they are, ``nn.MultiheadAttention`` for one, a copy
+            with others that compute the same.
     """
 
     model: EdgeModel
@@ -41,21 +45,183 @@ class Subject:
 
 
 def subject(model: EdgeModel) -> Subject:
-    """Look for what can be cut.
+    """Look for what can be cut, and try it: one small cut of every kind of unit and of stack on the example.
+
+    What does not run or does not equal its masking is in the anatomy's ``unknown``, with the reason, and never cut. So
+    is what no graph runs: nothing would be known of it.
 
     Raises:
-        UnsupportedError: for a model without modules of its own, or in which nothing is found.
+        UnsupportedError: for a model without modules of its own, or in which nothing can be cut.
     """
     if model.network is None or model.rebuild is None:
         raise UnsupportedError(
             f"{model.spec.name}: it came as a graph, whose heads and neurons have no names any more; prune the torch "
             "module or the Hugging Face directory that it was exported from. Quantizing and converting it still work"
         )
-    anatomy = find(model.network)
-    if not anatomy.units:
-        what = "; ".join(f"{found.path} ({found.kind}): {found.why}" for found in anatomy.unknown)
-        raise UnsupportedError(f"{model.spec.name}: no attention block or feed-forward was found{what and ': ' + what}")
-    return Subject(model, anatomy)
+    given, why = _prepared(model)
+    given = _with_stacks_that_run(_with_units_that_run(_with_units_in_use(given)))
+    if not given.anatomy.units:
+        unknown = given.anatomy.unknown
+        what = "; ".join(f"{found.path or 'the network'} ({found.kind}): {found.why}" for found in unknown)
+        raise UnsupportedError(
+            f"{model.spec.name}: no attention block or feed-forward that can be pruned was found"
+            + "".join(f"; {reason}" for reason in (what, why) if reason)
+        )
+    return given
+
+
+def _prepared(model: EdgeModel) -> tuple[Subject, str]:
+    """The model, or one that computes the same with blocks that can be cut; and why not, where that was tried."""
+    assert model.network is not None, "checked by subject()"
+    assert model.rebuild is not None, "checked by subject()"
+    as_it_is = Subject(model, find(model.network))
+    network = copied(model.network)
+    if not prepare(network):
+        return as_it_is, ""
+    try:
+        made = model.rebuild(network)
+        with _slow_path():
+            difference = oracle_difference(as_it_is, Cut(), made)
+    except Exception as error:  # noqa: BLE001 - any exception means that the network needs its own blocks
+        return as_it_is, f"with blocks that can be cut it does not run ({_line(error)})"
+    if not difference <= ORACLE:
+        return as_it_is, f"with blocks that can be cut its outputs are off by {difference:.1e}"
+    assert made.network is not None, "as of the model"
+    return Subject(made, find(made.network)), ""
+
+
+@contextlib.contextmanager
+def _slow_path() -> Iterator[None]:
+    """While open, torch's layers compute with their own modules, as every converter reads them.
+
+    The fast path puts zeros where a sequence is padded, other numbers than the modules do.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _with_units_in_use(given: Subject) -> Subject:
+    """Units through whose exit something leaves, which of them read another sequence, and the stacks that hold any."""
+    seen: dict[str, int] = {}
+    tokens: dict[str, dict[str, int]] = {unit.key: {} for unit in given.anatomy.units}
+
+    def note(key: str, x: torch.Tensor) -> None:
+        seen[key] = x.shape[-1]
+
+    def reader(key: str, path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], torch.Tensor) and args[0].ndim > 1:
+                tokens[key][path] = args[0].shape[-2]
+
+        return hook
+
+    handles = [
+        given.network.get_submodule(path).register_forward_pre_hook(reader(unit.key, path))
+        for unit in given.anatomy.units
+        for path in unit.entries
+        if unit.kind == "attention"
+    ]
+    try:
+        with exits(given.network, {unit.key: unit for unit in given.anatomy.units}, note):
+            for graph, example in given.model.example.items():
+                given.model.run(example, graph)
+    finally:
+        for handle in handles:
+            handle.remove()
+    units, unknown = [], list(given.anatomy.unknown)
+    for unit in given.anatomy.units:
+        if seen.get(unit.key) == unit.groups * unit.width:
+            units.append(replace(unit, cross=unit.cross or len(set(tokens[unit.key].values())) > 1))
+        else:
+            why = "nothing leaves through its last layer: no graph runs it, or it uses the weight without the layer"
+            unknown.append(_unknown(given, unit, why))
+    run = tuple(
+        stack for stack in given.anatomy.stacks if any(unit.exit.startswith(f"{stack.path}.") for unit in units)
+    )
+    return replace(given, anatomy=Anatomy(tuple(units), run, tuple(unknown)))
+
+
+def _unknown(given: Subject, unit: Unit, why: str) -> Unknown:
+    return Unknown(unit.path, type(given.network.get_submodule(unit.path)).__name__, why)
+
+
+def _with_units_that_run(given: Subject) -> Subject:
+    """Units of the kinds that pass a trial."""
+    kinds: dict[tuple[Any, ...], list[Unit]] = {}
+    for unit in given.anatomy.units:
+        sizes = [tuple(given.network.get_submodule(path).get_parameter("weight").shape) for path in unit.entries]
+        kind = type(given.network.get_submodule(unit.path)).__name__
+        kinds.setdefault((unit.kind, unit.family, kind, unit.groups, unit.width, unit.cross, *sizes), []).append(unit)
+
+    def trial(chosen: Sequence[tuple[Any, ...]]) -> Cut:
+        # One and two groups in turn: blocks that rely on others having as many as they have fail.
+        return Cut(
+            {
+                unit.key: tuple(range(min(1 + number % 2, unit.groups - 1), unit.groups))
+                for kind in chosen
+                for number, unit in enumerate(kinds[kind])
+                if unit.groups > 1
+            }
+        )
+
+    _, failed = _passing(given, list(kinds), [], trial)
+    refused = {unit.key: why for kind, why in failed.items() for unit in kinds[kind]}
+    units = tuple(unit for unit in given.anatomy.units if unit.key not in refused)
+    unknown = tuple(_unknown(given, given.anatomy.unit(key), why) for key, why in refused.items())
+    return replace(given, anatomy=replace(given.anatomy, units=units, unknown=(*given.anatomy.unknown, *unknown)))
+
+
+def _with_stacks_that_run(given: Subject) -> Subject:
+    """Stacks that still compute what they should without one of their layers."""
+    stacks = {
+        stack.path: next((number for number in range(stack.layers) if number not in stack.pinned), None)
+        for stack in given.anatomy.stacks
+    }
+
+    def trial(chosen: Sequence[str]) -> Cut:
+        kept = {path: range(given.anatomy.stack(path).layers) for path in chosen}
+        return Cut({}, {path: tuple(n for n in numbers if n != stacks[path]) for path, numbers in kept.items()})
+
+    passed, failed = _passing(given, [path for path, number in stacks.items() if number is not None], [], trial)
+    unknown = tuple(Unknown(path, "layers", why) for path, why in failed.items())
+    return replace(
+        given,
+        anatomy=replace(
+            given.anatomy,
+            stacks=tuple(stack for stack in given.anatomy.stacks if stack.path in passed),
+            unknown=(*given.anatomy.unknown, *unknown),
+        ),
+    )
+
+
+T = TypeVar("T")
+
+
+def _passing(
+    given: Subject, candidates: Sequence[T], beside: Sequence[T], trial: Callable[[Sequence[T]], Cut]
+) -> tuple[list[T], dict[T, str]]:
+    """The candidates that can be cut together, and why the others cannot: all at once, halved only where that fails.
+
+    Args:
+        beside: what is known to pass; every trial cuts it too, so that the result passes as a whole.
+        trial: the cut that tries some of them.
+    """
+    cut = trial([*beside, *candidates])
+    if not candidates or cut.empty:
+        return list(candidates), {}
+    _, why = _tried(given, cut)
+    if not why:
+        return list(candidates), {}
+    if len(candidates) == 1:
+        return [], {candidates[0]: why}
+    half = len(candidates) // 2
+    first, failed = _passing(given, candidates[:half], beside, trial)
+    second, more = _passing(given, candidates[half:], [*beside, *first], trial)
+    return [*first, *second], failed | more
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -83,23 +249,37 @@ def prune(given: Subject, cut: Cut) -> EdgeModel:
         UnsupportedError: if the pruned network does not run, or computes something else than the masked one: the family
             of the block is not understood, and nothing of it is kept.
     """
+    pruned, why = _tried(given, cut)
+    if pruned is None:
+        raise UnsupportedError(f"{given.model.spec.name}: once {described(cut)} are cut, {why}; it is left whole")
+    return pruned
+
+
+def _tried(given: Subject, cut: Cut) -> tuple[EdgeModel | None, str]:
+    """The model with a cut applied, or why there is none.
+
+    Raises:
+        InputError: if the cut does not fit.
+    """
+    check_cut(given.anatomy, cut)
     network = copied(given.network)
-    remove(network, given.anatomy, cut)
     assert given.model.rebuild is not None, "checked by subject()"
     try:
+        remove(network, given.anatomy, cut)
         pruned = given.model.rebuild(network)
         difference = oracle_difference(given, cut, pruned)
-    except Exception as error:
-        raise UnsupportedError(
-            f"{given.model.spec.name}: the network does not run once {described(cut)} are cut "
-            f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); it is left whole"
-        ) from error
+    except Exception as error:  # noqa: BLE001 - a network that is not understood fails in its own way
+        return None, f"the network does not run ({_line(error)})"
     if not difference <= ORACLE:
-        raise UnsupportedError(
-            f"{given.model.spec.name}: once {described(cut)} are cut, outputs differ from those with the same parts "
-            f"masked by {difference:.1e}: a block computes otherwise than its layers' names say; it is left whole"
+        return None, (
+            f"outputs differ from those with the same parts masked by {difference:.1e}: it computes otherwise than its "
+            "layers' names say"
         )
-    return pruned
+    return pruned, ""
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def described(cut: Cut) -> str:
@@ -112,30 +292,43 @@ def described(cut: Cut) -> str:
 def oracle_difference(given: Subject, cut: Cut, pruned: EdgeModel) -> float:
     """The largest difference to the masked original over all outputs that both have, relative to the largest beyond 1.
 
-    Inputs are the original's example. A state that changed its size starts at zero in both; where layers are left out,
-    and the states of the others with them have other names, all do, and next states are not compared.
+    Inputs are the original's example. A graph with states makes two steps, the second from what the first one left; a
+    state that changed its size is zero at first in both. Where layers are left out all states are, because those of
+    the others have other names, and next states are not compared. Infinite where only the pruned one is not finite.
     """
     worst = 0.0
     for graph in pruned.spec.graphs:
-        states = {state.input for state in graph.states} if cut.layers else set()
+        states = {state.input: state.output for state in graph.states}
         example = given.model.example[graph.name]
         shapes = {tensor.name: tensor.shape for tensor in graph.all_inputs}
         whole, smaller = {}, {}
         for name, value in example.items():
-            same = name not in states and shapes.get(name) == value.shape
+            same = not (name in states and cut.layers) and shapes.get(name) == value.shape
             whole[name] = value if same else np.zeros_like(value)
         for tensor in graph.all_inputs:
-            same = tensor.name not in states and whole[tensor.name].shape == tensor.shape
+            same = not (tensor.name in states and cut.layers) and whole[tensor.name].shape == tensor.shape
             smaller[tensor.name] = whole[tensor.name] if same else np.zeros(tensor.shape, tensor.dtype)
-        with masked_cut(given, cut):
-            wanted = given.model.run(whole, graph.name)
-        for name, got in pruned.run(smaller, graph.name).items():
-            other = wanted[name]
-            moved = cut.layers and name in {state.output for state in graph.states}
-            if not moved and other.shape == got.shape and got.dtype.kind == "f":
-                scale = max(1.0, float(np.abs(other[np.isfinite(other)]).max(initial=0.0)))
-                worst = max(worst, float(np.abs(got - other)[np.isfinite(other)].max(initial=0.0)) / scale)
+        compared = set(graph.output_names) - (set(states.values()) if cut.layers else set())
+        all_states = {state.input: state.output for state in given.model.spec.graph(graph.name).states}
+        for _ in range(2 if states else 1):
+            with masked_cut(given, cut):
+                wanted = given.model.run(whole, graph.name)
+            got = pruned.run(smaller, graph.name)
+            worst = max(worst, *(_difference(wanted[name], got[name]) for name in compared), 0.0)
+            whole |= {name: wanted[output] for name, output in all_states.items()}
+            smaller |= {name: got[output] for name, output in states.items()}
     return worst
+
+
+def _difference(wanted: np.ndarray, got: np.ndarray) -> float:
+    """The largest difference of two outputs, relative to the largest beyond 1; 0 where a cut changed their size."""
+    if wanted.shape != got.shape or got.dtype.kind != "f" or not got.size:
+        return 0.0
+    finite = np.isfinite(wanted)
+    if not np.array_equal(finite, np.isfinite(got)):
+        return math.inf
+    scale = max(1.0, float(np.abs(wanted[finite]).max(initial=0.0)))
+    return float(np.abs(wanted[finite] - got[finite]).max(initial=0.0)) / scale
 
 
 @contextlib.contextmanager

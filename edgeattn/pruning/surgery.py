@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from edgeattn.errors import UnsupportedError
-from edgeattn.pruning.anatomy import Anatomy, Slice, Stack, Unit
+from edgeattn.pruning.anatomy import Anatomy, Setting, Slice, Stack, Unit
 from edgeattn.pruning.cut import Cut, check_cut, without_dropped
 
 
@@ -31,34 +32,70 @@ def remove(network: nn.Module, anatomy: Anatomy, cut: Cut) -> None:
 
 
 def remove_groups(network: nn.Module, cuts: Sequence[tuple[Unit, tuple[int, ...]]]) -> None:
-    """Remove all but the named groups of each unit."""
+    """Remove all but the named groups of each unit.
+
+    Raises:
+        UnsupportedError: before anything is changed, if a tensor is not the network's own, or two units share one and
+            the cuts ask different things of it.
+    """
     # By the tensor, not by its name: tied weights are one tensor under several names.
-    wanted: dict[tuple[int, int], dict[int, Tensor]] = {}
+    sections: dict[tuple[int, int], dict[int, _Section]] = {}
     tensors: dict[int, Tensor] = {}
     for unit, groups in cuts:
         for piece in unit.slices:
-            tensor = getattr(network.get_submodule(piece.module), piece.tensor)
+            tensor = _held(network, piece)
             tensors[id(tensor)] = tensor
-            rows = _rows(piece, groups)
-            sections = wanted.setdefault((id(tensor), piece.axis), {})
-            if piece.start in sections and not torch.equal(sections[piece.start], rows):
+            wanted = _Section(piece.start + piece.width * unit.groups, _rows(piece, groups))
+            there = sections.setdefault((id(tensor), piece.axis), {}).setdefault(piece.start, wanted)
+            if there.end != wanted.end or not torch.equal(there.rows, wanted.rows):
                 raise UnsupportedError(
                     f"{unit.path}: it shares {piece.tensor} of {piece.module or 'the network'} with another unit, and "
                     "both must keep the same groups: tied weights change together"
                 )
-            sections[piece.start] = rows
-    lengths = _section_lengths(network, cuts)
+    _check_sections(tensors, sections)
     fresh: dict[int, Tensor] = {}
-    for (number, axis), sections in wanted.items():
+    for (number, axis), parts in sections.items():
         tensor = fresh.get(number, tensors[number])
-        index = _index(tensor.shape[axis], sections, lengths[number, axis])
-        fresh[number] = tensor.detach().index_select(axis, index)
+        fresh[number] = tensor.detach().index_select(axis, _index(tensor.shape[axis], parts).to(tensor.device))
     _replace(network, {number: (tensors[number], tensor) for number, tensor in fresh.items()})
     for unit, groups in cuts:
         for setting in unit.settings:
-            setattr(network.get_submodule(setting.module), setting.attribute, setting.per_group * len(groups))
+            set_number(network, setting, setting.per_group * len(groups))
     for module in network.modules():
         _follow(module)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """A run of entries of an axis that holds the groups of a unit: where it ends, and which entries stay."""
+
+    end: int
+    rows: Tensor
+
+
+def _held(network: nn.Module, piece: Slice) -> Tensor:
+    """The parameter or buffer that a slice names."""
+    module = network.get_submodule(piece.module)
+    for tensors in (module.named_parameters, module.named_buffers):
+        for name, tensor in tensors(recurse=False, remove_duplicate=False):
+            if name == piece.tensor:
+                return tensor
+    raise UnsupportedError(
+        f"{piece.module or 'the network'} has no parameter {piece.tensor!r} of its own: it is computed from others at "
+        "every call; take that parametrization off before pruning"
+    )
+
+
+def _check_sections(tensors: Mapping[int, Tensor], sections: Mapping[tuple[int, int], Mapping[int, _Section]]) -> None:
+    for (number, axis), parts in sections.items():
+        place = 0
+        for start in sorted(parts):
+            if start < place or parts[start].end > tensors[number].shape[axis]:
+                raise UnsupportedError(
+                    f"a weight of shape {tuple(tensors[number].shape)} is shared by units that hold their groups at "
+                    f"different places of axis {axis}"
+                )
+            place = parts[start].end
 
 
 def _rows(piece: Slice, groups: Sequence[int]) -> Tensor:
@@ -66,24 +103,12 @@ def _rows(piece: Slice, groups: Sequence[int]) -> Tensor:
     return (starts + torch.arange(piece.width)[None, :]).reshape(-1)
 
 
-def _section_lengths(
-    network: nn.Module, cuts: Sequence[tuple[Unit, tuple[int, ...]]]
-) -> Mapping[tuple[int, int], dict[int, int]]:
-    """Tensor and axis -> first entry of each section that is cut -> how long the section is before the cut."""
-    lengths: dict[tuple[int, int], dict[int, int]] = {}
-    for unit, _ in cuts:
-        for piece in unit.slices:
-            tensor = getattr(network.get_submodule(piece.module), piece.tensor)
-            lengths.setdefault((id(tensor), piece.axis), {})[piece.start] = unit.groups * piece.width
-    return lengths
-
-
-def _index(size: int, sections: Mapping[int, Tensor], lengths: Mapping[int, int]) -> Tensor:
+def _index(size: int, sections: Mapping[int, _Section]) -> Tensor:
     """Entries of an axis that stay: what no section covers, and of each section what was chosen."""
     parts, place = [], 0
     for start in sorted(sections):
-        parts += [torch.arange(place, start), sections[start]]
-        place = start + lengths[start]
+        parts += [torch.arange(place, start), sections[start].rows]
+        place = sections[start].end
     return torch.cat([*parts, torch.arange(place, size)])
 
 
@@ -103,10 +128,12 @@ def _replace(network: nn.Module, fresh: Mapping[int, tuple[Tensor, Tensor]]) -> 
 
 
 def _follow(module: nn.Module) -> None:
-    """Make a linear layer's own sizes those of its weight; a Conv1D of transformers has ``nf`` and ``nx``."""
+    """Make a layer's own sizes those of its weight; a Conv1D of transformers has ``nf`` and ``nx``."""
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear) and isinstance(weight, Tensor):
         module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
     elif type(module).__name__ == "Conv1D" and isinstance(weight, Tensor):
         module.nx, module.nf = weight.shape  # type: ignore[assignment]
 
@@ -124,7 +151,26 @@ def remove_layers(network: nn.Module, stack: Stack, kept: Sequence[int]) -> None
                 if isinstance(getattr(module, attribute, None), int):
                     setattr(module, attribute, number)
     for setting in stack.settings:
-        owner: Any = network.get_submodule(setting.module)
-        for part in setting.attribute.split(".")[:-1]:
-            owner = getattr(owner, part)
-        setattr(owner, setting.attribute.rpartition(".")[2], setting.per_group * len(left))
+        set_number(network, setting, setting.per_group * len(left))
+    for path, attribute in stack.lists:
+        holder, name = _holder(network.get_submodule(path), attribute)
+        entries = getattr(holder, name)
+        setattr(holder, name, type(entries)(entries[number] for number in kept))
+
+
+def set_number(network: nn.Module, setting: Setting, value: int) -> None:
+    """Set an attribute of a module, or of a config that hangs on it; a frozen config is replaced by a changed one."""
+    module = network.get_submodule(setting.module)
+    holder, attribute = _holder(module, setting.attribute)
+    if holder is not module and is_dataclass(holder) and getattr(type(holder), "__dataclass_params__").frozen:  # noqa: B009
+        setattr(module, setting.attribute.rpartition(".")[0], replace(cast(Any, holder), **{attribute: value}))
+    else:
+        setattr(holder, attribute, value)
+
+
+def _holder(owner: Any, attribute: str) -> tuple[Any, str]:
+    """What holds an attribute whose name may have dots, and the last part of the name."""
+    *parts, last = attribute.split(".")
+    for part in parts:
+        owner = getattr(owner, part)
+    return owner, last

@@ -11,7 +11,7 @@ import numpy as np
 
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
-from edgeattn.evaluation.data import ArrayData, ArraySample, Data, SpeechData, spread
+from edgeattn.evaluation.data import TARGET_PREFIX, ArrayData, ArraySample, Data, SpeechData, spread
 from edgeattn.evaluation.parity import Parity, merged_parity
 from edgeattn.evaluation.replay import Record, record_calls, record_steps, record_stream, record_utterances, replay
 from edgeattn.model import Arrays, EdgeModel, ReferenceStep, one_thread
@@ -23,6 +23,7 @@ from edgeattn.spec import BucketSpec, ModelSpec, StreamSpec
 PARITY_STEPS = 500  # with carried states: an error that grows shows by then
 PARITY_CALLS = 200  # of a model without states; the metric is measured on all samples
 CALIBRATION_STEPS = 256
+TRAINING_RUNS = 4096
 EXAMPLE_CALLS = 5  # without data: an output of one number is 10 dB better or worse by chance
 CARRIED_STEPS = 16  # of a graph with states that is no audio stream, such as one step of a decoder
 REFERENCE = "float32 source in torch"
@@ -37,6 +38,16 @@ class Progress(Protocol):
 
     def advance(self) -> None:
         """One unit of the phase is done."""
+
+
+class Quiet:
+    """A :class:`Progress` for one evaluation among many: something else is what is counted."""
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        """Says nothing."""
+
+    def advance(self) -> None:
+        """Counts nothing."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +196,74 @@ def _calibration(model: EdgeModel, data: ArrayData) -> dict[str, tuple[Arrays, .
 def _carried(model: EdgeModel, graph: str, samples: Sequence[Arrays]) -> tuple[Arrays, ...]:
     records = record_steps(ReferenceStep(model, graph), samples)
     return tuple({**record.inputs, **record.states} for record in records)
+
+
+Run = tuple[Arrays, ...]
+"""Inputs of one step after another, states left out."""
+
+
+def training_runs(model: EdgeModel, data: Data, limit: int = TRAINING_RUNS) -> dict[str, tuple[Run, ...]]:
+    """What a student of the model is trained on: runs of inputs without states, from the calibration samples alone.
+
+    An utterance is a run, its feature chunks as a :class:`~edgeattn.runtimes.Stream` feeds them, the flush included; of
+    other data a sample is a run of one step, and those of a graph with states are the steps of one run. Samples that a
+    bucket pads keep their own length. A sample's targets stand beside its inputs, as ``target_NAME``.
+
+    Args:
+        limit: at most so many utterances or samples per graph.
+
+    Returns:
+        graph -> runs.
+
+    Raises:
+        DataError: if the data is of another kind than the model's.
+    """
+    spec = model.spec
+    if isinstance(data, SpeechData):
+        if spec.stream is None:
+            raise DataError(f"{spec.name} does not take speech; its data is an npz with arrays named like its inputs")
+        feeds = _Feeds(spec)
+        stream = Stream(feeds, spec.stream)
+        for utterance in spread(data.calibration, limit):
+            stream.push(utterance.samples)
+            stream.flush()
+        return {spec.graphs[0].name: tuple(tuple(run) for run in feeds.runs if run)}
+    units = spec.units()
+    runs: dict[str, tuple[Run, ...]] = {}
+    for unit, every in {next(iter(units)): data.calibration, **data.others}.items():
+        bucket = next((bucket for bucket in spec.buckets if bucket.name == unit), None)
+        carried = bool(units[unit][0].states)
+        by_graph: dict[str, list[Arrays]] = {}
+        for sample in every[:limit] if carried else spread(every, limit):  # steps of one run stay neighbours
+            graph = units[unit][0] if bucket is None else route(spec, bucket, sample.inputs)
+            inputs = {tensor.name: sample.inputs[tensor.name] for tensor in graph.inputs}
+            targets = {TARGET_PREFIX + name: array for name, array in sample.targets.items()}
+            by_graph.setdefault(graph.name, []).append({**inputs, **targets})
+        for name, steps in by_graph.items():
+            runs[name] = (tuple(steps),) if carried else tuple((step,) for step in steps)
+    return runs
+
+
+class _Feeds:
+    """A step of a stream that computes nothing and keeps what it is fed, one run per utterance."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        graph = spec.graphs[0]
+        self.inputs: Arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in graph.inputs}
+        self.outputs: Arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in graph.outputs}
+        self.runs: list[list[Arrays]] = [[]]
+
+    def run(self) -> None:
+        """Keep the inputs."""
+        self.runs[-1].append({name: array.copy() for name, array in self.inputs.items()})
+
+    def reset(self) -> None:
+        """The next run begins."""
+        self.runs.append([])
+
+    def states(self) -> Arrays:
+        """There are none."""
+        return {}
 
 
 def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | None, progress: Progress) -> Baseline:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeattn import distillation
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.model import EdgeModel
@@ -292,13 +293,13 @@ def test_a_loss_that_is_no_number_ends_with_the_best_so_far(
     hurt_onnx: dict[str, Path], clock: StepClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = itertools.count()
-    original = recovery._Loss.__call__
+    original = distillation.Loss.__call__
 
-    def broken(self: Any, item: Any, outputs: Any) -> Tensor:
-        loss = original(self, item, outputs)
+    def broken(self: Any, *args: Any) -> Tensor:
+        loss = original(self, *args)
         return loss * float("nan") if torch.is_grad_enabled() and next(counter) >= 160 else loss
 
-    monkeypatch.setattr(recovery._Loss, "__call__", broken)
+    monkeypatch.setattr(distillation.Loss, "__call__", broken)
     result = trained(hurt(), hurt_onnx, clock)
     assert result.steps == 40
     assert "stopped at step 41" in result.note

@@ -73,7 +73,9 @@ def verify(
     return Verified(artifact, parity, score, None, tuple(failures), size, graphs, drop)
 
 
-def time_candidates(sessions: Mapping[str, Session]) -> dict[str, float]:
+def time_candidates(
+    sessions: Mapping[str, Session], rounds: int = TIMING_ROUNDS, runs: int = TIMING_RUNS
+) -> dict[str, float]:
     """Median milliseconds of one call of every graph, added up; the candidates take turns in one run.
 
     A graph that stands in several sizes counts with its largest, the worst case of a call.
@@ -83,9 +85,9 @@ def time_candidates(sessions: Mapping[str, Session]) -> dict[str, float]:
     for graphs in units.values():
         steps = {name: session.step(graphs[-1].name) for name, session in sessions.items()}
         samples: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(TIMING_ROUNDS):
+        for _ in range(rounds):
             for name, step in steps.items():
-                samples[name] += time_step(step, TIMING_RUNS)[1]
+                samples[name] += time_step(step, runs)[1]
         for name, times in samples.items():
             totals[name] += 1e3 * statistics.median(times)
     return totals

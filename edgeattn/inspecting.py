@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeattn.baseline import Baseline, Progress, baseline, score_of
+from edgeattn.baseline import Baseline, Progress, Quiet, baseline, score_of
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import accuracy
-from edgeattn.evaluation.data import Data, SpeechData
+from edgeattn.evaluation.data import Data, limited
 from edgeattn.model import EdgeModel
 from edgeattn.quantize.attention_maps import AttentionReport, diagnose
-from edgeattn.quantize.calibration import even
 from edgeattn.quantize.sensitivity import Evaluate, SensitivityOptions, SensitivityReport, measure, quantize_all, steps
 from edgeattn.runtimes import open_session
 
@@ -68,7 +67,7 @@ def inspect_sensitivity(
             "sensitivity quantizes with the ranges that your inputs give and got no data: give --data with inputs like "
             "those of use (npz, labelled texts, recordings with transcripts.tsv, or file.py:function)"
         )
-    base = baseline(model, _limited(data, options.samples), progress)
+    base = baseline(model, limited(data, options.samples), progress)
     chosen = options.sensitivity
     with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
         rooms = [Path(scratch) / name for name in ("float", "quantized")]
@@ -88,12 +87,6 @@ def inspect_sensitivity(
     return ModelSensitivity(data.origin, score.metric, 100.0 * score.value, score.samples, report, attention)
 
 
-def _limited(data: Data, samples: int) -> Data:
-    if isinstance(data, SpeechData):
-        return replace(data, evaluation=tuple(even(data.evaluation, samples)))
-    return replace(data, evaluation=tuple(even(data.evaluation, samples)))
-
-
 def _metric_loss(model: EdgeModel, base: Baseline) -> Evaluate | None:
     """Points that quantized ONNX files lose against the source, as the engine executes them."""
     source, data = base.score, base.data
@@ -102,20 +95,10 @@ def _metric_loss(model: EdgeModel, base: Baseline) -> Evaluate | None:
 
     def lost(files: Mapping[str, Path]) -> float:
         with open_session(ENGINE, files, model.spec, threads=1) as session:
-            score = score_of(session, data, "sensitivity", _Quiet())
+            score = score_of(session, data, "sensitivity", Quiet())
         assert score is not None, "the source was scored on this data"
         drop = accuracy(source, score, data.origin).drop
         assert drop is not None
         return drop + 0.0  # never -0.0
 
     return lost
-
-
-class _Quiet:
-    """A Progress for the evaluation of one layer among many: the layers are what is counted."""
-
-    def begin(self, what: str, total: int | None = None) -> None:
-        """See :class:`~edgeattn.baseline.Progress`."""
-
-    def advance(self) -> None:
-        """See :class:`~edgeattn.baseline.Progress`."""

@@ -4,6 +4,7 @@ The steps, in order:
 
     preflight      what would fail on a target is refused before anything is converted             (preflight.py)
     baseline       the float32 source, streamed: recorded steps, calibration samples, the metric    (baseline.py)
+    prune          where asked: heads, neurons and layers are removed for a target's milliseconds   (compress.py)
     candidates     per target: each scheme built by the engine's converter and quantizer            (schemes.py)
     verify         each candidate against the baseline: parity, the task's metric, time             (candidates.py)
     mend           where the fastest loses the metric: layers back to float, else a short training  (mixed.py)
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,13 +63,17 @@ from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
+from edgeattn.pruning.request import Request
 from edgeattn.quantize.plan import Plan
-from edgeattn.report import Candidate, Precision, Report, Result, graph_results
+from edgeattn.report import Candidate, Precision, Pruning, Report, Result, graph_results
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.selftest import make_golden
 from edgeattn.schemes import BUILDERS, FALLBACK, TREATMENT, Choices, Workshop, precision_of, schemes
 from edgeattn.spec import to_json
 from edgeattn.targets import Target
+
+if TYPE_CHECKING:
+    from edgeattn.pruning.importance import Hook
 
 GOLDEN_STEPS = 6
 MENDED_GAIN = 1.1  # a candidate that loses too much is worth mending if it is so much faster than what ships
@@ -91,6 +96,8 @@ class ConvertOptions:
         measure: how the shipped bundle is profiled.
         plan: treatment of layers by module path, for every engine.
         effort: how long to search mixed plans and to train where plain recipes lose the metric.
+        prune: what to remove before anything is quantized; None for nothing.
+        loss: a loss of the user's, for the importance of what may be removed and for recovery.
     """
 
     targets: tuple[Target, ...]
@@ -104,6 +111,8 @@ class ConvertOptions:
     keep_failed: bool = False
     plan: Plan = field(default_factory=Plan)
     effort: Effort = field(default_factory=Effort)
+    prune: Request | None = None
+    loss: Hook | None = None
 
 
 def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress) -> Report:
@@ -125,10 +134,30 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         foreseen = preflight(model, data, options, progress)
         workshop = Workshop(model, baseline(model, data, progress), Path(scratch))
         results = [
-            replace(convert_target(workshop, target, options, progress), preflight=foreseen[target.name])
-            for target in options.targets
+            replace(convert_target(shop, target, options, progress), preflight=foreseen[target.name])
+            for target, shop in pruned(workshop, options, progress)
         ]
     return Report(describe(model), tuple(results))
+
+
+def pruned(workshop: Workshop, options: ConvertOptions, progress: Progress) -> Iterator[tuple[Target, Workshop]]:
+    """Each target with what is converted for it: the source itself, or what pruning made of it."""
+    if options.prune is None:
+        yield from ((target, workshop) for target in options.targets)
+        return
+    from edgeattn.compress import Compressor  # it loads torch
+
+    checkpoint = prune_file(workshop, options)
+    compressor = Compressor(workshop, options.prune, options.measure.threads, checkpoint, options.loss)
+    for target in options.targets:
+        made = compressor.for_target(target, engine(target, options), progress)
+        yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
+    checkpoint.unlink(missing_ok=True)
+
+
+def prune_file(workshop: Workshop, options: ConvertOptions) -> Path:
+    """Where recovery keeps its checkpoint until everything is made."""
+    return options.out / f".{workshop.model.spec.name}.prune.recovery"
 
 
 def preflight(
@@ -430,7 +459,7 @@ def pack(
             spec=model.spec,
             models={graph: file.name for graph, file in artifact.models.items()},
             precision=to_json(Precision(options.precision, artifact.precision, None, candidates)),
-            provenance=provenance(model, artifact),
+            provenance=provenance(model, artifact, shop.pruning),
             measured={},
             golden=Golden("golden.npz", GOLDEN_STEPS, maker, GOLDEN_SQNR_DB[artifact.precision]),
             build=artifact.build,
@@ -478,6 +507,9 @@ def assemble(
     if artifact.build is not None:
         notes.append(_build_note(artifact.build))
     failures = list(chosen.failures)
+    if shop.pruning is not None:
+        failures += shop.pruning.failures
+        notes += shop.pruning.notes
     if substitute is None:
         failures += deadline_failures(profile, options.gates.deadline_ms)
     data = shop.base.data
@@ -503,7 +535,21 @@ def assemble(
         notes=(*shop.model.notes, *notes),
         buckets=buckets,
         graphs=graphs,
+        pruning=pruning_facts(shop, chosen, candidates),
     )
+
+
+def pruning_facts(shop: Workshop, chosen: Verified, candidates: tuple[Candidate, ...]) -> dict[str, Any] | None:
+    """What pruning did, and how much faster than the unpruned float model that is which ships."""
+    if shop.pruning is None:
+        return None
+    facts = dict(shop.pruning.facts)
+    single = next((row.latency_ms for row in candidates if row.scheme == "fp32"), None)
+    gain: float | None = facts["speedup"] if facts["kept"] else 1.0
+    facts["shipped_speedup"] = None
+    if gain is not None and single is not None and chosen.latency_ms is not None:
+        facts["shipped_speedup"] = gain * single / chosen.latency_ms
+    return facts
 
 
 def copy_assets(assets: Mapping[str, Path], draft: Path) -> None:
@@ -530,12 +576,13 @@ def golden_inputs(base: Baseline) -> dict[str, list[Arrays]]:
     }
 
 
-def provenance(model: EdgeModel, artifact: Artifact) -> dict[str, Any]:
+def provenance(model: EdgeModel, artifact: Artifact, pruning: Pruning | None = None) -> dict[str, Any]:
     """Where the bundle comes from: enough to make it again."""
     tools = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "litert-torch", "ai-edge-quantizer")
     return {
         "source_sha256": model.source_sha256,
         "recipe": artifact.recipe,
+        **({} if pruning is None else {"pruning": {key: pruning.facts.get(key) for key in ("asked", "kept", "cut")}}),
         "layers": dict(artifact.treatments),
         "tools": {"edgeattn": edgeattn.__version__, **{name: _version(name) for name in tools if _version(name)}},
     }

@@ -67,6 +67,20 @@ class GraphResult:
 
 
 @dataclass(frozen=True)
+class Pruning:
+    """What was pruned before anything else, and what came of it.
+
+    Attributes:
+        facts: plain JSON: what was asked and removed, the time foreseen and measured, the metric, the training.
+        failures: of what was asked for.
+    """
+
+    facts: Mapping[str, Any]
+    failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Result:
     """One bundle on one device. An absent figure is None, never 0.
 
@@ -74,6 +88,7 @@ class Result:
         buckets: every size of every graph that stands in several.
         graphs: the other graphs, where there is more than one in all.
         preflight: what was foreseen before anything was converted, as plain JSON objects.
+        pruning: see :class:`Pruning`; None where nothing was asked to be removed.
     """
 
     target: str
@@ -96,6 +111,7 @@ class Result:
     buckets: tuple[GraphResult, ...] = ()
     graphs: tuple[GraphResult, ...] = ()
     preflight: tuple[Mapping[str, Any], ...] = ()
+    pruning: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +205,52 @@ def candidate_table(results: Sequence[Result]) -> Table:
             )
             grid.add_row(*map(Text, cells), style="bold" if row.kept else "")
     return grid
+
+
+def pruning_table(results: Sequence[Result]) -> Table:
+    """What was removed for each target, and the time and the metric before and after."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table("target", "asked", "kept", title="pruning", title_justify="left")
+    for name in ("parameters", "foreseen", "measured", "with quantization"):
+        grid.add_column(name, justify="right")
+    grid.add_column("metric")
+    for result in results:
+        facts = result.pruning
+        if facts is None:
+            continue
+        score, parameters = facts.get("score"), facts["parameters"]
+        ms = ABSENT if facts["pruned_ms"] is None else f"{facts['unpruned_ms']:.2f} -> {facts['pruned_ms']:.2f} ms"
+        cells = (
+            result.target,
+            facts["asked"],
+            kept_text(facts),
+            f"{parameters['original'] / 1e6:.2f} -> {parameters['pruned'] / 1e6:.2f} M",
+            _times(facts["predicted_speedup"], f"\n{facts['kind']}"),
+            _times(facts["speedup"], f"\n{ms}"),
+            _times(facts.get("shipped_speedup")),
+            ABSENT if score is None else f"{score['metric']} {score['original']:.2f} -> {score['pruned']:.2f} %",
+        )
+        grid.add_row(*map(Text, cells))
+    return grid
+
+
+def kept_text(facts: Mapping[str, Any]) -> str:
+    """What stayed of each kind: ``heads 18 of 24, neurons 900 of 1536, layers 4 of 6``."""
+    words = []
+    for kind, name in (("attention", "heads"), ("feedforward", "neurons")):
+        rows = [row for row in facts.get("units", ()) if row["kind"] == kind]
+        if rows:
+            words.append(f"{name} {sum(r['kept'] for r in rows)} of {sum(r['groups'] for r in rows)}")
+    stacks = facts.get("layers", {}).values()
+    if stacks:
+        words.append(f"layers {sum(len(s['kept']) for s in stacks)} of {sum(s['layers'] for s in stacks)}")
+    return "\n".join(words)
+
+
+def _times(value: float | None, more: str = "") -> str:
+    return ABSENT if value is None else f"{value:.2f}x{more}"
 
 
 def _cells(result: Result) -> tuple[str, ...]:

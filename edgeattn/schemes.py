@@ -24,6 +24,7 @@ from edgeattn.errors import ConversionError, InputError, UnsupportedError, unkno
 from edgeattn.evaluation.data import spread
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.quantize.plan import Plan, Treatment, counted
+from edgeattn.report import Pruning
 from edgeattn.targets import Precision as Name
 from edgeattn.targets import Target
 
@@ -103,12 +104,19 @@ def schemes(target: Target, backend: str, asked: str) -> tuple[str, ...]:
 
 
 class Workshop:
-    """The source with its exports, made once and shared by the targets."""
+    """The source with its exports, made once and shared by the targets.
 
-    def __init__(self, model: EdgeModel, base: Baseline, scratch: Path) -> None:
+    Args:
+        base: what its artifacts are compared with.
+        scratch: directory for artifacts.
+        pruning: how the model came about, where it is a pruned one.
+    """
+
+    def __init__(self, model: EdgeModel, base: Baseline, scratch: Path, pruning: Pruning | None = None) -> None:
         self.model = model
         self.base = base
         self.scratch = scratch
+        self.pruning = pruning
 
     @functools.cached_property
     def onnx(self) -> Mapping[str, Path]:

@@ -19,6 +19,7 @@ from edgeattn.cli import (
     inspect,
     models,
     profile,
+    prune,
     quantize,
     selftest,
     stream,
@@ -30,7 +31,7 @@ from edgeattn.errors import EdgeattnError
 
 app = typer.Typer(
     name="edgeattn",
-    help="Attention models on edge devices: converted, quantized, verified, measured.",
+    help="Attention models on edge devices: pruned, quantized, converted, verified, measured.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,6 +39,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert.convert,
+    "prune": prune.prune,
     "quantize": quantize.quantize,
     "check": check.check,
     "profile": profile.profile,

@@ -76,15 +76,18 @@ def finish(report: Report, as_json: bool) -> None:
 
 def print_table(report: Report) -> None:
     """The results as a table on stdout; as wide as it needs to be when that is no terminal."""
-    from edgeattn.report import candidate_table, table
+    from edgeattn.report import candidate_table, pruning_table, table
 
     terminal = console()
     terminal.print(table(report.results))
     if any(len(result.precision.candidates) > 1 for result in report.results):
         terminal.print(candidate_table(report.results))
+    if any(result.pruning is not None for result in report.results):
+        terminal.print(pruning_table(report.results))
     for result in report.results:
         if result.bundle:
-            terminal.print(f"bundle: {result.bundle}", highlight=False, soft_wrap=True)
+            kind = "pruned model" if result.bundle.endswith(".pruned") else "bundle"
+            terminal.print(f"{kind}: {result.bundle}", highlight=False, soft_wrap=True)
 
 
 def save_picture(report: Report, path: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish, progress_bar
-from edgeattn.cli.loading import Inputs, chosen_targets, load
+from edgeattn.cli.loading import Inputs, chosen_targets, load, load_loss
 
 DEFAULT_MODEL = "streaming-conformer"
 
@@ -33,6 +33,9 @@ def convert(
     plan: o.PlanFile = None,
     time_budget: o.TimeBudget = "2min",  # type: ignore[assignment]  # parsed by typer
     recover: o.Recover = "0s",  # type: ignore[assignment]
+    prune: o.Prune = None,
+    recover_minutes: o.RecoverMinutes = 0.0,
+    loss: o.Loss = None,
     out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
     max_drop: o.MaxDrop = 0.5,
     deadline: o.Deadline = None,
@@ -44,7 +47,7 @@ def convert(
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write a bundle although a gate failed.")] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Make a verified bundle of MODEL for each target: convert, quantize, check, measure."""
+    """Make a verified bundle of MODEL for each target: prune, quantize, convert, check, measure."""
     with exit_codes(as_json):
         from edgeattn.gates import Gates
         from edgeattn.mixed import Effort
@@ -64,6 +67,8 @@ def convert(
             keep_failed=keep_failed,
             plan=o.plan_of(plan, precision, recover, data),
             effort=Effort(time_budget, recover),
+            prune=o.prune_of(prune, recover_minutes, loss),
+            loss=load_loss(loss),
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
         with progress_bar() as bar:

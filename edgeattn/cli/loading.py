@@ -11,6 +11,7 @@ from edgeattn.cli.console import Bar
 if TYPE_CHECKING:
     from edgeattn.evaluation.data import Data
     from edgeattn.model import EdgeModel
+    from edgeattn.pruning.importance import Hook
     from edgeattn.targets import Target
 
 
@@ -54,3 +55,16 @@ def load(inputs: Inputs, bar: Bar) -> tuple[EdgeModel, Data | None]:
     loaded = load_data(inputs.model, source.spec, inputs.data, inputs.split, inputs.samples, source.assets)
     enough_to_calibrate(loaded, inputs.calibration_samples)
     return source, loaded
+
+
+def load_loss(reference: str | None) -> Hook | None:
+    """A loss of the user's, ``file.py:function``.
+
+    Raises:
+        InputError: if it cannot be loaded.
+    """
+    if reference is None:
+        return None
+    from edgeattn.sources.code import load_function
+
+    return load_function(reference)  # what it returns is looked at where it is used

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from edgeattn.pruning.request import Request
     from edgeattn.quantize.plan import Plan
 
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "": 1.0}
@@ -113,6 +114,50 @@ Recover = Annotated[
 CalibrationSamples = Annotated[
     int, typer.Option("--calibration-samples", min=0, help="Refuse data with fewer samples to calibrate on.")
 ]
+
+
+Prune = Annotated[
+    str | None,
+    typer.Option(
+        "--prune",
+        metavar="WHAT",
+        help="Remove heads, neurons, layers first: speedup=1.5, deadline=20ms, max-drop=0.5, or amounts such as "
+        "heads=0.25,neurons=0.25,layers=1,left=16,kv-heads=2,rank=0.5,sparsity=2:4; or what edgeattn prune wrote.",
+        show_default=False,
+    ),
+]
+RecoverMinutes = Annotated[
+    float,
+    typer.Option(
+        "--recover-minutes", min=0.0, help="Distil the unpruned model into the pruned one for so long; 0 for not."
+    ),
+]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        "--loss",
+        metavar="FILE.py:FUNCTION",
+        help="loss(outputs, inputs) of your own, for what may be pruned and for recovery; inputs hold target_NAME.",
+        show_default=False,
+    ),
+]
+
+
+def prune_of(text: str | None, recover_minutes: float, loss: str | None) -> Request | None:
+    """The request of ``--prune``, held to the other flags.
+
+    Raises:
+        InputError: for flags that contradict each other, or as :func:`~edgeattn.pruning.request.parse_request`.
+    """
+    from edgeattn.errors import InputError
+    from edgeattn.pruning.request import parse_request
+
+    if text is None:
+        for flag, given in (("--recover-minutes", recover_minutes > 0), ("--loss", loss is not None)):
+            if given:
+                raise InputError(f"{flag} belongs to pruning: give --prune, such as --prune speedup=1.5")
+        return None
+    return parse_request(text, 60.0 * recover_minutes)
 
 
 def plan_of(path: Path | None, precision: str, recover_seconds: float, data: str | None) -> Plan:

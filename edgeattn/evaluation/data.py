@@ -205,6 +205,13 @@ def spread(items: Sequence[T], limit: int) -> Sequence[T]:
     return [items[i] for i in np.linspace(0, len(items) - 1, limit).astype(int)]
 
 
+def limited(data: Data, samples: int) -> Data:
+    """The same data with at most so many samples to measure on, evenly spread over all; 0 for all."""
+    if isinstance(data, SpeechData):
+        return replace(data, evaluation=tuple(spread(data.evaluation, samples)))
+    return replace(data, evaluation=tuple(spread(data.evaluation, samples)))
+
+
 def load_arrays(path: Path, spec: ModelSpec) -> ArrayData:
     """Samples from an npz whose arrays are named like the inputs of the model's first graph, first axis = samples.
 

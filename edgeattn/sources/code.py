@@ -6,12 +6,12 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgeattn.errors import EdgeattnError, ModelError, unknown_name
+from edgeattn.errors import EdgeattnError, InputError, ModelError, unknown_name
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.sources.modules import GRAPH, describe, from_graphs
 from edgeattn.sources.usercode import import_path, users_code
@@ -41,7 +41,7 @@ def load_python_file(reference: str) -> EdgeModel:
 
 def run_file(path: Path, reference: str, kind: type[EdgeattnError] = ModelError) -> ModuleType:
     """Run a file of the user's as a module of its own."""
-    name = f"_edgeattn_source_{path.stem}"
+    name = module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{path}: not a Python file")
@@ -50,6 +50,35 @@ def run_file(path: Path, reference: str, kind: type[EdgeattnError] = ModelError)
     with import_path(path.resolve().parent), users_code(reference, kind):
         spec.loader.exec_module(module)
     return module
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """A function of a file of the user's, ``file.py:function``; what it raises when it is called names its line.
+
+    Raises:
+        InputError: if there is no such file or function.
+    """
+    name, function = split_reference(reference)
+    path = Path(name)
+    if path.suffix != ".py" or not path.is_file() or ":" not in reference:
+        raise InputError(f"{reference}: expected file.py:function, and a file that is there")
+    found = getattr(run_file(path, reference, InputError), function, None)
+    if not callable(found):
+        raise InputError(
+            f"{reference}: {unknown_name('function', function, functions_of(sys.modules[module_name(path)]))}"
+        )
+    called: Callable[..., Any] = found
+
+    def guarded(*given: Any) -> Any:
+        with import_path(path.resolve().parent), users_code(reference, InputError):
+            return called(*given)
+
+    return guarded
+
+
+def module_name(path: Path) -> str:
+    """What the module of a file of the user's is called."""
+    return f"_edgeattn_source_{path.stem}"
 
 
 def is_module(reference: str) -> bool:

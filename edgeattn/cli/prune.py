@@ -1,0 +1,91 @@
+"""``edgeattn prune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeattn.cli import options as o
+from edgeattn.cli.console import exit_codes, finish, progress_bar
+from edgeattn.cli.loading import Inputs, chosen_targets, load, load_loss
+
+Share = Annotated[float | None, typer.Option(help="Share to remove of each, between 0 and 1.", show_default=False)]
+
+
+def prune(
+    model: Annotated[str, typer.Argument(help="MODEL as for convert, or what prune wrote.", show_default=False)],
+    target: o.Targets = ["cpu"],  # noqa: B006
+    speedup: Annotated[
+        float | None, typer.Option(help="Least speed over the unpruned float model, e.g. 1.5.", show_default=False)
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(parser=o.milliseconds, metavar="TIME", help="Per call of the float model.", show_default=False),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Points of the metric that may be lost; as much as that allows goes.", show_default=False),
+    ] = None,
+    heads: Share = None,
+    neurons: Share = None,
+    layers: Annotated[int | None, typer.Option(help="Layers to leave out.", show_default=False)] = None,
+    left: Annotated[
+        int | None, typer.Option(help="Left context of a stream, in encoder frames.", show_default=False)
+    ] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Key/value heads to merge those of each attention into.", show_default=False)
+    ] = None,
+    rank: Annotated[
+        float | None,
+        typer.Option(help="Share of its multiplications that a projection keeps, as two layers.", show_default=False),
+    ] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(help="2:4, for NVIDIA GPUs from Ampere on.", show_default=False)
+    ] = None,
+    backend: o.TargetBackend = None,
+    data: o.ModelData = None,
+    bucket: o.Buckets = [],  # noqa: B006
+    fill: o.Fills = [],  # noqa: B006
+    split: o.Split = None,
+    samples: o.Samples = 400,
+    importance_samples: Annotated[int, typer.Option(help="Samples that importance is measured on, at most.")] = 256,
+    recover_minutes: o.RecoverMinutes = 0.0,
+    loss: o.Loss = None,
+    threads: o.Threads = 1,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw what each group is worth into a .png or .svg.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("out"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a result that is there.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Remove heads, neurons and layers for measured milliseconds; the smaller model is a MODEL for convert."""
+    with exit_codes(as_json):
+        from edgeattn.gates import Gates
+        from edgeattn.pipeline import ConvertOptions
+        from edgeattn.profiling.measure import MeasureOptions
+        from edgeattn.pruning.request import Request
+        from edgeattn.slimming import PruneOptions
+        from edgeattn.slimming import prune as run
+
+        request = Request(
+            speedup, deadline, max_drop, heads, neurons, layers, kv_heads, rank, left, sparsity,
+            samples=importance_samples, recover_seconds=60.0 * recover_minutes,
+        )  # fmt: skip
+        settings = ConvertOptions(
+            targets=chosen_targets(target),
+            precision="fp32",
+            backend=backend,
+            out=out,
+            gates=Gates() if max_drop is None else Gates(max_drop),
+            measure=MeasureOptions(threads=threads),
+            force=force,
+            prune=request,
+            loss=load_loss(loss),
+        )
+        inputs = Inputs(model, bucket, fill, data, split, samples, 0)
+        with progress_bar() as bar:
+            report = run(*load(inputs, bar), settings, PruneOptions(model, plot), bar)
+        finish(report, as_json)

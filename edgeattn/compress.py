@@ -1,0 +1,550 @@
+"""The prune step of convert: an original model and a request become a pruned model, for one target.
+
+In order: importance, measured once for all targets; the cut, as it was asked or by a knapsack over the target's latency
+table; removal, checked against masking; least squares; distillation. Then both models are timed in turns on the
+target's engine, and what was promised stands in the report beside what was measured.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeattn.baseline import PRUNED, Baseline, Progress, Quiet, recorded, source_score, training_runs
+from edgeattn.candidates import SUBSTITUTE, time_candidates
+from edgeattn.errors import DataError, InputError, UnsupportedError
+from edgeattn.evaluation.accuracy import Score, paired_drop
+from edgeattn.evaluation.data import limited
+from edgeattn.gates import Failure
+from edgeattn.mixed import open_artifact
+from edgeattn.model import EdgeModel
+from edgeattn.profiling.measure import device_name
+from edgeattn.pruning.anatomy import Unit, layer_of
+from edgeattn.pruning.apply import Subject, prune, subject
+from edgeattn.pruning.cut import Cut, uniform_cut, without_dropped
+from edgeattn.pruning.importance import Hook, Importance, ImportanceOptions, importance, magnitude
+from edgeattn.pruning.latency import (
+    LatencyTable,
+    MeasureOptions,
+    Timing,
+    cache_directory,
+    estimate_table,
+    measure_table,
+    timings,
+)
+from edgeattn.pruning.linear import dense, linear_at
+from edgeattn.pruning.lowrank import rank_for
+from edgeattn.pruning.reconstruct import ReconstructOptions, reconstruct
+from edgeattn.pruning.recovery import RecoveryOptions, recover
+from edgeattn.pruning.request import Request, request_text
+from edgeattn.pruning.saved import apply_saved, read_saved
+from edgeattn.pruning.select import Selection, SelectOptions, select
+from edgeattn.pruning.sparsity import GROUP, supports_2_4
+from edgeattn.report import Pruning
+from edgeattn.runtimes import Session
+from edgeattn.schemes import Workshop, build
+from edgeattn.spec import to_json
+from edgeattn.targets import Target, head_dim_note
+
+REACHED = 0.97  # of the speed that was asked for: timings of one run repeat within 3 %
+PAYS = 1.05  # a pruned model ships only if it is at least this much faster
+CORRECTIONS = 3  # of the limit, where a cut is slower than its table says
+ROUNDS, TURNS = 5, 3  # in which the variants of a table are timed, and turns in each
+TABLE_MS = 40_000.0  # of timing, about, for a table
+PARTS = 100  # of a phase that tells shares
+METRIC_SAMPLES = 200  # that the metric is looked at on while recovery runs
+SPEEDUPS = (1.1, 1.25, 1.4, 1.6, 1.8, 2.1, 2.5, 3.0, 4.0)  # among which the largest that keeps the metric is looked for
+SUMMARY = ("units", "layers", "cut", "order", "importance", "reconstruction", "recovery")
+"""Facts that stay true of a model that is read again."""
+ENGINES = {"openvino": "openvino", "litert": "ai-edge-litert", "onnxruntime": "onnxruntime"}
+"""Engine -> the package whose version its times belong to."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A pruned model and how it came about.
+
+    Attributes:
+        model: the original itself where pruning does not pay.
+        base: records of the pruned model, scores of the original: what its artifacts are compared with.
+        cut: relative to the original; empty where it was read from a directory.
+        pruning: for the report.
+    """
+
+    model: EdgeModel
+    base: Baseline
+    cut: Cut
+    pruning: Pruning
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cut, and what the latency table says of it.
+
+    Attributes:
+        predicted_ms: of the pruned float model; None where no table was asked.
+        full_ms: of the whole one, in the same table.
+    """
+
+    cut: Cut
+    predicted_ms: float | None = None
+    full_ms: float | None = None
+    kind: str | None = None
+    failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cut carried out.
+
+    Attributes:
+        score: of the float32 modules, None without a metric.
+        facts: for the report.
+    """
+
+    model: EdgeModel
+    score: Score | None
+    facts: Mapping[str, Any]
+
+
+class Compressor:
+    """The prune step for all targets of a run: what does not depend on the target is done once.
+
+    Args:
+        shop: the original with its baseline.
+        request: what to remove, or the budget.
+        threads: of the engine that is timed.
+        checkpoint: where distillation keeps its state; None keeps none.
+        hook: a loss of the user's, for importance and distillation.
+
+    Raises:
+        InputError: for recovery without data, or a directory that holds no pruned model of this one.
+        UnsupportedError: if nothing can be cut in the model.
+    """
+
+    def __init__(
+        self, shop: Workshop, request: Request, threads: int, checkpoint: Path | None = None, hook: Hook | None = None
+    ) -> None:
+        if request.recover_seconds and shop.base.data is None:
+            raise InputError(
+                "recovery trains on --data, which is not given: give inputs like those of use; labels are not needed"
+            )
+        self.request = request
+        self.threads = threads
+        self.checkpoint = checkpoint
+        self.hook = hook
+        self.given = subject(shop.model)
+        # Where a block gave way to one that can be cut, that copy is the original from here on.
+        own = self.given.model is shop.model
+        self.shop = shop if own else Workshop(self.given.model, shop.base, shop.room("prunable"))
+        self.measured: Importance | None = None
+        self._made: dict[str, Made] = {}
+
+    def for_target(self, target: Target, backend: str, progress: Progress) -> Compressed:
+        """The pruned model of a target.
+
+        Raises:
+            EdgeattnError: for a request that cannot be followed, or an engine that does not take the model.
+        """
+        began = time.monotonic()
+        if self.request.saved is not None:
+            planned, made = Planned(Cut()), self.saved(self.request.saved)
+        else:
+            planned = self.plan(target, backend, progress)
+            made = self.carried_out(planned.cut, progress)
+        measured = (
+            {}
+            if backend in SUBSTITUTE
+            else self.times(target, backend, progress)({"unpruned": self.given.model, "pruned": made.model})
+        )
+        facts = {
+            "asked": request_text(self.request),
+            **({} if self.request.saved is not None else summary(self.given, planned.cut)),
+            **made.facts,
+            "parameters": {"original": _parameters(self.given.model), "pruned": _parameters(made.model)},
+            **promise(planned, measured),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        notes = (*planned.notes, *self.head_notes(target))
+        gain = facts["speedup"]
+        if gain is not None and gain < PAYS and self.request.budget is None:
+            why = f"{target.name}: pruned it is {gain:.2f}x as fast, less than the {PAYS}x that it must pay: not pruned"
+            pruning = Pruning({**facts, "kept": False}, planned.failures, (*notes, why))
+            return Compressed(self.shop.model, self.shop.base, Cut(), pruning)
+        whole = self.shop.base
+        base = replace(recorded(made.model, whole.data, progress), score=whole.score, reference=PRUNED)
+        failures = (*planned.failures, *(() if planned.failures else self.missed(facts)))
+        return Compressed(made.model, base, planned.cut, Pruning({**facts, "kept": True}, failures, notes))
+
+    # --- the plan -----------------------------------------------------------------------------------------------------
+
+    def plan(self, target: Target, backend: str, progress: Progress) -> Planned:
+        """The cut that the request asks for, on a target."""
+        request = self.request
+        if request.budget is None:
+            return Planned(self.with_forms(self.shares(target, progress), target))
+        found = self.importance(progress)
+        if found is None:
+            raise DataError(
+                f"--prune {request_text(request)} measures what can be spared on inputs like those of use: give --data "
+                "(npz, labelled texts, recordings or file.py:function), or shares to remove such as heads=0.25"
+            )
+        table = self.table(target, backend, progress)
+        if request.max_drop is not None:
+            return self.most_within(request.max_drop, table, target, progress)
+        limit = request.deadline_ms if request.deadline_ms is not None else table.full_ms / (request.speedup or 1.0)
+        chosen = self.selected(table, limit, target)
+        if not chosen.reached:
+            return self.planned(chosen, table, target, (unreachable(request, chosen, table),))
+        if table.kind == "measured":
+            chosen = self.corrected(chosen, table, limit, target, backend, progress)
+        return self.planned(chosen, table, target)
+
+    def selected(self, table: LatencyTable, limit_ms: float, target: Target) -> Selection:
+        """The least foreseen loss within a latency."""
+        assert self.measured is not None, "a budget needs it"
+        options = SelectOptions(multiple=target.kernels.channels)
+        return select(self.given.anatomy, self.measured, table, limit_ms, options)
+
+    def planned(
+        self, chosen: Selection, table: LatencyTable, target: Target, failures: tuple[Failure, ...] = ()
+    ) -> Planned:
+        """A selection with the forms that were asked for beside it."""
+        cut = self.with_forms(chosen.cut, target)
+        notes = table.notes
+        if cut != chosen.cut:
+            notes = (*notes, f"{target.name}: the prediction counts heads, neurons and layers alone")
+        return Planned(cut, chosen.predicted_ms, table.full_ms, table.kind, failures, notes)
+
+    def corrected(
+        self, chosen: Selection, table: LatencyTable, limit: float, target: Target, backend: str, progress: Progress
+    ) -> Selection:
+        """The selection, or one with a stricter limit where the engine takes longer than the table says."""
+        strict = limit
+        for _ in range(CORRECTIONS):
+            timed = self.times(target, backend, progress)(
+                {"unpruned": self.given.model, "pruned": prune(self.given, chosen.cut)}
+            )
+            # The share of the whole model's time, which a slow moment of the host does not change.
+            measured = table.full_ms * timed["pruned"].ms / timed["unpruned"].ms
+            if measured * REACHED <= limit:
+                return chosen
+            strict *= limit / measured
+            tighter = self.selected(table, strict, target)
+            if not tighter.reached:
+                return chosen
+            chosen = tighter
+        return chosen
+
+    def most_within(self, max_drop: float, table: LatencyTable, target: Target, progress: Progress) -> Planned:
+        """The fastest cut of a few whose float model keeps the metric, found by bisection.
+
+        Raises:
+            DataError: without a metric.
+        """
+        if self.shop.base.score is None:
+            raise DataError("--prune max-drop=... looks at the metric, and the data has no targets: give labelled data")
+        selections = [self.selected(table, table.full_ms / speedup, target) for speedup in SPEEDUPS]
+        low, high = -1, next((i for i, one in enumerate(selections) if not one.reached), len(selections))
+        while high - low > 1:
+            middle = (low + high) // 2
+            made = self.carried_out(self.with_forms(selections[middle].cut, target), progress)
+            assert made.score is not None, "the original has one"
+            if paired_drop(self.shop.base.score, made.score).points <= max_drop + 1e-9:
+                low = middle
+            else:
+                high = middle
+        if low < 0:
+            note = f"{target.name}: already {SPEEDUPS[0]}x loses more than {max_drop:g} points: nothing is removed"
+            return Planned(Cut(), table.full_ms, table.full_ms, table.kind, notes=(note,))
+        return self.planned(selections[low], table, target)
+
+    def shares(self, target: Target, progress: Progress) -> Cut:
+        """The same share of every unit, the least important groups; and the layers whose absence costs least."""
+        request = self.request
+        found = self.importance(progress)
+        scores = magnitude(self.given) if found is None else found.scores
+        cut = uniform_cut(
+            self.given.anatomy, scores, request.heads or 0.0, request.neurons or 0.0, target.kernels.channels
+        )
+        if request.layers is None:
+            return cut
+        if found is None:
+            raise DataError("layers are left out by what their absence costs on inputs like those of use: give --data")
+        return replace(cut, layers=cheapest_layers(self.given, found, request.layers))
+
+    def with_forms(self, cut: Cut, target: Target) -> Cut:
+        """A cut of groups and layers with the other forms that were asked for."""
+        request = self.request
+        units = [unit for unit in self.given.anatomy.units if self._stays(unit, cut)]
+        if request.kv_heads is not None:
+            wanted = request.kv_heads
+            heads = {u.key: len(cut.groups.get(u.key, range(u.groups))) for u in units if u.kind == "attention"}
+            cut = replace(cut, merged={key: wanted for key, there in heads.items() if there > wanted})
+        linears = tuple(dict.fromkeys(path for unit in units for path in (*unit.entries, unit.exit)))
+        if request.rank is not None:
+            network = self.given.network
+            ranks = {path: rank_for(linear_at(network, path), request.rank) for path in linears}
+            cut = replace(cut, ranks={path: rank for path, rank in ranks.items() if rank})
+        if request.sparsity is not None:
+            capability = target.compute_capability
+            if capability is None or not supports_2_4(capability):
+                raise UnsupportedError(
+                    f"{target.name} has no kernels for 2:4 sparsity, which NVIDIA GPUs from compute capability 8.0 on "
+                    "have; leave sparsity out for it"
+                )
+            cut = replace(
+                cut, sparse=tuple(p for p in linears if dense(linear_at(self.given.network, p)).shape[1] % GROUP == 0)
+            )
+        return replace(cut, left=request.left)
+
+    def _stays(self, unit: Unit, cut: Cut) -> bool:
+        place = layer_of(self.given.anatomy, unit)
+        return place is None or place[1] in cut.layers.get(place[0], (place[1],))
+
+    # --- the measurements ---------------------------------------------------------------------------------------------
+
+    def importance(self, progress: Progress) -> Importance | None:
+        """Measured when it is first asked for; None without data."""
+        if self.measured is None and any(self.shop.base.calibration.values()):
+            progress.begin("pruning: importance of heads, neurons and layers", PARTS)
+            options = ImportanceOptions(samples=self.request.samples, loss=self.hook)
+            self.measured = importance(self.given, self.shop.base.calibration, options, _parts(progress))
+        return self.measured
+
+    def table(self, target: Target, backend: str, progress: Progress) -> LatencyTable:
+        """Of this host's engine, or estimated where the engine is on the device alone."""
+        progress.begin(f"{target.name}: latency table with {backend}")
+        if backend in SUBSTITUTE:
+            return estimate_table(self.given, target, threads=self.threads)
+        version = importlib.metadata.version(ENGINES[backend])
+        options = MeasureOptions(f"{backend} {version}", "fp32", device_name(), self.threads, target.kernels.channels)
+        return measure_table(
+            self.given, self.times(target, backend, progress), options, cache_directory(), progress.begin
+        )
+
+    def times(
+        self, target: Target, backend: str, progress: Progress
+    ) -> Callable[[Mapping[str, EdgeModel]], Mapping[str, Timing]]:
+        """What builds models for an engine and times them in turns in one run."""
+
+        def timed(models: Mapping[str, EdgeModel]) -> Mapping[str, Timing]:
+            progress.begin(f"{target.name}: building {len(models)} models to time", len(models))
+            with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
+                sessions: dict[str, Session] = {}
+                for number, name in enumerate(models):
+                    room = Path(scratch) / str(number)
+                    room.mkdir()
+                    shop = Workshop(models[name], Baseline({}, {}, None, None), room)
+                    artifact = build(backend, shop, "fp32", target)
+                    sessions[name] = stack.enter_context(open_artifact(artifact, shop, self.threads))
+                    progress.advance()
+                progress.begin(f"{target.name}: timing")
+                once = sum(time_candidates(sessions, 1, 2).values())
+                runs = max(1, min(25, int(TABLE_MS / (ROUNDS * TURNS * once))))
+                return timings([time_candidates(sessions, TURNS, runs) for _ in range(ROUNDS)])
+
+        return timed
+
+    # --- the work -----------------------------------------------------------------------------------------------------
+
+    def carried_out(self, cut: Cut, progress: Progress) -> Made:
+        """The cut, least squares and distillation; once for each cut."""
+        key = json.dumps(cut.to_json(), sort_keys=True)
+        if key not in self._made:
+            self._made[key] = self._carried_out(cut, progress)
+        return self._made[key]
+
+    def _carried_out(self, cut: Cut, progress: Progress) -> Made:
+        base = self.shop.base
+        progress.begin("pruning: removing")
+        model = prune(self.given, cut)
+        facts: dict[str, Any] = {"order": ["prune"], "importance": None, "reconstruction": None, "recovery": None}
+        if self.measured is not None:
+            facts["importance"] = {"method": self.measured.method, "samples": self.measured.samples}
+        elif cut.groups:
+            facts["importance"] = {"method": "magnitude", "samples": 0}
+        if any(base.calibration.values()) and without_dropped(self.given.anatomy, cut).groups:
+            progress.begin("pruning: least squares", PARTS)
+            rebuilt = reconstruct(self.given, cut, model, base.calibration, ReconstructOptions(), _parts(progress))
+            facts["order"].append("reconstruct")
+            facts["reconstruction"] = {
+                "units": len(rebuilt),
+                "error_before": _mean([one.before for one in rebuilt]),
+                "error_after": _mean([one.after for one in rebuilt]),
+            }
+        seconds = self.request.recover_seconds
+        if seconds and base.data is not None:
+            model, facts["recovery"] = self.recovered(cut, model, seconds, progress)
+            facts["order"].append("recover")
+        score = None if base.data is None else source_score(model, base.data, "pruned", progress)
+        facts["order"].append("quantize")
+        facts["score"] = score_facts(base.score, score)
+        return Made(replace(model, source_size_bytes=self.given.model.source_size_bytes), score, facts)
+
+    def recovered(
+        self, cut: Cut, model: EdgeModel, seconds: float, progress: Progress
+    ) -> tuple[EdgeModel, dict[str, Any]]:
+        """Distillation, its progress in seconds."""
+        data = self.shop.base.data
+        assert data is not None, "checked when the request was taken"
+        progress.begin("pruning: recovery by distillation", round(seconds))
+        spent = 0
+
+        def on_step(share: float) -> None:
+            nonlocal spent
+            while spent < int(share * seconds):
+                spent += 1
+                progress.advance()
+
+        def metric(student: EdgeModel) -> float:
+            score = source_score(student, limited(data, METRIC_SAMPLES), "recovery", Quiet())
+            value = math.nan if score is None else 100 * score.value
+            progress.begin(f"pruning: recovery by distillation, {value:.2f} % so far", round(seconds))
+            for _ in range(spent):
+                progress.advance()
+            return value
+
+        options = RecoveryOptions(seconds=seconds, checkpoint=self.checkpoint)
+        runs = training_runs(self.given.model, data)
+        watched = metric if self.shop.base.score is not None else None
+        found = recover(self.given, cut, model, runs, options, on_step, watched, self.hook)
+        return found.model, {
+            "seconds": round(found.seconds, 1), "steps": len(found.losses), "loss_before": found.before,
+            "loss_after": found.after, "history": to_json(found.history), "note": found.note,
+        }  # fmt: skip
+
+    def saved(self, directory: Path) -> Made:
+        """A model whose cut and weights are read; what was told of it when it was written is kept."""
+        model = apply_saved(self.shop.model, directory)
+        data, original = self.shop.base.data, self.shop.base.score
+        score = None if data is None else source_score(model, data, "pruned", Quiet())
+        facts = {key: value for key, value in read_saved(directory).facts.items() if key in SUMMARY}
+        return Made(model, score, {**facts, "score": score_facts(original, score)})
+
+    def missed(self, facts: Mapping[str, Any]) -> tuple[Failure, ...]:
+        """What was asked for and is not what was measured."""
+        asked, got = self.request.speedup, facts["speedup"]
+        if asked is not None and got is not None and got < REACHED * asked:
+            return (Failure("speedup", f"{asked:g}x the unpruned float model", f"{got:.2f}x"),)
+        deadline, took = self.request.deadline_ms, facts["pruned_ms"]
+        if deadline is not None and took is not None and took * REACHED > deadline:
+            return (Failure("deadline", f"{deadline:g} ms", f"{took:.2f} ms"),)
+        return ()
+
+    def head_notes(self, target: Target) -> tuple[str, ...]:
+        """Head dimensions that the target's kernels do not like, each once."""
+        sizes = dict.fromkeys(unit.head_dim for unit in self.given.anatomy.units if unit.kind == "attention")
+        return tuple(note for size in sizes if (note := head_dim_note(target, size)))
+
+
+def score_facts(original: Score | None, pruned: Score | None) -> dict[str, Any] | None:
+    """The metric before and after, in percent; None without one."""
+    if original is None or pruned is None:
+        return None
+    drop = paired_drop(original, pruned)
+    return {
+        "metric": pruned.metric, "original": 100 * original.value, "pruned": 100 * pruned.value, "drop": drop.points,
+        "drop_upper": drop.upper,
+    }  # fmt: skip
+
+
+def promise(planned: Planned, measured: Mapping[str, Timing]) -> dict[str, Any]:
+    """What the table foresaw beside what was measured, each against the unpruned model in the same run."""
+    predicted = None
+    if planned.predicted_ms is not None and planned.full_ms is not None:
+        predicted = planned.full_ms / planned.predicted_ms if planned.predicted_ms else math.inf
+    facts: dict[str, Any] = {
+        "kind": planned.kind, "predicted_ms": planned.predicted_ms, "predicted_speedup": predicted,
+        "unpruned_ms": None, "pruned_ms": None, "speedup": None, "difference_percent": None,
+    }  # fmt: skip
+    if measured:
+        whole, cut = measured["unpruned"].ms, measured["pruned"].ms
+        facts |= {"unpruned_ms": whole, "pruned_ms": cut, "speedup": whole / cut}
+        if predicted is not None:
+            facts["difference_percent"] = 100 * ((whole / predicted) / cut - 1)
+    return facts
+
+
+def unreachable(request: Request, chosen: Selection, table: LatencyTable) -> Failure:
+    """The nearest that can be reached, and what it is foreseen to cost."""
+    nearest = (
+        f"{table.full_ms / chosen.predicted_ms:.2f}x at most ({chosen.predicted_ms:.2f} ms {table.kind}), where the "
+        f"loss is foreseen to rise by {chosen.predicted_loss:.3g}"
+    )
+    if request.deadline_ms is not None:
+        return Failure("deadline", f"{request.deadline_ms:g} ms by pruning", nearest)
+    return Failure("speedup", f"{request.speedup:g}x by pruning", nearest)
+
+
+def cheapest_layers(given: Subject, found: Importance, count: int) -> dict[str, tuple[int, ...]]:
+    """Stack -> layers that stay once the ``count`` whose absence costs least are left out.
+
+    Raises:
+        InputError: if so many cannot be left out.
+    """
+    left = {stack.path: list(range(stack.layers)) for stack in given.anatomy.stacks}
+    rises = sorted(
+        (float(rise), path, number)
+        for path, own in found.layers.items()
+        for number, rise in enumerate(own)
+        if math.isfinite(rise)
+    )
+    gone = 0
+    for _, path, number in rises:
+        if gone < count and len(left[path]) > 1:
+            left[path].remove(number)
+            gone += 1
+    if gone < count:
+        raise InputError(f"layers={count}: only {gone} layers of {given.model.spec.name} can be left out")
+    return {s.path: tuple(left[s.path]) for s in given.anatomy.stacks if len(left[s.path]) < s.layers}
+
+
+def summary(given: Subject, cut: Cut) -> dict[str, Any]:
+    """What a cut leaves, in numbers: of every unit and stack, and the whole plan."""
+    rest = without_dropped(given.anatomy, cut)
+    rows = []
+    for unit in given.anatomy.units:
+        place = layer_of(given.anatomy, unit)
+        gone = place is not None and place[1] not in cut.layers.get(place[0], (place[1],))
+        kept = 0 if gone else len(rest.groups.get(unit.key, range(unit.groups)))
+        rows.append({"unit": unit.path, "kind": unit.kind, "groups": unit.groups, "kept": kept})
+    return {
+        "units": rows,
+        "layers": {
+            stack.path: {"layers": stack.layers, "kept": list(cut.layers.get(stack.path, range(stack.layers)))}
+            for stack in given.anatomy.stacks
+        },
+        "cut": cut.to_json(),
+    }
+
+
+def _parameters(model: EdgeModel) -> int:
+    assert model.network is not None, "only such are pruned"
+    return sum(parameter.numel() for parameter in model.network.parameters())
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _parts(progress: Progress) -> Callable[[float], None]:
+    """Shares from 0 to 1 as units of a phase of :data:`PARTS`."""
+    done = 0
+
+    def on_step(share: float) -> None:
+        nonlocal done
+        while done < int(share * PARTS):
+            done += 1
+            progress.advance()
+
+    return on_step

@@ -1,0 +1,137 @@
+"""prune(): the prune step of convert alone; the smaller model is saved as a MODEL for the next step."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeattn.baseline import Progress, baseline
+from edgeattn.candidates import SUBSTITUTE, Verified
+from edgeattn.compress import Compressed, Compressor
+from edgeattn.errors import InputError, OutputError
+from edgeattn.evaluation.accuracy import accuracy
+from edgeattn.evaluation.data import Data
+from edgeattn.model import EdgeModel
+from edgeattn.pipeline import (
+    ConvertOptions,
+    Tried,
+    add_scheme,
+    check_room,
+    describe,
+    engine,
+    pruning_facts,
+    removed_if_empty,
+)
+from edgeattn.profiling.measure import device_name
+from edgeattn.pruning.figure import check_picture, importance_figure
+from edgeattn.pruning.saved import write_pruned
+from edgeattn.report import Precision, Report, Result
+from edgeattn.schemes import Workshop
+from edgeattn.targets import Target
+
+SUFFIX = ".pruned"
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Beside what convert takes.
+
+    Attributes:
+        reference: MODEL as it was given; what is written names it.
+        plot: picture of what every group is worth and what was removed; None for none.
+    """
+
+    reference: str
+    plot: Path | None = None
+
+
+def prune(
+    model: EdgeModel, data: Data | None, options: ConvertOptions, more: PruneOptions, progress: Progress
+) -> Report:
+    """Prune for each target, measure the float artifact on its engine, and save the model.
+
+    Writes ``OUT/NAME.TARGET.pruned/``, whole or not at all: see :mod:`edgeattn.pruning.saved`. It is written although a
+    gate failed, since the best so far is worth keeping; the report says so.
+
+    Raises:
+        EdgeattnError: for anything that stops a target; what was written before stays.
+    """
+    assert options.prune is not None, "the command asks for it"
+    if more.plot is not None:
+        check_picture(more.plot)
+    if options.prune.saved is not None:
+        raise InputError(f"{options.prune.saved} is pruned already: give it as MODEL to prune it further")
+    for target in options.targets:
+        path = destination(model, target, options)
+        if path.exists() and not options.force:
+            raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
+    with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
+        check_room(model, Path(scratch))
+        shop = Workshop(model, baseline(model, data, progress), Path(scratch))
+        checkpoint = options.out / f".{model.spec.name}.prune.recovery"
+        compressor = Compressor(shop, options.prune, options.measure.threads, checkpoint, options.loss)
+        results = tuple(_prune_target(compressor, target, options, more, progress) for target in options.targets)
+        checkpoint.unlink(missing_ok=True)
+    return Report(describe(model), results)
+
+
+def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
+    """Where the pruned model goes."""
+    return options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
+
+
+def _prune_target(
+    compressor: Compressor, target: Target, options: ConvertOptions, more: PruneOptions, progress: Progress
+) -> Result:
+    began = time.monotonic()
+    backend = engine(target, options)
+    made = compressor.for_target(target, backend, progress)
+    shop = Workshop(made.model, made.base, compressor.shop.room(f"pruned-{target.name}"), made.pruning)
+    tried = Tried()
+    with ExitStack() as stack:
+        add_scheme(tried, shop, target, "fp32", options, stack, progress, alone=True)
+    result = _result(shop, target, tried.verified["fp32"])
+    facts = result.pruning
+    assert facts is not None, "this is a pruned model"
+    if more.plot is not None and compressor.measured is not None:
+        importance_figure(compressor.measured, made.cut, more.plot)
+    if facts["kept"]:
+        progress.begin(f"{target.name}: writing")
+        path = destination(compressor.shop.model, target, options)
+        write_pruned(
+            path, made.model, compressor.given.model, made.cut, more.reference, _told(facts, made), options.force
+        )
+        result = replace(result, bundle=str(path))
+    return replace(result, seconds=time.monotonic() - began)
+
+
+def _told(facts: Any, made: Compressed) -> dict[str, Any]:
+    return {**facts, "failures": [str(failure) for failure in made.pruning.failures]}
+
+
+def _result(shop: Workshop, target: Target, verified: Verified) -> Result:
+    artifact, pruning = verified.artifact, shop.pruning
+    assert pruning is not None, "this is a pruned model"
+    substitute = SUBSTITUTE.get(artifact.backend)
+    failures = (*pruning.failures, *verified.failures)
+    data, score = shop.base.data, verified.score
+    return Result(
+        target=target.name,
+        device=device_name() if substitute is None else f"{device_name()} ({substitute})",
+        backend=artifact.backend,
+        bundle=None,
+        passed=not failures,
+        failures=failures,
+        precision=Precision("fp32", artifact.precision),
+        size_bytes=verified.size_bytes,
+        source_size_bytes=shop.model.source_size_bytes,
+        parity=verified.parity,
+        accuracy=None if score is None or data is None else accuracy(shop.base.score, score, data.origin),
+        build=artifact.build,
+        notes=pruning.notes,
+        pruning=pruning_facts(shop, verified, ()),
+    )

@@ -1,0 +1,497 @@
+"""What each head, neuron and layer is worth: how much the loss is foreseen to rise once it is gone.
+
+Near the trained network a loss rises by ``1/2 m' F m`` if the groups of ``m`` are removed, F the Fisher information of
+masks at 1 (Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers", arXiv 2204.09656, eq. 6-8;
+the gradients at a mask are those of Michel et al. 2019, arXiv 1905.10650). Without labels F is that of the model's own
+distribution, not the empirical one (Kunstner et al. 2019, arXiv 1905.12558, sections 2 and 3): for a softmax it is the
+Gauss-Newton matrix, whose inner part ``diag(p) - p p'`` is drawn from by random signs (Hutchinson 1990), which vary
+less than labels drawn from p do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgeattn.errors import DataError
+from edgeattn.model import Arrays, one_thread
+from edgeattn.pruning.anatomy import Unit, exits, masked, skipped
+from edgeattn.pruning.apply import Subject
+
+MOST_SCORES = 65_536  # classes; a last axis beyond is no distribution
+SCORES = ("logits", "scores", "log_probs")  # last words of the names of outputs that are a distribution
+MOST_INTERACTIONS = 4_096  # groups of a unit whose block of F is kept: 64 MiB
+SAME = 1e-4  # largest difference of outputs in a batch and alone, relative to their largest beyond 1
+METHOD_FISHER, METHOD_EMPIRICAL = "fisher", "empirical fisher"
+
+Tensors = dict[str, Tensor]
+Hook = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+"""Outputs, inputs with ``target_NAME`` among them -> the loss of one sample, shape ()."""
+
+
+@dataclass(frozen=True)
+class ImportanceOptions:
+    """How to measure.
+
+    Attributes:
+        samples: of each graph that gradients are taken at, spread evenly over those given.
+        layer_samples: of these, to measure each layer's absence with.
+        batch: samples per call, where the model takes several.
+        seed: of the random signs.
+        loss: the user's; None for the distance to the model's own outputs.
+    """
+
+    samples: int = 256
+    layer_samples: int = 64
+    batch: int = 16
+    seed: int = 0
+    loss: Hook | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.samples, self.layer_samples, self.batch) < 1:
+            raise ValueError(f"samples, layer_samples and batch must be at least 1, got {self}")
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What was measured. The unit of all losses is that of the loss that was used; see :func:`distance`.
+
+    Attributes:
+        scores: unit's key -> float32 (groups,), the loss's foreseen rise if that group alone is removed.
+        interactions: unit's key -> float32 (groups, groups), F of the unit; removing the groups of a 0/1 vector m is
+            foreseen to cost ``m @ F @ m / 2``. Off the diagonal it is shrunk by what sampling alone explains (Schaefer
+            and Strimmer 2005). Units of more than :data:`MOST_INTERACTIONS` groups have none.
+        layers: stack's path -> float32 (layers,), the measured rise if that layer alone is left out; NaN where it must
+            stay.
+        redundancy: attention's key -> float32 (groups, groups), linear CKA (Kornblith et al. 2019, arXiv 1905.00414)
+            of what two heads give, 0 to 1.
+        samples: that gradients were taken at, over all graphs.
+        method: "fisher", or "empirical fisher" with a user's loss.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    interactions: Mapping[str, np.ndarray]
+    layers: Mapping[str, np.ndarray]
+    redundancy: Mapping[str, np.ndarray]
+    samples: int
+    method: str
+
+
+def importance(
+    given: Subject,
+    samples: Mapping[str, Sequence[Arrays]],
+    options: ImportanceOptions,
+    on_step: Callable[[float], None],
+) -> Importance:
+    """Measure what every group and every layer is worth.
+
+    Args:
+        samples: graph -> full input sets, states included; with a user's loss also its ``target_NAME`` arrays. Of
+            several graphs the losses add up.
+        on_step: called with the share that is done, 0 to 1.
+
+    Raises:
+        DataError: if there are no samples, or a gradient or loss is not finite: the sample and the unit are named.
+    """
+    rows = {graph: spread_evenly(list(own), options.samples) for graph, own in samples.items() if own}
+    if not rows:
+        raise DataError(
+            f"{given.model.spec.name}: importance needs samples, inputs like those of use, and got none; give --data"
+        )
+    losses = {graph: graph_loss(given, graph, own, options.loss) for graph, own in rows.items()}
+    work = sum(map(len, rows.values()))
+    layers = sum(stack.layers - len(stack.pinned) for stack in given.anatomy.stacks)
+    measured = sum(min(len(own), options.layer_samples) for own in rows.values())
+    total, done = 3.0 * work + layers * measured, 0.0  # forward and backward are three times a forward
+
+    def progress(units: float) -> None:
+        nonlocal done
+        done += units
+        on_step(min(1.0, done / total))
+
+    absent: dict[str, np.ndarray] = {}
+    blocks: dict[str, list[np.ndarray]] = {unit.key: [] for unit in given.anatomy.units}
+    heads = {unit.key: _Moments(unit) for unit in given.anatomy.units if unit.kind == "attention"}
+    with measuring(given):
+        rng = torch.Generator().manual_seed(options.seed)
+        for graph, own in rows.items():
+            for key, found in _gradients(given, own, losses[graph], options, rng, heads, progress).items():
+                blocks[key].append(found)
+            few = spread_evenly(own, options.layer_samples)
+            for path, rises in _layer_losses(given, few, losses[graph], options, progress).items():
+                absent[path] = absent[path] + rises if path in absent else rises
+    fisher = {key: [_fisher(g) for g in found] for key, found in blocks.items()}
+    return Importance(
+        {key: np.float32(0.5) * _sum([f.diagonal for f in found]) for key, found in fisher.items()},
+        {
+            key: _sum([f.block for f in found if f.block is not None])
+            for key, found in fisher.items()
+            if all(f.block is not None for f in found)
+        },
+        absent,
+        {key: moments.cka() for key, moments in heads.items()},
+        work,
+        METHOD_FISHER if options.loss is None else METHOD_EMPIRICAL,
+    )
+
+
+def _sum(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Of at least one array."""
+    return np.asarray(np.sum(arrays, 0), np.float32)
+
+
+def magnitude(given: Subject) -> dict[str, np.ndarray]:
+    """Unit's key -> float32 (groups,): L2 norm of the weights that make a group and of those it leaves through."""
+    norms: dict[str, np.ndarray] = {}
+    for unit in given.anatomy.units:
+        squares = torch.zeros(unit.groups, dtype=torch.float64)
+        for piece in unit.slices:
+            if piece.tensor == "weight" and piece.module in {*unit.entries, unit.exit}:
+                weight = getattr(given.network.get_submodule(piece.module), piece.tensor).detach().double()
+                own = weight.movedim(piece.axis, 0)[piece.start : piece.start + unit.groups * piece.width]
+                squares += (own.reshape(unit.groups, -1) ** 2).sum(1)
+        norms[unit.key] = squares.sqrt().float().numpy()
+    return norms
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GraphLoss:
+    """How the outputs of one graph are compared.
+
+    Attributes:
+        scores: outputs that are a distribution over their last axis.
+        scales: RMS of every other float output and next state.
+        hook: the user's loss, instead of both.
+    """
+
+    graph: str
+    scores: tuple[str, ...]
+    scales: Mapping[str, float] = field(default_factory=dict)
+    hook: Hook | None = None
+
+
+def graph_loss(given: Subject, graph: str, rows: Sequence[Arrays], hook: Hook | None = None) -> GraphLoss:
+    """Which outputs are distributions, and the scales of the others, from a few samples.
+
+    Distributions are what the spec's stream decodes, outputs whose names end in ``logits``, ``scores`` or
+    ``log_probs``, and log-probabilities by value.
+    """
+    stream = given.model.spec.stream
+    squares: dict[str, list[float]] = {}
+    by_value: dict[str, bool] = {}
+    with measuring(given), torch.no_grad():
+        for row in spread_evenly(list(rows), 16):
+            for name, value in call(given, graph, tensors(row)[0]).items():
+                finite = value[value.isfinite()]
+                squares.setdefault(name, []).append(float((finite**2).mean()) if finite.numel() else 0.0)
+                named = name.endswith(SCORES) or (stream is not None and name == stream.scores)
+                yes = _classes(value) and (named or _log_probabilities(value))
+                by_value[name] = by_value.get(name, True) and yes
+    scores = tuple(name for name, yes in by_value.items() if yes)
+    scales = {name: max(float(np.mean(own)) ** 0.5, 1e-6) for name, own in squares.items() if name not in scores}
+    return GraphLoss(graph, scores, scales, hook)
+
+
+def _classes(value: Tensor) -> bool:
+    return value.ndim > 1 and 2 <= value.shape[-1] <= MOST_SCORES
+
+
+def _log_probabilities(value: Tensor) -> bool:
+    return bool(((value.exp().sum(-1) - 1).abs() < 1e-3).all())
+
+
+def surrogate(loss: GraphLoss, outputs: Mapping[str, Tensor], rows: int, rng: torch.Generator) -> Tensor:
+    """A random sum of outputs whose squared gradient is, on average, twice the rise of :func:`distance`.
+
+    Args:
+        outputs: of ``rows`` samples in one batch; the gradients of different samples do not touch.
+    """
+    parts = [torch.zeros(())]
+    for name in loss.scores:
+        value = outputs[name]
+        positions = value.numel() / value.shape[-1] / rows
+        finite = torch.where(value.isfinite(), value, value.detach().new_tensor(-1e4))
+        root = functional.softmax(finite.detach(), -1).sqrt()
+        signed = root * _signs(value, rng)
+        direction = signed - root**2 * signed.sum(-1, keepdim=True)  # its second moment is diag(p) - p p'
+        parts.append((direction * finite).sum() / positions**0.5)
+    for name, scale in loss.scales.items():
+        value = outputs[name]
+        size = value.numel() / rows * len(loss.scales)
+        finite = torch.where(value.isfinite(), value, 0.0)
+        parts.append((_signs(value, rng) * finite).sum() / (scale * size**0.5))
+    return torch.stack(parts).sum()
+
+
+def _signs(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, like.shape, generator=rng).to(like.dtype) * 2 - 1
+
+
+def distance(loss: GraphLoss, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> float:
+    """How far outputs are from those of the whole model, a mean over samples.
+
+    It is the Kullback-Leibler divergence per position, in nats, of the outputs that are a distribution, plus half the
+    squared error of the others relative to their mean square, averaged over them.
+    """
+    total = 0.0
+    for name in loss.scores:
+        classes = wanted[name].shape[-1]
+        p = functional.log_softmax(_bounded(wanted[name]).reshape(-1, classes), -1)
+        q = functional.log_softmax(_bounded(got[name]).reshape(-1, classes), -1)
+        total += float(functional.kl_div(q, p, reduction="batchmean", log_target=True))
+    for name, scale in loss.scales.items():
+        error = torch.where(wanted[name].isfinite(), got[name] - wanted[name], 0.0)
+        total += 0.5 * float((error**2).mean()) / scale**2 / len(loss.scales)
+    return total
+
+
+def _bounded(value: Tensor) -> Tensor:
+    return torch.where(value.isfinite(), value, value.new_tensor(-1e4))
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def measuring(given: Subject) -> Iterator[None]:
+    """Gradients on; torch's fast path of attention, which passes masks by, off; one thread for streams."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    few = one_thread() if given.model.spec.stream is not None else contextlib.nullcontext()
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), few:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def call(given: Subject, graph: str, inputs: Tensors) -> Tensors:
+    """Float outputs and next states of one call, gradients kept."""
+    names = {tensor.name for tensor in given.model.spec.graph(graph).all_inputs}
+    outputs = given.model.modules[graph](**{name: value for name, value in inputs.items() if name in names})
+    return {name: value for name, value in outputs.items() if value.is_floating_point()}
+
+
+def tensors(*rows: Arrays) -> tuple[Tensors, int]:
+    """One or more samples as a batch along the first axis, and how many."""
+    joined = {
+        name: torch.from_numpy(
+            np.ascontiguousarray(np.concatenate([row[name] for row in rows]) if len(rows) > 1 else rows[0][name]).copy()
+        )
+        for name in rows[0]
+    }
+    return joined, len(rows)
+
+
+def spread_evenly(rows: Sequence[Any], count: int) -> list[Any]:
+    """At most ``count`` of them, evenly."""
+    taken = min(count, len(rows))
+    return [rows[index * len(rows) // taken] for index in range(taken)]
+
+
+def batches(given: Subject, graph: str, rows: Sequence[Arrays], most: int) -> list[list[int]]:
+    """Numbers of the samples of each call: several where the model treats those of a batch apart, else one by one.
+
+    That it does is tried with masks of their own for two samples: outputs must be those of the two alone.
+    """
+    if most < 2 or len(rows) < 2 or not _takes_batches(given, graph, rows[0], rows[1]):
+        return [[number] for number in range(len(rows))]
+    made: list[list[int]] = []
+    for number, row in enumerate(rows):
+        shapes = {name: value.shape for name, value in row.items()}
+        last = made[-1] if made else []
+        if last and len(last) < most and shapes == {name: value.shape for name, value in rows[last[0]].items()}:
+            last.append(number)
+        else:
+            made.append([number])
+    return made
+
+
+def _takes_batches(given: Subject, graph: str, first: Arrays, second: Arrays) -> bool:
+    rng = torch.Generator().manual_seed(0)
+    masks = {unit.key: torch.rand(2, unit.groups, generator=rng) + 0.5 for unit in given.anatomy.units}
+    with contextlib.suppress(Exception), torch.no_grad():  # a graph of one fixed size refuses in a way of its own
+        with masked(given.network, given.anatomy, masks):
+            both = call(given, graph, tensors(first, second)[0])
+        for index, row in enumerate((first, second)):
+            with masked(given.network, given.anatomy, {key: mask[index] for key, mask in masks.items()}):
+                alone = call(given, graph, tensors(row)[0])
+            if not all(_is_part(both[name], value, index) for name, value in alone.items()):
+                return False
+        return True
+    return False
+
+
+def _is_part(both: Tensor, value: Tensor, index: int) -> bool:
+    """Whether a value is one half of that of two samples."""
+    if not value.ndim or both.shape != (2 * len(value), *value.shape[1:]):
+        return False
+    largest = max(1.0, float(value[value.isfinite()].abs().max())) if value.isfinite().any() else 1.0
+    return torch.allclose(both[index * len(value) : (index + 1) * len(value)], value, rtol=SAME, atol=SAME * largest)
+
+
+def _gradients(
+    given: Subject,
+    rows: Sequence[Arrays],
+    loss: GraphLoss,
+    options: ImportanceOptions,
+    rng: torch.Generator,
+    heads: Mapping[str, _Moments],
+    progress: Callable[[float], None],
+) -> dict[str, np.ndarray]:
+    """Unit's key -> float32 (samples, groups), the gradient of each sample at masks of 1."""
+    found: dict[str, list[np.ndarray]] = {unit.key: [] for unit in given.anatomy.units}
+    most = 1 if loss.hook is not None else options.batch
+    attention = {key: given.anatomy.unit(key) for key in heads}
+
+    def look(key: str, x: Tensor) -> None:
+        heads[key].add(x.detach())
+
+    for numbers in batches(given, loss.graph, rows, most):
+        inputs, count = tensors(*(rows[number] for number in numbers))
+        masks = {unit.key: torch.ones(count, unit.groups, requires_grad=True) for unit in given.anatomy.units}
+        shown = {key: mask[0] if count == 1 else mask for key, mask in masks.items()}
+        with exits(given.network, attention, look), masked(given.network, given.anatomy, shown):
+            outputs = call(given, loss.graph, inputs)
+            value = loss.hook(outputs, inputs) if loss.hook is not None else surrogate(loss, outputs, count, rng)
+        if not bool(torch.isfinite(value.detach()).all()):
+            raise DataError(f"{_named(loss.graph, numbers)}: the loss is {float(value.detach())}; leave it out")
+        gradients: Sequence[Tensor | None] = [None] * len(masks)
+        if value.requires_grad:
+            gradients = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
+        for (key, mask), gradient in zip(masks.items(), gradients, strict=True):
+            own = torch.zeros_like(mask) if gradient is None else gradient
+            bad = (~own.isfinite()).any(1).nonzero()
+            if len(bad):
+                place = [numbers[int(bad[0, 0])]]
+                raise DataError(
+                    f"{_named(loss.graph, place)}: the gradient at {given.anatomy.unit(key).path} is not finite; "
+                    "leave the sample out, or mend the loss"
+                )
+            found[key].append(own.detach().numpy())
+        progress(3.0 * count)
+    return {key: np.concatenate(own) for key, own in found.items()}
+
+
+def _named(graph: str, numbers: Sequence[int]) -> str:
+    which = f"sample {numbers[0]}" if len(numbers) == 1 else f"samples {numbers[0]} to {numbers[-1]}"
+    return f"{which} of graph {graph!r}"
+
+
+@dataclass(frozen=True)
+class _Fisher:
+    diagonal: np.ndarray
+    block: np.ndarray | None
+
+
+def _fisher(gradients: np.ndarray) -> _Fisher:
+    """F of gradients (samples, groups), off its diagonal shrunk."""
+    count, groups = gradients.shape
+    diagonal = (gradients.astype(np.float64) ** 2).mean(0)
+    if groups > MOST_INTERACTIONS:
+        return _Fisher(diagonal.astype(np.float32), None)
+    block = gradients.T @ gradients / np.float32(count)
+    np.fill_diagonal(block, diagonal)
+    return _Fisher(diagonal.astype(np.float32), shrunk(block, gradients))
+
+
+def shrunk(block: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """A second moment with its off-diagonal pulled to 0 by the share that sampling explains.
+
+    Of fewer samples than groups, sets of groups whose gradients cancel on just these samples would look free to
+    remove. Schaefer and Strimmer 2005, "A Shrinkage Approach to Large-Scale Covariance Matrix Estimation", target D.
+
+    Args:
+        block: ``gradients.T @ gradients / samples``, (groups, groups).
+        gradients: (samples, groups).
+    """
+    count = len(gradients)
+    if count < 2:
+        return np.diag(np.diag(block)).astype(np.float32)
+    scale = np.sqrt(np.maximum(np.diag(block), np.finfo(np.float32).tiny))
+    unit = gradients / scale
+    correlation = block / scale[:, None] / scale[None, :]
+    squares = (unit**2).T @ (unit**2) / count
+    variance = np.maximum(squares - correlation**2, 0.0) / (count - 1)
+    off = ~np.eye(len(block), dtype=bool)
+    power = float((correlation[off].astype(np.float64) ** 2).sum())
+    share = min(1.0, float(variance[off].astype(np.float64).sum()) / power) if power > 0 else 1.0
+    result = np.where(off, (1.0 - share) * block, block)
+    return np.asarray(result, np.float32)
+
+
+def _layer_losses(
+    given: Subject,
+    rows: Sequence[Arrays],
+    loss: GraphLoss,
+    options: ImportanceOptions,
+    progress: Callable[[float], None],
+) -> dict[str, np.ndarray]:
+    """Stack's path -> float32 (layers,), the measured rise of a graph's loss without each layer."""
+    rises = {stack.path: np.zeros(stack.layers) for stack in given.anatomy.stacks}
+    for stack in given.anatomy.stacks:
+        rises[stack.path][list(stack.pinned)] = np.nan
+    places = [(path, number) for path, own in rises.items() for number in np.flatnonzero(np.isfinite(own)).tolist()]
+    if not places:
+        return {}
+    with torch.no_grad():
+        for numbers in batches(given, loss.graph, rows, 1 if loss.hook is not None else options.batch):
+            inputs, count = tensors(*(rows[number] for number in numbers))
+            whole = call(given, loss.graph, inputs)
+            for path, number in places:
+                with skipped(given.network, {path: (number,)}):
+                    without = call(given, loss.graph, inputs)
+                rise = _rise(loss, whole, without, inputs)
+                if not np.isfinite(rise):
+                    raise DataError(
+                        f"{_named(loss.graph, numbers)}: without layer {path}.{number} the loss is {rise}; "
+                        "leave the sample out, or mend the loss"
+                    )
+                rises[path][number] += rise * count / len(rows)
+                progress(float(count))
+    return {path: own.astype(np.float32) for path, own in rises.items()}
+
+
+def _rise(loss: GraphLoss, whole: Tensors, without: Tensors, inputs: Tensors) -> float:
+    if loss.hook is None:
+        return distance(loss, whole, without)
+    return float(loss.hook(without, inputs)) - float(loss.hook(whole, inputs))
+
+
+# --- redundancy -------------------------------------------------------------------------------------------------------
+
+
+class _Moments:
+    """First and second moments of what the groups of an attention give, over tokens."""
+
+    def __init__(self, unit: Unit) -> None:
+        size = unit.groups * unit.width
+        self.groups, self.width, self.rows = unit.groups, unit.width, 0
+        self.first = np.zeros(size)
+        self.second = np.zeros((size, size))
+
+    def add(self, x: Tensor) -> None:
+        """x: (..., groups * width)."""
+        rows = x.reshape(-1, x.shape[-1]).double().numpy()
+        self.rows += len(rows)
+        self.first += rows.sum(0)
+        self.second += rows.T @ rows
+
+    def cka(self) -> np.ndarray:
+        """float32 (groups, groups), linear CKA."""
+        mean = self.first / max(1, self.rows)
+        covariance = self.second - self.rows * np.outer(mean, mean)
+        blocks = covariance.reshape(self.groups, self.width, self.groups, self.width)
+        norms = np.einsum("aibj,aibj->ab", blocks, blocks)
+        own = np.sqrt(np.maximum(np.diag(norms), np.finfo(np.float64).tiny))
+        return np.asarray(np.clip(norms / own[:, None] / own[None, :], 0.0, 1.0), np.float32)

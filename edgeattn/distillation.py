@@ -357,7 +357,9 @@ class Trainer:
                 self._save()
         if self.note:
             return
-        if self.since:
+        if not self.steps:
+            self.note = f"{self.schedule.seconds:g} s were over before the first step"
+        elif self.since or (self.measure is not None and self.history[-1].metric is None):
             self._keep_if_better(last=True)
             self._save(last=True)
 

@@ -294,7 +294,7 @@ def residuals(network: nn.Module, wanted: Mapping[str, tuple[str, int]]) -> Iter
         name: network.get_submodule(f"{path}.{number}") for name, (path, number) in wanted.items()
     }
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    with_step = {name: module for name, module in modules.items() if hasattr(module, "step")}
+    with_step = {name: module for name, module in modules.items() if callable(getattr(module, "step", None))}
     for name, module in with_step.items():  # a layer of a stream is not called but stepped, with its states
         module.step = stepped(name, module.step)
     try:

@@ -19,6 +19,7 @@ from edgeattn.model import EdgeModel
 from edgeattn.pruning.anatomy import Anatomy, Unit, Unknown, exits, masked, skipped
 from edgeattn.pruning.cut import Cut, check_cut, without_dropped
 from edgeattn.pruning.families import find
+from edgeattn.pruning.forms import Guide, form, has_forms
 from edgeattn.pruning.prepare import prepare
 from edgeattn.pruning.surgery import remove
 
@@ -241,8 +242,13 @@ def copied(network: nn.Module) -> nn.Module:
         ) from error
 
 
-def prune(given: Subject, cut: Cut) -> EdgeModel:
+def prune(given: Subject, cut: Cut, guide: Guide | None = None) -> EdgeModel:
     """The model with a cut applied; its outputs are those of the original with what was cut masked to zero.
+
+    Merged heads, low rank, 2:4 and a shorter context come after that; see :mod:`edgeattn.pruning.forms`.
+
+    Args:
+        guide: what makes the other forms lose less.
 
     Raises:
         InputError: if the cut does not fit.
@@ -252,7 +258,7 @@ def prune(given: Subject, cut: Cut) -> EdgeModel:
     pruned, why = _tried(given, cut)
     if pruned is None:
         raise UnsupportedError(f"{given.model.spec.name}: once {described(cut)} are cut, {why}; it is left whole")
-    return pruned
+    return form(pruned, given.anatomy, cut, guide, ORACLE) if has_forms(cut) else pruned
 
 
 def _tried(given: Subject, cut: Cut) -> tuple[EdgeModel | None, str]:

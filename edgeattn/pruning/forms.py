@@ -22,7 +22,7 @@ from edgeattn.model import EdgeModel
 from edgeattn.pruning.anatomy import Anatomy
 from edgeattn.pruning.context import shorten
 from edgeattn.pruning.cut import Cut, moved, without_dropped
-from edgeattn.pruning.grouped import merge, repeated_means
+from edgeattn.pruning.grouped import merge, projections, repeated_means
 from edgeattn.pruning.linear import bias_of, dense, linear_at
 from edgeattn.pruning.lowrank import LowRank, factorise, product
 from edgeattn.pruning.sparsity import sparsify
@@ -129,7 +129,8 @@ Replaced = Mapping[str, tuple[Tensor, Tensor | None]]
 """Path of a linear layer -> weight (outputs, inputs) and bias (outputs,) that it has in the oracle, None as it is."""
 
 Fit = Literal["repeated", "latest", "anew"]
-"""How a state that became smaller goes with the whole one: its heads serve a group each, it is the end, both are 0."""
+"""How a state goes with the one before: its heads serve a group each; it is the end; both start at zero, because what
+they hold stands in another order, and what the second step makes of them is compared."""
 
 
 def merged_weights(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, Sequence[int]]) -> Replaced:
@@ -137,13 +138,15 @@ def merged_weights(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mappi
     replaced: dict[str, tuple[Tensor, Tensor | None]] = {}
     for key, wanted in cut.merged.items():
         heads, order = _heads(anatomy, cut, key), orders.get(key)
-        for path in anatomy.unit(key).entries[1:]:
-            layer = linear_at(network, _place(cut, path))
-            bias = bias_of(layer)
-            replaced[_place(cut, path)] = (
-                repeated_means(dense(layer), heads, wanted, order),
-                None if bias is None else repeated_means(bias.detach(), heads, wanted, order),
-            )
+        for path in (path for _, *paths in projections(anatomy.unit(key)) for path in paths):
+            place = moved(cut, path)
+            if place is not None:
+                layer = linear_at(network, place)
+                bias = bias_of(layer)
+                replaced[place] = (
+                    repeated_means(dense(layer), heads, wanted, order),
+                    None if bias is None else repeated_means(bias.detach(), heads, wanted, order),
+                )
     merge(network, anatomy, cut, orders)
     return replaced
 
@@ -206,24 +209,33 @@ def _difference(before: EdgeModel, after: EdgeModel, fit: Fit) -> float:
     """Largest difference of the outputs of two models, relative to their largest beyond 1."""
     worst = 0.0
     for graph in after.spec.graphs:
+        example = before.example[graph.name]
+        states = {state.input: state.output for state in graph.states} if fit == "anew" else {}
         whole, small = {}, {}
         for tensor in graph.all_inputs:
-            value = before.example[graph.name][tensor.name]
+            value = np.zeros_like(example[tensor.name]) if tensor.name in states else example[tensor.name]
             whole[tensor.name], small[tensor.name] = _fitted(value, tensor.shape, fit)
         stream = before.spec.stream
         if stream is not None and fit == "latest" and stream.bias in whole:
             hidden = whole[stream.bias].copy()
             hidden[..., : hidden.shape[-1] - small[stream.bias].shape[-1]] = HIDDEN
             whole[stream.bias] = hidden
-        wanted = before.run(whole, graph.name)
-        for name, got in after.run(small, graph.name).items():
-            pair = _compared(wanted[name], got, fit)
-            if pair is not None and got.dtype.kind == "f":
-                expected, given = pair
-                finite = np.isfinite(expected)
-                scale = max(1.0, float(np.abs(expected[finite]).max(initial=0.0)))
-                worst = max(worst, float(np.abs(given - expected)[finite].max(initial=0.0)) / scale)
+        for _ in range(2 if states else 1):
+            wanted, got = before.run(whole, graph.name), after.run(small, graph.name)
+            for name in got.keys() - set(states.values()):
+                worst = max(worst, _relative(*_compared(wanted[name], got[name], fit)))
+            whole |= {name: wanted[output] for name, output in states.items()}
+            small |= {name: got[output] for name, output in states.items()}
     return worst
+
+
+def _relative(wanted: np.ndarray, got: np.ndarray) -> float:
+    """Largest difference, relative to the largest that is wanted beyond 1; 0 for numbers that are not floating."""
+    if got.dtype.kind != "f":
+        return 0.0
+    finite = np.isfinite(wanted)
+    scale = max(1.0, float(np.abs(wanted[finite]).max(initial=0.0)))
+    return float(np.abs(got - wanted)[finite].max(initial=0.0)) / scale
 
 
 def _fitted(value: np.ndarray, shape: tuple[int, ...], fit: Fit) -> tuple[np.ndarray, np.ndarray]:
@@ -238,13 +250,13 @@ def _fitted(value: np.ndarray, shape: tuple[int, ...], fit: Fit) -> tuple[np.nda
     return np.zeros_like(value), np.zeros(shape, value.dtype)
 
 
-def _compared(wanted: np.ndarray, got: np.ndarray, fit: Fit) -> tuple[np.ndarray, np.ndarray] | None:
-    """Outputs of both models in one shape; None where they cannot be compared."""
+def _compared(wanted: np.ndarray, got: np.ndarray, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of both models in one shape; of what cannot be compared nothing is left."""
     if wanted.shape == got.shape:
         return wanted, got
     if fit == "latest":
         return _end(wanted, got.shape), got
-    return (wanted, _repeated(got, wanted.shape)) if fit == "repeated" else None
+    return (wanted, _repeated(got, wanted.shape)) if fit == "repeated" else (wanted[:0], wanted[:0])
 
 
 def _end(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

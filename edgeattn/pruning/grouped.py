@@ -7,7 +7,7 @@ arXiv 2305.13245), section 2.1: the projections of the key and value heads of ea
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.pruning.anatomy import Anatomy, Unit
 from edgeattn.pruning.cut import Cut, check_cut, moved, without_dropped
-from edgeattn.pruning.linear import bias_of, dense, fresh_parameter, is_linear, owners, reorder
+from edgeattn.pruning.linear import bias_of, dense, fresh_parameter, owners, reorder
+
+KEYS_BY_HEADS = ("WhisperAttention",)
+"""Classes of transformers that view keys and values, and nothing else, with ``num_heads``."""
 
 
 def merge(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -40,12 +43,12 @@ def merge(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, S
             raise InputError(f"{unit.path}: an order names each of its {heads} key/value heads once, got {list(order)}")
         if wanted == heads:
             continue
-        block = network.get_submodule(cast(str, moved(cut, unit.path)))
-        projections = _projections(network, cut, unit)
-        _share(unit, block, heads // wanted)
+        blocks = list(_blocks(network, cut, unit))
+        for block, _, _ in blocks:
+            _share(unit, block, heads // wanted)
         if order is not None:
-            _reorder(network, cut, unit, heads, torch.tensor(order))
-        for layer in projections:
+            _reorder(network, cut, unit, torch.tensor(order))
+        for layer in (layer for _, *layers in blocks for layer in layers):
             weight, bias = dense(layer), bias_of(layer)
             layer.weight = fresh_parameter(cast(Tensor, layer.weight), _means(weight, heads, wanted))
             if bias is not None:
@@ -53,50 +56,74 @@ def merge(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, S
             cast(nn.Linear, layer).out_features = len(layer.weight)
 
 
-def _projections(network: nn.Module, cut: Cut, unit: Unit) -> tuple[nn.Module, nn.Module]:
-    """The layers that make keys and values."""
-    layers = [network.get_submodule(cast(str, moved(cut, path))) for path in unit.entries]
-    if len(layers) != 3 or not all(isinstance(layer, nn.Linear) for layer in layers):
-        block = type(network.get_submodule(cast(str, moved(cut, unit.path)))).__name__
+def _blocks(network: nn.Module, cut: Cut, unit: Unit) -> Iterator[tuple[nn.Module, nn.Module, nn.Module]]:
+    """The attention blocks of a unit, several where they share weights, each with its key and value projection."""
+    for query, *paths in projections(unit):
+        place = moved(cut, query)
+        if place is None:  # of a layer that is left out
+            continue
+        block = network.get_submodule(place.rpartition(".")[0])
+        layers = [network.get_submodule(cast(str, moved(cut, path))) for path in paths]
+        for path, layer in zip(paths, layers, strict=True):
+            if not isinstance(layer, nn.Linear):
+                raise UnsupportedError(
+                    f"{path} ({type(layer).__name__}): it is no plain linear layer; its heads cannot be merged"
+                )
+            names = owners(network, layer.weight)
+            if len(names) > 1:
+                raise UnsupportedError(f"{path}: the weights {', '.join(names)} are tied; its heads cannot be merged")
+        yield block, layers[0], layers[1]
+
+
+def projections(unit: Unit) -> tuple[tuple[str, str, str], ...]:
+    """Paths of the query, key and value projections of each block of an attention unit.
+
+    Raises:
+        UnsupportedError: where one layer makes several of them.
+    """
+    if len(unit.entries) % 3 or not unit.entries:
         raise UnsupportedError(
-            f"{unit.path} ({block}): queries, keys and values do not come from three linear layers of their own; its "
-            "key/value heads cannot be merged"
+            f"{unit.path}: queries, keys and values do not come from three linear layers of their own ({unit.family}); "
+            "its key/value heads cannot be merged"
         )
-    for layer in layers[1:]:
-        names = owners(network, cast(Tensor, layer.weight))
-        if len(names) > 1:
-            raise UnsupportedError(f"{unit.path}: the weights {', '.join(names)} are tied; its heads cannot be merged")
-    return layers[1], layers[2]
+    return tuple(zip(unit.entries[::3], unit.entries[1::3], unit.entries[2::3], strict=True))
 
 
 def _share(unit: Unit, block: nn.Module, factor: int) -> None:
     """Tell a block that ``factor`` times as many query heads as before share a key/value head."""
     state: Any = block
+    implementation = getattr(getattr(block, "config", None), "_attn_implementation", None)
     if isinstance(getattr(block, "kv_heads", None), int):
         return  # it counts its key/value heads by the rows of its key projection
-    implementation = getattr(getattr(block, "config", None), "_attn_implementation", None)
-    if hasattr(block, "num_key_value_groups"):
-        state.num_key_value_groups = factor * state.num_key_value_groups
+    if isinstance(getattr(block, "num_key_value_groups", None), int):
+        state.num_key_value_groups *= factor
     elif implementation == "sdpa":
         # transformers.integrations.sdpa_attention repeats keys and values for a block that has this
         state.num_key_value_groups = factor * unit.heads // unit.groups
-    else:
+        if type(block).__name__ in KEYS_BY_HEADS:
+            state.num_heads //= factor
+    elif not isinstance(getattr(block, "num_key_value_heads", None), int):
         raise UnsupportedError(
-            f"{unit.path} ({type(block).__name__}): its attention "
-            f"{f'({implementation}) ' if implementation else ''}takes as many key/value heads as query heads; they "
-            "cannot be merged. Blocks of edgeattn and those of transformers that run through sdpa can"
+            f"{unit.path} ({type(block).__name__}): its attention {f'({implementation}) ' if implementation else ''}"
+            "takes as many key/value heads as query heads; they cannot be merged. Blocks of edgeattn, torch's own and "
+            "those of transformers that run through sdpa can"
         )
     if isinstance(getattr(block, "num_key_value_heads", None), int):
         state.num_key_value_heads //= factor
 
 
-def _reorder(network: nn.Module, cut: Cut, unit: Unit, heads: int, order: Tensor) -> None:
+def _reorder(network: nn.Module, cut: Cut, unit: Unit, order: Tensor) -> None:
     """Put the heads of a unit in another order, which changes nothing that it computes."""
+    done = set()
     for piece in unit.slices:
-        module = network.get_submodule(cast(str, moved(cut, piece.module)))
-        rows = (order[:, None] * piece.width + torch.arange(piece.width)[None, :]).reshape(-1)
-        assert len(rows) == heads * piece.width
-        reorder(getattr(module, piece.tensor), piece.axis, piece.start, rows)
+        place = moved(cut, piece.module)
+        if place is None:
+            continue
+        tensor = getattr(network.get_submodule(place), piece.tensor)
+        if (id(tensor), piece.axis, piece.start) not in done:  # a shared one is put in order once
+            done.add((id(tensor), piece.axis, piece.start))
+            rows = (order[:, None] * piece.width + torch.arange(piece.width)[None, :]).reshape(-1)
+            reorder(tensor, piece.axis, piece.start, rows)
 
 
 def _means(rows: Tensor, heads: int, wanted: int) -> Tensor:
@@ -145,7 +172,7 @@ def grouping(network: nn.Module, unit: Unit, wanted: int, kept: Sequence[int] | 
     chosen = list(range(unit.groups) if kept is None else kept)
     if wanted < 1 or len(chosen) % wanted:
         raise InputError(f"{unit.path}: {len(chosen)} heads do not divide into {wanted} equal groups")
-    _projections(network, Cut(), unit)
+    list(_blocks(network, Cut(), unit))
     heads = head_weights(network, unit)[chosen]
     products = heads @ heads.T
     size = len(chosen) // wanted
@@ -173,9 +200,7 @@ def grouping(network: nn.Module, unit: Unit, wanted: int, kept: Sequence[int] | 
 def head_weights(network: nn.Module, unit: Unit) -> Tensor:
     """Key and value weights, biases included, of each key/value head: (groups, numbers), float64."""
     parts = []
-    for path in unit.entries[1:]:
-        layer = network.get_submodule(path)
-        assert is_linear(layer), path
+    for layer in (network.get_submodule(path) for _, *paths in projections(unit) for path in paths):
         bias = bias_of(layer)
         parts.append(dense(layer).double().reshape(unit.groups, -1))
         if bias is not None:

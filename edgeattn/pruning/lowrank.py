@@ -10,7 +10,7 @@ inputs are known, ``W C^(1/2)`` is decomposed instead (as SVD-LLM does, Wang et 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,21 @@ class LowRank(nn.Module):
     """``second(first(x))`` in the place of one linear layer: (..., inputs) -> (..., outputs).
 
     Attributes:
+        path: of that layer in the original, for errors.
         first: (inputs) -> (rank), without bias.
         second: (rank) -> (outputs), with the bias of the layer.
     """
 
-    def __init__(self, inputs: int, rank: int, outputs: int, bias: bool, like: Tensor | None = None) -> None:
+    def __init__(self, path: str, inputs: int, rank: int, outputs: int, bias: bool, like: Tensor) -> None:
         super().__init__()
-        made = {} if like is None else {"device": like.device, "dtype": like.dtype}
-        self.first = nn.Linear(inputs, rank, bias=False, **made)
-        self.second = nn.Linear(rank, outputs, bias=bias, **made)
+        self.path = path
+        self.first = nn.Linear(inputs, rank, bias=False, device=like.device, dtype=like.dtype)
+        self.second = nn.Linear(rank, outputs, bias=bias, device=like.device, dtype=like.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":  # T5 asks its feed-forward's for a dtype
+            raise AttributeError(f"{self.path}: its owner reads its weight, so that it cannot become two layers")
+        return super().__getattr__(name)
 
     @property
     def in_features(self) -> int:
@@ -143,7 +149,7 @@ def factorise(
         if given is not None and given.shape != (inputs, inputs):
             raise InputError(f"{path}: moments must be of shape ({inputs}, {inputs}), got {tuple(given.shape)}")
         bias = bias_of(layer)
-        made = LowRank(inputs, rank, outputs, bias is not None, weight)
+        made = LowRank(path, inputs, rank, outputs, bias is not None, weight)
         if not shapes_only:
             with torch.no_grad():
                 second, first = factors(weight, rank, given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgeattn.evaluation.data import Data
     from edgeattn.inspecting import ModelSensitivity
     from edgeattn.model import EdgeModel
+    from edgeattn.pruning.anatomy import Stack, Unit, Unknown
     from edgeattn.spec import GraphSpec
 
 STOPPED = 4  # as convert would exit
@@ -51,7 +53,7 @@ def inspect(
     samples: o.Samples = 60,
     as_json: o.Json = False,
 ) -> None:
-    """Tell in seconds what would fail, be slow or be at risk on each target; of a bundle, what it holds.
+    """Tell in seconds what would fail or be slow on each target, and what can be pruned; of a bundle, what it holds.
 
     Exit 4 if a target would stop the conversion.
     """
@@ -86,6 +88,8 @@ def inspect(
             views = look(source, calibration_sample(source, given))
             found = [foresee(source, views, each, given, settings) for each in settings.targets]
             seconds = round(time.monotonic() - began, 3)
+            bar.begin("looking for heads and neurons")
+            parts = prunable(source)
             measured = measure_sensitivity(source, given, samples, plot, bar) if sensitivity else None
         graphs = [facts(view) for view in views]
         if as_json:
@@ -98,12 +102,14 @@ def inspect(
                         {"target": each.name, "engine": name, "findings": to_json(rows)}
                         for each, name, rows in zip(settings.targets, engines, found, strict=True)
                     ],
+                    "prunable": prunable_json(parts),
                     "seconds": seconds,
                     **({} if measured is None else {"sensitivity": sensitivity_json(measured)}),
                 }
             )
         else:
             print_graphs(graphs)
+            print_prunable(parts)
             print_findings([row for rows in found for row in rows], [each.name for each in settings.targets])
             if measured is not None:
                 print_sensitivity(measured)
@@ -141,6 +147,72 @@ def measure_sensitivity(
 
         sensitivity_figure(measured.report, measured.attention, plot)
     return measured
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """What pruning finds in a model: units and stacks, what it does not know, or why it finds nothing at all."""
+
+    units: tuple[Unit, ...] = ()
+    stacks: tuple[Stack, ...] = ()
+    unknown: tuple[Unknown, ...] = ()
+    why_not: str = ""
+
+
+def prunable(source: EdgeModel) -> Prunable:
+    """Look for what can be removed; a model in which there is nothing is no error here."""
+    from edgeattn.errors import EdgeattnError
+    from edgeattn.pruning.apply import subject
+
+    try:
+        anatomy = subject(source).anatomy
+    except EdgeattnError as error:
+        return Prunable(why_not=str(error))
+    return Prunable(anatomy.units, anatomy.stacks, anatomy.unknown)
+
+
+def prunable_json(parts: Prunable) -> dict[str, Any]:
+    """For ``--json``."""
+    return {
+        "units": [
+            {
+                "path": unit.path, "kind": unit.kind, "family": unit.family, "groups": unit.groups,
+                "heads": unit.heads or None, "head_dim": unit.head_dim or None, "cross": unit.cross,
+            }
+            for unit in parts.units
+        ],
+        "stacks": [{"path": s.path, "layers": s.layers, "pinned": list(s.pinned)} for s in parts.stacks],
+        "unknown": [{"path": u.path, "kind": u.kind, "why": u.why} for u in parts.unknown],
+        "why_not": parts.why_not or None,
+    }  # fmt: skip
+
+
+def print_prunable(parts: Prunable) -> None:
+    """One row per attention block and feed-forward, then the stacks, then what is left whole."""
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = console()
+    if parts.why_not:
+        terminal.print(f"cannot be pruned: {parts.why_not}", highlight=False, markup=False, soft_wrap=True)
+        return
+    grid = Table("block", "kind", "family", title="what edgeattn prune can cut", title_justify="left")
+    for name in ("heads", "key/value heads", "head width", "neurons"):
+        grid.add_column(name, justify="right")
+    for unit in parts.units:
+        if unit.kind == "attention":
+            kind = "cross attention" if unit.cross else "self-attention"
+            sizes = (str(unit.heads), str(unit.groups), str(unit.head_dim), "")
+        else:
+            kind, sizes = "feed-forward", ("", "", "", str(unit.groups))
+        grid.add_row(*map(Text, (unit.path or "(the model)", kind, unit.family, *sizes)))
+    terminal.print(grid)
+    for stack in parts.stacks:
+        stays = f", of which {len(stack.pinned)} must stay" if stack.pinned else ""
+        terminal.print(f"{stack.path}: {stack.layers} layers that can be left out{stays}", highlight=False)
+    for found in parts.unknown:
+        line = f"left whole: {found.path or 'the model'} ({found.kind}): {found.why}"
+        terminal.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def is_bundle(reference: str) -> bool:

@@ -8,8 +8,9 @@ tuning of Kwon et al. 2022, arXiv 2204.09656, section 4.3, with a full weight in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,13 @@ from torch import Tensor, nn
 
 from edgeattn.errors import DataError
 from edgeattn.model import Arrays, EdgeModel
-from edgeattn.pruning.anatomy import Anatomy, Unit, layer_of
+from edgeattn.pruning.anatomy import Anatomy, Unit, exits, layer_of
 from edgeattn.pruning.apply import Subject, copied, masked_cut
 from edgeattn.pruning.cut import Cut, without_dropped
 from edgeattn.pruning.importance import batches, call, graph_loss, measuring, spread_evenly, surrogate, tensors
 
-KEPT_BYTES = 2**28  # of the whole model's outputs at the exits, computed in as many passes as that takes
-Rows = dict[str, list[list[Tensor]]]
-"""Graph -> batch -> what a layer gave in each of its calls, (rows, ...)."""
+KEPT_BYTES = 2**29  # of the whole model's outputs at the exits, computed in as many passes as that takes
+BLOCK = 4_096  # rows that are added in float64 at once
 
 
 @dataclass(frozen=True)
@@ -98,23 +98,14 @@ def reconstruct(
         raise DataError(f"{given.model.spec.name}: reconstruction needs samples, inputs like those of use; give --data")
     cut = without_dropped(given.anatomy, cut)
     # What is pruned runs as the whole network with masks: its states and paths are then those of the samples.
-    network = copied(given.network)
-    stand_in = Subject(given.model.rebuild(network), given.anatomy)
+    stand_in = Subject(given.model.rebuild(copied(given.network)), given.anatomy)
     with measuring(given):
-        plan = {graph: batches(given, graph, own, options.batch) for graph, own in rows.items()}
-        inputs = {
-            graph: [tensors(*(rows[graph][number] for number in numbers))[0] for numbers in own]
-            for graph, own in plan.items()
-        }
-        counts = {graph: [len(numbers) for numbers in own] for graph, own in plan.items()}
-        units, weights = _weights(given, cut, rows, inputs, counts, options)
-        solver = _Solver(given, stand_in, cut, inputs, weights, options)
-        found = []
-        for done, unit in enumerate(units):
-            rebuilt, weight, bias = solver.solve(unit, units)
-            _write(pruned.network, given.anatomy, cut, unit, weight, bias)
-            found.append(rebuilt)
-            on_step((done + 1) / len(units))
+        solver = _Solver(given, stand_in, cut, rows, options)
+        found: list[Rebuilt] = []
+        for solved in solver.run():
+            _write(pruned.network, given.anatomy, cut, solved)
+            found.append(solved.rebuilt)
+            on_step(len(found) / len(solver.units))
     return tuple(found)
 
 
@@ -127,81 +118,47 @@ def path_after(anatomy: Anatomy, cut: Cut, unit: Unit, path: str) -> str:
     return f"{place[0]}.{cut.layers[place[0]].index(place[1])}{path[len(head) :]}"
 
 
-def _write(network: nn.Module, anatomy: Anatomy, cut: Cut, unit: Unit, weight: Tensor, bias: Tensor | None) -> None:
-    """Put columns (outputs, kept inputs) where the pruned network has them."""
-    module = network.get_submodule(path_after(anatomy, cut, unit, unit.exit))
-    own = weight if isinstance(module, nn.Linear) else weight.T
+@dataclass(frozen=True)
+class _Solved:
+    """New weight (outputs, kept inputs) and bias of an exit."""
+
+    unit: Unit
+    rebuilt: Rebuilt
+    weight: Tensor
+    bias: Tensor | None
+
+
+def _write(network: nn.Module, anatomy: Anatomy, cut: Cut, solved: _Solved) -> None:
+    """Put the new weight where the pruned network has it."""
+    module = network.get_submodule(path_after(anatomy, cut, solved.unit, solved.unit.exit))
+    own = solved.weight if isinstance(module, nn.Linear) else solved.weight.T
     parameters = dict(module.named_parameters(recurse=False))
     with torch.no_grad():
-        parameters["weight"].copy_(own.to(parameters["weight"].dtype))
-        if bias is not None:
-            parameters["bias"].copy_(bias.to(parameters["bias"].dtype))
+        parameters["weight"].copy_(own)
+        if solved.bias is not None:
+            parameters["bias"].copy_(solved.bias)
 
 
-# --- what the whole model does ----------------------------------------------------------------------------------------
+# --- the passes -------------------------------------------------------------------------------------------------------
 
 
 class _Stop(Exception):  # noqa: N818 no error
     """The exit has been seen; the rest of the network need not run."""
 
 
-def _weights(
-    given: Subject,
-    cut: Cut,
-    rows: Mapping[str, Sequence[Arrays]],
-    inputs: Mapping[str, Sequence[dict[str, Tensor]]],
-    counts: Mapping[str, Sequence[int]],
-    options: ReconstructOptions,
-) -> tuple[list[Unit], dict[str, Rows]]:
-    """Units to solve in the order in which they run; and, of each, the weights of its rows, (rows,)."""
-    left = {*cut.ranks, *cut.sparse}
-    wanted: dict[str, Unit] = {}
-    for key in cut.groups:  # an exit that units share is solved once
-        unit = given.anatomy.unit(key)
-        if unit.exit not in left:
-            wanted.setdefault(unit.exit, unit)
-    order: dict[str, Unit] = {}
-    weights: dict[str, Rows] = {unit.key: {graph: [] for graph in rows} for unit in wanted.values()}
-    rng = torch.Generator().manual_seed(options.seed)
-    for graph, batches_ in inputs.items():
-        loss = graph_loss(given, graph, rows[graph])
-        for batch, count in zip(batches_, counts[graph], strict=True):
-            seen: dict[str, list[Tensor]] = {unit.key: [] for unit in wanted.values()}
+@dataclass
+class _Target:
+    """What an exit of the whole model gave, over graphs, batches and calls.
 
-            def hook(unit: Unit, seen: dict[str, list[Tensor]] = seen) -> Callable[..., Any]:
-                def after(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-                    order.setdefault(unit.key, unit)
-                    shift = torch.zeros_like(output, requires_grad=True)
-                    seen[unit.key].append(shift)
-                    return output + shift
+    Attributes:
+        outputs: of each batch and call, float32 (rows that count, outputs).
+        weights: of these rows, (rows that count,).
+        shown: which rows count, (rows,).
+    """
 
-                return after
-
-            handles = [given.network.get_submodule(u.exit).register_forward_hook(hook(u)) for u in wanted.values()]
-            try:
-                value = surrogate(loss, call(given, graph, batch), count, rng)
-            finally:
-                for handle in handles:
-                    handle.remove()
-            shifts = [shift for own in seen.values() for shift in own]
-            found = iter(
-                torch.autograd.grad(value, shifts, allow_unused=True)
-                if shifts and value.requires_grad and options.weighted
-                else [None] * len(shifts)
-            )
-            for key, own in seen.items():
-                weights[key][graph].append([_row_weights(next(found), shift, options.weighted) for shift in own])
-    return list(order.values()), weights
-
-
-def _row_weights(gradient: Tensor | None, output: Tensor, weighted: bool) -> Tensor:
-    shape = output.reshape(-1, output.shape[-1])
-    if not weighted:
-        return torch.ones(len(shape))
-    return torch.zeros(len(shape)) if gradient is None else (gradient.reshape(shape.shape) ** 2).sum(-1)
-
-
-# --- solving ----------------------------------------------------------------------------------------------------------
+    outputs: list[Tensor] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    shown: list[Tensor] = field(default_factory=list)
 
 
 class _Solver:
@@ -212,101 +169,193 @@ class _Solver:
         given: Subject,
         stand_in: Subject,
         cut: Cut,
-        inputs: Mapping[str, Sequence[dict[str, Tensor]]],
-        weights: Mapping[str, Rows],
+        rows: Mapping[str, Sequence[Arrays]],
         options: ReconstructOptions,
     ) -> None:
-        self.given, self.stand_in, self.cut = given, stand_in, cut
-        self.inputs, self.weights, self.options = inputs, weights, options
-        self.targets: dict[str, Rows] = {}
+        self.given, self.stand_in, self.cut, self.rows, self.options = given, stand_in, cut, rows, options
+        self.inputs = self._inputs(options.batch)
+        self.calls: dict[str, int] = {}  # of an exit, in the first batch of each graph
+        self.sizes: dict[str, int] = {}  # values of an exit's output over all samples
+        self.units = self._order()
+        self.targets: dict[str, _Target] = {}
+        self.rng = torch.Generator().manual_seed(options.seed)
 
-    def solve(self, unit: Unit, units: Sequence[Unit]) -> tuple[Rebuilt, Tensor, Tensor | None]:
-        """Errors, and the new weight (outputs, kept inputs) and bias."""
+    def _inputs(self, most: int) -> dict[str, list[tuple[dict[str, Tensor], int]]]:
+        """Graph -> its batches, and how many samples are in each."""
+        return {
+            graph: [tensors(*(own[number] for number in numbers)) for numbers in batches(self.given, graph, own, most)]
+            for graph, own in self.rows.items()
+        }
+
+    def _order(self) -> list[Unit]:
+        """Units to solve in the order in which they run; an exit that units share is solved once."""
+        left = {*self.cut.ranks, *self.cut.sparse}
+        wanted: dict[str, Unit] = {}
+        for key in self.cut.groups:
+            unit = self.given.anatomy.unit(key)
+            if unit.exit not in left:
+                wanted.setdefault(unit.exit, unit)
+        order: dict[str, Unit] = {}
+        share = 1.0
+
+        def see(unit: Unit, output: Tensor) -> None:
+            order.setdefault(unit.key, unit)
+            self.calls[unit.key] = self.calls.get(unit.key, 0) + 1
+            self.sizes[unit.key] = self.sizes.get(unit.key, 0) + int(output.numel() * share)
+
+        for graph, own in self.inputs.items():
+            inputs, count = own[0]
+            share = len(self.rows[graph]) / count
+            with _outputs(self.given, list(wanted.values()), see), torch.no_grad():
+                call(self.given, graph, inputs)
+        return list(order.values())
+
+    def run(self) -> Iterator[_Solved]:
+        """Every unit in turn: in one pass where all samples fit into one batch, else in a pass for each."""
+        whole = self._one_batch()
+        if whole is None:
+            for unit in self.units:
+                with masked_cut(self.stand_in, self.cut):
+                    solved = self._solved(unit, self._seen(unit))
+                yield solved
+            return
+        found: list[_Solved] = []
+
+        def solve(unit: Unit) -> Callable[..., None]:
+            def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+                found.append(self._solved(unit, [args[0].detach()]))
+
+            return before
+
+        graph, inputs = whole
+        with masked_cut(self.stand_in, self.cut), contextlib.ExitStack() as stack, torch.no_grad():
+            for unit in self.units:  # after the hooks of the masks, which come first
+                module = self.stand_in.network.get_submodule(unit.exit)
+                stack.callback(module.register_forward_pre_hook(solve(unit)).remove)
+            call(self.stand_in, graph, inputs)
+        yield from found
+
+    def _one_batch(self) -> tuple[str, dict[str, Tensor]] | None:
+        """Graph and inputs of all samples, None where that is more than one call of an exit or too large."""
+        if len(self.rows) > 1 or any(calls > 1 for calls in self.calls.values()):
+            return None
+        widest = max((unit.groups * unit.width for unit in self.units), default=0)
+        narrowest = min((self._outs(unit) for unit in self.units), default=1)
+        if 4 * widest * max(self.sizes.values(), default=0) / narrowest > KEPT_BYTES:
+            return None
+        ((graph, own),) = self._inputs(self.options.samples).items()
+        return (graph, own[0][0]) if len(own) == 1 else None
+
+    def _outs(self, unit: Unit) -> int:
+        weight = self.given.network.get_submodule(unit.exit).get_parameter("weight")
+        return weight.numel() // (unit.groups * unit.width)
+
+    def _seen(self, unit: Unit) -> Iterator[Tensor]:
+        """Inputs of an exit of the stand-in, over graphs, batches and calls; what follows the last is not run."""
+        for graph, own in self.inputs.items():
+            for inputs, _ in own:
+                seen: list[Tensor] = []
+
+                def look(_: str, x: Tensor, seen: list[Tensor] = seen) -> None:
+                    seen.append(x.detach())
+                    if len(seen) == self.calls[unit.key] and len(self.inputs) == 1:
+                        raise _Stop
+
+                with contextlib.suppress(_Stop), exits(self.stand_in.network, {unit.key: unit}, look), torch.no_grad():
+                    call(self.stand_in, graph, inputs)
+                yield from seen
+
+    def _solved(self, unit: Unit, inputs: Iterable[Tensor]) -> _Solved:
+        """Solve one exit and put the result into the stand-in."""
         if unit.key not in self.targets:
-            self._look(units[units.index(unit) :])
-        targets = self.targets.pop(unit.key)
+            self._look(self.units[self.units.index(unit) :])
+        target = self.targets.pop(unit.key)
+        shown, outputs, weights = (torch.cat(own) for own in (target.shown, target.outputs, target.weights))
         kept = torch.tensor(self.cut.groups[unit.key])[:, None] * unit.width + torch.arange(unit.width)
         columns = kept.reshape(-1)
         module: Any = self.stand_in.network.get_submodule(unit.exit)
-        weight = module.weight.detach() if isinstance(module, nn.Linear) else module.weight.detach().T
+        full = module.weight.detach() if isinstance(module, nn.Linear) else module.weight.detach().T
         bias = None if getattr(module, "bias", None) is None else module.bias.detach()
-        system = _Normal(weight[:, columns], bias)
-        with masked_cut(self.stand_in, self.cut):
-            for graph, own in self.inputs.items():
-                for batch, wanted, weights in zip(own, targets[graph], self.weights[unit.key][graph], strict=True):
-                    seen = self._inputs(module, graph, batch, len(wanted))
-                    for x, y, w in zip(seen, wanted, weights, strict=True):
-                        system.add(x.reshape(-1, x.shape[-1])[:, columns], y.reshape(-1, y.shape[-1]), w)
+        system = _Normal(full[:, columns], bias)
+        place = taken = 0
+        for x in inputs:
+            flat = x.reshape(-1, x.shape[-1])
+            chosen = flat[shown[place : place + len(flat)]][:, columns]
+            system.add(chosen, outputs[taken : taken + len(chosen)], weights[taken : taken + len(chosen)])
+            place, taken = place + len(flat), taken + len(chosen)
+        assert place == len(shown), "the pruned model runs its exits as often as the whole one"
         if not system.finite:
             raise DataError(f"{unit.path}: what it gives is not finite; leave out the samples that lead to it")
-        before = system.error(system.old)
-        solved = system.solved(self.options.ridge)
+        before, solved = system.error(system.old), system.solved(self.options.ridge)
         after = system.error(solved)
         if not after < before:
             solved, after = system.old, before
-        new_weight = solved[: len(columns)].T.float()
-        new_bias = None if bias is None else solved[-1].float()
+        weight = solved[: len(columns)].T.to(full.dtype)
+        new_bias = None if bias is None else solved[-1].to(bias.dtype)
         with torch.no_grad():
-            full = module.weight if isinstance(module, nn.Linear) else module.weight.T
-            full[:, columns] = new_weight
-            if new_bias is not None:
-                module.bias.copy_(new_bias)
-        return Rebuilt(unit.key, before, after, system.rows), new_weight, new_bias
+            full[:, columns] = weight
+            if bias is not None and new_bias is not None:
+                bias.copy_(new_bias)
+        return _Solved(unit, Rebuilt(unit.key, before, after, system.rows), weight, new_bias)
 
     def _look(self, units: Sequence[Unit]) -> None:
-        """Outputs of the whole model at as many of the next exits as memory is meant for."""
-        taken: list[Unit] = []
-        size = 0
-        for unit in units:
-            weight = self.given.network.get_submodule(unit.exit).get_parameter("weight")
-            outputs = weight.numel() // (unit.groups * unit.width)
-            count = sum(len(w) for own in self.weights[unit.key].values() for calls in own for w in calls)
-            size += 4 * outputs * count
-            if taken and size > KEPT_BYTES:
+        """Outputs and weights of rows in the whole model, at as many of the next exits as memory is meant for."""
+        taken, size = [units[0]], 4 * self.sizes[units[0].key]
+        for unit in units[1:]:
+            size += 4 * self.sizes[unit.key]
+            if size > KEPT_BYTES:
                 break
             taken.append(unit)
-        for unit in taken:
-            self.targets[unit.key] = {graph: [] for graph in self.inputs}
-
-        def hook(unit: Unit, graph: str) -> Callable[..., None]:
-            def after(_: nn.Module, __: Any, output: Tensor) -> None:
-                self.targets[unit.key][graph][-1].append(output.detach().clone())
-
-            return after
-
+        self.targets.update({unit.key: _Target() for unit in taken})
         for graph, own in self.inputs.items():
-            network = self.given.network
-            handles = [network.get_submodule(unit.exit).register_forward_hook(hook(unit, graph)) for unit in taken]
-            try:
-                for batch in own:
-                    for unit in taken:
-                        self.targets[unit.key][graph].append([])
-                    with torch.no_grad():
-                        call(self.given, graph, batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
+            loss = graph_loss(self.given, graph, self.rows[graph])
+            for inputs, count in own:
+                seen: list[tuple[Unit, Tensor]] = []
 
-    def _inputs(self, module: nn.Module, graph: str, batch: dict[str, Tensor], calls: int) -> list[Tensor]:
-        """Inputs of an exit of the stand-in in each of its calls; what follows the last is not run."""
-        seen: list[Tensor] = []
-        if not calls:
-            return seen
+                def see(unit: Unit, output: Tensor, seen: list[tuple[Unit, Tensor]] = seen) -> Tensor | None:
+                    # A network whose parameters want no gradient has none to give at its first exit.
+                    leaf = output if output.requires_grad else output.detach().requires_grad_(self.options.weighted)
+                    seen.append((unit, leaf))
+                    return leaf
 
-        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-            seen.append(args[0].detach())
-            if len(seen) == calls:
-                raise _Stop
+                with _outputs(self.given, taken, see), torch.set_grad_enabled(self.options.weighted):
+                    value = surrogate(loss, call(self.given, graph, inputs), count, self.rng)
+                leaves = [output for _, output in seen]
+                gradients: Sequence[Tensor | None] = [None] * len(leaves)
+                if leaves and value.requires_grad:
+                    gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+                for (unit, output), gradient in zip(seen, gradients, strict=True):
+                    self._keep(unit, output, gradient)
 
-        handle = module.register_forward_pre_hook(before)
-        try:
-            with torch.no_grad():
-                call(self.stand_in, graph, batch)
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
-        return seen
+    def _keep(self, unit: Unit, output: Tensor, gradient: Tensor | None) -> None:
+        flat = output.detach().reshape(-1, output.shape[-1])
+        if not self.options.weighted:
+            weights = torch.ones(len(flat))
+        elif gradient is None:
+            weights = torch.zeros(len(flat))
+        else:
+            weights = (gradient.reshape(flat.shape) ** 2).sum(-1)
+        target, shown = self.targets[unit.key], weights != 0
+        target.shown.append(shown)
+        target.outputs.append(flat[shown])
+        target.weights.append(weights[shown])
+
+
+@contextlib.contextmanager
+def _outputs(given: Subject, units: Sequence[Unit], see: Callable[[Unit, Tensor], Tensor | None]) -> Iterator[None]:
+    """While open, ``see`` gets the output of every exit, and may replace it."""
+
+    def hook(unit: Unit) -> Callable[..., Tensor | None]:
+        return lambda _module, _args, output: see(unit, output)
+
+    with contextlib.ExitStack() as stack:
+        for unit in units:
+            module = given.network.get_submodule(unit.exit)
+            stack.callback(module.register_forward_hook(hook(unit)).remove)
+        yield
+
+
+# --- solving ----------------------------------------------------------------------------------------------------------
 
 
 class _Normal:
@@ -324,15 +373,15 @@ class _Normal:
 
     def add(self, x: Tensor, y: Tensor, weights: Tensor) -> None:
         """x: (rows, inputs), y: (rows, outputs), weights: (rows,)."""
-        shown = weights > 0
-        x, y, root = x[shown].double(), y[shown].double(), weights[shown].double().sqrt()[:, None]
-        if self.biased:
-            x = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        x, y = x * root, y * root
-        self.gram += x.T @ x
-        self.cross += x.T @ y
-        self.energy += float((y**2).sum())
-        self.rows += len(x)
+        for start in range(0, len(x), BLOCK):
+            part = slice(start, start + BLOCK)
+            root = weights[part].double().sqrt()[:, None]
+            ones = [root] if self.biased else []
+            own, wanted = torch.cat([x[part].double() * root, *ones], 1), y[part].double() * root
+            self.gram += own.T @ own
+            self.cross += own.T @ wanted
+            self.energy += float((wanted**2).sum())
+            self.rows += len(own)
 
     @property
     def finite(self) -> bool:

@@ -238,16 +238,16 @@ def skipped(network: nn.Module, layers: Mapping[str, tuple[int, ...]]) -> Iterat
     """
 
     def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-        given = next(value for value in (*args, *named.values()) if isinstance(value, Tensor))
-        if isinstance(output, Tensor):
-            return given
-        return (given, *output[1:])
+        return _given_back((*args, *named.values()), output)
+
+    def stepping(step: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **named: _given_back((*args, *named.values()), step(*args, **named))
 
     modules = [network.get_submodule(f"{path}.{number}") for path, numbers in layers.items() for number in numbers]
     handles = [module.register_forward_hook(hook, with_kwargs=True) for module in modules]
     stepped: list[Any] = [module for module in modules if hasattr(module, "step")]
     for module in stepped:  # a layer of a stream is not called but stepped, with its states
-        module.step = _passed_on
+        module.step = stepping(module.step)
     try:
         yield
     finally:
@@ -257,5 +257,7 @@ def skipped(network: nn.Module, layers: Mapping[str, tuple[int, ...]]) -> Iterat
             del module.step
 
 
-def _passed_on(x: Tensor, _: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-    return (x, *states)
+def _given_back(given: tuple[Any, ...], output: Any) -> Any:
+    """A layer's output with its first tensor, what the next layer reads, replaced by the first that it was given."""
+    first = next(value for value in given if isinstance(value, Tensor))
+    return first if isinstance(output, Tensor) else (first, *output[1:])

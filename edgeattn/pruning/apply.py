@@ -22,6 +22,7 @@ from edgeattn.pruning.families import find
 from edgeattn.pruning.forms import Guide, form, has_forms
 from edgeattn.pruning.prepare import prepare
 from edgeattn.pruning.surgery import remove
+from edgeattn.spec import GraphSpec
 
 ORACLE = 1e-4  # largest difference of an output of the pruned and the masked network, relative to its largest beyond 1
 
@@ -159,21 +160,23 @@ def _with_units_that_run(given: Subject) -> Subject:
         kinds.setdefault((unit.kind, unit.family, kind, unit.groups, unit.width, unit.cross, *sizes), []).append(unit)
 
     def trial(chosen: Sequence[tuple[Any, ...]]) -> Cut:
-        # One and two groups in turn: blocks that rely on others having as many as they have fail.
-        return Cut(
-            {
-                unit.key: tuple(range(min(1 + number % 2, unit.groups - 1), unit.groups))
-                for kind in chosen
-                for number, unit in enumerate(kinds[kind])
-                if unit.groups > 1
-            }
-        )
+        numbered = [(number, unit) for kind in chosen for number, unit in enumerate(kinds[kind])]
+        return Cut({unit.key: _trial_groups(unit.groups, number) for number, unit in numbered if unit.groups > 1})
 
     _, failed = _passing(given, list(kinds), [], trial)
     refused = {unit.key: why for kind, why in failed.items() for unit in kinds[kind]}
     units = tuple(unit for unit in given.anatomy.units if unit.key not in refused)
     unknown = tuple(_unknown(given, given.anatomy.unit(key), why) for key, why in refused.items())
     return replace(given, anatomy=replace(given.anatomy, units=units, unknown=(*given.anatomy.unknown, *unknown)))
+
+
+def _trial_groups(groups: int, number: int) -> tuple[int, ...]:
+    """Groups that stay in a trial: without both ends, or the one in the middle.
+
+    In turn, because blocks that rely on others having as many as they have must fail.
+    """
+    gone = {groups // 2} if number % 2 else {0} if groups == 2 else {0, groups - 1}
+    return tuple(group for group in range(groups) if group not in gone)
 
 
 def _with_stacks_that_run(given: Subject) -> Subject:
@@ -274,6 +277,8 @@ def _tried(given: Subject, cut: Cut) -> tuple[EdgeModel | None, str]:
         remove(network, given.anatomy, cut)
         pruned = given.model.rebuild(network)
         difference = oracle_difference(given, cut, pruned)
+    except UnsupportedError as error:
+        return None, str(error)
     except Exception as error:  # noqa: BLE001 - a network that is not understood fails in its own way
         return None, f"the network does not run ({_line(error)})"
     if not difference <= ORACLE:
@@ -299,31 +304,49 @@ def oracle_difference(given: Subject, cut: Cut, pruned: EdgeModel) -> float:
     """The largest difference to the masked original over all outputs that both have, relative to the largest beyond 1.
 
     Inputs are the original's example. A graph with states makes two steps, the second from what the first one left; a
-    state that changed its size is zero at first in both. Where layers are left out all states are, because those of
-    the others have other names, and next states are not compared. Infinite where only the pruned one is not finite.
+    state that changed its size is zero at first in both. Infinite where only one of them is not finite.
     """
     worst = 0.0
     for graph in pruned.spec.graphs:
-        states = {state.input: state.output for state in graph.states}
-        example = given.model.example[graph.name]
-        shapes = {tensor.name: tensor.shape for tensor in graph.all_inputs}
-        whole, smaller = {}, {}
-        for name, value in example.items():
-            same = not (name in states and cut.layers) and shapes.get(name) == value.shape
-            whole[name] = value if same else np.zeros_like(value)
+        original = given.model.spec.graph(graph.name)
+        before = _names_before(given.anatomy, cut, original, graph)
+        whole, smaller = dict(given.model.example[graph.name]), {}
         for tensor in graph.all_inputs:
-            same = not (tensor.name in states and cut.layers) and whole[tensor.name].shape == tensor.shape
-            smaller[tensor.name] = whole[tensor.name] if same else np.zeros(tensor.shape, tensor.dtype)
-        compared = set(graph.output_names) - (set(states.values()) if cut.layers else set())
-        all_states = {state.input: state.output for state in given.model.spec.graph(graph.name).states}
-        for _ in range(2 if states else 1):
+            value = whole[before[tensor.name]]
+            if value.shape != tensor.shape:
+                whole[before[tensor.name]] = np.zeros_like(value)
+                value = np.zeros(tensor.shape, tensor.dtype)
+            smaller[tensor.name] = value
+        for _ in range(2 if graph.states else 1):
             with masked_cut(given, cut):
                 wanted = given.model.run(whole, graph.name)
             got = pruned.run(smaller, graph.name)
-            worst = max(worst, *(_difference(wanted[name], got[name]) for name in compared), 0.0)
-            whole |= {name: wanted[output] for name, output in all_states.items()}
-            smaller |= {name: got[output] for name, output in states.items()}
+            worst = max(worst, *(_difference(wanted[before[name]], got[name]) for name in graph.output_names), 0.0)
+            whole |= {state.input: wanted[state.output] for state in original.states}
+            smaller |= {state.input: got[state.output] for state in graph.states}
     return worst
+
+
+def _names_before(anatomy: Anatomy, cut: Cut, original: GraphSpec, graph: GraphSpec) -> dict[str, str]:
+    """Name of each input and output -> its name in the original.
+
+    Where there is one for each layer they are numbered, as caches are, and without a layer those behind it count anew.
+    """
+    numbers: dict[str, list[dict[str, int]]] = {}
+    for which, spec in enumerate((original, graph)):
+        for name in (*(tensor.name for tensor in spec.all_inputs), *spec.output_names):
+            stem = name.rstrip("0123456789")
+            if stem != name:
+                numbers.setdefault(stem, [{}, {}])[which][name] = int(name[len(stem) :])
+    before = {name: name for name in (*(tensor.name for tensor in graph.all_inputs), *graph.output_names)}
+    # The caches of an encoder-decoder are its decoder's.
+    stacks = sorted(cut.layers, key=lambda path: "decoder" in path.split("."))
+    for stem, (all_names, left) in numbers.items():
+        for path in stacks:
+            kept, layers = cut.layers[path], anatomy.stack(path).layers
+            if set(all_names.values()) == set(range(layers)) and set(left.values()) == set(range(len(kept))):
+                before |= {name: f"{stem}{kept[number]}" for name, number in left.items()}
+    return before
 
 
 def _difference(wanted: np.ndarray, got: np.ndarray) -> float:

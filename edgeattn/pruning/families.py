@@ -28,6 +28,7 @@ class AttentionNames:
         vectors: parameters or buffers of the block itself with heads along axis 0: name -> entries per head.
         more: further linear layers whose outputs are heads, such as that of relative positions.
         tables: parameters with a column per head, such as biases by relative position.
+        when: an attribute of the block and its value, if the row is about these blocks alone.
     """
 
     name: str
@@ -42,6 +43,7 @@ class AttentionNames:
     vectors: dict[str, int] = field(default_factory=dict)
     more: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
+    when: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ ATTENTION = (
     AttentionNames("t5", "q", "k", "v", "o", vectors={"heads": 1}, tables=("relative_attention_bias.weight",)),
     AttentionNames("torch", "q", "k", "v", "out", kv_counts=("num_key_value_heads",), vectors={"heads": 1}),
     AttentionNames("albert", "query", "key", "value", "dense"),
+    AttentionNames(  # it rotates what it reads, in as many parts as it once had heads
+        "wav2vec2-conformer", "linear_q", "linear_k", "linear_v", "linear_out",
+        counts=(), when=("position_embeddings_type", "rotary"),
+    ),
     AttentionNames(
         "wav2vec2-conformer", "linear_q", "linear_k", "linear_v", "linear_out",
         vectors={"pos_bias_u": 1, "pos_bias_v": 1}, more=("linear_pos",),
@@ -249,7 +255,7 @@ def _resolve(network: nn.Module, path: str, relative: str) -> tuple[str, nn.Modu
         return None
 
 
-def _sizes(module: nn.Module) -> tuple[int, int] | None:
+def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
     """Inputs and outputs of a linear layer, None for another module."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
@@ -276,9 +282,11 @@ def in_slice(path: str, module: nn.Module, width: int) -> Slice:
 def attention_unit(network: nn.Module, path: str, module: nn.Module) -> Unit | None:
     """The attention block at a path, if its parts have the names of a family and sizes that fit."""
     for names in ATTENTION:
+        if names.when is not None and getattr(module, names.when[0], None) != names.when[1]:
+            continue
         parts = [_resolve(network, path, name) for name in (names.query, names.key, names.value, names.output)]
         present = [part for part in parts if part is not None]
-        sizes = [size for part in present if (size := _sizes(part[1])) is not None]
+        sizes = [size for part in present if (size := linear_sizes(part[1])) is not None]
         if len(sizes) < 4:
             continue
         (q, k, v, o), (qs, ks, vs, os) = present, sizes
@@ -346,7 +354,7 @@ def packed_attention_unit(path: str, module: nn.Module) -> Unit | None:
     prefix = f"{path}." if path else ""
     for names in PACKED:
         packed, out = _below(module, names.packed), _below(module, names.output)
-        sizes = None if packed is None or out is None else (_sizes(packed), _sizes(out))
+        sizes = None if packed is None or out is None else (linear_sizes(packed), linear_sizes(out))
         if packed is None or out is None or sizes is None or sizes[0] is None or sizes[1] is None:
             continue
         width = sizes[1][0]
@@ -375,7 +383,7 @@ def feedforward_unit(path: str, module: nn.Module) -> Unit | None:
         if second is None or any(layer is None for layer in first):
             continue
         layers = [layer for layer in first if layer is not None]
-        ins, outs = {_sizes(layer) for layer in layers}, _sizes(second)
+        ins, outs = {linear_sizes(layer) for layer in layers}, linear_sizes(second)
         if len(ins) != 1 or outs is None:
             continue
         sizes = next(iter(ins))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeattn.pruning.anatomy import Anatomy, Unit, masked
+from edgeattn.pruning.families import attention_unit, linear_sizes
 
 Run = Callable[[], Mapping[str, Tensor]]
 """One step of a graph on inputs that stay the same: outputs by name."""
@@ -43,10 +44,10 @@ def owners(network: nn.Module, anatomy: Anatomy, run: Run, outputs: Mapping[str,
         outputs: state -> output that becomes it.
 
     Returns:
-        state -> its owner. States of another kind are not in it, nor those whose heads lie in a way that one axis does
-        not describe.
+        state -> its owner. States of another kind are not in it, nor those that several blocks share, nor those whose
+        heads lie in a way that one axis does not describe.
     """
-    found: dict[str, Owner] = {}
+    found: dict[str, list[Owner]] = {}
     for unit in anatomy.units:
         if unit.kind != "attention" or unit.groups < 2:
             continue
@@ -58,9 +59,9 @@ def owners(network: nn.Module, anatomy: Anatomy, run: Run, outputs: Mapping[str,
                     after.append(run())
         for state, output in outputs.items():
             axis = _axis(before[output], [step[output] for step in after], unit.groups)
-            if axis is not None and state not in found:
-                found[state] = Owner(unit.key, axis)
-    return found
+            if axis is not None:
+                found.setdefault(state, []).append(Owner(unit.key, axis))
+    return {state: several[0] for state, several in found.items() if len(several) == 1}
 
 
 @contextlib.contextmanager
@@ -103,3 +104,17 @@ def _axis(before: Tensor, after: list[Tensor], groups: int) -> int | None:
         if all(number // width == group for group, numbers in enumerate(touched) for number in numbers):
             fitting.append(axis)
     return fitting[0] if len(fitting) == 1 else None
+
+
+def groups_left(network: nn.Module, unit: Unit) -> int | None:
+    """Groups that a unit has in a network from which some were removed; None if the unit went with its layer."""
+    try:
+        exit_layer = network.get_submodule(unit.exit)
+    except AttributeError:
+        return None
+    now = attention_unit(network, unit.path, network.get_submodule(unit.path))
+    if now is not None:
+        return now.groups
+    # Its layers may have another form by now, such as two of low rank; what leaves it has as many columns.
+    inputs = next((sizes[0] for module in exit_layer.modules() if (sizes := linear_sizes(module))), 0)
+    return inputs // unit.width

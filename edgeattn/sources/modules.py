@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.errors import ModelError, unknown_name
+from edgeattn.errors import ModelError, UnsupportedError, unknown_name
 from edgeattn.model import Arrays, EdgeModel, Graph, graph_from_example
 from edgeattn.sources.usercode import users_code
 from edgeattn.spec import GraphSpec, ModelSpec
@@ -67,12 +67,65 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
 
     def rebuild(changed: torch.nn.Module) -> EdgeModel:
         parts = {graph_name: changed if len(graphs) == 1 else getattr(changed, graph_name) for graph_name in graphs}
-        return from_graphs({n: replace(graph, module=parts[n]) for n, graph in graphs.items()}, name, source)
+        fitting = {n: replace(graph, module=parts[n], inputs=examples[n]) for n, graph in graphs.items()}
+        if any(graph.states for graph in graphs.values()):
+            fitting = {n: _with_states_that_fit(n, graphs[n], graph) for n, graph in fitting.items()}
+        return from_graphs(fitting, name, source)
 
     return EdgeModel(
         spec, modules, examples, digest.hexdigest(), size, dims, buckets=buckets, fills=fills, network=network,
         rebuild=rebuild,
     )  # fmt: skip
+
+
+def _with_states_that_fit(name: str, before: Graph, after: Graph) -> Graph:
+    """A graph whose module has fewer heads or layers than before, with the states that it still has, in their sizes.
+
+    Args:
+        before: the graph that the module was changed from.
+        after: the same with the changed module.
+
+    Raises:
+        UnsupportedError: if states do not fit any more and whose heads they hold cannot be told.
+    """
+    import torch
+
+    from edgeattn.pruning.families import find
+    from edgeattn.pruning.states import groups_left, owners
+
+    if not after.states:
+        return after
+    example = example_arrays(before)
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in example.items()}
+    anatomy = find(before.module)
+    left = {unit.key: groups_left(after.module, unit) for unit in anatomy.units if unit.kind == "attention"}
+    owned = {}
+    if any(groups != anatomy.unit(key).groups for key, groups in left.items()):
+        run = _named_outputs(before.module.eval())
+        owned = owners(before.module, anatomy, lambda: run(**tensors), after.states)
+    for state, owner in owned.items():
+        groups, there = left[owner.key], list(example[state].shape)
+        if groups is not None and groups != anatomy.unit(owner.key).groups:
+            there[owner.axis] = there[owner.axis] // anatomy.unit(owner.key).groups * groups
+            tensors[state] = torch.zeros(there, dtype=tensors[state].dtype)
+    try:
+        with torch.inference_mode():
+            outputs = _named_outputs(after.module.eval())(**tensors)
+    except Exception as error:
+        unclear = [state for state in after.states if state not in owned]
+        raise UnsupportedError(
+            f"graph {name!r}: with its heads or layers removed it does not take its states any more "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:160]}). A state of heads must hold those of one "
+            "attention along one axis, and its name end in its layer's number; not clear is what "
+            f"{', '.join(unclear) or 'an input that is no state'} holds"
+        ) from error
+    gone = {state for state, output in after.states.items() if output not in outputs}  # of layers that were left out
+    return replace(
+        after,
+        inputs={key: value for key, value in tensors.items() if key not in gone},
+        states={state: output for state, output in after.states.items() if state not in gone},
+        dims={key: axes for key, axes in after.dims.items() if key not in gone},
+    )
 
 
 def _several(graphs: Mapping[str, Graph]) -> torch.nn.Module:

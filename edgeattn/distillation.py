@@ -34,7 +34,7 @@ KEPT_BYTES = 2**30  # of the teacher's outputs; the others are computed when the
 CHECKPOINT_SECONDS = 20.0  # between two files
 SPARE = 1.2  # a step may take so much longer than the longest before
 MEASURED = (0.0, 0.25, 0.5, 0.75)  # shares of the time at which the metric is measured; the end comes on top
-MEASURE_SHARE = 0.05  # of the time: a metric that takes longer is measured at the start and the end alone
+MEASURE_SHARE = 0.05  # of the time: a metric that takes longer is measured at the start alone
 
 Tensors = dict[str, Tensor]
 Item = tuple[str, int]
@@ -359,12 +359,16 @@ class Trainer:
             return
         if not self.steps:
             self.note = f"{self.schedule.seconds:g} s were over before the first step"
-        elif self.since or (self.measure is not None and self.history[-1].metric is None):
+        elif self.since or (self._cheap() and self.history[-1].metric is None):
             self._keep_if_better(last=True)
             self._save(last=True)
 
     def _reserve(self) -> float:
-        return SPARE * (self.step_seconds + self.check_seconds + self.measure_seconds)
+        return SPARE * (self.step_seconds + self.check_seconds + (self.measure_seconds if self._cheap() else 0.0))
+
+    def _cheap(self) -> bool:
+        """Whether the metric can be measured again."""
+        return self.measure is not None and self.measure_seconds <= MEASURE_SHARE * self.schedule.seconds
 
     def _keep_if_better(self, last: bool = False) -> None:
         self.since = 0
@@ -376,17 +380,15 @@ class Trainer:
             self._record(loss, last)
 
     def _record(self, loss: float, last: bool = False) -> None:
-        metric = self._metric() if last or self._metric_due() else None
-        self.history.append(Point(self.elapsed(), loss, metric))
+        self.history.append(Point(self.elapsed(), loss, self._metric() if self._metric_due(last) else None))
 
-    def _metric_due(self) -> bool:
-        """Whether a mark has been passed since the last metric, and measuring is cheap enough for the way."""
+    def _metric_due(self, last: bool) -> bool:
+        """Whether a mark has been passed since the last metric, and measuring is cheap enough."""
         measured = [point.seconds for point in self.history if point.metric is not None]
-        if not measured:
-            return True
+        if not measured or not self._cheap():
+            return not measured
         passed = [share for share in MEASURED if share * self.schedule.seconds <= self.elapsed()]
-        cheap = self.measure_seconds <= MEASURE_SHARE * self.schedule.seconds
-        return cheap and passed[-1] * self.schedule.seconds > measured[-1]
+        return last or passed[-1] * self.schedule.seconds > measured[-1]
 
     def _metric(self) -> float | None:
         if self.measure is None:

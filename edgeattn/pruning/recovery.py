@@ -143,7 +143,8 @@ def recover(
         runs: graph -> runs. Inputs are shaped as the original's, or shorter on axes that a bucket pads.
         on_step: called after every step with the share of the time that is spent, 0 to 1. What it raises ends the run
             and leaves the last checkpoint in place, as Ctrl-C does.
-        metric: measured at the start, a few times on the way and at the end, for ``history``; it chooses nothing.
+        metric: measured at the start, a few times on the way and at the end, for ``history``; it chooses nothing. One
+            that takes more than a twentieth of the time is measured at the start alone.
         hook: a loss of the user's, added.
 
     Raises:

@@ -476,16 +476,16 @@ def test_without_a_better_model_the_pruned_one_comes_back(clock: StepClock) -> N
         np.testing.assert_array_equal(array, weights(whole)[name])
 
 
-def test_too_little_time_for_a_step_is_said(clock: StepClock) -> None:
+@pytest.mark.parametrize(("took", "steps"), [(11.0, 0), (3.0, 7)])
+def test_a_metric_that_takes_long_is_measured_once(clock: StepClock, took: float, steps: int) -> None:
     def metric(_: EdgeModel) -> float:
-        clock.now += 9.0
+        clock.now += took
         return 0.0
 
     result = recover(given(), CUT, pruned(), encoder_runs(), options(seconds=10.0), clock.tick, metric)
-    assert result.losses == ()
-    assert "before the first step" in result.note
-    for name, array in weights(result.model).items():
-        np.testing.assert_array_equal(array, weights(pruned())[name])
+    assert len(result.losses) == steps
+    assert [point.metric for point in result.history if point.metric is not None] == [0.0]
+    assert ("before the first step" in result.note) == (steps == 0)
 
 
 def test_torchs_threads_are_given_back(clock: StepClock) -> None:

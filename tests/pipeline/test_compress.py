@@ -1,0 +1,264 @@
+"""The prune step: budgets on a clock that counts weights, so that what must come out is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
+
+from edgeattn import compress
+from edgeattn.baseline import baseline
+from edgeattn.compress import PAYS, REACHED, Compressor, cheapest_layers, promise
+from edgeattn.errors import DataError, InputError, UnsupportedError
+from edgeattn.evaluation.data import ArrayData
+from edgeattn.gates import Gates
+from edgeattn.model import EdgeModel
+from edgeattn.pipeline import ConvertOptions, convert
+from edgeattn.pruning.apply import Subject, prune
+from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.latency import Timing
+from edgeattn.pruning.request import Request
+from edgeattn.pruning.saved import write_pruned
+from edgeattn.schemes import Workshop
+from edgeattn.sources import load_data, load_model
+from edgeattn.targets import get_target
+from tests.conversions import QUICK, Watch
+from tests.prunable import HEADS, LAYERS, NEURONS, block_weights, unlabelled, write_prunable
+
+Clock = Callable[[EdgeModel], float]
+
+
+def weights(model: EdgeModel) -> float:
+    """A clock: a microsecond for every weight of the layers."""
+    return 1e-3 * block_weights(model)
+
+
+def ticking(clock: Clock) -> Callable[..., Any]:
+    """What stands for the measurements of an engine."""
+
+    def times(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
+        return lambda models: {name: Timing(clock(models[name])) for name in models}
+
+    return times
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[EdgeModel, ArrayData]:
+    reference, path = write_prunable(tmp_path_factory.mktemp("prunable"))
+    model = load_model(reference)
+    data = load_data(reference, model.spec, path, None, 60)
+    assert isinstance(data, ArrayData)
+    return model, data
+
+
+def shop_of(model: EdgeModel, data: ArrayData | None, folder: Path) -> Workshop:
+    room = folder / "scratch"
+    room.mkdir()
+    return Workshop(model, baseline(model, data, Watch()), room)
+
+
+@pytest.fixture
+def shop(source: tuple[EdgeModel, ArrayData], tmp_path: Path) -> Workshop:
+    return shop_of(*source, tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(Compressor, "times", ticking(weights))
+
+
+def compressed(shop: Workshop, request: Request, target: str = "cpu", backend: str = "openvino") -> compress.Compressed:
+    return Compressor(shop, request, 1).for_target(get_target(target), backend, Watch())
+
+
+def test_an_asked_speed_is_reached_and_foreseen_as_it_is_measured(shop: Workshop) -> None:
+    made = compressed(shop, Request(speedup=1.6))
+    facts = made.pruning.facts
+    assert not made.pruning.failures
+    assert facts["kind"] == "measured"
+    assert weights(shop.model) / weights(made.model) == pytest.approx(facts["speedup"])
+    assert facts["speedup"] >= REACHED * 1.6
+    # The clock adds up what the blocks weigh, as the table does: nothing but rounding is between the two.
+    assert abs(facts["difference_percent"]) < 5
+    assert facts["parameters"]["pruned"] < facts["parameters"]["original"]
+
+
+def test_a_deadline_is_a_speed(shop: Workshop) -> None:
+    full = weights(shop.model)
+    made = compressed(shop, Request(deadline_ms=full / 1.6))
+    assert not made.pruning.failures
+    assert made.pruning.facts["pruned_ms"] <= full / 1.6 / REACHED
+
+
+def test_a_clock_that_is_slower_than_its_table_is_corrected(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fixed cost appears once the table is made: the first cut misses, a stricter one does not."""
+    calls = []
+
+    def drifting(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
+        def timed(models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+            calls.append(len(models))
+            fixed = 0.0 if len(calls) == 1 else 0.4 * weights(shop.model)
+            return {name: Timing(weights(models[name]) + fixed) for name in models}
+
+        return timed
+
+    monkeypatch.setattr(Compressor, "times", drifting)
+    made = compressed(shop, Request(speedup=1.5))
+    assert len(calls) > 3  # the table, at least two cuts, the result
+    assert not made.pruning.failures
+    assert made.pruning.facts["speedup"] >= REACHED * 1.5
+
+
+def test_what_cannot_be_reached_names_the_nearest(shop: Workshop) -> None:
+    made = compressed(shop, Request(speedup=1000.0))
+    (failure,) = made.pruning.failures
+    assert failure.gate == "speedup"
+    assert failure.wanted == "1000x by pruning"
+    nearest = float(failure.got.partition("x at most")[0])
+    assert 1.0 < nearest < 1000.0
+    assert "foreseen to rise by" in failure.got
+    assert made.pruning.facts["kept"]  # the best so far
+
+
+def test_the_most_that_keeps_the_metric_is_found(shop: Workshop) -> None:
+    made = compressed(shop, Request(max_drop=4.0))
+    score = made.pruning.facts["score"]
+    assert score["drop"] <= 4.0
+    # A larger drop allows no slower model.
+    looser = compressed(shop, Request(max_drop=60.0))
+    assert looser.pruning.facts["speedup"] >= made.pruning.facts["speedup"] > 1.0
+
+
+def test_shares_are_removed_from_every_unit(shop: Workshop) -> None:
+    made = compressed(shop, Request(heads=0.34, neurons=0.5))
+    kept = {row["unit"]: (row["kept"], row["groups"]) for row in made.pruning.facts["units"]}
+    assert kept["blocks.0.attention"] == (HEADS - 1, HEADS)
+    assert made.pruning.facts["predicted_speedup"] is None
+
+
+def test_the_layers_that_cost_least_are_left_out(shop: Workshop) -> None:
+    compressor = Compressor(shop, Request(layers=1), 1)
+    found = compressor.importance(Watch())
+    assert found is not None
+    least = int(np.nanargmin(found.layers["blocks"]))
+    made = compressor.for_target(get_target("cpu"), "openvino", Watch())
+    assert made.cut.layers == {"blocks": tuple(n for n in range(LAYERS) if n != least)}
+    with pytest.raises(InputError, match=f"layers=9: only {LAYERS - 1} layers"):
+        cheapest_layers(compressor.given, found, 9)
+
+
+def test_pruning_that_does_not_pay_is_left_out(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Compressor, "times", ticking(lambda _: 1.0))
+    made = compressed(shop, Request(heads=0.5))
+    assert made.model is shop.model
+    assert made.base is shop.base
+    assert not made.pruning.facts["kept"]
+    assert f"less than the {PAYS}x that it must pay" in made.pruning.notes[-1]
+
+
+def test_a_target_whose_engine_is_not_here_is_estimated_and_says_so(shop: Workshop) -> None:
+    made = compressed(shop, Request(speedup=1.2), "jetson", "tensorrt")
+    facts = made.pruning.facts
+    assert facts["kind"] == "estimated"
+    assert facts["speedup"] is None
+    assert facts["pruned_ms"] is None
+
+
+def test_a_model_is_pruned_once_for_targets_that_ask_the_same(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    compressor = Compressor(shop, Request(neurons=0.5), 1)
+    cuts = []
+
+    def counted(given: Subject, cut: Cut) -> EdgeModel:
+        cuts.append(cut)
+        return prune(given, cut)
+
+    monkeypatch.setattr(compress, "prune", counted)
+    for target, backend in (("cpu", "openvino"), ("cpu", "litert")):
+        compressor.for_target(get_target(target), backend, Watch())
+    assert len(cuts) == 1
+
+
+def test_metrics_are_compared_with_the_original(shop: Workshop) -> None:
+    made = compressed(shop, Request(heads=0.5, neurons=0.5))
+    assert made.base.score is shop.base.score
+    record = made.base.records["main"][0]
+    np.testing.assert_allclose(made.model.run(record.inputs)["scores"], record.outputs["scores"], atol=1e-6)
+
+
+def test_a_budget_needs_data(source: tuple[EdgeModel, ArrayData], tmp_path: Path) -> None:
+    shop = shop_of(source[0], None, tmp_path)
+    with pytest.raises(DataError, match="give --data"):
+        compressed(shop, Request(speedup=1.5))
+    with pytest.raises(DataError, match="give --data"):
+        compressed(shop, Request(layers=1))
+    with pytest.raises(InputError, match="recovery trains on --data"):
+        Compressor(shop, Request(heads=0.5, recover_seconds=5), 1)
+    made = compressed(shop, Request(neurons=0.5))
+    assert made.pruning.facts["importance"] == {"method": "magnitude", "samples": 0}
+
+
+def test_a_metric_is_needed_to_keep_one(source: tuple[EdgeModel, ArrayData], tmp_path: Path) -> None:
+    shop = shop_of(source[0], unlabelled(source[1]), tmp_path)
+    with pytest.raises(DataError, match="no targets"):
+        compressed(shop, Request(max_drop=1.0))
+
+
+def test_two_in_four_is_for_targets_that_have_it(shop: Workshop) -> None:
+    with pytest.raises(UnsupportedError, match="no kernels for 2:4"):
+        compressed(shop, Request(sparsity="2:4"))
+    made = compressed(shop, Request(sparsity="2:4"), "jetson", "tensorrt")
+    assert made.cut.sparse
+
+
+def test_recovery_trains_and_keeps_its_state_where_it_is_told(shop: Workshop, tmp_path: Path) -> None:
+    request = Request(heads=0.7, neurons=0.9, layers=1, recover_seconds=8)
+    made = Compressor(shop, request, 1, tmp_path / "state").for_target(get_target("cpu"), "openvino", Watch())
+    recovery = made.pruning.facts["recovery"]
+    assert recovery["steps"] > 0
+    assert recovery["loss_after"] <= recovery["loss_before"]
+    assert made.pruning.facts["order"] == ["prune", "reconstruct", "recover", "quantize"]
+    assert (tmp_path / "state").is_file()
+
+
+def test_a_saved_model_is_applied_as_it_was(shop: Workshop, tmp_path: Path) -> None:
+    first = compressed(shop, Request(neurons=0.5))
+    directory = write_pruned(tmp_path / "x.pruned", first.model, shop.model, first.cut, "x.py", first.pruning.facts)
+    again = compressed(shop, Request(saved=directory))
+    example = shop.model.example["main"]
+    np.testing.assert_allclose(again.model.run(example)["scores"], first.model.run(example)["scores"], atol=1e-6)
+    assert again.pruning.facts["units"] == first.pruning.facts["units"]
+
+
+def test_a_promise_is_compared_in_percent() -> None:
+    planned = compress.Planned(Cut(), 5.0, 10.0, "measured")
+    facts = promise(planned, {"unpruned": Timing(20.0), "pruned": Timing(8.0)})
+    # Foreseen: half of 20 ms, 10; measured: 8.
+    assert facts["difference_percent"] == pytest.approx(25.0)
+    assert facts["speedup"] == pytest.approx(2.5)
+
+
+def test_convert_ships_the_pruned_model_and_says_so(source: tuple[EdgeModel, ArrayData], tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the cpu target needs edgeattn[openvino]")
+    chosen = ConvertOptions(
+        (get_target("cpu"),), "fp32", out=tmp_path / "out", gates=Gates(max_drop=100.0), measure=QUICK,
+        prune=Request(neurons=0.5),
+    )  # fmt: skip
+    report = convert(*source, chosen, Watch())
+    (result,) = report.results
+    assert result.passed, result.failures
+    assert result.pruning is not None
+    assert result.pruning["kept"]
+    assert result.parity is not None
+    assert result.parity.reference == "pruned float32 model in torch"
+    manifest = json.loads((Path(str(result.bundle)) / "manifest.json").read_text())
+    assert manifest["provenance"]["pruning"]["asked"] == "neurons=0.5"
+    kept = manifest["provenance"]["pruning"]["cut"]["groups"]
+    assert [len(groups) for groups in kept.values()] == [NEURONS // 2] * LAYERS
+    json.dumps(report.to_json(), allow_nan=False)

@@ -232,12 +232,11 @@ def _why_not_shared(
             return f"{piece.module}.{piece.tensor} is also {'.'.join(outside[0])}, which is none of its layers"
         places.setdefault(id(tensor), set()).add((piece.axis, piece.start, piece.width))
     for found in places.values():
-        for axis, start, width in found:
-            end = start + width * merged.groups
-            if any(other[0] == axis and start < other[1] < end for other in found) or (
-                any(other[:2] == (axis, start) and other[2] != width for other in found)
-            ):
-                return "a weight that it shares holds its groups at different places"
+        # Rows for one end are columns for the other, or the sections of one lie inside those of the other.
+        starts = sorted((start, start + width * merged.groups) for _, start, width in found)
+        overlap = any(start < end for (_, end), (start, _) in zip(starts, starts[1:], strict=False))
+        if overlap or len({axis for axis, _, _ in found}) > 1:
+            return "a weight that it shares holds its groups at different places"
     return ""
 
 

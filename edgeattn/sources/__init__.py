@@ -6,14 +6,13 @@ source is one file here and one line there.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 from edgeattn.errors import ModelError, load_extra, unknown_name
 from edgeattn.model import EdgeModel, check_finite
 from edgeattn.models import MODELS
-from edgeattn.sources import code, exported, huggingface, onnx_file
+from edgeattn.sources import builtin, code, exported, huggingface, onnx_file, pruned
 from edgeattn.sources.code import FORM, split_reference
 from edgeattn.sources.data import load_data
 from edgeattn.sources.modules import from_graphs, from_module
@@ -26,7 +25,8 @@ def load_model(reference: str) -> EdgeModel:
     """Load a MODEL reference and check that it is usable: finite weights, finite and repeatable outputs.
 
     Args:
-        reference: a built-in name, ``file.py[:factory]`` (default factory: ``model``) or ``package.module:factory``.
+        reference: a built-in name, ``file.py[:factory]`` (default factory: ``model``), ``package.module:factory``, a
+            .pt2, .onnx or Hugging Face directory, or the directory of a pruned built-in model.
 
     Raises:
         ModelError: if it is missing, raises, returns the wrong thing, or its weights or outputs are not finite.
@@ -43,16 +43,6 @@ def load_model(reference: str) -> EdgeModel:
     raise ModelError(f"{near}. {FORM}")
 
 
-def _is_builtin(reference: str) -> bool:
-    return reference in MODELS
-
-
-def _load_builtin(reference: str) -> EdgeModel:
-    module, _, factory = MODELS[reference].factory.partition(":")
-    model: EdgeModel = getattr(importlib.import_module(module), factory)()
-    return model
-
-
 def _is_path(reference: str) -> bool:
     return "/" in reference or Path(reference).suffix != "" or Path(reference).exists()
 
@@ -65,11 +55,12 @@ def _load_unknown_path(reference: str) -> EdgeModel:
 
 
 LOADERS: tuple[tuple[Callable[[str], bool], Callable[[str], EdgeModel]], ...] = (
-    (_is_builtin, _load_builtin),
+    (builtin.owns, builtin.load),
     (code.is_python_file, code.load_python_file),
     (code.is_module, code.load_module),
     (exported.owns, exported.load),
     (onnx_file.owns, onnx_file.load),
+    (pruned.owns, pruned.load),
     (huggingface.owns, huggingface.load),
     (_is_path, _load_unknown_path),
 )

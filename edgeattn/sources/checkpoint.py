@@ -129,38 +129,19 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_weights(files: list[Path]) -> Weights:
-    """All tensors of some safetensors files, copied into memory, float ones as float32.
-
-    The format bounds what is read: a header's offsets must lie in the file and fit the shapes, so no header allocates
-    more than four times the file.
+    """All tensors of some safetensors files, see :func:`edgeattn.pruning.saved.read_tensors`.
 
     Raises:
         ModelError: naming the file that is truncated or damaged.
     """
+    from edgeattn.pruning.saved import read_tensors
+
     tensors: dict[str, torch.Tensor] = {}
     for path in files:
-        tensors |= _read_file(path)
+        tensors |= read_tensors(path)
     if not tensors:
         raise ModelError(f"{files[0]}: holds no tensor")
     return Weights(tensors)
-
-
-def _read_file(path: Path) -> dict[str, torch.Tensor]:
-    safetensors: Any = load_extra("safetensors", "convert")
-    import torch
-
-    tensors: dict[str, torch.Tensor] = {}
-    try:
-        with safetensors.safe_open(str(path), "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
-                tensor = opened.get_tensor(name)
-                # A copy: a mapped file that is written again later would take the process down.
-                kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-                tensors[name] = tensor.to(kind, copy=True)
-    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(f"{path}: truncated or no safetensors file: {said}; copy it again") from error
-    return tensors
 
 
 def check_depth(config: Mapping[str, Any], weights: Weights, path: Path) -> None:

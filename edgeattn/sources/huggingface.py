@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any
 from edgeattn.errors import EdgeattnError, ModelError, load_extra
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.silence import silenced
-from edgeattn.sources.checkpoint import CONFIG, Weights, check_depth, read_config, read_weights, weight_files
+from edgeattn.sources.checkpoint import CONFIG, WEIGHTS, Weights, check_depth, read_config, read_weights, weight_files
 from edgeattn.sources.encoder_decoder import step_graphs
 from edgeattn.sources.example_inputs import Source, example_inputs, text_dims, text_fills
 from edgeattn.sources.modules import GRAPH, from_graphs, name_outputs
 
 if TYPE_CHECKING:
     import torch
+
+    from edgeattn.pruning.cut import Cut
 
 # Loaded into tokenizers and feature extractors; all of them are JSON, text or protobuf.
 ASSETS = (
@@ -123,6 +125,9 @@ def load(reference: str) -> EdgeModel:
         kind, config = _kind_and_config(transformers, directory, data)
         weights = read_weights(weight_files(directory))
         check_depth(data, weights, directory / CONFIG)
+        cuts = _cuts(directory)
+        if cuts:
+            return _pruned(kind, config, weights, directory, cuts)
         model, notes = _build(kind, config, weights, directory)
         del weights
         return _made(model, directory, tuple(notes))
@@ -149,6 +154,38 @@ def _made(model: torch.nn.Module, directory: Path, notes: tuple[str, ...]) -> Ed
         network=model,
         rebuild=rebuild,
     )
+
+
+def _cuts(directory: Path) -> tuple[Cut, ...]:
+    """What was pruned away and config.json cannot say; nothing for most directories."""
+    from edgeattn.pruning.saved import check_weights, is_saved, read_saved
+
+    if not is_saved(directory):
+        return ()
+    saved = read_saved(directory)
+    check_weights(directory / WEIGHTS, saved)
+    return saved.cuts
+
+
+def _pruned(kind: Any, config: Any, weights: Weights, directory: Path, cuts: tuple[Cut, ...]) -> EdgeModel:
+    """A model of the config's shapes, then cut to those of the weights."""
+    import torch
+
+    from edgeattn.pruning.saved import with_cuts
+
+    options: dict[str, Any] = {}
+    if _only_pooler(kind, ["pooler."]) and not any("pooler." in name for name in weights.tensors):
+        options["add_pooling_layer"] = False
+    try:
+        with _bounded(weights), torch.device("meta"):  # its size is known before it takes memory
+            kind(config, **options)
+        model = kind(config, **options).eval().requires_grad_(False)
+    except EdgeattnError as error:
+        raise ModelError(f"{directory}: {error}") from error
+    except Exception as error:
+        raise ModelError(f"{directory}: {kind.__name__} cannot be built: {_said(error)}") from error
+    notes = ("no pooler: the checkpoint has no weights for it",) * len(options)
+    return with_cuts(_made(model, directory, notes), cuts, weights.tensors, directory)
 
 
 def _refuse_special(directory: Path, data: Mapping[str, Any]) -> None:

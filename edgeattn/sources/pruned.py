@@ -1,0 +1,41 @@
+"""MODEL as a directory of a pruned model, as :mod:`edgeattn.pruning.saved` writes it.
+
+That of a Hugging Face source is a Hugging Face directory again, and :mod:`edgeattn.sources.huggingface` reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeattn.errors import ModelError
+from edgeattn.model import EdgeModel
+from edgeattn.sources import builtin
+from edgeattn.sources.checkpoint import CONFIG
+
+PRUNING = "pruning.json"  # known without torch
+
+
+def owns(reference: str) -> bool:
+    """Whether a reference is a directory of a pruned model that is no Hugging Face one."""
+    directory = Path(reference)
+    return (directory / PRUNING).is_file() and not (directory / CONFIG).is_file()
+
+
+def load(reference: str) -> EdgeModel:
+    """A pruned built-in model. What code of the user's made has to be named by the user: data never names code to run.
+
+    Raises:
+        ModelError: if it is damaged, or its source is no built-in model.
+    """
+    from edgeattn.pruning.saved import PROGRAM, apply_saved, read_saved
+
+    directory = Path(reference)
+    saved = read_saved(directory)
+    if not builtin.owns(saved.source):
+        program = directory / PROGRAM
+        other = f"; or take {program}, which needs no code" if program.is_file() else ""
+        raise ModelError(
+            f"{directory}: the weights of a pruned {saved.source!r:.200}, whose code is not run because data names it; "
+            f"name it yourself: edgeattn convert {saved.source:.200} --prune {directory}{other}"
+        )
+    return apply_saved(builtin.load(saved.source), directory)

@@ -80,19 +80,21 @@ class Kept(Generic[T]):
 class Loss:
     """Distance of a student's outputs to the teacher's.
 
-    The mean over all float outputs of the squared error, relative to the mean square of the teacher's. Outputs that are
-    a distribution over their last axis add their Kullback-Leibler divergence.
+    The mean over float outputs of the squared error, relative to the mean square of the teacher's. Outputs that are a
+    distribution over their last axis add their Kullback-Leibler divergence.
 
     Attributes:
         power: graph and output -> mean square of the teacher's.
         scores: graph and output, of those that are a distribution.
         temperature: that both distributions are softened by; their divergence is multiplied by its square, so that
             gradients keep their size (Hinton et al., section 2).
+        squared: whether distributions have a squared error too, or their divergence alone.
     """
 
     power: Mapping[tuple[str, str], float]
     scores: frozenset[tuple[str, str]]
     temperature: float = 1.0
+    squared: bool = True
 
     def __call__(self, graph: str, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """The loss of one sample, or the mean over the samples of a batch, shape ().
@@ -103,14 +105,15 @@ class Loss:
         """
         errors, divergence = [], torch.zeros(())
         for name, target in targets.items():
-            errors.append(self.error(graph, name, outputs[name], target))
+            if self.squared or (graph, name) not in self.scores:
+                errors.append(self.error(graph, name, outputs[name], target))
             if (graph, name) in self.scores:
                 classes = target.shape[-1]
                 wanted = functional.log_softmax(target.reshape(-1, classes) / self.temperature, -1)
                 got = functional.log_softmax(outputs[name].reshape(-1, classes) / self.temperature, -1)
                 apart = functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
                 divergence = divergence + self.temperature**2 * apart
-        return torch.stack(errors).mean() + divergence
+        return torch.stack(errors).mean() + divergence if errors else divergence
 
     def error(self, graph: str, name: str, got: Tensor, wanted: Tensor) -> Tensor:
         """Mean squared error over the entries that are finite in the teacher's, relative to its mean square."""
@@ -123,6 +126,7 @@ def measured_loss(
     stream_scores: str | None,
     temperature: float = 1.0,
     hidden: frozenset[str] = frozenset(),
+    squared: bool = True,
 ) -> Loss:
     """The loss for outputs like these of the teacher.
 
@@ -149,7 +153,7 @@ def measured_loss(
             if value.ndim > 1 and 2 <= value.shape[-1] <= MOST_SCORES and named:
                 scores.add(key)
     power = {key: max(float(np.mean(values)), 1e-12) for key, values in sums.items()}
-    return Loss(power, frozenset(scores | {key for key, yes in plain.items() if yes}), temperature)
+    return Loss(power, frozenset(scores | {key for key, yes in plain.items() if yes}), temperature, squared)
 
 
 def _are_log_probabilities(value: Tensor) -> bool:

@@ -51,6 +51,8 @@ def test_the_loss_is_relative_squared_error_plus_divergence_of_distributions(tem
     expected = np.mean(errors) + temperature**2 * divergence
     assert float(loss("main", got, wanted)) == pytest.approx(expected, rel=1e-5)
     assert float(loss("main", wanted, wanted)) == pytest.approx(0.0, abs=1e-6)
+    alone = measured_loss([("main", wanted)], None, temperature, squared=False)
+    assert float(alone("main", got, wanted)) == pytest.approx(errors[1] + temperature**2 * divergence, rel=1e-5)
 
 
 def test_the_loss_of_a_batch_is_the_mean_of_its_samples() -> None:

@@ -130,9 +130,9 @@ def recover(
     """Train a copy of a pruned model so that its outputs come back to those of the original.
 
     All float parameters of the network are trained; dropout is off. The loss is that of
-    :func:`~edgeattn.distillation.measured_loss` at every step of a run, plus ``options.hidden`` times the error of the
-    residual stream, plus the hook's. A fifth of each graph's runs, at most 64, is held out and chooses the best
-    weights.
+    :func:`~edgeattn.distillation.measured_loss` at every step of a run, distributions by their divergence alone, plus
+    ``options.hidden`` times the error of the residual stream, plus the hook's. A fifth of each graph's runs, at most
+    64, is held out and chooses the best weights.
 
     Runs are stacked along the first axis where the modules compute the same for samples together as for each alone.
 
@@ -439,7 +439,7 @@ class _Learner:
             (stack[0][0], step) for stack in self._stacks(held_out) for run in self._targets(stack) for step in run
         )
         self.distance = measured_loss(
-            outputs, None if stream is None else stream.scores, self.options.temperature, self.hidden
+            outputs, None if stream is None else stream.scores, self.options.temperature, self.hidden, squared=False
         )
 
     def grouped(self, items: Sequence[Item]) -> list[list[Item]]:

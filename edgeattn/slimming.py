@@ -27,7 +27,7 @@ from edgeattn.pipeline import (
     removed_if_empty,
 )
 from edgeattn.profiling.measure import device_name
-from edgeattn.pruning.figure import check_picture, importance_figure
+from edgeattn.pruning.figure import importance_figure
 from edgeattn.pruning.saved import write_pruned
 from edgeattn.report import Precision, Report, Result
 from edgeattn.schemes import Workshop
@@ -61,8 +61,6 @@ def prune(
         EdgeattnError: for anything that stops a target; what was written before stays.
     """
     assert options.prune is not None, "the command asks for it"
-    if more.plot is not None:
-        check_picture(more.plot)
     if options.prune.saved is not None:
         raise InputError(f"{options.prune.saved} is pruned already: give it as MODEL to prune it further")
     for target in options.targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,7 @@ def prune(
         from edgeattn.gates import Gates
         from edgeattn.pipeline import ConvertOptions
         from edgeattn.profiling.measure import MeasureOptions
+        from edgeattn.pruning.figure import check_picture
         from edgeattn.pruning.request import Request
         from edgeattn.slimming import PruneOptions
         from edgeattn.slimming import prune as run
@@ -79,12 +81,14 @@ def prune(
             precision="fp32",
             backend=backend,
             out=out,
-            gates=Gates() if max_drop is None else Gates(max_drop),
+            gates=Gates(math.inf if max_drop is None else max_drop),  # what amounts cost is told, not judged
             measure=MeasureOptions(threads=threads),
             force=force,
             prune=request,
             loss=load_loss(loss),
         )
+        if plot is not None:
+            check_picture(plot)
         inputs = Inputs(model, bucket, fill, data, split, samples, 0)
         with progress_bar() as bar:
             report = run(*load(inputs, bar), settings, PruneOptions(model, plot), bar)

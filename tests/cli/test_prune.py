@@ -1,0 +1,170 @@
+"""``edgeattn prune`` and ``convert --prune``, as typed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
+pytest.importorskip("openvino", reason="the cpu target needs edgeattn[openvino]")
+
+from edgeattn.compress import Compressor
+from edgeattn.model import EdgeModel
+from edgeattn.pruning.latency import Timing
+from edgeattn.runtimes import load
+from edgeattn.sources import load_model
+from tests.cli.conftest import Command
+from tests.prunable import LAYERS, NEURONS, block_weights, write_prunable
+
+QUICK = ("--paced-seconds", "0", "--precision", "fp32", "--max-drop", "100")
+
+
+@pytest.fixture(autouse=True)
+def steady_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A clock that counts weights, and a cache of its own: what comes out does not hang on the host."""
+
+    def times(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
+        return lambda models: {name: Timing(1e-3 * block_weights(models[name])) for name in models}
+
+    monkeypatch.setattr(Compressor, "times", times)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> tuple[str, str]:
+    return write_prunable(tmp_path)
+
+
+def pruned_units(result: Mapping[str, Any]) -> list[tuple[int, int]]:
+    return [(row["kept"], row["groups"]) for row in result["pruning"]["units"] if row["kind"] == "feedforward"]
+
+
+def test_a_pruned_model_is_saved_and_converted_by_naming_its_code(
+    edgeattn: Command, given: tuple[str, str], tmp_path: Path
+) -> None:
+    model, data = given
+    done = edgeattn("prune", model, "--data", data, "--neurons", "0.5", "--heads", "0.25", "--out", "p", "--json")
+    assert done.code == 0, done.err
+    (result,) = done.json["results"]
+    assert pruned_units(result) == [(NEURONS // 2, NEURONS)] * LAYERS
+    directory = Path(result["bundle"])
+    saved = json.loads((directory / "pruning.json").read_text())
+    assert saved["source"] == model
+
+    refused = edgeattn("inspect", str(directory))
+    assert refused.code == 2
+    assert f"edgeattn convert {model} --prune {directory}" in refused.error
+
+    converted = edgeattn("convert", model, "--data", data, "--prune", str(directory), "--out", "b", *QUICK, "--json")
+    assert converted.code == 0, converted.err
+    bundle = converted.json["results"][0]["bundle"]
+    program = load_model(str(directory / "model.pt2"))  # needs no code of anybody's
+    x = np.random.default_rng(3).standard_normal((1, 8, 16)).astype(np.float32)
+    with load(bundle) as session:
+        np.testing.assert_allclose(session.run({"x": x})["scores"], program.run({"x": x})["scores"], atol=1e-5)
+
+
+def test_convert_prunes_to_a_budget_and_tells_what_it_foresaw(edgeattn: Command, given: tuple[str, str]) -> None:
+    model, data = given
+    asked = ("convert", model, "--data", data, "--prune", "speedup=1.5", "--out", "b", *QUICK)
+    done = edgeattn(*asked, "--json")
+    assert done.code == 0, done.err
+    facts = done.json["results"][0]["pruning"]
+    assert facts["asked"] == "speedup=1.5"
+    assert facts["predicted_speedup"] >= 1.5
+    assert facts["speedup"] >= 1.45
+    people = edgeattn(*asked, "--force")
+    assert "pruning" in people.out
+    assert f"neurons {sum(k for k, _ in pruned_units({'pruning': facts}))} of {LAYERS * NEURONS}" in people.out
+
+
+def test_a_speed_out_of_reach_fails_with_the_nearest_and_keeps_it(edgeattn: Command, given: tuple[str, str]) -> None:
+    model, data = given
+    done = edgeattn("prune", model, "--data", data, "--speedup", "500", "--out", "p", "--json")
+    assert done.code == 1
+    (result,) = done.json["results"]
+    (failure,) = [f for f in result["failures"] if f["gate"] == "speedup"]
+    assert "x at most" in failure["got"]
+    facts = json.loads((Path(result["bundle"]) / "pruning.json").read_text())["facts"]
+    assert facts["failures"]
+
+
+def test_a_picture_shows_what_each_group_is_worth(edgeattn: Command, given: tuple[str, str]) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need edgeattn[report]")
+    model, data = given
+    done = edgeattn("prune", model, "--data", data, "--neurons", "0.5", "--out", "p", "--plot", "worth.png")
+    assert done.code == 0, done.err
+    assert Path("worth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_loss_of_the_users_decides_what_is_worth(edgeattn: Command, given: tuple[str, str], tmp_path: Path) -> None:
+    model, data = given
+    (tmp_path / "loss.py").write_text(
+        "def zero(outputs, inputs):\n    return outputs['scores'].sum() * 0.0\n"
+        "def broken(outputs, inputs):\n    return outputs['scores'].sum() * float('nan')\n"
+    )
+    asked = ("prune", model, "--data", data, "--neurons", "0.5", "--out", "p", "--json")
+    done = edgeattn(*asked, "--loss", str(tmp_path / "loss.py:zero"))
+    assert done.code == 0, done.err
+    assert done.json["results"][0]["pruning"]["importance"]["method"] == "empirical fisher"
+    failed = edgeattn(*asked, "--loss", str(tmp_path / "loss.py:broken"), "--force")
+    assert failed.code == 2
+    assert "the loss is nan" in failed.error
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--heads", "1.5"), "heads is a share between 0 and 1"),
+        (("--neurons", "0"), "neurons is a share between 0 and 1"),
+        ((), "nothing to prune"),
+        (("--speedup", "2", "--max-drop", "1"), "pruning meets one budget"),
+        (("--sparsity", "2:4"), "no kernels for 2:4"),
+        (("--left", "8"), "no left context"),
+        (("--kv-heads", "3"), "cannot be merged into 3"),
+        (("--layers", "3"), "only 2 layers"),
+        (("--neurons", "0.5", "--loss", "no.py:loss"), "expected file.py:function"),
+        (("--neurons", "0.5", "--plot", "worth.bmp"), "Valid: .png, .svg"),
+    ],
+)
+def test_what_cannot_be_pruned_so_is_refused(
+    edgeattn: Command, given: tuple[str, str], flags: tuple[str, ...], says: str
+) -> None:
+    model, data = given
+    done = edgeattn("prune", model, "--data", data, "--out", "p", *flags)
+    assert done.code in (2, 4)
+    assert says in done.error
+    assert not Path("p").exists()
+
+
+def test_recovery_and_a_loss_belong_to_pruning(edgeattn: Command, given: tuple[str, str]) -> None:
+    for flags in (("--recover-minutes", "1"), ("--loss", "loss.py:loss")):
+        done = edgeattn("convert", given[0], *flags)
+        assert done.code == 2
+        assert "belongs to pruning: give --prune" in done.error
+
+
+def test_a_result_that_is_there_is_not_overwritten(edgeattn: Command, given: tuple[str, str]) -> None:
+    model, data = given
+    asked = ("prune", model, "--data", data, "--neurons", "0.5", "--out", "p")
+    assert edgeattn(*asked).code == 0
+    again = edgeattn(*asked)
+    assert again.code == 2
+    assert "pass --force" in again.error
+    assert edgeattn(*asked, "--force").code == 0
+
+
+def test_inspect_lists_what_can_be_cut(edgeattn: Command, given: tuple[str, str]) -> None:
+    done = edgeattn("inspect", given[0], "--json")
+    assert done.code == 0, done.err
+    units = done.json["prunable"]["units"]
+    assert [(u["path"], u["groups"]) for u in units if u["kind"] == "attention"] == [
+        (f"blocks.{n}.attention", 4) for n in range(LAYERS)
+    ]
+    assert done.json["prunable"]["stacks"] == [{"path": "blocks", "layers": LAYERS, "pinned": []}]
+    assert "what edgeattn prune can cut" in edgeattn("inspect", given[0]).out

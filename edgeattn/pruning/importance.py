@@ -20,18 +20,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgeattn.distillation import Tensors, measured_loss, training
 from edgeattn.errors import DataError
 from edgeattn.model import Arrays, one_thread
 from edgeattn.pruning.anatomy import Unit, exits, masked, skipped
 from edgeattn.pruning.apply import Subject
 
-MOST_SCORES = 65_536  # classes; a last axis beyond is no distribution
-SCORES = ("logits", "scores", "log_probs")  # last words of the names of outputs that are a distribution
+SCALE_SAMPLES = 16  # that tell the scale of an output
 MOST_INTERACTIONS = 4_096  # groups of a unit whose block of F is kept: 64 MiB
 SAME = 1e-4  # largest difference of outputs in a batch and alone, relative to their largest beyond 1
 METHOD_FISHER, METHOD_EMPIRICAL = "fisher", "empirical fisher"
 
-Tensors = dict[str, Tensor]
 Hook = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """Outputs, inputs with ``target_NAME`` among them -> the loss of one sample, shape ()."""
 
@@ -44,6 +43,7 @@ class ImportanceOptions:
         samples: of each graph that gradients are taken at, spread evenly over those given.
         layer_samples: of these, to measure each layer's absence with.
         batch: samples per call, where the model takes several.
+        draws: of random signs at each sample: an output of many positions shows more of itself in several.
         seed: of the random signs.
         loss: the user's; None for the distance to the model's own outputs.
     """
@@ -51,12 +51,13 @@ class ImportanceOptions:
     samples: int = 256
     layer_samples: int = 64
     batch: int = 16
+    draws: int = 2
     seed: int = 0
     loss: Hook | None = None
 
     def __post_init__(self) -> None:
-        if min(self.samples, self.layer_samples, self.batch) < 1:
-            raise ValueError(f"samples, layer_samples and batch must be at least 1, got {self}")
+        if min(self.samples, self.layer_samples, self.batch, self.draws) < 1:
+            raise ValueError(f"samples, layer_samples, batch and draws must be at least 1, got {self}")
 
 
 @dataclass(frozen=True)
@@ -183,31 +184,17 @@ class GraphLoss:
 def graph_loss(given: Subject, graph: str, rows: Sequence[Arrays], hook: Hook | None = None) -> GraphLoss:
     """Which outputs are distributions, and the scales of the others, from a few samples.
 
-    Distributions are what the spec's stream decodes, outputs whose names end in ``logits``, ``scores`` or
-    ``log_probs``, and log-probabilities by value.
+    Distributions are those of :func:`~edgeattn.distillation.measured_loss`.
     """
     stream = given.model.spec.stream
-    squares: dict[str, list[float]] = {}
-    by_value: dict[str, bool] = {}
+    few = spread_evenly(list(rows), SCALE_SAMPLES)
     with measuring(given), torch.no_grad():
-        for row in spread_evenly(list(rows), 16):
-            for name, value in call(given, graph, tensors(row)[0]).items():
-                finite = value[value.isfinite()]
-                squares.setdefault(name, []).append(float((finite**2).mean()) if finite.numel() else 0.0)
-                named = name.endswith(SCORES) or (stream is not None and name == stream.scores)
-                yes = _classes(value) and (named or _log_probabilities(value))
-                by_value[name] = by_value.get(name, True) and yes
-    scores = tuple(name for name, yes in by_value.items() if yes)
-    scales = {name: max(float(np.mean(own)) ** 0.5, 1e-6) for name, own in squares.items() if name not in scores}
+        outputs = ((graph, call(given, graph, tensors(row)[0])) for row in few)
+        found = measured_loss(outputs, None if stream is None else stream.scores)
+    names = [name for _, name in found.power]
+    scores = tuple(name for name in names if (graph, name) in found.scores)
+    scales = {name: found.power[graph, name] ** 0.5 for name in names if name not in scores}
     return GraphLoss(graph, scores, scales, hook)
-
-
-def _classes(value: Tensor) -> bool:
-    return value.ndim > 1 and 2 <= value.shape[-1] <= MOST_SCORES
-
-
-def _log_probabilities(value: Tensor) -> bool:
-    return bool(((value.exp().sum(-1) - 1).abs() < 1e-3).all())
 
 
 def surrogate(loss: GraphLoss, outputs: Mapping[str, Tensor], rows: int, rng: torch.Generator) -> Tensor:
@@ -265,14 +252,9 @@ def _bounded(value: Tensor) -> Tensor:
 @contextlib.contextmanager
 def measuring(given: Subject) -> Iterator[None]:
     """Gradients on; torch's fast path of attention, which passes masks by, off; one thread for streams."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     few = one_thread() if given.model.spec.stream is not None else contextlib.nullcontext()
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), few:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    with training(), few:
+        yield
 
 
 def call(given: Subject, graph: str, inputs: Tensors) -> Tensors:
@@ -363,24 +345,35 @@ def _gradients(
         shown = {key: mask[0] if count == 1 else mask for key, mask in masks.items()}
         with exits(given.network, attention, look), masked(given.network, given.anatomy, shown):
             outputs = call(given, loss.graph, inputs)
-            value = loss.hook(outputs, inputs) if loss.hook is not None else surrogate(loss, outputs, count, rng)
-        if not bool(torch.isfinite(value.detach()).all()):
-            raise DataError(f"{_named(loss.graph, numbers)}: the loss is {float(value.detach())}; leave it out")
-        gradients: Sequence[Tensor | None] = [None] * len(masks)
-        if value.requires_grad:
-            gradients = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
-        for (key, mask), gradient in zip(masks.items(), gradients, strict=True):
-            own = torch.zeros_like(mask) if gradient is None else gradient
-            bad = (~own.isfinite()).any(1).nonzero()
-            if len(bad):
-                place = [numbers[int(bad[0, 0])]]
-                raise DataError(
-                    f"{_named(loss.graph, place)}: the gradient at {given.anatomy.unit(key).path} is not finite; "
-                    "leave the sample out, or mend the loss"
-                )
-            found[key].append(own.detach().numpy())
+            values = _values(loss, outputs, inputs, count, options, rng)
+        for number, value in enumerate(values):
+            if not bool(torch.isfinite(value.detach()).all()):
+                raise DataError(f"{_named(loss.graph, numbers)}: the loss is {float(value.detach())}; leave it out")
+            gradients: Sequence[Tensor | None] = [None] * len(masks)
+            if value.requires_grad:
+                again = number + 1 < len(values)
+                gradients = torch.autograd.grad(value, list(masks.values()), retain_graph=again, allow_unused=True)
+            for (key, mask), gradient in zip(masks.items(), gradients, strict=True):
+                own = torch.zeros_like(mask) if gradient is None else gradient
+                bad = (~own.isfinite()).any(-1).nonzero()
+                if len(bad):
+                    place = [numbers[int(bad[0, 0])]]
+                    raise DataError(
+                        f"{_named(loss.graph, place)}: the gradient at {given.anatomy.unit(key).path} is not finite; "
+                        "leave the sample out, or mend the loss"
+                    )
+                found[key].append(own.detach().numpy())
         progress(3.0 * count)
     return {key: np.concatenate(own) for key, own in found.items()}
+
+
+def _values(
+    loss: GraphLoss, outputs: Tensors, inputs: Tensors, rows: int, options: ImportanceOptions, rng: torch.Generator
+) -> list[Tensor]:
+    """What gradients are taken of: the user's loss, or a few random sums."""
+    if loss.hook is not None:
+        return [loss.hook(outputs, inputs)]
+    return [surrogate(loss, outputs, rows, rng) for _ in range(options.draws)]
 
 
 def _named(graph: str, numbers: Sequence[int]) -> str:

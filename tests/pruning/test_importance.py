@@ -61,7 +61,7 @@ def exact_fisher(given: Subject, samples: list[Arrays]) -> dict[str, np.ndarray]
 def test_scores_and_interactions_are_the_gauss_newton_matrix_of_the_masks() -> None:
     given, samples = classifier(), rows(4)
     many = {"main": samples["main"] * 1_000}
-    found = importance(given, many, ImportanceOptions(samples=4_000, layer_samples=1, batch=100), nothing)
+    found = importance(given, many, ImportanceOptions(samples=4_000, layer_samples=1, batch=100, draws=1), nothing)
     for key, wanted in exact_fisher(given, samples["main"]).items():
         np.testing.assert_allclose(found.scores[key], 0.5 * np.diag(wanted), rtol=0.15)  # of 4,000 draws of signs
         assert np.abs(found.interactions[key] - wanted).max() <= 0.1 * np.abs(wanted).max()
@@ -80,6 +80,14 @@ def test_the_direction_drawn_for_a_softmax_has_its_covariance() -> None:
         total += np.outer(u[0], u[0]) / 3_000
     p = torch.softmax(logits[0], -1).numpy()
     np.testing.assert_allclose(total, np.diag(p) - np.outer(p, p), atol=0.02)
+
+
+def test_several_draws_at_a_sample_count_as_much_as_several_copies_of_it() -> None:
+    given, samples = classifier(), rows(4)
+    found = importance(given, samples, ImportanceOptions(samples=4, layer_samples=1, draws=2_000), nothing)
+    for key, wanted in exact_fisher(given, samples["main"]).items():
+        np.testing.assert_allclose(found.scores[key], 0.5 * np.diag(wanted), rtol=0.15)
+    assert found.samples == 4
 
 
 def test_a_plain_output_counts_by_its_squared_error_relative_to_its_mean_square() -> None:
@@ -187,7 +195,7 @@ def test_no_samples_are_refused() -> None:
         importance(classifier(), {"main": []}, ImportanceOptions(), nothing)
 
 
-@pytest.mark.parametrize("changed", [{"samples": 0}, {"layer_samples": 0}, {"batch": 0}])
+@pytest.mark.parametrize("changed", [{"samples": 0}, {"layer_samples": 0}, {"batch": 0}, {"draws": 0}])
 def test_counts_below_one_are_refused(changed: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         ImportanceOptions(**changed)

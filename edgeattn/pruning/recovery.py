@@ -38,7 +38,6 @@ from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pruning.anatomy import Anatomy
 from edgeattn.pruning.apply import Subject, copied
 from edgeattn.pruning.cut import Cut
-from edgeattn.runtimes.buckets import cut_outputs, pad_inputs
 from edgeattn.spec import BucketSpec, GraphSpec
 
 TARGET = "target_"  # prefix of what an output should be, among the inputs of a run
@@ -140,7 +139,8 @@ def recover(
         given: the original, the teacher.
         cut: what ``pruned`` has left.
         pruned: the student; it is not changed.
-        runs: graph -> runs. Inputs are shaped as the original's, or shorter on axes that a bucket pads.
+        runs: graph -> runs. Inputs are shaped as the original's, or shorter on axes that a bucket pads: they are not
+            padded here, since a model with buckets gives the same for them as for padded ones.
         on_step: called after every step with the share of the time that is spent, 0 to 1. What it raises ends the run
             and leaves the last checkpoint in place, as Ctrl-C does.
         metric: measured at the start, a few times on the way and at the end, for ``history``; it chooses nothing. One
@@ -331,7 +331,6 @@ class _Side:
     def __init__(self, model: EdgeModel, layers: Mapping[str, tuple[str, int]]) -> None:
         assert model.network is not None, "checked before"
         self.model, self.network, self.layers = model, model.network, layers
-        self.padded: set[str] = set()
 
     def initial(self, graph: GraphSpec, count: int) -> Tensors:
         """States of so many runs at their start."""
@@ -340,12 +339,8 @@ class _Side:
 
     def step(self, name: str, inputs: Mapping[str, np.ndarray], states: Tensors) -> tuple[Tensors, Tensors]:
         """Float outputs with the residual streams, and the next states."""
-        graph, bucket = self.model.spec.graph(name), _bucket(self.model, name)
+        graph = self.model.spec.graph(name)
         arrays = {tensor.name: inputs[tensor.name] for tensor in graph.inputs}
-        padded = bucket is not None and name in self.padded
-        if padded:
-            assert bucket is not None
-            arrays = pad_inputs(bucket, graph, arrays)
         stream = self.model.spec.stream
         if stream is not None:  # the student's left context may be shorter; a cache fills from its right end
             keys = stream.left + stream.chunk
@@ -353,11 +348,7 @@ class _Side:
         tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
         with residuals(self.network, self.layers) as hidden:
             given = self.model.modules[name](**tensors, **states)
-        outputs = {tensor.name: given[tensor.name] for tensor in graph.outputs}
-        if padded:
-            assert bucket is not None
-            outputs = cut_outputs(bucket, inputs, outputs)  # slices tensors too
-        outputs = {key: value for key, value in outputs.items() if value.is_floating_point()}
+        outputs = {t.name: given[t.name] for t in graph.outputs if given[t.name].is_floating_point()}
         return {**outputs, **hidden}, {state.input: given[state.output] for state in graph.states}
 
 
@@ -422,8 +413,6 @@ class _Learner:
             parameter.requires_grad_(True)
         self.kept: Kept[list[Tensors]] = Kept()
         self.distance = Loss({}, frozenset())
-        for graph, own in runs.items():
-            self._choose_padding(graph, own)
         with torch.no_grad():
             self.together = {graph: self._together(graph, own) for graph, own in runs.items()}
 
@@ -506,7 +495,7 @@ class _Learner:
         loss = self.distance(going.graph, outputs, targets)
         hidden = [
             self.distance.error(going.graph, name, outputs[name], wanted[name])
-            for name in self.hidden & wanted.keys() & outputs.keys()
+            for name in sorted(self.hidden & wanted.keys() & outputs.keys())
             if outputs[name].shape == wanted[name].shape
         ]
         if hidden:
@@ -554,27 +543,6 @@ class _Learner:
     def _shapes(self, item: Item) -> tuple[Any, ...]:
         first = self.runs[item[0]][item[1]][0]
         return (item[0], *((name, array.shape) for name, array in sorted(first.items())))
-
-    def _choose_padding(self, graph: str, runs: Sequence[Run]) -> None:
-        """Run samples at their own sizes if the modules take them and give what they give when padded."""
-        shapes = {tensor.name: tensor.shape for tensor in self.teacher.model.spec.graph(graph).inputs}
-        short = next((run[0] for run in runs if any(run[0][name].shape != s for name, s in shapes.items())), None)
-        if short is None or _bucket(self.teacher.model, graph) is None:
-            return
-        with torch.no_grad():
-            for side in (self.teacher, self.student):
-                own: Tensors = {}
-                with contextlib.suppress(Exception):  # forward may check its inputs in any way
-                    own = side.step(graph, short, {})[0]
-                side.padded.add(graph)
-                padded = side.step(graph, short, {})[0]
-                side.padded.discard(graph)
-                if not all(
-                    name in own and _same(own[name], padded[name]) for name in padded if name not in self.hidden
-                ):
-                    self.teacher.padded.add(graph)
-                    self.student.padded.add(graph)
-                    return
 
     def _together(self, graph: str, runs: Sequence[Run]) -> bool:
         """Whether two samples give the same stacked as each alone, over two steps."""

@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from edgeattn import distillation
 from edgeattn.baseline import training_runs
+from edgeattn.buckets import with_buckets
 from edgeattn.errors import DataError, InputError, UnsupportedError
-from edgeattn.evaluation.data import SpeechData, Utterance, array_data
+from edgeattn.evaluation.data import SpeechData, Utterance, array_data, sample_data
 from edgeattn.evaluation.replay import record_utterances
 from edgeattn.model import EdgeModel, Graph, ReferenceStep
 from edgeattn.models.streaming_conformer import edge_model
@@ -329,6 +330,24 @@ def test_samples_of_several_lengths_are_stacked_by_their_length(clock: StepClock
     assert max(count for count, _ in shapes) == 8
 
 
+def test_what_a_bucket_pads_is_trained_at_its_own_length(clock: StepClock) -> None:
+    sized = subject(with_buckets(encoder(), {"seq": (LENGTH,)}))
+    name = sized.model.spec.graphs[0].name
+    data = sample_data([dict(run[0]) for run in encoder_runs(60, (3, LENGTH))["main"]], "test", sized.model.spec)
+    runs = {graph: list(own) for graph, own in training_runs(sized.model, data).items()}
+    assert set(runs) == {name}
+    lengths = set()
+
+    def hook(_: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        lengths.add(inputs["x"].shape[1])
+        return torch.zeros(())
+
+    result = recover(sized, CUT, prune(sized, CUT), runs, options(seconds=6.0), clock.tick, hook=hook)
+    assert lengths == {3, LENGTH}
+    assert result.together
+    assert result.after < result.before
+
+
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +389,27 @@ def stream_error(model: EdgeModel, runs: list[Run]) -> float:
     return float(np.mean(total))
 
 
+def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepClock) -> None:
+    runs = list(training_runs(stream().model, utterances(6))["step"])
+    cut = Cut(left=4)
+    small = prune(stream(), cut)
+    assert small.spec.stream is not None
+    assert small.spec.stream.left == 4
+    side = recovery._Side(small, {})
+    states = side.initial(small.spec.graphs[0], 1)
+    step = ReferenceStep(small)
+    shorter = training_runs(small, utterances(6))["step"]
+    for arrays, own in zip(runs[0], shorter[0], strict=True):
+        with torch.no_grad():
+            got, states = side.step("step", arrays, states)
+        for name, array in own.items():
+            np.copyto(step.inputs[name], array)
+        step.run()
+        np.testing.assert_allclose(got["log_probs"].numpy(), step.outputs["log_probs"], atol=1e-5)
+    result = recover(stream(), cut, small, {"step": runs}, options(seconds=12.0, learning_rate=3e-4, batch=4), clock.tick)
+    assert result.after < result.before
+
+
 def test_a_stream_comes_back_with_states_of_its_own(clock: StepClock) -> None:
     runs = list(training_runs(stream().model, utterances(12))["step"])
     small = prune(stream(), STREAM_CUT)
@@ -400,6 +440,22 @@ def test_runs_of_arrays_are_the_calibration_samples_with_their_targets() -> None
         np.testing.assert_array_equal(run[0]["x"], sample.inputs["x"])
         np.testing.assert_array_equal(run[0]["target_logits"], sample.targets["logits"])
     assert len(training_runs(given().model, data, 1)["main"]) == 1
+
+
+class Counter(nn.Module):
+    """A step with a state."""
+
+    def forward(self, x: Tensor, total: Tensor) -> dict[str, Tensor]:
+        return {"y": x + total, "next_total": x + total}
+
+
+def test_samples_of_a_graph_with_states_are_the_steps_of_one_run() -> None:
+    example = {"x": torch.ones(1, 3), "total": torch.zeros(1, 3)}
+    model = from_graphs({"main": Graph(Counter(), example, {"total": "next_total"})}, "counter", b"")
+    data = array_data({"x": np.arange(60, dtype=np.float32).reshape(20, 3)}, "test", model.spec)
+    (run,) = training_runs(model, data)["main"]
+    assert [set(arrays) for arrays in run] == [{"x"}] * 4  # the first fifth, in order
+    np.testing.assert_array_equal(np.concatenate([arrays["x"] for arrays in run]), np.arange(12).reshape(4, 3))
 
 
 def test_speech_for_a_model_that_takes_none_is_refused() -> None:

@@ -263,6 +263,11 @@ def _stacked(arrays: Sequence[np.ndarray], target: bool = False) -> np.ndarray:
     return np.stack(arrays) if target else np.concatenate(arrays)
 
 
+def _tensor(array: np.ndarray) -> Tensor:
+    contiguous = np.ascontiguousarray(array)
+    return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
+
+
 # --- both sides -------------------------------------------------------------------------------------------------------
 
 
@@ -345,7 +350,7 @@ class _Side:
         if stream is not None:  # the student's left context may be shorter; a cache fills from its right end
             keys = stream.left + stream.chunk
             arrays[stream.bias] = arrays[stream.bias][..., -keys:]
-        tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
+        tensors = {key: _tensor(array) for key, array in arrays.items()}
         with residuals(self.network, self.layers) as hidden:
             given = self.model.modules[name](**tensors, **states)
         outputs = {t.name: given[t.name] for t in graph.outputs if given[t.name].is_floating_point()}
@@ -501,7 +506,7 @@ class _Learner:
         if hidden:
             loss = loss + self.options.hidden * torch.stack(hidden).mean()
         if self.hook is not None:
-            loss = loss + self.hook(outputs, {key: torch.from_numpy(array) for key, array in inputs.items()})
+            loss = loss + self.hook(outputs, {key: _tensor(array) for key, array in inputs.items()})
         going.states = states
         going.place += 1
         return loss

@@ -247,6 +247,7 @@ def test_the_loss_of_a_hook_is_added(clock: StepClock) -> None:
     runs = encoder_runs()
     for number, run in enumerate(runs["main"]):
         run[0]["target_logits"] = np.array([number % CLASSES])
+        run[0]["x"].flags.writeable = False  # as of a file that is mapped
     seen = []
 
     def hook(outputs: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
@@ -406,7 +407,9 @@ def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepC
             np.copyto(step.inputs[name], array)
         step.run()
         np.testing.assert_allclose(got["log_probs"].numpy(), step.outputs["log_probs"], atol=1e-5)
-    result = recover(stream(), cut, small, {"step": runs}, options(seconds=12.0, learning_rate=3e-4, batch=4), clock.tick)
+    result = recover(
+        stream(), cut, small, {"step": runs}, options(seconds=12.0, learning_rate=3e-4, batch=4), clock.tick
+    )
     assert result.after < result.before
 
 

@@ -264,7 +264,7 @@ def _stacked(arrays: Sequence[np.ndarray], target: bool = False) -> np.ndarray:
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    contiguous = np.ascontiguousarray(array)
+    contiguous = np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis
     return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
 
 

@@ -31,6 +31,7 @@ from edgeattn.bundle import write_atomically, writing
 from edgeattn.errors import EdgeattnError, InputError, ModelError, OutputError, UnsupportedError, load_extra
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.apply import Subject, copied, subject
+from edgeattn.pruning.configs import plain_config
 from edgeattn.pruning.cut import Cut, cut_from_json
 from edgeattn.pruning.families import find
 from edgeattn.pruning.forms import shape_forms
@@ -289,7 +290,7 @@ def config_of(network: nn.Module, original: Mapping[str, Any]) -> dict[str, Any]
     sizes = {1, *(stack.layers for stack in anatomy.stacks)}
     sizes |= {size for unit in anatomy.units for size in (unit.groups, unit.heads) if size}
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    best: dict[str, Any] = copy.deepcopy(dict(original))
+    best: dict[str, Any] = plain_config(original)  # it is loaded below, and must not name other code or weights
     least = _differing(network, best, wanted)
     while least:
         tried = [

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeattn.errors import EdgeattnError, ModelError, load_extra
 from edgeattn.model import EdgeModel, Graph
+from edgeattn.pruning.configs import plain_config
 from edgeattn.silence import silenced
 from edgeattn.sources.checkpoint import CONFIG, WEIGHTS, Weights, check_depth, read_config, read_weights, weight_files
 from edgeattn.sources.encoder_decoder import step_graphs
@@ -50,24 +51,6 @@ ASSETS = (
     "preprocessor_config.json",
     "video_preprocessor_config.json",
     "processor_config.json",
-)
-
-# Fields that make transformers load something else than this directory's weights, or compute in another way.
-DROPPED = (
-    "attn_implementation",
-    "_attn_implementation",
-    "_attn_implementation_internal",
-    "experts_implementation",
-    "_experts_implementation",
-    "auto_map",
-    "distributed_config",
-    "dtype",
-    "fusion_config",
-    "gguf_file",
-    "kernel_config",
-    "torch_dtype",
-    "transformers_weights",
-    "use_kernels",
 )
 
 SPARE_ELEMENTS = 2**28  # 1 GiB in float32: tables of positions and masks that a model makes itself
@@ -277,7 +260,7 @@ def _config(transformers: Any, path: Path, data: Mapping[str, Any]) -> Any:
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise ModelError(f"{path}: transformers {transformers.__version__} knows no model_type {kind!r:.80}{hint}")
     try:
-        config = transformers.CONFIG_MAPPING[kind].from_dict(_plain(data))
+        config = transformers.CONFIG_MAPPING[kind].from_dict(plain_config(data))
     except EdgeattnError as error:
         raise ModelError(f"{path}: {error}") from error
     except Exception as error:  # each config class checks in its own way
@@ -286,13 +269,6 @@ def _config(transformers: Any, path: Path, data: Mapping[str, Any]) -> Any:
         part.use_cache = False
         part.return_dict = True
     return config
-
-
-def _plain(value: Any) -> Any:
-    """A config without the fields that would load something else, at any depth."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if key not in DROPPED}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _parts(config: Any) -> Iterator[Any]:

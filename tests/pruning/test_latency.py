@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
+from edgeattn.baseline import Baseline
+from edgeattn.candidates import time_candidates
 from edgeattn.errors import InputError, UnsupportedError
+from edgeattn.mixed import open_artifact
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.apply import Subject, subject
 from edgeattn.pruning.cut import Cut
@@ -34,6 +38,8 @@ from edgeattn.pruning.latency import (
     timings,
     unit_classes,
 )
+from edgeattn.runtimes import Session
+from edgeattn.schemes import Workshop, build
 from edgeattn.sources import from_module
 from edgeattn.spec import from_json, to_json
 from edgeattn.targets import get_target
@@ -403,3 +409,40 @@ def test_a_table_without_time_is_refused() -> None:
                 "device": "", "threads": 1,
             },
         )  # fmt: skip
+
+
+# --- an engine --------------------------------------------------------------------------------------------------------
+
+
+def engine_times(scratch: Path, engine: str, rounds: int) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
+    """Variants built for an engine of this host and timed in turns."""
+
+    def times(variants: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+        with ExitStack() as stack:
+            sessions: dict[str, Session] = {}
+            for number, name in enumerate(variants):
+                room = scratch / str(number)
+                room.mkdir()
+                shop = Workshop(variants[name], Baseline({}, {}, None, None), room)
+                artifact = build(engine, shop, "fp32", get_target("cpu"))
+                sessions[name] = stack.enter_context(open_artifact(artifact, shop, 1))
+            return timings([time_candidates(sessions) for _ in range(rounds)])
+
+    return times
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_table_is_measured_on_an_engine_and_a_smaller_model_is_never_predicted_slower(
+    encoder: Subject, tmp_path: Path, engine: str
+) -> None:
+    pytest.importorskip(engine)
+    (tmp_path / "scratch").mkdir()
+    said: list[str] = []
+    options = replace(OPTIONS, engine=engine)
+    table = measure_table(encoder, engine_times(tmp_path / "scratch", engine, 2), options, tmp_path, said.append)
+    assert said == ["timing 7 variants for the latency table"]
+    assert 0 < table.full_ms < 1e4
+    smaller = [Cut(dict.fromkeys(keyed(encoder, kind), (0,))) for kind in ("attention", "feedforward")]
+    assert all(table.predict(encoder.anatomy, cut) <= table.full_ms for cut in smaller)
+    assert measure_table(encoder, counting([]), options, tmp_path) == table

@@ -319,6 +319,19 @@ def test_a_cut_that_the_config_cannot_say_is_read_from_its_cuts(
     assert set(again.assets) == set(source.assets)
 
 
+def test_what_a_config_would_load_beside_its_weights_is_not_written_on(tmp_path: Path) -> None:
+    reference = saved_source(tmp_path, "BERT")
+    config = json.loads((reference / "config.json").read_text(encoding="utf-8"))
+    foreign = {"attn_implementation": "someone/kernels", "auto_map": {"AutoModel": "evil.Model"}}
+    (reference / "config.json").write_text(json.dumps({**config, **foreign}), encoding="utf-8")
+    source = load_model(str(reference))
+    written(tmp_path / "x", source, same_cut(source, ("feedforward",)), str(reference))
+    assert read_saved(tmp_path / "x").cuts == ()
+    read = json.loads((tmp_path / "x" / "config.json").read_text(encoding="utf-8"))
+    assert not set(foreign) & set(read)
+    assert read["intermediate_size"] == config["intermediate_size"] * 3 // 4
+
+
 def test_a_hugging_face_model_is_pruned_twice(tmp_path: Path) -> None:
     reference = saved_source(tmp_path, "BERT")
     source = load_model(str(reference))

@@ -12,6 +12,7 @@ from edgeattn.errors import ModelError
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.apply import prune, subject
 from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.forms import form
 from edgeattn.pruning.saved import PRUNING, WEIGHTS, apply_saved, largest_difference, write_pruned
 from edgeattn.sources import load_model
 
@@ -108,3 +109,19 @@ def test_damage_is_told_as_that_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "x.pruned" / PRUNING).write_text("{", encoding="utf-8")
     with pytest.raises(ModelError, match=r"pruning\.json: not readable as JSON"):
         load_model(str(tmp_path / "x.pruned"))
+
+
+def test_less_left_context_low_rank_and_merged_heads_are_read_back(tmp_path: Path) -> None:
+    source = load_model(NAME)
+    given = subject(source)
+    attention = next(unit for unit in given.anatomy.units if unit.kind == "attention")
+    feedforward = next(unit for unit in given.anatomy.units if unit.kind == "feedforward")
+    cut = Cut({feedforward.key: tuple(range(192))}, merged={attention.key: 2}, ranks={feedforward.exit: 16}, left=16)
+    plain = prune(given, Cut(cut.groups))
+    pruned = form(plain, given.anatomy, cut)
+    write_pruned(tmp_path / "x.pruned", pruned, source, cut, NAME, {})
+    again = load_model(str(tmp_path / "x.pruned"))
+    assert again.spec == pruned.spec
+    assert again.spec.stream is not None
+    assert again.spec.stream.left == 16
+    assert largest_difference(pruned, again) <= 1e-6

@@ -7,6 +7,7 @@ with the masked one before anything is kept, and what attends in another way tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
@@ -234,7 +235,7 @@ def _why_not_shared(
     for found in places.values():
         # Rows for one end are columns for the other, or the sections of one lie inside those of the other.
         starts = sorted((start, start + width * merged.groups) for _, start, width in found)
-        overlap = any(start < end for (_, end), (start, _) in zip(starts, starts[1:], strict=False))
+        overlap = any(start < end for (_, end), (start, _) in itertools.pairwise(starts))
         if overlap or len({axis for axis, _, _ in found}) > 1:
             return "a weight that it shares holds its groups at different places"
     return ""

@@ -142,6 +142,7 @@ class Compressor:
         self.threads = threads
         self.checkpoint = checkpoint
         self.hook = hook
+        self.source = shop.model
         self.given = subject(shop.model)
         # Where a block gave way to one that can be cut, that copy is the original from here on.
         own = self.given.model is shop.model

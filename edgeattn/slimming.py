@@ -100,9 +100,7 @@ def _prune_target(
     if facts["kept"]:
         progress.begin(f"{target.name}: writing")
         path = destination(compressor.shop.model, target, options)
-        write_pruned(
-            path, made.model, compressor.given.model, made.cut, more.reference, _told(facts, made), options.force
-        )
+        write_pruned(path, made.model, compressor.source, made.cut, more.reference, _told(facts, made), options.force)
         result = replace(result, bundle=str(path))
     return replace(result, seconds=time.monotonic() - began)
 

@@ -12,6 +12,7 @@ import numpy as np
 from edgeattn.errors import DataError, unknown_name
 from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, load_arrays, load_speech, sample_data
 from edgeattn.models import MODELS
+from edgeattn.sources import pruned
 from edgeattn.sources.code import functions_of, run_file, split_reference
 from edgeattn.sources.text import is_text, load_texts
 from edgeattn.sources.usercode import import_path, users_code
@@ -29,7 +30,8 @@ def load_data(
     """Load ``--data`` for a model.
 
     Args:
-        reference: the MODEL that it is for; a built-in knows the layout of its own data and brings a sample.
+        reference: the MODEL that it is for; a built-in, pruned or not, knows the layout of its own data and brings a
+            sample.
         source: a directory with transcripts.tsv, a table of labelled texts (:mod:`edgeattn.sources.text`), an npz, a
             directory that a built-in trains on, ``file.py:function`` yielding dicts of arrays, or None.
         split: what to measure on, where the data has splits.
@@ -39,6 +41,7 @@ def load_data(
     Raises:
         DataError: if it is missing or not of a form that the model can use.
     """
+    reference = pruned.source_of(reference)
     if source is None:
         return None if reference not in MODELS else _builtin_data(reference, None, split, limit)
     name, _ = split_reference(source)

@@ -21,6 +21,16 @@ def owns(reference: str) -> bool:
     return (directory / PRUNING).is_file() and not (directory / CONFIG).is_file()
 
 
+def source_of(reference: str) -> str:
+    """The MODEL that a directory of a pruned built-in model was made of; any other reference itself."""
+    if not owns(reference):
+        return reference
+    from edgeattn.pruning.saved import read_saved
+
+    source = read_saved(Path(reference)).source
+    return source if builtin.owns(source) else reference
+
+
 def load(reference: str) -> EdgeModel:
     """A pruned built-in model. What code of the user's made has to be named by the user: data never names code to run.
 

@@ -1,4 +1,4 @@
-"""Quantizers of other projects, each with its own plain defaults, as models that our runtimes load and time.
+"""Quantizers and pruners of other projects, each with its own plain settings, as models that our runtimes time.
 
     python -m benchmarks.peers --setup
     python -m benchmarks.peers --model streaming|DIR [--data DIR] [--peer NAME ...] [--room DIR]
@@ -58,6 +58,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
         *("torch==2.13.0", "olive-ai==0.13.0", "onnxruntime==1.31.1", "nncf==3.4.0", "openvino==2026.4.1"),
         "requests",  # imported by Olive, not among what it asks for
     ),
+    "torch-pruning": ("torch==2.13.0", "transformers==5.23.0", "torch-pruning==1.6.1"),
 }
 """Environment -> the releases that were found to work together."""
 
@@ -105,6 +106,12 @@ PEERS: tuple[Peer, ...] = (
     Peer("Olive OpenVINOQuantization", "openvino", "olive_quantize", "OpenVINOQuantization", "onnx", ".xml", "olive"),
 )
 ALL: tuple[str, ...] = tuple(peer.name for peer in PEERS)
+
+PRUNERS: tuple[Peer, ...] = tuple(
+    Peer(f"Torch-Pruning {recipe}", "openvino", "torch_prune", recipe, "huggingface", ".safetensors", "torch-pruning")
+    for recipe in ("magnitude-uniform", "magnitude-bottleneck", "taylor-bottleneck", "taylor-isomorphic")
+)
+"""Of these a recipe needs ``:RATIO`` behind it, and what they write are the tensors that are left."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,7 @@ def _result(
     work.mkdir(parents=True)
     model, reason = folder / f"model{peer.suffix}", ""
     try:
-        made = _quantize(peer, source, stored, work, environments)
+        made = run_script(peer, source, stored, work, environments)
         _take_over(made, onnx, model)
         _check(peer, model, onnx, sample)
     except PeerError as error:
@@ -192,7 +199,7 @@ def _result(
     return PeerResult(peer.name, peer.engine, None if reason else model, reason, _versions(work))
 
 
-def _quantize(peer: Peer, source: Path | None, stored: Path, work: Path, environments: Path) -> Path:
+def run_script(peer: Peer, source: Path | None, stored: Path, work: Path, environments: Path = ENVIRONMENTS) -> Path:
     """Run the peer's script; what it prints stays in ``work``.
 
     Raises:

@@ -100,16 +100,18 @@ def _mel(hertz: float | np.ndarray) -> np.ndarray:
 class Attention(nn.Module):
     """Self-attention of one head over (batch, positions, 64); only its output has a bias."""
 
+    num_heads = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.query = nn.Linear(DIM, DIM, bias=False)
         self.key = nn.Linear(DIM, DIM, bias=False)
         self.value = nn.Linear(DIM, DIM, bias=False)
-        self.out = nn.Linear(DIM, DIM)
+        self.output = nn.Linear(DIM, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.query(x) @ self.key(x).transpose(-1, -2) / math.sqrt(DIM)
-        out: Tensor = self.out(torch.softmax(scores, -1) @ self.value(x))
+        out: Tensor = self.output(torch.softmax(scores, -1) @ self.value(x))
         return out
 
 
@@ -226,9 +228,9 @@ def _stored_names() -> dict[str, str]:
         dense = [f"dense_{DENSE_PER_BLOCK * block + layer}" for layer in range(1, DENSE_PER_BLOCK + 1)]
         attention = f"{scope}/{_numbered('multi_head_self_attention', block)}"
         mlp = f"{scope}/{_numbered('sequential', block)}"
-        for part, layer in zip(("query", "key", "value", "out"), dense[:4], strict=True):
+        for part, layer in zip(("query", "key", "value", "output"), dense[:4], strict=True):
             names[f"blocks.{block}.attention.{part}.weight"] = f"{attention}/{layer}/Tensordot/MatMul"
-        names[f"blocks.{block}.attention.out.bias"] = f"{attention}/{dense[3]}/bias"
+        names[f"blocks.{block}.attention.output.bias"] = f"{attention}/{dense[3]}/bias"
         for part, layer in zip(("expand", "contract"), dense[4:], strict=True):
             names[f"blocks.{block}.mlp.{part}.weight"] = f"{mlp}/{layer}/Tensordot/MatMul"
             names[f"blocks.{block}.mlp.{part}.bias"] = f"{mlp}/{layer}/bias"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from edgeattn.converters.onnx_graph import (
     outputs_of,
 )
 from edgeattn.converters.onnx_ops import NotImportableError, to_tensor
+from edgeattn.converters.onnx_ops.node import Node
 from edgeattn.converters.onnx_ops.products import Linear
 from edgeattn.converters.trace import first_line
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     import onnx
 
 PARITY = 1e-4  # largest difference to ONNX Runtime, absolute up to 1 and relative to the largest value beyond
-SHARED = 1024  # values from which on equal weights are stored once
+SHARED = 1024  # values from which on equal matrices are stored once
+MOST_AXES = 64  # integers among a node's inputs that may be axes, sizes or indices of them
 INTEGERS = (torch.uint8, torch.int8)
 ROUNDING = (
     "QuantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "QLinearAdd", "QLinearMul", "QGemm",
@@ -52,12 +54,23 @@ ROUNDING = (
 
 @dataclass(frozen=True)
 class Step:
-    """One call in a forward: a module, what it reads and what it makes."""
+    """One call in a forward: a module, what it reads and what it makes.
+
+    Attributes:
+        path: of the module.
+        inputs: names of values, empty where one is absent or is kept by the module.
+        outputs: names of values, empty where one is not wanted.
+        label: for messages.
+        op: the operator, ``com.microsoft.Attention`` if it is not of the standard's domain.
+        attributes: of the node, and ``opset``; integers that a newer opset gives as an input are under ``input_1``.
+    """
 
     path: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     label: str
+    op: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ImportedModel(nn.Module):
@@ -75,17 +88,33 @@ class ImportedModel(nn.Module):
             tuple(n for n in {*s.inputs, *s.outputs} if last.get(n, i) <= i and n not in outputs)
             for i, s in enumerate(steps)
         ]
-        self._calls = [self.get_submodule(step.path) for step in steps]
+        self.follow()
+
+    def follow(self) -> None:
+        """Call what is at the steps' paths now: after a module was replaced by another."""
+        self._calls = [self.get_submodule(step.path) for step in self.steps]
 
     def forward(self, *args: Tensor, **named: Tensor) -> dict[str, Tensor]:
         """Run the graph."""
-        values: dict[str, Any] = {**dict(zip(self.inputs, args, strict=False)), **named, "": None}
+        return self._run({**dict(zip(self.inputs, args, strict=False)), **named})
+
+    def shapes(self, **named: Tensor) -> dict[str, tuple[int, ...]]:
+        """Name of every value -> its shape, for these inputs."""
+        seen = {name: tuple(tensor.shape) for name, tensor in named.items()}
+        self._run(named, seen)
+        return seen
+
+    def _run(self, given: Mapping[str, Tensor], seen: dict[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
+        values: dict[str, Any] = {**given, "": None}
         for step, call, done in zip(self.steps, self._calls, self._done, strict=True):
             try:
                 result = call(*[values[name] for name in step.inputs])
             except Exception as error:
                 raise RuntimeError(f"{step.label}: {first_line(error)}") from error
-            values.update(outputs_of(result, list(step.outputs)))
+            made = dict(outputs_of(result, list(step.outputs)))
+            if seen is not None:
+                seen.update({name: tuple(tensor.shape) for name, tensor in made.items()})
+            values.update(made)
             for name in done:
                 if name:
                     values.pop(name, None)
@@ -93,21 +122,26 @@ class ImportedModel(nn.Module):
 
 
 class OnnxNode(nn.Module):
-    """A node that is no torch module of its own: a function, and the constants among its inputs."""
+    """A node that is no torch module of its own: a function, and the constants among its inputs.
 
-    def __init__(self, function: Callable[..., Any], constants: Mapping[int, tuple[str, Tensor]]) -> None:
+    Attributes:
+        constants: input -> name of the parameter or buffer that is read there.
+        hidden: input -> a scalar or a mask of infinities, which is no weight.
+    """
+
+    def __init__(self, function: Callable[..., Any], given: Mapping[int, tuple[str, Tensor]]) -> None:
         super().__init__()
         if isinstance(function, nn.Module):
             self.layer = function
         self._function = function
-        self._names: dict[int, str] = {}
-        self._hidden: dict[int, Tensor] = {}
-        for index, (name, tensor) in constants.items():
+        self.constants: dict[int, str] = {}
+        self.hidden: dict[int, Tensor] = {}
+        for index, (name, tensor) in given.items():
             if _is_mask(tensor) or (tensor.numel() == 1 and bool(torch.isfinite(tensor.to(torch.float64)).all())):
-                self._hidden[index] = tensor
+                self.hidden[index] = tensor
                 continue
             unique = name if not hasattr(self, name) else f"{name}_{index}"
-            self._names[index] = unique
+            self.constants[index] = unique
             if tensor.is_floating_point():
                 self.register_parameter(unique, nn.Parameter(tensor, requires_grad=False))
             else:
@@ -116,9 +150,9 @@ class OnnxNode(nn.Module):
     def forward(self, *inputs: Tensor | None) -> Any:
         """Apply the function, constants in their places."""
         given = list(inputs)
-        for index, name in self._names.items():
+        for index, name in self.constants.items():
             given[index] = getattr(self, name)
-        for index, tensor in self._hidden.items():
+        for index, tensor in self.hidden.items():
             given[index] = tensor
         return self._function(*given)
 
@@ -284,8 +318,11 @@ class _Importer:
         self._store_once(module)
         origins = [self.origin.get(name, name) for name in proto.input if self._is_weight(name)]
         path = self.places.place(root, proto, origins, module)
-        inputs = ("" if i in node.taken or i in node.constants else name for i, name in enumerate(proto.input))
-        return Step(path, tuple(inputs), outputs, describe(proto))
+        inputs = ["" if i in node.taken or i in node.constants else name for i, name in enumerate(proto.input)]
+        if isinstance(module, Linear):
+            inputs = inputs[:1]  # what may replace it, such as two layers of low rank, takes no more
+        name = f"{node.domain}.{node.op}" if node.domain else node.op
+        return Step(path, tuple(inputs), outputs, describe(proto), name, _attributes(node))
 
     def _given(self, proto: onnx.NodeProto, root: nn.Module) -> Step:
         """A constant that the graph hands out."""
@@ -329,11 +366,22 @@ class _Importer:
         """Equal weights are one parameter: a table that is also the output layer is stored once, as it was in torch."""
         for part in module.modules():
             for name, parameter in list(part.named_parameters(recurse=False)):
-                if parameter.numel() < SHARED:
+                # Vectors are equal by chance, as new biases are, and what is shared can only be pruned together.
+                if parameter.numel() < SHARED or parameter.ndim < 2:
                     continue
                 digest = hashlib.blake2b(parameter.detach().numpy().data, digest_size=16).digest()
                 key = (tuple(parameter.shape), parameter.dtype, digest)
                 part.register_parameter(name, self.weights.setdefault(key, parameter))
+
+
+def _attributes(node: Node) -> dict[str, Any]:
+    """What tells which axes a node moves, mixes or keeps."""
+    told = {key: value for key, value in node.attributes.items() if not isinstance(value, np.ndarray)}
+    for index in node.taken & set(node.constants):
+        constant = node.constants[index]
+        if constant.dtype.kind in "iu" and constant.size <= MOST_AXES:
+            told[f"input_{index}"] = tuple(int(v) for v in constant.reshape(-1))
+    return {**told, "opset": node.opset}
 
 
 class _Constants(nn.Module):

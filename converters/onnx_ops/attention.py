@@ -11,9 +11,9 @@ from torch import Tensor
 from edgeattn.converters.onnx_ops.node import CONTRIB, Function, Node, NotImportableError, op
 
 
-def _heads(x: Tensor, count: int) -> Tensor:
-    """(N, T, heads * d) -> (N, heads, T, d)."""
-    return x.reshape(x.shape[0], x.shape[1], count, x.shape[2] // count).transpose(1, 2)
+def _heads(x: Tensor, size: int) -> Tensor:
+    """(N, T, heads * size) -> (N, heads, T, size): as many heads as there are, some may have been removed."""
+    return x.reshape(x.shape[0], x.shape[1], x.shape[2] // size, size).transpose(1, 2)
 
 
 def _merged(x: Tensor) -> Tensor:
@@ -38,6 +38,8 @@ def _attention(node: Node) -> Function:
     q_heads = node.integer("q_num_heads") if flat else node.shape()[1]
     kv_heads = node.integer("kv_num_heads") if flat else node.shape(1)[1]
     size = node.shape()[2] // q_heads if flat else node.shape()[3]
+    sizes = [size, *(node.shape(i)[2] // kv_heads if flat else node.shape(i)[3] for i in (1, 2))]
+    share = q_heads // kv_heads
     scale = node.number("scale") or 1.0 / math.sqrt(size)
     softcap, causal = node.number("softcap"), bool(node.integer("is_causal"))
     mode = node.integer("qk_matmul_output_mode")
@@ -49,12 +51,12 @@ def _attention(node: Node) -> Function:
         past_v: Tensor | None = None, _valid: None = None,
     ) -> Tensor | tuple[Tensor | None, ...]:  # fmt: skip
         if flat:
-            q, k, v = _heads(q, q_heads), _heads(k, kv_heads), _heads(v, kv_heads)
+            q, k, v = (_heads(x, size) for x, size in zip((q, k, v), sizes, strict=True))
         past = 0
         if past_k is not None and past_v is not None:
             past = past_k.shape[2]
             k, v = torch.cat((past_k, k), 2), torch.cat((past_v, v), 2)
-        keys, values = _repeated(k, q_heads // kv_heads), _repeated(v, q_heads // kv_heads)
+        keys, values = _repeated(k, share), _repeated(v, share)
         scores = torch.matmul(q * scale, keys.transpose(-1, -2))
         seen = [scores]
         hidden = torch.zeros((), dtype=torch.bool)
@@ -98,8 +100,8 @@ def _fused_attention(node: Node) -> Function:
         raise NotImportableError("past, its length, other hidden sizes or the present are not imported")
     node.refuse("do_rotary", 0)
     heads = node.integer("num_heads")
-    width = node.shape(1)[1] // 3
-    scale = node.number("scale") or 1.0 / math.sqrt(width // heads)
+    size = node.shape(1)[1] // 3 // heads
+    scale = node.number("scale") or 1.0 / math.sqrt(size)
     low = node.number("mask_filter_value", -10000.0)
     causal = bool(node.integer("unidirectional"))
     if node.has(3) and node.rank(3) != 2:
@@ -110,7 +112,7 @@ def _fused_attention(node: Node) -> Function:
         extra: Tensor | None = None, *_: None,
     ) -> Tensor:  # fmt: skip
         qkv = torch.nn.functional.linear(x, weight.t(), bias)
-        q, k, v = (_heads(t, heads) for t in torch.split(qkv, width, -1))
+        q, k, v = (_heads(t, size) for t in torch.split(qkv, qkv.shape[-1] // 3, -1))
         return _attend(q, k, v, scale, mask, extra, low, causal)
 
     return apply
@@ -136,8 +138,9 @@ def _multi_head_attention(node: Node) -> Function:
     if node.rank() != 3 or not node.has(1) or not node.has(2):
         raise NotImportableError("packed queries, keys and values are not imported")
     heads = node.integer("num_heads")
-    width = node.shape()[2]
-    scale = node.number("scale") or 1.0 / math.sqrt(width // heads)
+    size = node.shape()[2] // heads
+    value_size = node.shape(2)[3] if node.rank(2) == 4 else node.shape(2)[2] // heads
+    scale = node.number("scale") or 1.0 / math.sqrt(size)
     low, causal = node.number("mask_filter_value", -10000.0), bool(node.integer("unidirectional"))
     if node.has(4) and node.rank(4) != 2:
         raise NotImportableError(f"a mask of {node.rank(4)} axes is not imported, (batch, keys) is")
@@ -147,12 +150,13 @@ def _multi_head_attention(node: Node) -> Function:
         extra: Tensor | None = None, *_: None,
     ) -> Tensor:  # fmt: skip
         if bias is not None:
+            width = q.shape[2]
             ours = bias[:width], bias[width : 2 * width], bias[2 * width :]
             q = q + ours[0]
-            k = k + ours[1] if k.ndim == 3 else k + ours[1].reshape(1, heads, 1, -1)
-            v = v + ours[2] if v.ndim == 3 else v + ours[2].reshape(1, heads, 1, -1)
-        k, v = (t if t.ndim == 4 else _heads(t, heads) for t in (k, v))
-        return _attend(_heads(q, heads), k, v, scale, mask, extra, low, causal)
+            k = k + ours[1] if k.ndim == 3 else k + ours[1].reshape(1, k.shape[1], 1, -1)
+            v = v + ours[2] if v.ndim == 3 else v + ours[2].reshape(1, v.shape[1], 1, -1)
+        k, v = (t if t.ndim == 4 else _heads(t, n) for t, n in ((k, size), (v, value_size)))
+        return _attend(_heads(q, size), k, v, scale, mask, extra, low, causal)
 
     return apply
 
@@ -179,6 +183,7 @@ def _rotary(node: Node, cos_at: int, place_at: int) -> Function:
         if place_at != 1:
             raise NotImportableError("num_heads is missing")
         heads = node.shape()[2] // (2 * half)
+    head_size = node.shape()[2] // heads if flat else node.shape()[3]
     scalar_place = node.has(place_at) and node.shape(place_at) == (1,) and place_at == 1
     length = node.shape()[1] if flat else node.shape()[2]
 
@@ -188,7 +193,7 @@ def _rotary(node: Node, cos_at: int, place_at: int) -> Function:
         assert cos is not None
         assert sin is not None
         place = inputs[place_at] if place_at < len(inputs) else None
-        y = _heads(x, heads) if flat else x
+        y = _heads(x, head_size) if flat else x
         if place is not None:
             if scalar_place:
                 place = place + torch.arange(length, device=x.device)[None, :]

@@ -21,11 +21,10 @@ def _gather(node: Node) -> Function | nn.Module:
     if table is not None and axis == 0 and table.ndim == 2 and table.dtype.kind == "f":
         node.taken.add(0)
         return Table(to_tensor(table))
-    target = (*node.shape()[:axis], *node.shape(1), *node.shape()[axis + 1 :])
 
     def apply(x: Tensor, indices: Tensor) -> Tensor:
         flat = torch.where(indices < 0, indices + size, indices).reshape(-1)
-        return torch.index_select(x, axis, flat).reshape(target)
+        return torch.index_select(x, axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
     return apply
 
@@ -50,12 +49,15 @@ def _gather_constant(node: Node, axis: int, size: int) -> Function:
         position = int(indices)
         return lambda x, _: x.select(axis, position)
     steps = set(np.diff(indices.reshape(-1)).tolist())
-    target = (*node.shape()[:axis], *indices.shape, *node.shape()[axis + 1 :])
+
+    def shaped(x: Tensor, rows: Tensor) -> Tensor:
+        return rows.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+
     if indices.size and steps <= {1}:  # neighbours: a slice
         first = int(indices.reshape(-1)[0])
-        return lambda x, _: x.narrow(axis, first, indices.size).reshape(target)
+        return lambda x, _: shaped(x, x.narrow(axis, first, indices.size))
     flat = torch.from_numpy(indices.reshape(-1).copy())
-    return lambda x, _: torch.index_select(x, axis, flat.to(x.device)).reshape(target)
+    return lambda x, _: shaped(x, torch.index_select(x, axis, flat.to(x.device)))
 
 
 @op("GatherElements")

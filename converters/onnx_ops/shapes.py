@@ -3,13 +3,76 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
-from edgeattn.converters.onnx_ops.node import Function, Node, NotImportableError, as_result, op, to_tensor, torch_type
+from edgeattn.converters.onnx_ops.node import (
+    Function,
+    Node,
+    NotImportableError,
+    Result,
+    as_result,
+    op,
+    to_tensor,
+    torch_type,
+)
+
+
+class Reshape(nn.Module):
+    """Other axes for the same values; ``target``, the sizes, changes when heads or neurons are removed."""
+
+    def __init__(self, target: Sequence[int]) -> None:
+        super().__init__()
+        self.target = list(target)
+
+    def forward(self, x: Tensor, *_: None) -> Tensor:
+        """Reshape."""
+        return x.reshape(self.target)
+
+
+class Expand(nn.Module):
+    """Repeated along axes of size 1; ``target``, the sizes, changes when heads are removed."""
+
+    def __init__(self, target: Sequence[int]) -> None:
+        super().__init__()
+        self.target = list(target)
+
+    def forward(self, x: Tensor, *_: None) -> Tensor:
+        """Expand."""
+        return x.expand(self.target)
+
+
+class Split(nn.Module):
+    """Pieces along an axis; their ``sizes`` change when heads or neurons are removed."""
+
+    def __init__(self, axis: int, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.axis = axis
+        self.sizes = list(sizes)
+
+    def forward(self, x: Tensor, *_: None) -> Result:
+        """Split."""
+        return as_result(torch.split(x, self.sizes, self.axis))
+
+
+class Narrow(nn.Module):
+    """Neighbours along axes, from ``starts`` to before ``ends``, which change when heads or neurons are removed."""
+
+    def __init__(self, axes: Sequence[int], starts: Sequence[int], ends: Sequence[int]) -> None:
+        super().__init__()
+        self.axes = tuple(axes)
+        self.starts = list(starts)
+        self.ends = list(ends)
+
+    def forward(self, x: Tensor, *_: None) -> Tensor:
+        """Cut."""
+        for axis, start, end in zip(self.axes, self.starts, self.ends, strict=True):
+            x = _cut(x, axis, range(start, end))
+        return x
 
 
 @op("Shape")
@@ -74,7 +137,7 @@ def _eye_like(node: Node) -> Function:
 
 
 @op("Reshape")
-def _reshape(node: Node) -> Function:
+def _reshape(node: Node) -> Function | nn.Module:
     given, wanted = node.shape(), [int(v) for v in node.static(1)]
     if not node.integer("allowzero"):
         wanted = [given[i] if v == 0 else v for i, v in enumerate(wanted)]
@@ -84,35 +147,35 @@ def _reshape(node: Node) -> Function:
     target = tuple(wanted)
     if target == given:
         return lambda x, _: x
-    return lambda x, _: x.reshape(target)
+    return Reshape(target)
 
 
 @op("Flatten")
-def _flatten(node: Node) -> Function:
+def _flatten(node: Node) -> nn.Module:
     axis = node.axis("axis", 1)
     shape_ = node.shape()
     target = (math.prod(shape_[:axis]), math.prod(shape_[axis:]))
-    return lambda x: x.reshape(target)
+    return Reshape(target)
 
 
 @op("Squeeze")
-def _squeeze(node: Node) -> Function:
+def _squeeze(node: Node) -> nn.Module:
     given, axes = node.shape(), node.ints("axes", 1)
     dropped = {i for i, n in enumerate(given) if n == 1} if axes is None else {a % len(given) for a in axes}
     if any(given[axis] != 1 for axis in dropped):
         raise NotImportableError(f"axes {axes} of shape {given} are not of size 1")
     target = tuple(n for i, n in enumerate(given) if i not in dropped)
-    return lambda x, *_: x.reshape(target)
+    return Reshape(target)
 
 
 @op("Unsqueeze")
-def _unsqueeze(node: Node) -> Function:
+def _unsqueeze(node: Node) -> nn.Module:
     axes = node.ints("axes", 1) or []
     rank = node.rank() + len(axes)
     inserted = {a % rank for a in axes}
     sizes = iter(node.shape())
     target = tuple(1 if i in inserted else next(sizes) for i in range(rank))
-    return lambda x, *_: x.reshape(target)
+    return Reshape(target)
 
 
 @op("Transpose")
@@ -129,18 +192,18 @@ def _concat(node: Node) -> Function:
 
 
 @op("Split")
-def _split(node: Node) -> Function:
+def _split(node: Node) -> nn.Module:
     axis = node.axis("axis")
     sizes = node.ints("split", 1)
     if sizes is None:
         count = node.integer("num_outputs", len(node.outputs))
         each = -(-node.shape()[axis] // count)
         sizes = [each] * (count - 1) + [node.shape()[axis] - each * (count - 1)]
-    return lambda x, *_: as_result(torch.split(x, sizes, axis))
+    return Split(axis, sizes)
 
 
 @op("Slice")
-def _slices(node: Node) -> Function:
+def _slices(node: Node) -> Function | nn.Module:
     given = node.shape()
     starts, ends = node.ints("starts", 1), node.ints("ends", 2)
     if starts is None or ends is None:
@@ -152,6 +215,8 @@ def _slices(node: Node) -> Function:
         place = axis % len(given)
         indices = range(*slice(start, end if step > 0 or end >= -given[place] else None, step).indices(given[place]))
         cuts.append((place, indices))
+    if len({place for place, _ in cuts}) == len(cuts) and all(cut.step == 1 and len(cut) for _, cut in cuts):
+        return Narrow([place for place, _ in cuts], [cut.start for _, cut in cuts], [cut.stop for _, cut in cuts])
 
     def apply(x: Tensor, *_: Tensor) -> Tensor:
         for axis, indices in cuts:
@@ -173,11 +238,11 @@ def _cut(x: Tensor, axis: int, indices: range) -> Tensor:
 
 
 @op("Expand")
-def _expand(node: Node) -> Function:
+def _expand(node: Node) -> Function | nn.Module:
     target = np.broadcast_shapes(node.shape(), tuple(int(v) for v in node.static(1)))
     if target == node.shape():
         return lambda x, _: x
-    return lambda x, _: x.expand(target)
+    return Expand(target)
 
 
 @op("Tile")

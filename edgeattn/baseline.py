@@ -92,6 +92,7 @@ def source_score(model: EdgeModel, data: Data, label: str, progress: Progress) -
         progress.begin(f"{label}: word error of the source", len(data.evaluation))
         with one_thread():
             return score_speech(Stream(ReferenceStep(model), stream), data.evaluation, progress.advance)
+    progress.begin(f"{label}: metric of the source", len(data.evaluation))
     main = model.spec.bucket()
     name = main.name if main is not None else model.spec.graphs[0].name
     return score_arrays(lambda inputs: model.run(inputs, name), data.evaluation, progress.advance)
@@ -191,6 +192,26 @@ def _calibration(model: EdgeModel, data: ArrayData) -> dict[str, tuple[Arrays, .
             if graph.states and not any(state.input in sample.given for sample in samples for state in graph.states):
                 calibration[graph.name] = _carried(model, graph.name, calibration[graph.name])
     return calibration
+
+
+def with_targets(
+    model: EdgeModel, calibration: Mapping[str, tuple[Arrays, ...]], data: Data | None
+) -> dict[str, tuple[Arrays, ...]]:
+    """Calibration samples with what their outputs should be, as ``target_NAME``, for a loss of the user's."""
+    labelled = dict(calibration)
+    if isinstance(data, ArrayData):
+        units = model.spec.units()
+        for unit, every in {next(iter(units)): data.calibration, **data.others}.items():
+            for graph in units[unit]:
+                own = calibration.get(graph.name)
+                if not own:
+                    continue
+                taken = every[: len(own)] if graph.states else spread(every, len(own))
+                labelled[graph.name] = tuple(
+                    {**inputs, **{TARGET_PREFIX + name: value for name, value in sample.targets.items()}}
+                    for inputs, sample in zip(own, taken, strict=True)
+                )
+    return labelled
 
 
 def _carried(model: EdgeModel, graph: str, samples: Sequence[Arrays]) -> tuple[Arrays, ...]:

@@ -18,18 +18,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeattn.baseline import PRUNED, Baseline, Progress, Quiet, recorded, source_score, training_runs
+from edgeattn.baseline import (
+    PRUNED,
+    Baseline,
+    Progress,
+    Quiet,
+    recorded,
+    source_score,
+    training_runs,
+    with_targets,
+)
 from edgeattn.candidates import SUBSTITUTE, time_candidates
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.accuracy import Score, paired_drop
-from edgeattn.evaluation.data import limited
+from edgeattn.evaluation.data import limited, spread
 from edgeattn.gates import Failure
 from edgeattn.mixed import open_artifact
 from edgeattn.model import EdgeModel
 from edgeattn.profiling.measure import device_name
 from edgeattn.pruning.anatomy import Unit, layer_of
 from edgeattn.pruning.apply import Subject, prune, subject
-from edgeattn.pruning.cut import Cut, uniform_cut, without_dropped
+from edgeattn.pruning.cut import Cut, check_cut, uniform_cut, without_dropped
+from edgeattn.pruning.forms import Guide, form, has_forms
+from edgeattn.pruning.grouped import grouping
 from edgeattn.pruning.importance import Hook, Importance, ImportanceOptions, importance, magnitude
 from edgeattn.pruning.latency import (
     LatencyTable,
@@ -42,6 +53,7 @@ from edgeattn.pruning.latency import (
 )
 from edgeattn.pruning.linear import dense, linear_at
 from edgeattn.pruning.lowrank import rank_for
+from edgeattn.pruning.moments import second_moments
 from edgeattn.pruning.reconstruct import ReconstructOptions, reconstruct
 from edgeattn.pruning.recovery import RecoveryOptions, recover
 from edgeattn.pruning.request import Request, request_text
@@ -60,6 +72,7 @@ CORRECTIONS = 3  # of the limit, where a cut is slower than its table says
 ROUNDS, TURNS = 5, 3  # in which the variants of a table are timed, and turns in each
 TABLE_MS = 40_000.0  # of timing, about, for a table
 PARTS = 100  # of a phase that tells shares
+MOMENT_SAMPLES = 64  # that inputs of layers of low rank are looked at on
 METRIC_SAMPLES = 200  # that the metric is looked at on while recovery runs
 SPEEDUPS = (1.1, 1.25, 1.4, 1.6, 1.8, 2.1, 2.5, 3.0, 4.0)  # among which the largest that keeps the metric is looked for
 SUMMARY = ("units", "layers", "cut", "order", "importance", "reconstruction", "recovery")
@@ -284,7 +297,12 @@ class Compressor:
         return replace(cut, layers=cheapest_layers(self.given, found, request.layers))
 
     def with_forms(self, cut: Cut, target: Target) -> Cut:
-        """A cut of groups and layers with the other forms that were asked for."""
+        """A cut of groups and layers with the other forms that were asked for.
+
+        Raises:
+            InputError: if they do not fit the model.
+            UnsupportedError: for 2:4 on a target without kernels for it.
+        """
         request = self.request
         units = [unit for unit in self.given.anatomy.units if self._stays(unit, cut)]
         if request.kv_heads is not None:
@@ -306,7 +324,9 @@ class Compressor:
             cut = replace(
                 cut, sparse=tuple(p for p in linears if dense(linear_at(self.given.network, p)).shape[1] % GROUP == 0)
             )
-        return replace(cut, left=request.left)
+        cut = replace(cut, left=request.left)
+        check_cut(self.given.anatomy, cut)
+        return cut
 
     def _stays(self, unit: Unit, cut: Cut) -> bool:
         place = layer_of(self.given.anatomy, unit)
@@ -319,7 +339,10 @@ class Compressor:
         if self.measured is None and any(self.shop.base.calibration.values()):
             progress.begin("pruning: importance of heads, neurons and layers", PARTS)
             options = ImportanceOptions(samples=self.request.samples, loss=self.hook)
-            self.measured = importance(self.given, self.shop.base.calibration, options, _parts(progress))
+            samples = self.shop.base.calibration
+            if self.hook is not None:
+                samples = with_targets(self.given.model, samples, self.shop.base.data)
+            self.measured = importance(self.given, samples, options, _parts(progress))
         return self.measured
 
     def table(self, target: Target, backend: str, progress: Progress) -> LatencyTable:
@@ -368,7 +391,8 @@ class Compressor:
     def _carried_out(self, cut: Cut, progress: Progress) -> Made:
         base = self.shop.base
         progress.begin("pruning: removing")
-        model = prune(self.given, cut)
+        plain = replace(cut, merged={}, ranks={}, sparse=(), left=None)
+        model = prune(self.given, plain)
         facts: dict[str, Any] = {"order": ["prune"], "importance": None, "reconstruction": None, "recovery": None}
         if self.measured is not None:
             facts["importance"] = {"method": self.measured.method, "samples": self.measured.samples}
@@ -376,13 +400,17 @@ class Compressor:
             facts["importance"] = {"method": "magnitude", "samples": 0}
         if any(base.calibration.values()) and without_dropped(self.given.anatomy, cut).groups:
             progress.begin("pruning: least squares", PARTS)
-            rebuilt = reconstruct(self.given, cut, model, base.calibration, ReconstructOptions(), _parts(progress))
+            rebuilt = reconstruct(self.given, plain, model, base.calibration, ReconstructOptions(), _parts(progress))
             facts["order"].append("reconstruct")
             facts["reconstruction"] = {
                 "units": len(rebuilt),
                 "error_before": _mean([one.before for one in rebuilt]),
                 "error_after": _mean([one.after for one in rebuilt]),
             }
+        if has_forms(cut):
+            progress.begin("pruning: heads merged, ranks, 2:4, left context")
+            model = form(model, self.given.anatomy, cut, self.guide(model, plain, cut))
+            facts["order"].append("forms")
         seconds = self.request.recover_seconds
         if seconds and base.data is not None:
             model, facts["recovery"] = self.recovered(cut, model, seconds, progress)
@@ -391,6 +419,21 @@ class Compressor:
         facts["order"].append("quantize")
         facts["score"] = score_facts(base.score, score)
         return Made(replace(model, source_size_bytes=self.given.model.source_size_bytes), score, facts)
+
+    def guide(self, model: EdgeModel, plain: Cut, cut: Cut) -> Guide:
+        """What makes the forms lose less: inputs of the layers that get a low rank, similar heads side by side."""
+        anatomy, data = self.given.anatomy, self.shop.base.data
+        orders = {}
+        for key, heads in cut.merged.items():
+            unit = anatomy.unit(key)
+            if self._stays(unit, cut):
+                orders[key] = grouping(self.given.network, unit, heads, cut.groups.get(key))
+        if not cut.ranks or data is None:
+            return Guide(orders=orders)
+        # With the states of this model, which has fewer heads than the one that was recorded.
+        samples = recorded(model, limited(data, 1), Quiet()).calibration
+        few = {graph: spread(own, MOMENT_SAMPLES) for graph, own in samples.items()}
+        return Guide(second_moments(model, plain, cut.ranks, few), orders)
 
     def recovered(
         self, cut: Cut, model: EdgeModel, seconds: float, progress: Progress

@@ -105,7 +105,7 @@ class EdgeModel:
             routed = route(self.spec, bucket, inputs)
             return cut_outputs(bucket, inputs, self.run(pad_inputs(bucket, routed, inputs), routed.name))
         chosen = self.spec.graph(graph)
-        with torch.inference_mode():
+        with torch.no_grad():  # what a module caches on the way must serve gradients later
             tensors = {t.name: torch.from_numpy(t.check(inputs[t.name])) for t in chosen.all_inputs}
             outputs = self.modules[chosen.name](**tensors)
         return {name: outputs[name].numpy() for name in chosen.output_names}

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeattn.bundle import write_atomically, writing
-from edgeattn.errors import InputError, OutputError, load_extra, unknown_name
+from edgeattn.errors import load_extra
+from edgeattn.pictures import check_picture, save_picture
 from edgeattn.quantize.attention_maps import AttentionReport
 from edgeattn.quantize.sensitivity import Sensitivity, SensitivityReport, rank
 
-SUFFIXES = (".png", ".svg")
-DPI = 150
 WIDTH, ROW, MARGIN = 9.0, 0.2, 1.1  # inches: of the picture, of a bar or a row of the heat map, of titles and axes
 MAX_BARS = 80  # of more layers the most harmful are shown
 MAX_NUMBERED = 16  # heads in a row of the heat map whose numbers can still be read
@@ -46,25 +43,7 @@ def sensitivity_figure(report: SensitivityReport, attention: AttentionReport, pa
     _draw_layers(places[0], layers, report)
     if rows:
         _draw_heads(figure, places[1], rows, drift)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix.lower()[1:], dpi=DPI)
-    with writing(path):
-        write_atomically(path, drawn.getvalue())
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a picture that :func:`sensitivity_figure` could not draw, before minutes of measuring.
-
-    Raises:
-        InputError: for another suffix than :data:`SUFFIXES`.
-        MissingExtraError: without matplotlib.
-        OutputError: if its directory is missing.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: {unknown_name('kind of picture', path.suffix, SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: cannot be written: there is no directory {path.parent}")
-    load_extra("matplotlib", "report")
+    save_picture(figure, path)
 
 
 def shown_layers(report: SensitivityReport) -> tuple[Sensitivity, ...]:

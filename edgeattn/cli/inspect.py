@@ -130,7 +130,7 @@ def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:
     if sensitivity and is_bundle(model):
         raise InputError(f"{model} is a bundle, made already: --sensitivity needs the MODEL that it was made from")
     if plot is not None:
-        from edgeattn.quantize.figure import check_picture
+        from edgeattn.pictures import check_picture
 
         check_picture(plot)
 

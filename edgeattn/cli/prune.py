@@ -65,9 +65,9 @@ def prune(
     """Remove heads, neurons and layers for measured milliseconds; the smaller model is a MODEL for convert."""
     with exit_codes(as_json):
         from edgeattn.gates import Gates
+        from edgeattn.pictures import check_picture
         from edgeattn.pipeline import ConvertOptions
         from edgeattn.profiling.measure import MeasureOptions
-        from edgeattn.pruning.figure import check_picture
         from edgeattn.pruning.request import Request
         from edgeattn.slimming import PruneOptions
         from edgeattn.slimming import prune as run

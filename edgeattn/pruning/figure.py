@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgeattn.bundle import write_atomically, writing
-from edgeattn.errors import InputError, OutputError, load_extra, unknown_name
+from edgeattn.errors import load_extra
+from edgeattn.pictures import check_picture, save_picture
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.importance import Importance
 
-SUFFIXES = (".png", ".svg")
-DPI = 150
 WIDTH, CURVES, MARGIN, BAR = 9.0, 3.1, 0.9, 0.22  # inches: of the picture, of a panel of curves, of titles, of a bar
 MOST_NAMED = 16  # curves with a legend; of more a colour bar tells the depth
 GONE = "0.72"  # grey of what was removed
@@ -52,25 +49,7 @@ def importance_figure(importance: Importance, cut: Cut, path: Path) -> None:
             _draw_curves(figure, axes, kind, own, cut)
         if layers:
             _draw_layers(places[-1], layers)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix.lower()[1:], dpi=DPI)
-    with writing(path):
-        write_atomically(path, drawn.getvalue())
-
-
-def check_picture(path: Path) -> None:
-    """Refuse a picture that :func:`importance_figure` could not draw, before minutes of measuring.
-
-    Raises:
-        InputError: for another suffix than :data:`SUFFIXES`.
-        MissingExtraError: without matplotlib.
-        OutputError: if its directory is missing.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: {unknown_name('kind of picture', path.suffix, SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: cannot be written: there is no directory {path.parent}")
-    load_extra("matplotlib", "report")
+    save_picture(figure, path)
 
 
 def stays(key: str, groups: int, cut: Cut) -> np.ndarray:

@@ -201,7 +201,7 @@ def _graph_spec(name: str, graph: Graph, module: torch.nn.Module, example: Array
 
     kind = type(graph.module).__name__
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in example.items()}
-    with users_code(f"{kind}.forward"), torch.inference_mode():
+    with users_code(f"{kind}.forward"), torch.no_grad():
         first = {key: value.numpy().copy() for key, value in module(**tensors).items()}
         second = {key: value.numpy() for key, value in module(**tensors).items()}
     for key, value in first.items():

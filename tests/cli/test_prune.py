@@ -105,11 +105,13 @@ def test_a_picture_shows_what_each_group_is_worth(edgeattn: Command, given: tupl
 def test_a_loss_of_the_users_decides_what_is_worth(edgeattn: Command, given: tuple[str, str], tmp_path: Path) -> None:
     model, data = given
     (tmp_path / "loss.py").write_text(
-        "def zero(outputs, inputs):\n    return outputs['scores'].sum() * 0.0\n"
+        "import torch\n"
+        "def own(outputs, inputs):\n"
+        "    return torch.nn.functional.cross_entropy(outputs['scores'], inputs['target_scores'].reshape(-1).long())\n"
         "def broken(outputs, inputs):\n    return outputs['scores'].sum() * float('nan')\n"
     )
     asked = ("prune", model, "--data", data, "--neurons", "0.5", "--out", "p", "--json")
-    done = edgeattn(*asked, "--loss", str(tmp_path / "loss.py:zero"))
+    done = edgeattn(*asked, "--loss", str(tmp_path / "loss.py:own"))
     assert done.code == 0, done.err
     assert done.json["results"][0]["pruning"]["importance"]["method"] == "empirical fisher"
     failed = edgeattn(*asked, "--loss", str(tmp_path / "loss.py:broken"), "--force")

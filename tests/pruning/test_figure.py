@@ -14,7 +14,8 @@ from edgeattn.pruning.cut import Cut
 pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 pytest.importorskip("matplotlib", reason="pictures need edgeattn[report]")
 
-from edgeattn.pruning.figure import MOST_NAMED, check_picture, importance_figure, layer_rows, stays
+from edgeattn.pictures import check_picture
+from edgeattn.pruning.figure import MOST_NAMED, importance_figure, layer_rows, stays
 from edgeattn.pruning.importance import Importance
 
 HEADERS = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml"}

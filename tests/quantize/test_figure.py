@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import InputError, MissingExtraError, OutputError
+from edgeattn.pictures import check_picture
 from edgeattn.quantize.attention_maps import AttentionReport, HeadDrift
 from edgeattn.quantize.figure import (
     MAX_BARS,
-    check_picture,
     drift_table,
     noise_percent,
     sensitivity_figure,

@@ -34,6 +34,7 @@ from edgeattn.converters.onnx_graph import (
 from edgeattn.converters.onnx_ops import NotImportableError, to_tensor
 from edgeattn.converters.onnx_ops.node import Node
 from edgeattn.converters.onnx_ops.products import Linear
+from edgeattn.converters.onnx_ops.shapes import Expand
 from edgeattn.converters.trace import first_line
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra
 from edgeattn.layers import module_path
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 PARITY = 1e-4  # largest difference to ONNX Runtime, absolute up to 1 and relative to the largest value beyond
 SHARED = 1024  # values from which on equal matrices are stored once
+SIZES = ("target", "sizes", "starts", "ends")  # of modules in onnx_ops.shapes: what changes with heads and neurons
 MOST_AXES = 64  # integers among a node's inputs that may be axes, sizes or indices of them
 INTEGERS = (torch.uint8, torch.int8)
 ROUNDING = (
@@ -62,7 +64,8 @@ class Step:
         outputs: names of values, empty where one is not wanted.
         label: for messages.
         op: the operator, ``com.microsoft.Attention`` if it is not of the standard's domain.
-        attributes: of the node, and ``opset``; integers that a newer opset gives as an input are under ``input_1``.
+        attributes: of the node, ``opset``, and of attention ``head_sizes`` (query, key, value) and ``share``, the query
+            heads of a key/value head; integers that a newer opset gives as an input are under ``input_1``.
     """
 
     path: str
@@ -119,6 +122,55 @@ class ImportedModel(nn.Module):
                 if name:
                     values.pop(name, None)
         return {name: values[name] for name in self.outputs}
+
+
+def change_alike(before: nn.Module, after: nn.Module, other: nn.Module) -> None:
+    """Change an import of a graph for other sizes of its inputs as the first import was changed, in place.
+
+    Args:
+        before: the graph as it was imported.
+        after: a changed copy, in which parameters and sizes have other values or modules are others.
+        other: the same graph for other sizes. It shares the parameters of ``after``.
+
+    Raises:
+        UnsupportedError: for what depends on the sizes of the inputs and was changed.
+    """
+    assert isinstance(before, ImportedModel), type(before)
+    assert isinstance(other, ImportedModel), type(other)
+    if [step.path for step in before.steps] != [step.path for step in other.steps]:
+        raise UnsupportedError("for these sizes its graph has other steps")
+    for path in {step.path: None for step in before.steps}:
+        old, new, theirs = (network.get_submodule(path) for network in (before, after, other))
+        if type(new) is not type(old):
+            parent, _, name = path.rpartition(".")
+            setattr(other.get_submodule(parent), name, new)
+            continue
+        for part, module in old.named_modules():
+            _change_module(path, module, new.get_submodule(part), theirs.get_submodule(part))
+    other.follow()
+
+
+def _change_module(path: str, old: nn.Module, new: nn.Module, other: nn.Module) -> None:
+    for named, register in (("named_parameters", "register_parameter"), ("named_buffers", "register_buffer")):
+        tensors, theirs = (dict(getattr(module, named)(recurse=False)) for module in (new, other))
+        for name, was in getattr(old, named)(recurse=False):
+            if name in theirs and theirs[name].shape == was.shape and torch.equal(theirs[name], was):
+                getattr(other, register)(name, tensors[name])
+            elif tensors[name].shape != was.shape or not torch.equal(tensors[name], was):
+                raise UnsupportedError(f"{path}.{name} depends on them")
+    for name in SIZES:
+        sizes: list[Any] = [getattr(module, name, None) for module in (old, new, other)]
+        if all(isinstance(size, list) for size in sizes):
+            setattr(other, name, [_scaled(path, *three) for three in zip(*sizes, strict=True)])
+
+
+def _scaled(path: str, before: int, after: int, other: int) -> int:
+    """A size changed by as much as another one was: it is a multiple of the heads or neurons that are left."""
+    if before == after:
+        return other
+    if not before or other * after % before:
+        raise UnsupportedError(f"a size of {path} depends on them")
+    return other * after // before
 
 
 class OnnxNode(nn.Module):
@@ -293,7 +345,7 @@ class _Importer:
         self, proto: onnx.NodeProto, root: nn.Module, biases: Mapping[str, tuple[str, str]], done: set[str]
     ) -> Step | None:
         node = make_node(proto, self.versions, self.values)
-        function = build(node)
+        function = _repetition(proto, node) or build(node)
         constants = constant_inputs(node)
         if constants is not None and proto.input:
             with torch.no_grad():
@@ -374,6 +426,17 @@ class _Importer:
                 part.register_parameter(name, self.weights.setdefault(key, parameter))
 
 
+def _repetition(proto: onnx.NodeProto, node: Node) -> nn.Module | None:
+    """One value put beside itself, as exporters write a mask that is expanded to all heads; None for another node."""
+    if node.op != "Concat" or node.domain or len(proto.input) < 2 or len(set(proto.input)) > 1:
+        return None
+    axis, shape = node.axis("axis"), list(node.shape())
+    if shape[axis] != 1:
+        return None
+    shape[axis] = len(proto.input)
+    return Expand(shape)
+
+
 def _attributes(node: Node) -> dict[str, Any]:
     """What tells which axes a node moves, mixes or keeps."""
     told = {key: value for key, value in node.attributes.items() if not isinstance(value, np.ndarray)}
@@ -381,7 +444,7 @@ def _attributes(node: Node) -> dict[str, Any]:
         constant = node.constants[index]
         if constant.dtype.kind in "iu" and constant.size <= MOST_AXES:
             told[f"input_{index}"] = tuple(int(v) for v in constant.reshape(-1))
-    return {**told, "opset": node.opset}
+    return {**told, **node.told, "opset": node.opset}
 
 
 class _Constants(nn.Module):

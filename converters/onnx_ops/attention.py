@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from edgeattn.converters.onnx_ops.node import CONTRIB, Function, Node, NotImportableError, op
+from edgeattn.converters.onnx_ops.node import CONTRIB, Function, Node, NotImportableError, op, to_tensor
+from edgeattn.converters.onnx_ops.products import Linear
 
 
 def _heads(x: Tensor, size: int) -> Tensor:
@@ -40,6 +42,7 @@ def _attention(node: Node) -> Function:
     size = node.shape()[2] // q_heads if flat else node.shape()[3]
     sizes = [size, *(node.shape(i)[2] // kv_heads if flat else node.shape(i)[3] for i in (1, 2))]
     share = q_heads // kv_heads
+    node.told.update(head_sizes=tuple(sizes), share=share)
     scale = node.number("scale") or 1.0 / math.sqrt(size)
     softcap, causal = node.number("softcap"), bool(node.integer("is_causal"))
     mode = node.integer("qk_matmul_output_mode")
@@ -94,28 +97,50 @@ def _joined(bias: Tensor | None, visible: Tensor) -> Tensor:
 
 
 @op("Attention", domain=CONTRIB)
-def _fused_attention(node: Node) -> Function:
+def _fused_attention(node: Node) -> Function | nn.Module:
     """One product for queries, keys and values, as ONNX Runtime's optimizer writes BERT."""
     if node.has(4) or node.has(6) or "qkv_hidden_sizes" in node.attributes or any(node.outputs[1:]):
         raise NotImportableError("past, its length, other hidden sizes or the present are not imported")
     node.refuse("do_rotary", 0)
-    heads = node.integer("num_heads")
-    size = node.shape(1)[1] // 3 // heads
+    size = node.shape(1)[1] // 3 // node.integer("num_heads")
     scale = node.number("scale") or 1.0 / math.sqrt(size)
     low = node.number("mask_filter_value", -10000.0)
     causal = bool(node.integer("unidirectional"))
     if node.has(3) and node.rank(3) != 2:
         raise NotImportableError(f"a mask of {node.rank(3)} axes is not imported, (batch, keys) is")
 
+    def mixed(qkv: Tensor, mask: Tensor | None, extra: Tensor | None) -> Tensor:
+        q, k, v = (_heads(t, size) for t in torch.split(qkv, qkv.shape[-1] // 3, -1))
+        return _attend(q, k, v, scale, mask, extra, low, causal)
+
+    if 1 in node.constants and (not node.has(2) or 2 in node.constants):
+        node.told.update(head_sizes=(size, size, size), share=1)
+        bias = to_tensor(node.static(2)) if node.has(2) else None
+        return _Projected(Linear(to_tensor(node.static(1)).t().contiguous(), bias), mixed)
+
     def apply(
         x: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, _past: None = None,
         extra: Tensor | None = None, *_: None,
     ) -> Tensor:  # fmt: skip
-        qkv = torch.nn.functional.linear(x, weight.t(), bias)
-        q, k, v = (_heads(t, size) for t in torch.split(qkv, qkv.shape[-1] // 3, -1))
-        return _attend(q, k, v, scale, mask, extra, low, causal)
+        return mixed(torch.nn.functional.linear(x, weight.t(), bias), mask, extra)
 
     return apply
+
+
+class _Projected(nn.Module):
+    """A linear layer for queries, keys and values, packed one after the other, and what is done with them."""
+
+    def __init__(self, projection: Linear, mixed: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]) -> None:
+        super().__init__()
+        self.projection = projection
+        self._mixed = mixed
+
+    def forward(
+        self, x: Tensor, _weight: None = None, _bias: None = None, mask: Tensor | None = None, _past: None = None,
+        extra: Tensor | None = None, *_: None,
+    ) -> Tensor:  # fmt: skip
+        """Attend."""
+        return self._mixed(self.projection(x), mask, extra)
 
 
 def _attend(
@@ -141,6 +166,7 @@ def _multi_head_attention(node: Node) -> Function:
     size = node.shape()[2] // heads
     value_size = node.shape(2)[3] if node.rank(2) == 4 else node.shape(2)[2] // heads
     scale = node.number("scale") or 1.0 / math.sqrt(size)
+    node.told.update(head_sizes=(size, size, value_size), share=1)
     low, causal = node.number("mask_filter_value", -10000.0), bool(node.integer("unidirectional"))
     if node.has(4) and node.rank(4) != 2:
         raise NotImportableError(f"a mask of {node.rank(4)} axes is not imported, (batch, keys) is")

@@ -37,6 +37,7 @@ class Node:
         constants: inputs whose values are known.
         outputs: whether each output is wanted.
         taken: inputs that the importer has read; they do not reach the function.
+        told: what the importer has found out beyond the attributes.
     """
 
     op: str
@@ -48,6 +49,7 @@ class Node:
     constants: Mapping[int, np.ndarray]
     outputs: tuple[bool, ...]
     taken: set[int] = field(default_factory=set)
+    told: dict[str, Any] = field(default_factory=dict)
 
     def has(self, index: int) -> bool:
         """Whether an optional input is given."""

@@ -43,6 +43,7 @@ class Setting:
     """A number of a module that follows from how many groups its unit has.
 
     Attributes:
+        attribute: its name; dots lead into a config, or to an entry of a list: "target.2".
         per_group: what one group adds to it.
     """
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from edgeattn.errors import UnsupportedError
 from edgeattn.model import EdgeModel
+from edgeattn.pruning import imported
 from edgeattn.pruning.anatomy import Anatomy, Unit, Unknown, exits, masked, skipped
 from edgeattn.pruning.cut import Cut, check_cut, without_dropped
 from edgeattn.pruning.families import find
@@ -56,11 +57,12 @@ def subject(model: EdgeModel) -> Subject:
         UnsupportedError: for a model without modules of its own, or in which nothing can be cut.
     """
     if model.network is None or model.rebuild is None:
-        raise UnsupportedError(
-            f"{model.spec.name}: it came as a graph, whose heads and neurons have no names any more; prune the torch "
-            "module or the Hugging Face directory that it was exported from. Quantizing and converting it still work"
-        )
-    given, why = _prepared(model)
+        raise UnsupportedError(f"{model.spec.name}: {_why_no_network(model)}")
+    given, why = (
+        (Subject(model, imported.find(model.network, model.example)), "")
+        if imported.is_graph(model.network)
+        else _prepared(model)
+    )
     given = _with_stacks_that_run(_with_units_that_run(_with_units_in_use(given)))
     if not given.anatomy.units:
         unknown = given.anatomy.unknown
@@ -70,6 +72,21 @@ def subject(model: EdgeModel) -> Subject:
             + "".join(f"; {reason}" for reason in (what, why) if reason)
         )
     return given
+
+
+def _why_no_network(model: EdgeModel) -> str:
+    """Why a model has no modules that can be cut, and what can be done."""
+    unsupported = next((found for m in model.modules.values() if (found := getattr(m, "unsupported", ""))), "")
+    if unsupported:  # an ONNX graph that is run by ONNX Runtime alone
+        return (
+            f"{unsupported}, so it has no layers to prune. Quantizing and converting it for OpenVINO, TensorRT and "
+            "ONNX Runtime still work; to prune it, take the torch module or the Hugging Face directory that it was "
+            "exported from, or export it without that operator"
+        )
+    return (
+        "it came as a program of torch.export, whose sizes are fixed; prune the torch module or the Hugging Face "
+        "directory that it was exported from, or an ONNX file of it. Quantizing and converting it still work"
+    )
 
 
 def _prepared(model: EdgeModel) -> tuple[Subject, str]:

@@ -162,7 +162,9 @@ def set_number(network: nn.Module, setting: Setting, value: int) -> None:
     """Set an attribute of a module, or of a config that hangs on it; a frozen config is replaced by a changed one."""
     module = network.get_submodule(setting.module)
     holder, attribute = _holder(module, setting.attribute)
-    if holder is not module and is_dataclass(holder) and getattr(type(holder), "__dataclass_params__").frozen:  # noqa: B009
+    if isinstance(holder, list):
+        holder[int(attribute)] = value
+    elif holder is not module and is_dataclass(holder) and getattr(type(holder), "__dataclass_params__").frozen:  # noqa: B009
         setattr(module, setting.attribute.rpartition(".")[0], replace(cast(Any, holder), **{attribute: value}))
     else:
         setattr(holder, attribute, value)

@@ -9,6 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,15 +66,11 @@ def load(reference: str) -> EdgeModel:
 
     def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
         assert graph == GRAPH, graph
-        try:
-            again = _Reader(path).made(inputs)
-        except (UnsupportedError, ModelError) as error:
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-            raise ModelError(f"{path} does not take {shapes}: {error}") from error
+        again = read_again(path, inputs)
         share_weights(made.module, again.module)
         return again.module, again.static
 
-    return EdgeModel(
+    model = EdgeModel(
         ModelSpec(_name(path), "generic", (spec,)),
         {GRAPH: made.module},
         {GRAPH: example},
@@ -83,6 +80,65 @@ def load(reference: str) -> EdgeModel:
         onnx={GRAPH: made.static},
         resize=resize,
         notes=(*reader.notes, *made.notes),
+    )
+    from edgeattn.converters.from_onnx import ImportedModel
+
+    if not isinstance(made.module, ImportedModel):
+        return model
+    return replace(model, network=made.module, rebuild=lambda network: rebuilt(path, model, network))
+
+
+def read_again(path: Path, inputs: Arrays) -> _Made:
+    """A file for inputs of other sizes.
+
+    Raises:
+        ModelError: if it does not take them.
+    """
+    try:
+        return _Reader(path).made(inputs)
+    except (UnsupportedError, ModelError) as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        raise ModelError(f"{path} does not take {shapes}: {error}") from error
+
+
+def rebuilt(path: Path, source: EdgeModel, network: torch.nn.Module) -> EdgeModel:
+    """The model of a changed network that was imported from a file: the file no longer says what it is.
+
+    Args:
+        source: as it was read.
+        network: a copy of its network with other weights, sizes or layers.
+    """
+    import torch
+
+    from edgeattn.converters.from_onnx import ImportedModel, change_alike
+
+    assert isinstance(network, ImportedModel), type(network)
+    network.follow()
+    example = source.example[GRAPH]
+    with torch.inference_mode():
+        outputs = network(**{name: torch.from_numpy(np.array(array)) for name, array in example.items()})
+    spec = graph_from_example(GRAPH, dict(example), {name: tensor.numpy() for name, tensor in outputs.items()})
+
+    def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
+        assert graph == GRAPH, graph
+        again = read_again(path, inputs).module
+        try:
+            change_alike(source.modules[GRAPH], network, again)
+        except UnsupportedError as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+            raise ModelError(
+                f"{path} cannot be pruned for {shapes} as it was for other sizes: {error}; prune a file that was "
+                "exported for the sizes wanted"
+            ) from error
+        return again, None
+
+    return replace(
+        source,
+        spec=replace(source.spec, graphs=(spec,)),
+        modules={GRAPH: network},
+        onnx={},
+        resize=resize,
+        network=network,
     )
 
 

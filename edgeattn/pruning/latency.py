@@ -331,6 +331,7 @@ def measure_table(
     options: MeasureOptions,
     cache: Path | None = None,
     on_step: Callable[[str], None] = lambda _: None,
+    fresh: bool = False,
 ) -> LatencyTable:
     """The table of a model on this host, measured once and then read from the cache.
 
@@ -339,12 +340,13 @@ def measure_table(
             each by asking for it; see :func:`timings`.
         cache: directory of tables, see :func:`cache_directory`; None keeps nothing.
         on_step: hears what is done, and of a damaged table.
+        fresh: measure although there is one, and replace it.
 
     Raises:
         EdgeattnError: what ``times`` raises.
     """
     path = None if cache is None else cache / f"{table_key(given, options)}.json"
-    if path is not None:
+    if path is not None and not fresh:
         kept = _read_table(path, given, on_step)
         if kept is not None:
             return kept

@@ -116,6 +116,29 @@ def test_a_clock_that_is_slower_than_its_table_is_corrected(shop: Workshop, monk
     assert made.pruning.facts["speedup"] >= REACHED * 1.5
 
 
+def test_a_table_of_a_busy_moment_is_measured_anew(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kept table says that removing saves next to nothing; the first cut shows that it is wrong."""
+    busy = True
+
+    def times(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
+        def timed(models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+            full = weights(shop.model)
+            flat = 0.8 * full if busy else 0.0
+            return {name: Timing(flat + (0.2 if busy else 1.0) * weights(models[name])) for name in models}
+
+        return timed
+
+    monkeypatch.setattr(Compressor, "times", times)
+    compressor = Compressor(shop, Request(speedup=1.05), 1)
+    compressor.importance(Watch())
+    wrong = compressor.table(get_target("cpu"), "openvino", Watch())
+    busy = False
+    assert compressor.table(get_target("cpu"), "openvino", Watch()) == wrong  # kept
+    facts = compressor.for_target(get_target("cpu"), "openvino", Watch()).pruning.facts
+    assert compressor.table(get_target("cpu"), "openvino", Watch()) != wrong
+    assert abs(facts["difference_percent"]) < 5
+
+
 def test_what_cannot_be_reached_names_the_nearest(shop: Workshop) -> None:
     made = compressed(shop, Request(speedup=1000.0))
     (failure,) = made.pruning.failures

@@ -12,6 +12,7 @@ from typing import Any
 from edgeattn.baseline import Progress, baseline
 from edgeattn.candidates import SUBSTITUTE, Verified
 from edgeattn.compress import Compressed, Compressor
+from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import InputError, OutputError
 from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import Data
@@ -100,7 +101,8 @@ def _prune_target(
     if facts["kept"]:
         progress.begin(f"{target.name}: writing")
         path = destination(compressor.shop.model, target, options)
-        write_pruned(path, made.model, compressor.source, made.cut, more.reference, _told(facts, made), options.force)
+        told, source = _told(facts, made), compressor.source
+        write_pruned(path, made.model, source, made.cut, more.reference, told, options.force, export_onnx)
         result = replace(result, bundle=str(path))
     return replace(result, seconds=time.monotonic() - began)
 

@@ -58,11 +58,7 @@ def subject(model: EdgeModel) -> Subject:
     """
     if model.network is None or model.rebuild is None:
         raise UnsupportedError(f"{model.spec.name}: {_why_no_network(model)}")
-    given, why = (
-        (Subject(model, imported.find(model.network, model.example)), "")
-        if imported.is_graph(model.network)
-        else _prepared(model)
-    )
+    given, why = _prepared(model)
     given = _with_stacks_that_run(_with_units_that_run(_with_units_in_use(given)))
     if not given.anatomy.units:
         unknown = given.anatomy.unknown
@@ -84,8 +80,9 @@ def _why_no_network(model: EdgeModel) -> str:
             "exported from, or export it without that operator"
         )
     return (
-        "it came as a program of torch.export, whose sizes are fixed; prune the torch module or the Hugging Face "
-        "directory that it was exported from, or an ONNX file of it. Quantizing and converting it still work"
+        "it came as a graph whose sizes are fixed, as a program of torch.export is; prune the torch module or the "
+        "Hugging Face directory that it was exported from, or an ONNX file of it. Quantizing and converting it still "
+        "work"
     )
 
 
@@ -93,9 +90,10 @@ def _prepared(model: EdgeModel) -> tuple[Subject, str]:
     """The model, or one that computes the same with blocks that can be cut; and why not, where that was tried."""
     assert model.network is not None, "checked by subject()"
     assert model.rebuild is not None, "checked by subject()"
-    as_it_is = Subject(model, find(model.network))
+    as_it_is = Subject(model, _found(model))
     network = copied(model.network)
-    if not prepare(network):
+    graph = imported.is_graph(network)
+    if not (imported.release(network, as_it_is.anatomy, model.example) if graph else prepare(network)):
         return as_it_is, ""
     try:
         made = model.rebuild(network)
@@ -105,8 +103,13 @@ def _prepared(model: EdgeModel) -> tuple[Subject, str]:
         return as_it_is, f"with blocks that can be cut it does not run ({_line(error)})"
     if not difference <= ORACLE:
         return as_it_is, f"with blocks that can be cut its outputs are off by {difference:.1e}"
-    assert made.network is not None, "as of the model"
-    return Subject(made, find(made.network)), ""
+    return Subject(made, _found(made)), ""
+
+
+def _found(model: EdgeModel) -> Anatomy:
+    """What is in a model, by structure where it is an imported graph and by names where it is a module."""
+    assert model.network is not None, "checked by subject()"
+    return imported.find(model.network, model.example) if imported.is_graph(model.network) else find(model.network)
 
 
 @contextlib.contextmanager

@@ -99,10 +99,7 @@ def find(network: nn.Module, example: Mapping[str, Arrays]) -> Anatomy:
         network: a :class:`Graph`.
         example: inputs of its one graph: shapes are those of a run.
     """
-    (inputs,) = example.values()
-    with torch.no_grad():
-        shapes = cast(Graph, network).shapes(**{name: torch.tensor(array) for name, array in inputs.items()})
-    flow = _Flow(network, shapes)
+    flow = _flow(network, example)
     units: list[Unit] = []
     failed: dict[str, tuple[int, str]] = {}
     taken: set[str] = set()
@@ -201,6 +198,13 @@ def _common(paths: Sequence[str]) -> str:
 
 def _above(path: str) -> str:
     return path.rpartition(".")[0] or path
+
+
+def _flow(network: nn.Module, example: Mapping[str, Arrays]) -> _Flow:
+    (inputs,) = example.values()
+    with torch.no_grad():
+        shapes = cast(Graph, network).shapes(**{name: torch.tensor(array) for name, array in inputs.items()})
+    return _Flow(network, shapes)
 
 
 class _Flow:
@@ -309,7 +313,7 @@ class _Spread:
             self._attention(step)
         elif step.op in RESHAPING:
             self._reshape(step, path, module)
-        elif step.op == "Expand" or (step.op == "Concat" and hasattr(module, "target")):
+        elif _expands(step, module):
             self._expand(step, path, module)
         elif step.op == "Split" and self._along(step, module.axis):
             self._split(step, path, module)
@@ -488,6 +492,106 @@ def _reshaped(lie: Lie, shape: Shape, wanted: Shape, groups: int) -> Lie:
         if parts % before == 0 and inner % after == 0 and (parts // before) * groups * (inner // after) == size:
             return Lie(axis, parts // before, inner // after)
     raise MixedError("spreads them over several axes")
+
+
+def _expands(step: Step, module: Any) -> bool:
+    """Whether a step repeats its input; one that is put beside itself is imported as that."""
+    return step.op == "Expand" or (step.op == "Concat" and hasattr(module, "target"))
+
+
+# --- what is shared ---------------------------------------------------------------------------------------------------
+
+
+def release(network: nn.Module, anatomy: Anatomy, example: Mapping[str, Arrays]) -> bool:
+    """Undo repetitions to all heads that several blocks read, where they are repeated by what reads them anyway.
+
+    A mask that is expanded to all heads once ties every block to the same number of heads.
+
+    Args:
+        network: a :class:`Graph`; changed in place.
+        anatomy: what was found in it.
+
+    Returns:
+        whether anything was changed.
+    """
+    tying = {
+        (setting.module, setting.attribute)
+        for unit in anatomy.units
+        if unit.tied and unit.kind == "attention"
+        for setting in unit.settings
+    }
+    flow, changed = _flow(network, example), False
+    for step in flow.graph.steps if tying else ():
+        path, module = flow.sized(step)
+        for axis in range(len(module.target)) if _expands(step, module) and hasattr(module, "target") else ():
+            size = module.target[axis]
+            if (path, f"target.{axis}") not in tying or size == 1:
+                continue
+            followers = _followers(flow, step.outputs[0], axis, size)
+            for held, place in () if followers is None else ((module, axis), *followers):
+                held.target[place] = 1
+            if followers is not None:
+                flow, changed = _flow(network, example), True
+    return changed
+
+
+def _followers(flow: _Flow, value: str, axis: int, size: int) -> list[tuple[Any, int]] | None:
+    """Reshapes, and the axis of each, that must change if a value has one entry along an axis for all.
+
+    Returns:
+        None where a step needs the entries one by one.
+    """
+    laid, todo, found = {value: axis}, [value], []
+    while todo:
+        name = todo.pop()
+        if name in flow.graph.outputs:
+            return None
+        for step in flow.readers.get(name, []):
+            _, module = flow.sized(step)
+            try:
+                if step.op in RESHAPING:
+                    wanted = flow.shapes[step.outputs[0]]
+                    lie = _reshaped(Lie(laid[name], 1, 1), flow.shapes[name], wanted, size)
+                    if (lie.parts, lie.inner) != (1, 1) or not hasattr(module, "target"):
+                        return None
+                    found.append((module, lie.axis))
+                    reached = {step.outputs[0]: lie.axis}
+                else:
+                    reached = _repeated(flow, step, laid, name)
+            except MixedError:
+                return None
+            todo += [other for other in reached if other not in laid]
+            laid |= reached
+    return found
+
+
+def _repeated(flow: _Flow, step: Step, laid: Mapping[str, int], name: str) -> dict[str, int]:
+    """What a step makes with one entry along an axis if it reads such; nothing if another input has them all.
+
+    Raises:
+        MixedError: if it does not repeat them.
+    """
+    shapes = flow.operands(step)
+    made = [flow.shapes[output] if output else None for output in step.outputs]
+    given_letters, made_letters, mixed = letters(step.op, step.attributes, shapes, made)
+    names = [step.inputs[i] if i < len(step.inputs) else "" for i in range(len(shapes))]
+    letter = given_letters[names.index(name)][laid[name]]
+    if letter is None or letter in mixed or not any(letter in axes for axes in made_letters):
+        raise MixedError("needs them all")
+    others = [
+        axes
+        for other, axes in zip(names, given_letters, strict=True)
+        if letter in axes and laid.get(other) != axes.index(letter)
+    ]
+    if others:
+        if step.op not in (*ELEMENTWISE, "MatMul", f"{VENDOR}FusedMatMul", "Einsum"):
+            raise MixedError("needs them all")
+        return {}
+    return {
+        output: axes.index(letter)
+        for output, axes in zip(step.outputs, made_letters, strict=True)
+        if output and letter in axes
+    }
 
 
 # --- axes -------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 A directory holds ``pruning.json`` and safetensors. Of a Hugging Face source it is a Hugging Face directory again: where
 config.json can say all sizes, ``cuts`` is empty and transformers alone loads it; else config.json is the original's and
-``cuts`` lead from it to the weights. Of any other source it is the weights, to be put into what the source makes: a
-directory is data and never decides which code runs.
+``cuts`` lead from it to the weights. Of an ONNX file it holds an ONNX file again, for inputs of one size. Of any other
+source it is the weights, to be put into what the source makes: a directory is data and never decides which code runs.
 
     {"format": 1, "source": MODEL as given, "source_sha256": ..., "weights_sha256": ..., "cuts": [...], "facts": {...}}
 """
@@ -18,7 +18,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +43,8 @@ FORMAT = 1
 PRUNING = "pruning.json"
 WEIGHTS = "weights.safetensors"
 PROGRAM = "model.pt2"
+GRAPH = "model.onnx"
+EXAMPLE = "model.npz"  # inputs for it
 CONFIG = "config.json"  # that of transformers, and its weights
 HF_WEIGHTS = "model.safetensors"
 
@@ -53,6 +55,9 @@ SAME = 1e-6  # largest difference of an output of the model that was written and
 
 # How configs of transformers call what pruning changes; a field counts only if the shapes that follow are those cut.
 SIZE = re.compile(r"(^|_)(layers?|depth|heads?|ffn_dim|d_ff|intermediate_size|hidden_dim|n_inner|ffn_hidden_size)$")
+
+
+Export = Callable[[EdgeModel, Path], Mapping[str, Path]]
 
 
 @dataclass(frozen=True)
@@ -137,6 +142,7 @@ def write_pruned(
     reference: str,
     facts: Mapping[str, Any],
     force: bool = False,
+    export: Export | None = None,
 ) -> Path:
     """Write a pruned model; the directory appears whole or not at all.
 
@@ -146,6 +152,7 @@ def write_pruned(
         reference: MODEL that ``source`` was loaded from. Of a pruned directory its cuts come first.
         facts: what was measured, JSON; what the written form is able to do is added: "loads", and "program".
         force: replace a directory that holds a pruned model.
+        export: writes ONNX into a directory and tells the file of each graph; used for an ONNX source.
 
     Raises:
         OutputError: if the directory exists, or cannot be written.
@@ -153,7 +160,9 @@ def write_pruned(
     """
     if pruned.network is None or pruned.rebuild is None:
         raise UnsupportedError(f"{pruned.spec.name}: a graph has no weights by name to write; convert it instead")
-    before = read_saved(Path(reference)) if is_saved(Path(reference)) else None
+    # A directory with an ONNX file is read from that file: its layers have the names that the file gives them.
+    again = is_saved(Path(reference)) and not (Path(reference) / GRAPH).is_file()
+    before = read_saved(Path(reference)) if again else None
     first = (before.source, before.source_sha256, before.cuts) if before else (reference, source.source_sha256, ())
     with _draft(directory, force) as draft, writing(directory):
         if (Path(reference) / CONFIG).is_file():
@@ -162,7 +171,10 @@ def write_pruned(
         else:
             weights, cuts = WEIGHTS, (*first[2], cut)
             _write_weights(draft / WEIGHTS, pruned.network)
-            more = {"loads": f"into {first[0]}", **_write_program(draft, pruned)}
+            if source.onnx and export is not None:
+                more = _write_graph(draft, pruned, first[0], export)
+            else:
+                more = {"loads": f"into {first[0]}", **_write_program(draft, pruned)}
         sha256 = file_sha256(draft / weights)
         saved = Saved(first[0], first[1], sha256, cuts, {**facts, **more})
         text = json.dumps(saved.to_json(), indent=1, allow_nan=False)
@@ -234,6 +246,21 @@ def _write_program(draft: Path, pruned: EdgeModel) -> dict[str, str]:
         path.unlink(missing_ok=True)
         return {"program": f"no {PROGRAM}: torch.export: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
     return {"program": PROGRAM}
+
+
+def _write_graph(draft: Path, pruned: EdgeModel, source: str, export: Export) -> dict[str, str]:
+    """The model as an ONNX file and inputs for it, where it is one graph."""
+    graphs = pruned.spec.graphs
+    if len(graphs) != 1:
+        return {"loads": f"into {source}", "program": f"no {GRAPH}: it would be one graph, and these are {len(graphs)}"}
+    try:
+        made = export(pruned, draft)[graphs[0].name]
+    except EdgeattnError as error:
+        return {"loads": f"into {source}", "program": f"no {GRAPH}: {' '.join(str(error).split())[:200]}"}
+    made.rename(draft / GRAPH)
+    with (draft / EXAMPLE).open("wb") as file:
+        np.savez(file, **cast(Any, pruned.example[graphs[0].name]))
+    return {"loads": "alone", "program": GRAPH}
 
 
 def file_sha256(path: Path) -> str:

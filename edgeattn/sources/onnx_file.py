@@ -71,7 +71,7 @@ def load(reference: str) -> EdgeModel:
         return again.module, again.static
 
     model = EdgeModel(
-        ModelSpec(_name(path), "generic", (spec,)),
+        ModelSpec(model_name(path), "generic", (spec,)),
         {GRAPH: made.module},
         {GRAPH: example},
         digest.hexdigest(),
@@ -139,6 +139,7 @@ def rebuilt(path: Path, source: EdgeModel, network: torch.nn.Module) -> EdgeMode
         onnx={},
         resize=resize,
         network=network,
+        rebuild=lambda changed: rebuilt(path, source, changed),
     )
 
 
@@ -294,5 +295,6 @@ def _spec(path: Path, made: _Made) -> GraphSpec:
         raise ModelError(str(error)) from error
 
 
-def _name(path: Path) -> str:
+def model_name(path: Path) -> str:
+    """What a model is called after its file."""
     return path.stem.replace("_", "-") or "model"

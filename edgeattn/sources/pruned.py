@@ -5,11 +5,12 @@ That of a Hugging Face source is a Hugging Face directory again, and :mod:`edgea
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from edgeattn.errors import ModelError
 from edgeattn.model import EdgeModel
-from edgeattn.sources import builtin
+from edgeattn.sources import builtin, onnx_file
 from edgeattn.sources.checkpoint import CONFIG
 
 PRUNING = "pruning.json"  # known without torch
@@ -32,15 +33,20 @@ def source_of(reference: str) -> str:
 
 
 def load(reference: str) -> EdgeModel:
-    """A pruned built-in model. What code of the user's made has to be named by the user: data never names code to run.
+    """A pruned built-in model, or the ONNX file that a pruned ONNX file is.
+
+    What code of the user's made has to be named by the user: data never names code to run.
 
     Raises:
-        ModelError: if it is damaged, or its source is no built-in model.
+        ModelError: if it is damaged, or its source is another one.
     """
-    from edgeattn.pruning.saved import PROGRAM, apply_saved, read_saved
+    from edgeattn.pruning.saved import GRAPH, PROGRAM, apply_saved, read_saved
 
     directory = Path(reference)
     saved = read_saved(directory)
+    if (directory / GRAPH).is_file():
+        model = onnx_file.load(str(directory / GRAPH))
+        return replace(model, spec=replace(model.spec, name=onnx_file.model_name(Path(saved.source))))
     if not builtin.owns(saved.source):
         program = directory / PROGRAM
         other = f"; or take {program}, which needs no code" if program.is_file() else ""

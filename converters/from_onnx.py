@@ -79,8 +79,11 @@ class Step:
 class ImportedModel(nn.Module):
     """The torch module of an ONNX graph. It takes the graph's inputs by name or in order, and returns a dict."""
 
-    def __init__(self, inputs: Sequence[str], outputs: Sequence[str], steps: Sequence[Step], root: nn.Module) -> None:
+    def __init__(
+        self, inputs: Mapping[str, Value], outputs: Sequence[str], steps: Sequence[Step], root: nn.Module
+    ) -> None:
         super().__init__()
+        self._given = {name: (value.shape, value.dtype) for name, value in inputs.items()}
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.steps = tuple(steps)
@@ -101,10 +104,12 @@ class ImportedModel(nn.Module):
         """Run the graph."""
         return self._run({**dict(zip(self.inputs, args, strict=False)), **named})
 
-    def shapes(self, **named: Tensor) -> dict[str, tuple[int, ...]]:
-        """Name of every value -> its shape, for these inputs."""
-        seen = {name: tuple(tensor.shape) for name, tensor in named.items()}
-        self._run(named, seen)
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name of every value -> its shape, by a run on zeros."""
+        given = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in self._given.items()}
+        seen = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        with torch.no_grad():
+            self._run(given, seen)
         return seen
 
     def _run(self, given: Mapping[str, Tensor], seen: dict[str, tuple[int, ...]] | None = None) -> dict[str, Tensor]:
@@ -130,7 +135,7 @@ def change_alike(before: nn.Module, after: nn.Module, other: nn.Module) -> None:
     Args:
         before: the graph as it was imported.
         after: a changed copy, in which parameters and sizes have other values or modules are others.
-        other: the same graph for other sizes. It shares the parameters of ``after``.
+        other: the same graph for other sizes. It shares the parameters and the linear layers of ``after``.
 
     Raises:
         UnsupportedError: for what depends on the sizes of the inputs and was changed.
@@ -141,7 +146,9 @@ def change_alike(before: nn.Module, after: nn.Module, other: nn.Module) -> None:
         raise UnsupportedError("for these sizes its graph has other steps")
     for path in {step.path: None for step in before.steps}:
         old, new, theirs = (network.get_submodule(path) for network in (before, after, other))
-        if type(new) is not type(old):
+        same = [dict(module.named_parameters(recurse=False)) for module in (old, theirs)]
+        whole = isinstance(old, nn.Linear) and all(torch.equal(same[0][n], same[1][n]) for n in same[0])
+        if whole or type(new) is not type(old):
             parent, _, name = path.rpartition(".")
             setattr(other.get_submodule(parent), name, new)
             continue
@@ -300,7 +307,7 @@ class _Importer:
                 raise UnsupportedError(f"{describe(proto)} cannot be expressed in torch: {error}") from error
             if step is not None:
                 steps.append(step)
-        inputs = [value.name for value in self.graph.input]
+        inputs = {value.name: self.values[value.name] for value in self.graph.input}
         return ImportedModel(inputs, [value.name for value in self.graph.output], steps, root).eval()
 
     def _with_real_tables(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:

@@ -93,7 +93,7 @@ def _prepared(model: EdgeModel) -> tuple[Subject, str]:
     as_it_is = Subject(model, _found(model))
     network = copied(model.network)
     graph = imported.is_graph(network)
-    if not (imported.release(network, as_it_is.anatomy, model.example) if graph else prepare(network)):
+    if not (imported.release(network, as_it_is.anatomy) if graph else prepare(network)):
         return as_it_is, ""
     try:
         made = model.rebuild(network)
@@ -109,7 +109,7 @@ def _prepared(model: EdgeModel) -> tuple[Subject, str]:
 def _found(model: EdgeModel) -> Anatomy:
     """What is in a model, by structure where it is an imported graph and by names where it is a module."""
     assert model.network is not None, "checked by subject()"
-    return imported.find(model.network, model.example) if imported.is_graph(model.network) else find(model.network)
+    return imported.find(model.network) if imported.is_graph(model.network) else find(model.network)
 
 
 @contextlib.contextmanager

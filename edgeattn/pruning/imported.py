@@ -17,10 +17,8 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
-from edgeattn.model import Arrays
 from edgeattn.pruning.anatomy import Anatomy, Setting, Slice, Unit, Unknown
 from edgeattn.pruning.families import together
 
@@ -69,8 +67,8 @@ class Graph(Protocol):
     outputs: tuple[str, ...]
     steps: tuple[Step, ...]
 
-    def shapes(self, **named: Tensor) -> dict[str, Shape]:
-        """Name of every value -> its shape, for these inputs."""
+    def shapes(self) -> dict[str, Shape]:
+        """Name of every value -> its shape."""
         ...
 
 
@@ -92,14 +90,13 @@ def is_graph(network: nn.Module) -> TypeGuard[Any]:
     return isinstance(network, Graph)
 
 
-def find(network: nn.Module, example: Mapping[str, Arrays]) -> Anatomy:
+def find(network: nn.Module) -> Anatomy:
     """All units of a graph, in its order; attention that cannot be followed is unknown, with the step that mixes it.
 
     Args:
         network: a :class:`Graph`.
-        example: inputs of its one graph: shapes are those of a run.
     """
-    flow = _flow(network, example)
+    flow = _Flow(network)
     units: list[Unit] = []
     failed: dict[str, tuple[int, str]] = {}
     taken: set[str] = set()
@@ -200,20 +197,13 @@ def _above(path: str) -> str:
     return path.rpartition(".")[0] or path
 
 
-def _flow(network: nn.Module, example: Mapping[str, Arrays]) -> _Flow:
-    (inputs,) = example.values()
-    with torch.no_grad():
-        shapes = cast(Graph, network).shapes(**{name: torch.tensor(array) for name, array in inputs.items()})
-    return _Flow(network, shapes)
-
-
 class _Flow:
     """A graph with who makes and who reads each value, and its shapes."""
 
-    def __init__(self, network: nn.Module, shapes: Mapping[str, Shape]) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.graph = cast(Graph, network)
         self.network = network
-        self.shapes = shapes
+        self.shapes = self.graph.shapes()
         self.maker = {name: step for step in self.graph.steps for name in step.outputs if name}
         self.linears = [place for step in self.graph.steps if (place := _seed(network, step)) is not None]
         self.readers: dict[str, list[Step]] = {}
@@ -502,7 +492,7 @@ def _expands(step: Step, module: Any) -> bool:
 # --- what is shared ---------------------------------------------------------------------------------------------------
 
 
-def release(network: nn.Module, anatomy: Anatomy, example: Mapping[str, Arrays]) -> bool:
+def release(network: nn.Module, anatomy: Anatomy) -> bool:
     """Undo repetitions to all heads that several blocks read, where they are repeated by what reads them anyway.
 
     A mask that is expanded to all heads once ties every block to the same number of heads.
@@ -520,7 +510,7 @@ def release(network: nn.Module, anatomy: Anatomy, example: Mapping[str, Arrays])
         if unit.tied and unit.kind == "attention"
         for setting in unit.settings
     }
-    flow, changed = _flow(network, example), False
+    flow, changed = _Flow(network), False
     for step in flow.graph.steps if tying else ():
         path, module = flow.sized(step)
         for axis in range(len(module.target)) if _expands(step, module) and hasattr(module, "target") else ():
@@ -531,7 +521,7 @@ def release(network: nn.Module, anatomy: Anatomy, example: Mapping[str, Arrays])
             for held, place in () if followers is None else ((module, axis), *followers):
                 held.target[place] = 1
             if followers is not None:
-                flow, changed = _flow(network, example), True
+                flow, changed = _Flow(network), True
     return changed
 
 

@@ -5,6 +5,7 @@ docs/onnx.md says what is read, what is folded and what is refused.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import re
@@ -66,7 +67,10 @@ def load(reference: str) -> EdgeModel:
 
     def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
         assert graph == GRAPH, graph
-        again = read_again(path, inputs)
+        try:
+            again = _Reader(path).made(inputs)
+        except (UnsupportedError, ModelError) as error:
+            raise ModelError(f"{path} does not take {_shapes(inputs)}: {error}") from error
         share_weights(made.module, again.module)
         return again.module, again.static
 
@@ -85,28 +89,21 @@ def load(reference: str) -> EdgeModel:
 
     if not isinstance(made.module, ImportedModel):
         return model
-    return replace(model, network=made.module, rebuild=lambda network: rebuilt(path, model, network))
+    others: dict[str, torch.nn.Module] = {}
+    return replace(model, network=made.module, rebuild=lambda network: rebuilt(model, network, others))
 
 
-def read_again(path: Path, inputs: Arrays) -> _Made:
-    """A file for inputs of other sizes.
-
-    Raises:
-        ModelError: if it does not take them.
-    """
-    try:
-        return _Reader(path).made(inputs)
-    except (UnsupportedError, ModelError) as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-        raise ModelError(f"{path} does not take {shapes}: {error}") from error
+def _shapes(inputs: Arrays) -> str:
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
 
 
-def rebuilt(path: Path, source: EdgeModel, network: torch.nn.Module) -> EdgeModel:
+def rebuilt(source: EdgeModel, network: torch.nn.Module, others: dict[str, torch.nn.Module]) -> EdgeModel:
     """The model of a changed network that was imported from a file: the file no longer says what it is.
 
     Args:
         source: as it was read.
         network: a copy of its network with other weights, sizes or layers.
+        others: shapes of inputs -> the source's module for them; what is read is kept there.
     """
     import torch
 
@@ -121,14 +118,18 @@ def rebuilt(path: Path, source: EdgeModel, network: torch.nn.Module) -> EdgeMode
 
     def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
         assert graph == GRAPH, graph
-        again = read_again(path, inputs).module
+        shapes = _shapes(inputs)
+        if shapes not in others:
+            assert source.resize is not None, "load() gives it"
+            others[shapes], _ = source.resize(graph, inputs)
+        # Not its weights: they are those of the network in the end.
+        again = copy.deepcopy(others[shapes], {id(weight): weight for weight in others[shapes].parameters()})
         try:
             change_alike(source.modules[GRAPH], network, again)
         except UnsupportedError as error:
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
             raise ModelError(
-                f"{path} cannot be pruned for {shapes} as it was for other sizes: {error}; prune a file that was "
-                "exported for the sizes wanted"
+                f"{source.spec.name}: it cannot be pruned for inputs {shapes} as it was for others: {error}; prune an "
+                "ONNX file that was exported for them"
             ) from error
         return again, None
 
@@ -139,13 +140,18 @@ def rebuilt(path: Path, source: EdgeModel, network: torch.nn.Module) -> EdgeMode
         onnx={},
         resize=resize,
         network=network,
-        rebuild=lambda changed: rebuilt(path, source, changed),
+        rebuild=lambda changed: rebuilt(source, changed, others),
     )
 
 
 def share_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
-    """Give the second module the first one's parameters where they are equal: one copy for all buckets."""
+    """Give the second module the first one's parameters where they are equal: one copy for all buckets.
+
+    Linear layers are one object then, so that what hooks on them see is all that passes.
+    """
     import torch
+
+    from edgeattn.converters.from_onnx import ImportedModel
 
     known = dict(first.named_parameters(remove_duplicate=False))
     for path, part in second.named_modules():
@@ -153,6 +159,17 @@ def share_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
             other = known.get(f"{path}.{name}" if path else name)
             if other is not None and other.shape == parameter.shape and torch.equal(other, parameter):
                 part.register_parameter(name, other)
+    mine = dict(first.named_modules())
+    for path, part in list(second.named_modules()):
+        same = mine.get(path)
+        if same is None or not isinstance(part, torch.nn.Linear) or type(same) is not type(part):
+            continue
+        held = (module.parameters(recurse=False) for module in (part, same))
+        if all(a is b for a, b in zip(*held, strict=True)):
+            parent, _, name = path.rpartition(".")
+            setattr(second.get_submodule(parent), name, same)
+    if isinstance(second, ImportedModel):
+        second.follow()
 
 
 class _Made:

@@ -118,7 +118,7 @@ def find(network: nn.Module) -> Anatomy:
     unknown: dict[str, Unknown] = {}
     for step in flow.graph.steps:
         if step.op in (*SOFTMAX, *ATTENTION) and step.path in failed and step.path not in covered:
-            why = f"its heads cannot be told apart: {failed[step.path][1]}"
+            why = f"fewer than two heads can be told apart: {failed[step.path][1]}"
             unknown.setdefault(_above(step.path), Unknown(_above(step.path), step.op, why))
     return Anatomy(whole, (), (*unknown.values(), *shared))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -552,6 +553,44 @@ def test_a_pipe_is_no_model(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "net.onnx")
     with pytest.raises(ModelError, match="not a regular file"):
         load_model(str(tmp_path / "net.onnx"))
+
+
+# --- changed networks --------------------------------------------------------------------------------------------
+
+
+def open_model() -> onnx.ModelProto:
+    """A product over x (1, open, 4)."""
+    return model_of([product()], inputs=[info("x", [1, "time", 4])], constants={"w": WEIGHT})
+
+
+def test_graphs_for_other_sizes_have_the_same_linear_layers(write: Write) -> None:
+    loaded = load_model(write(open_model()))
+    assert loaded.resize is not None
+    other, _ = loaded.resize("main", {"x": np.zeros((1, 9, 4), np.float32)})
+    modules = (other, loaded.modules["main"])
+    layers = [[part for part in module.modules() if isinstance(part, torch.nn.Linear)] for module in modules]
+    assert layers[0] == layers[1]
+    assert len(layers[0]) == 1
+
+
+def test_a_changed_network_is_a_model_that_the_file_no_longer_tells(write: Write) -> None:
+    loaded = load_model(write(open_model()))
+    network = copy.deepcopy(loaded.network)
+    assert isinstance(network, ImportedModel)
+    (layer,) = [module for module in network.modules() if isinstance(module, torch.nn.Linear)]
+    with torch.no_grad():
+        layer.weight.mul_(2.0)
+    assert loaded.rebuild is not None
+    changed = loaded.rebuild(network)
+    assert not changed.onnx
+    assert changed.resize is not None
+    for rows in (5, 9):  # the second is read from the file again
+        x = RNG.standard_normal((1, rows, 4)).astype(np.float32)
+        module, _ = changed.resize("main", {"x": x})
+        got = module(x=torch.from_numpy(x))["y"].detach().numpy()
+        np.testing.assert_allclose(got, x @ (2.0 * WEIGHT), rtol=1e-5, atol=1e-6)
+    x = loaded.example["main"]["x"]
+    np.testing.assert_allclose(loaded.run({"x": x})["y"], x @ WEIGHT, rtol=1e-5, atol=1e-6)
 
 
 # --- operators that the importer does not know -------------------------------------------------------------------

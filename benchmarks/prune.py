@@ -242,7 +242,7 @@ def measure(
         found[PRUNED] = replace(found[PRUNED], note=pruning_note(trial))
         others = {}
         if peers and engine == "openvino" and case.directory is not None:
-            others = Rivals(trial, found[PRUNED], room / "peers", stack, clock).candidates()
+            others = Rivals(trial, found, room / "peers", stack, clock).candidates()
         entered = {name: one for name, one in others.items() if isinstance(one, Candidate)}
         times = time_candidates({name: one.session for name, one in (found | entered).items()})
     rows = [row(trial, name, one, times, found[WHOLE].size) for name, one in (found | others).items()]
@@ -359,8 +359,13 @@ def multiplications(given: Subject) -> int:
 class Rivals:
     """Torch-Pruning's settings, each as fast as ours."""
 
-    def __init__(self, trial: Trial, ours: Candidate, room: Path, stack: ExitStack, clock: Clock) -> None:
-        self.trial, self.ours, self.room, self.stack, self.clock = trial, ours, room, stack, clock
+    def __init__(
+        self, trial: Trial, found: Mapping[str, Candidate], room: Path, stack: ExitStack, clock: Clock
+    ) -> None:
+        self.trial, self.room, self.stack, self.clock = trial, room, stack, clock
+        self.ours = found[PRUNED]
+        times = time_candidates({name: found[name].session for name in (WHOLE, PRUNED)})
+        self.gain = times[WHOLE] / times[PRUNED]
         self.given = subject(trial.shop.model)
         room.mkdir()
 
@@ -394,26 +399,30 @@ class Rivals:
             return str(error)
 
     def as_fast(self, peer: Peer) -> tuple[EdgeModel, Candidate]:
-        """What a setting makes of the model with the share that leaves it as fast as ours, by bisection.
+        """What a setting makes of the model with the share that leaves it as fast as ours, found by false position.
 
         Raises:
             PeerError: if it fails, or no share does.
         """
-        low, high = 0.0, 1.0
+        # Times fall about in line with the share; at 0 it is the unpruned model, at 1 nothing would be left to compute.
+        (low, above), (high, below) = (0.0, self.gain - 1.0), (1.0, -1.0)
         for attempt in range(TRIES):
-            share = (low + high) / 2
+            share = low + (high - low) * above / (above - below)
             self.clock.begin(f"{peer.name}: share {share:.3f}")
             model = self.made(peer, share)
             with ExitStack() as trying:
                 opened, size = self.session(model, f"{peer.recipe}-{attempt}")
                 trying.enter_context(opened)
                 times = time_candidates({"ours": self.ours.session, "peer": opened})
-                ratio = times["peer"] / times["ours"]
-                if abs(ratio - 1.0) <= EQUAL:
+                slower = times["peer"] / times["ours"] - 1.0
+                if abs(slower) <= EQUAL:
                     trying.pop_all()
                     return model, self.scored((opened, size), peer.name, f"share {share:.3f}")
-            low, high = (share, high) if ratio > 1.0 else (low, share)
-        raise PeerError(f"no share is as fast as ours within {EQUAL:.0%}: {share:.3f} is {1 / ratio:.2f}x as fast")
+            if slower > 0:
+                low, above = share, slower
+            else:
+                high, below = share, slower
+        raise PeerError(f"no share is as fast as ours within {EQUAL:.0%}: {share:.3f} takes {slower:+.1%}")
 
     def made(self, peer: Peer, share: float) -> EdgeModel:
         """The model with a share removed by a setting."""

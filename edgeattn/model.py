@@ -70,7 +70,7 @@ class EdgeModel:
         resize: makes a graph anew for inputs of other sizes, where modules are bound to those they were made with.
         notes: what its user should know about how it was read, for the result.
         network: the module that all graphs run, with the paths that its author knows; None where there is none, as of
-            a file of ONNX or torch.export.
+            a program of torch.export, or an ONNX file with an operator that is not imported.
         rebuild: a changed copy of ``network`` -> the model of it, with states, examples and spec of its own.
     """
 

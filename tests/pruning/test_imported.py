@@ -227,7 +227,8 @@ def test_heads_that_are_normalized_together_are_unknown_and_the_step_is_named(tm
     found = check_removal(scripted(Normed(), tmp_path / "normed.onnx"))
     assert [unit.kind for unit in found.anatomy.units] == ["feedforward"]
     (unknown,) = found.anatomy.unknown
-    assert re.fullmatch(r"fewer than two heads can be told apart: node .*ask.* \(LayerNormalization\) mixes them", unknown.why)
+    said = r"fewer than two heads can be told apart: node .*ask.* \(LayerNormalization\) mixes them"
+    assert re.fullmatch(said, unknown.why)
 
 
 # --- attention as one operator ----------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from edgeattn.baseline import (
     training_runs,
     with_targets,
 )
+from edgeattn.bundle import writing
 from edgeattn.candidates import SUBSTITUTE, time_candidates
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.accuracy import Score, paired_drop
@@ -470,6 +471,9 @@ class Compressor:
                 progress.advance()
             return value
 
+        if self.checkpoint is not None:
+            with writing(self.checkpoint):
+                self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         options = RecoveryOptions(seconds=seconds, checkpoint=self.checkpoint)
         runs = training_runs(self.given.model, data)
         watched = metric if self.shop.base.score is not None else None

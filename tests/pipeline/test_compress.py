@@ -242,12 +242,12 @@ def test_two_in_four_is_for_targets_that_have_it(shop: Workshop) -> None:
 
 def test_recovery_trains_and_keeps_its_state_where_it_is_told(shop: Workshop, tmp_path: Path) -> None:
     request = Request(heads=0.7, neurons=0.9, layers=1, recover_seconds=8)
-    made = Compressor(shop, request, 1, tmp_path / "state").for_target(get_target("cpu"), "openvino", Watch())
+    made = Compressor(shop, request, 1, tmp_path / "new" / "state").for_target(get_target("cpu"), "openvino", Watch())
     recovery = made.pruning.facts["recovery"]
     assert recovery["steps"] > 0
     assert recovery["loss_after"] <= recovery["loss_before"]
     assert made.pruning.facts["order"] == ["prune", "reconstruct", "recover", "quantize"]
-    assert (tmp_path / "state").is_file()
+    assert (tmp_path / "new" / "state").is_file()
 
 
 def test_a_saved_model_is_applied_as_it_was(shop: Workshop, tmp_path: Path) -> None:

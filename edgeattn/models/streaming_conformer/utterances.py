@@ -14,7 +14,7 @@ from edgeattn.errors import InputError
 from edgeattn.evaluation.data import Utterance
 from edgeattn.models.streaming_conformer import augment
 from edgeattn.models.streaming_conformer.augment import SAMPLE_RATE, Samples
-from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS, TOKEN_ID, UNKNOWN, UNKNOWN_ID
+from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS, TOKEN_ID, TOKENS, UNKNOWN, UNKNOWN_ID
 from edgeattn.models.streaming_conformer.voices import NOISE, Clip
 from edgeattn.spec import FbankConfig
 
@@ -226,6 +226,17 @@ class BatchMaker:
             np.array([len(tokens) for _, tokens, _ in items], np.int64),
             frame_labels,
         )
+
+    def utterance(self, index: int, seconds: tuple[float, float]) -> Utterance:
+        """Utterance ``index`` of a stream of its own, as a microphone gives it: rate, room, noise and line as in training.
+
+        What training does to features alone is left out. The same is drawn for the same index.
+        """
+        rng = np.random.default_rng([self.seed, 3, index])
+        speed = float(np.exp(np.clip(rng.normal(0.0, 0.11), -0.25, 0.25)))
+        speech, spans = self._speech(float(rng.uniform(*seconds)) * speed, rng)
+        heard = self._acoustics(augment.resample(speech, speed), rng)
+        return Utterance(heard, tuple(TOKENS[token] for _, _, token in spans))
 
     def _utterance(self, seconds: float, rng: np.random.Generator) -> tuple[Samples, list[int], NDArray[np.int64]]:
         speed = float(np.exp(np.clip(rng.normal(0.0, 0.11), -0.25, 0.25)))

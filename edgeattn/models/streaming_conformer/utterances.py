@@ -228,7 +228,7 @@ class BatchMaker:
         )
 
     def utterance(self, index: int, seconds: tuple[float, float]) -> Utterance:
-        """Utterance ``index`` of a stream of its own, as a microphone gives it: rate, room, noise and line as in training.
+        """Utterance ``index``, as a microphone gives it: rate, room, noise and line are drawn as for training.
 
         What training does to features alone is left out. The same is drawn for the same index.
         """

@@ -7,6 +7,7 @@ All of it is frozen, needs nothing beyond the standard library and numpy, and go
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
@@ -470,7 +471,9 @@ def _read_dataclass(kind: type, data: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(fields)}")
+        near = difflib.get_close_matches(unknown[0], fields, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise InputError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(fields)}{hint}")
     missing = [
         name
         for name, field in fields.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ Isa = Literal[
     "avx2", "fma", "f16c", "avx512", "avx512-vnni", "avx512-bf16", "avx512-fp16", "avx-vnni", "amx-int8", "amx-bf16",
     "neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2",
 ]  # fmt: skip
+
+PEAKS = ("fp32", "fp16", "int8")
+"""What rates are told for; int4 weights are computed in one of these."""
 
 INT8_DOT: frozenset[Isa] = frozenset(("avx512-vnni", "avx-vnni", "amx-int8", "dotprod", "i8mm"))
 """Instruction sets that sum int8 products in 32 bits."""
@@ -31,14 +35,49 @@ def int8_dot(isa: Iterable[str]) -> bool:
     return not INT8_DOT.isdisjoint(isa)
 
 
+def _positive(where: object, names: Iterable[str]) -> None:
+    """Refuse figures that are 0, negative, infinite or no number; an unknown one is left out, never 0."""
+    for name in names:
+        value = getattr(where, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive, got {value}; leave out what is not known")
+
+
+@dataclass(frozen=True)
+class CoreCluster:
+    """Cores of one kind.
+
+    Attributes:
+        name: of the core, for example ``"Arm Cortex-A76"``.
+        fp32, fp16, int8: operations per cycle and core, a multiply-add counted as two; absent where not known, or where
+            the core has no instruction for it.
+    """
+
+    name: str
+    cores: int
+    clock_hz: float
+    fp32: float | None = None
+    fp16: float | None = None
+    int8: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, ("cores", "clock_hz", *PEAKS))
+
+    def rate(self, precision: str) -> float | None:
+        """Operations per second of one core; None where not known."""
+        per_cycle = {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}.get(precision)
+        return None if per_cycle is None else per_cycle * self.clock_hz
+
+
 @dataclass(frozen=True)
 class Cpu:
     """Processor cores.
 
     Attributes:
         cores: how many a program can use.
-        isa: instruction sets that decide which kernels an engine picks.
+        isa: instruction sets that decide which kernels an engine picks; those that every core has.
         clock_hz: of the fastest core.
+        clusters: the cores by kind, from which the rate of a few threads follows; all of them or none.
         source: where these figures come from.
     """
 
@@ -47,10 +86,29 @@ class Cpu:
     isa: tuple[Isa, ...]
     source: str
     clock_hz: float | None = None
+    clusters: tuple[CoreCluster, ...] = ()
 
     def __post_init__(self) -> None:
         if self.cores < 1:
             raise ValueError(f"cores must be at least 1, got {self.cores}")
+        _positive(self, ("clock_hz",))
+        if self.clusters and sum(cluster.cores for cluster in self.clusters) != self.cores:
+            raise ValueError(
+                f"clusters must hold all {self.cores} cores, got {' + '.join(str(c.cores) for c in self.clusters)}"
+            )
+
+    def rate(self, precision: str, threads: int) -> float | None:
+        """Operations per second of the fastest ``threads`` cores at a precision; None without figures of the clusters.
+
+        >>> big = CoreCluster("big", 1, 2e9, fp32=16)
+        >>> little = CoreCluster("little", 3, 1e9, fp32=8)
+        >>> cpu = Cpu("aarch64", 4, (), "an example", clusters=(little, big))
+        >>> [cpu.rate("fp32", threads) for threads in (1, 2, 9)], cpu.rate("int8", 1)
+        ([32000000000.0, 40000000000.0, 56000000000.0], None)
+        """
+        rates = [cluster.rate(precision) for cluster in self.clusters for _ in range(cluster.cores)]
+        known = sorted((rate for rate in rates if rate is not None), reverse=True)
+        return sum(known[:threads]) if known and len(known) == len(rates) else None
 
 
 @dataclass(frozen=True)
@@ -67,6 +125,9 @@ class Memory:
     bytes: int | None = None
     bytes_per_second: float | None = None
 
+    def __post_init__(self) -> None:
+        _positive(self, ("bytes", "bytes_per_second"))
+
 
 @dataclass(frozen=True)
 class Accelerator:
@@ -74,25 +135,84 @@ class Accelerator:
 
     Attributes:
         compute_capability: of an NVIDIA GPU, for example ``"8.7"``; decides which engines can be built for it.
+        multiprocessors: of an NVIDIA GPU.
+        clock_hz: its highest.
+        dla_cores: NVIDIA's deep learning accelerators beside the GPU.
+        others: what else computes there, in words; no engine here uses it.
         source: where these figures come from.
     """
 
     name: str
     source: str
     compute_capability: str | None = None
+    multiprocessors: int | None = None
+    clock_hz: float | None = None
+    dla_cores: int = 0
+    others: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _positive(self, ("multiprocessors", "clock_hz"))
+        if self.dla_cores < 0:
+            raise ValueError(f"dla_cores must not be negative, got {self.dla_cores}")
+        if self.compute_capability is not None and not re.fullmatch(r"\d+\.\d+", self.compute_capability):
+            raise ValueError(f'compute_capability must look like "8.7", got {self.compute_capability!r}')
 
 
 @dataclass(frozen=True)
 class Peaks:
     """Dense peak rates in operations per second (a multiply-add counts as two). Absent where not known, never 0.
 
-    They bound an estimate from below; no measured figure is ever derived from them.
+    They are of what the preferred engine computes on: the GPU for TensorRT, all cores for the others. They bound an
+    estimate from below; no measured figure is ever derived from them. No engine here computes in fp8 or fp4: those
+    stand for the record.
     """
 
     source: str
     fp32: float | None = None
     fp16: float | None = None
     int8: float | None = None
+    fp8: float | None = None
+    fp4: float | None = None
+
+    def __post_init__(self) -> None:
+        _positive(self, (*PEAKS, "fp8", "fp4"))
+
+
+@dataclass(frozen=True)
+class Power:
+    """How much the device may draw.
+
+    Attributes:
+        modes: as the device's own tool names them (``nvpmodel -q`` on a Jetson).
+        watts: smallest and largest budget.
+        source: where these figures come from.
+    """
+
+    modes: tuple[str, ...]
+    source: str
+    watts: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.watts) not in (0, 2) or any(not (math.isfinite(w) and w > 0) for w in self.watts):
+            raise ValueError(f"watts must be two positive numbers, smallest and largest budget, got {self.watts}")
+        if list(self.watts) != sorted(self.watts):
+            raise ValueError(f"watts must stand smallest first, got {self.watts}")
+
+
+@dataclass(frozen=True)
+class Software:
+    """One release of the device's system software, with the versions that come in it; the engine is built with those.
+
+    Attributes:
+        name: for example ``"JetPack 6.2"``.
+        source: where these figures come from.
+    """
+
+    name: str
+    source: str
+    cuda: str | None = None
+    tensorrt: str | None = None
+    python: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +272,8 @@ class Target:
         backends: engines in order of preference.
         precisions: what each engine may be asked for there; which one ships is measured.
         kernels: sizes that pruning should leave.
+        power: None where nothing can be chosen or is known.
+        software: releases of the system software that are in use, the newest last.
         default_deadline_ms: real-time deadline of one step; without it a stream's hop is the deadline.
         aliases: other names that mean this target.
         notes: what a user should know before trusting a figure.
@@ -166,6 +288,8 @@ class Target:
     accelerator: Accelerator | None = None
     peaks: Peaks | None = None
     kernels: Kernels = ANY_KERNELS
+    power: Power | None = None
+    software: tuple[Software, ...] = ()
     default_deadline_ms: float | None = None
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

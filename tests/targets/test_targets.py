@@ -60,7 +60,8 @@ def test_no_two_targets_share_a_name_or_an_alias() -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_group_of_facts_says_where_it_comes_from(name: str) -> None:
     target = get_target(name)
-    groups = (target.cpu, target.memory, target.accelerator, target.peaks, target.kernels)
+    groups = (target.cpu, target.memory, target.accelerator, target.peaks, target.kernels, target.power)
+    groups += target.software
     assert all(len(group.source) > 10 for group in groups if group is not None)
 
 
@@ -72,11 +73,14 @@ def test_an_alias_means_its_target(alias: str, name: str) -> None:
     assert get_target(alias) == get_target(name)
 
 
+CAPABILITIES = {"jetson-xavier-nx": "7.2", "jetson-thor": "11.0"}  # NVIDIA: CUDA GPU compute capability; else Orin's
+
+
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if name.startswith("jetson")])
 def test_a_jetson_takes_tensorrt_first_for_its_compute_capability(name: str) -> None:
     target = get_target(name)
     assert target.backends[0] == "tensorrt"
-    assert target.compute_capability == "8.7"
+    assert target.compute_capability == CAPABILITIES.get(name, "8.7")
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,48 @@ def test_a_jetsons_peaks_follow_from_its_multiprocessors_and_clock(name: str, sm
     assert peaks.int8 == pytest.approx(cycles * 2 * 2048, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name.startswith("jetson")])
+def test_a_jetson_says_which_releases_of_its_software_there_are(name: str) -> None:
+    target = get_target(name)
+    assert target.power is not None
+    assert target.power.modes
+    assert target.software
+    assert all(release.tensorrt and release.cuda and release.python for release in target.software)
+
+
+CLUSTERED = [name for name in BUILT_IN if get_target(name).cpu.clusters]
+
+
+@pytest.mark.parametrize("name", [name for name in CLUSTERED if get_target(name).backends[0] != "tensorrt"])
+def test_the_peaks_of_a_processor_are_the_sum_over_its_cores(name: str) -> None:
+    target = get_target(name)
+    assert target.peaks is not None
+    for precision in ("fp32", "fp16", "int8"):
+        rates = [getattr(core, precision) for core in target.cpu.clusters]
+        wanted = sum(
+            core.cores * core.clock_hz * rate
+            for core, rate in zip(target.cpu.clusters, rates, strict=True)
+            if rate is not None
+        )
+        stated = getattr(target.peaks, precision)
+        assert stated == (pytest.approx(wanted, rel=1e-3) if None not in rates else None)
+
+
+@pytest.mark.parametrize("name", CLUSTERED)
+def test_the_clock_of_a_processor_is_that_of_its_fastest_core(name: str) -> None:
+    cpu = get_target(name).cpu
+    assert cpu.clock_hz == max(core.clock_hz for core in cpu.clusters)
+
+
+def test_every_device_that_can_be_asked_for_is_there() -> None:
+    devices = {
+        "jetson-orin-nano", "jetson-orin-nano-super", "jetson-orin-nx", "jetson-agx-orin", "jetson-xavier-nx",
+        "jetson-thor", "raspberry-pi-4", "raspberry-pi-5", "intel-n100", "intel-core-ultra-155h",
+        "intel-core-ultra-258v", "x86-avx2", "x86-avx512-vnni", "pixel-8", "pixel-9", "galaxy-s24", "snapdragon-695",
+    }  # fmt: skip
+    assert devices <= set(BUILT_IN)
+
+
 def test_a_near_miss_is_suggested_and_the_valid_names_are_listed() -> None:
     with pytest.raises(InputError, match=r"unknown target 'jetsn', did you mean 'jetson'.*Valid: android-arm64, cpu, "):
         get_target("jetsn")
@@ -114,7 +160,7 @@ def test_a_users_file_is_a_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("cores = 2", "coers = 2", r"target\.cpu: unknown field 'coers'; known: arch, cores"),
+        ("cores = 2", "coers = 2", r"cpu: unknown field 'coers'; known: arch, cores.*did you mean 'cores'"),
         ("cores = 2", "", r"target\.cpu: field 'cores' is missing"),
         ("cores = 2", 'cores = "2"', r"target\.cpu\.cores: expected int, got '2'"),
         ("cores = 2", "cores = 0", r"target\.cpu: cores must be at least 1, got 0"),
@@ -135,6 +181,40 @@ def test_a_users_file_is_a_target(tmp_path: Path) -> None:
             "channels must be at least 1, got 0",
         ),
         ("[memory]", '[kernels]\nchannels = 8\nhead_dim = -8\nsource = "x"\n[memory]', "head_dim must be at least 1"),
+        ("[memory]", "[power]\nmods = []\n[memory]", r"power: unknown field 'mods'; known: modes.*mean 'modes'"),
+        ("[memory]", '[power]\nmodes = []\nwatts = [9]\nsource = "x"\n[memory]', "watts must be two positive numbers"),
+        ("[memory]", '[power]\nmodes = []\nwatts = [9, 7]\nsource = "x"\n[memory]', "watts must stand smallest first"),
+        ("[memory]", '[peaks]\nfp32 = 0\nsource = "x"\n[memory]', "peaks: fp32 must be positive, got 0"),
+        ("[memory]", '[peaks]\nint8 = nan\nsource = "x"\n[memory]', "peaks: int8 must be positive, got nan"),
+        ("[memory]", '[[software]]\nname = "x"\n[memory]', r"software\[0\]: field 'source' is missing"),
+        ("bytes = 1073741824", "bytes = -1", "memory: bytes must be positive, got -1"),
+        ("bytes = 1073741824", "bytes_per_second = inf", "bytes_per_second must be positive, got inf"),
+        ("cores = 2", "cores = 2\nclock_hz = 0", "cpu: clock_hz must be positive"),
+        (
+            "[memory]",
+            '[[cpu.clusters]]\nname = "a core"\ncores = 3\nclock_hz = 1e9\n[memory]',
+            "cpu: clusters must hold all 2 cores, got 3",
+        ),
+        (
+            "[memory]",
+            '[[cpu.clusters]]\nname = "a core"\ncores = 2\nclock_hz = 1e9\nfp32 = -8\n[memory]',
+            r"clusters\[0\]: fp32 must be positive",
+        ),
+        (
+            "[memory]",
+            '[accelerator]\nname = "a GPU"\ncompute_capability = "sm_87"\nsource = "x"\n[memory]',
+            "compute_capability must look like \"8.7\", got 'sm_87'",
+        ),
+        (
+            "[memory]",
+            '[accelerator]\nname = "a GPU"\ndla_cores = -1\nsource = "x"\n[memory]',
+            "dla_cores must not be negative",
+        ),
+        (
+            "[memory]",
+            '[accelerator]\nname = "a GPU"\nmultiprocessors = 0\nsource = "x"\n[memory]',
+            "multiprocessors must be positive",
+        ),
         ("[memory]", "[kernels]\nchannels = 8\n[memory]", r"target\.kernels: field 'head_dim' is missing"),
     ],
 )
@@ -229,6 +309,34 @@ def test_a_head_dimension_that_no_kernel_fills_is_told_and_one_that_fits_is_not(
     assert "heads of 20 entries are no multiple of 8" in head_dim_note(jetson, 20)
     assert head_dim_note(get_target("raspberry-pi-4"), 24) == ""
     assert head_dim_note(get_target("x86-avx512-vnni"), 24) != ""
+
+
+def test_this_machines_rates_follow_from_its_clock_and_vectors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(
+        INTEL + "cpu MHz\t\t: 1999.5\n" + INTEL + "cpu MHz\t: 2000.000\n", encoding="utf-8"
+    )
+    monkeypatch.setattr("edgeattn.targets.host.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("edgeattn.targets.host.MAX_FREQUENCY", tmp_path / "none")
+    monkeypatch.setattr("edgeattn.targets.host._usable_cores", lambda: 3)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    target = host_target()
+    assert target.peaks is not None
+    assert target.cpu.clock_hz == 2e9
+    # AVX-512: two multiply-adds of 16 float32 a cycle; VNNI: of 64 int8.
+    assert (target.peaks.fp32, target.peaks.fp16, target.peaks.int8) == (3 * 2e9 * 64, None, 3 * 2e9 * 256)
+    assert target.cpu.rate("fp32", 1) == 2e9 * 64
+
+    (tmp_path / "khz").write_text("3500000\n", encoding="ascii")
+    monkeypatch.setattr("edgeattn.targets.host.MAX_FREQUENCY", tmp_path / "khz")
+    assert host_target().cpu.clock_hz == 3.5e9
+
+
+def test_a_machine_that_tells_no_clock_has_no_rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(INTEL + "cpu MHz\t: unknown\n", encoding="utf-8")
+    monkeypatch.setattr("edgeattn.targets.host.CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("edgeattn.targets.host.MAX_FREQUENCY", tmp_path / "none")
+    target = host_target()
+    assert (target.cpu.clock_hz, target.peaks, target.cpu.clusters) == (None, None, ())
 
 
 def test_a_machine_without_cpuinfo_is_still_a_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

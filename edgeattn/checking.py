@@ -18,12 +18,15 @@ from edgeattn.gates import (
     Failure,
     Gates,
     accuracy_failures,
+    clock_failures,
     deadline_failures,
     executed_failures,
     parity_failures,
     size_failures,
+    timing_notes,
 )
 from edgeattn.model import EdgeModel
+from edgeattn.profiling.contract import contract
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
@@ -60,8 +63,9 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     Raises:
         EdgeattnError: if the bundle, the source or the data cannot be used.
     """
-    progress.begin("golden outputs")
     manifest = read_manifest(path)
+    contract(manifest.spec, options.measure)  # refuses what makes no sense before minutes of work
+    progress.begin("golden outputs")
     golden = selftest(path, options.backend, options.measure.threads)
     failures = [
         Failure("golden", f"{name} at SQNR >= {golden.min_sqnr_db:g} dB", f"{output.sqnr_db:.1f} dB")
@@ -89,6 +93,7 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     profile = profile_bundle(path, options.measure, options.backend)
     if profile.latency.kind == "measured":
         failures += deadline_failures(profile, options.gates.deadline_ms)
+        failures += clock_failures(profile)
     size = sum(entry.size for entry in manifest.files.values())
     failures += size_failures(size, options.gates.max_size_bytes)
     return Report(_model(manifest), (_result(path, manifest, profile, failures, (parity, parities), figures),))
@@ -180,8 +185,9 @@ def _result(
         latency=profile.latency,
         realtime=profile.realtime,
         memory=profile.memory,
+        energy=profile.energy,
         build=manifest.build,
-        notes=(note,) * emulated,
+        notes=(note,) * emulated + timing_notes(profile),
         buckets=buckets,
         graphs=graphs,
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import MAX_ABS_FP32, MIN_SQNR_FP16, MIN_SQNR_FP32, Parity
-from edgeattn.profiling.figures import Profile
+from edgeattn.profiling.figures import Clocks, Profile, Realtime
 
 DEFAULT_MAX_DROP = 0.5
 EXECUTED_SHARE = 0.9  # of the layers that are int8, which must execute as such
@@ -49,7 +49,7 @@ class Gates:
 class Failure:
     """A gate that did not pass."""
 
-    gate: str  # parity, accuracy, deadline, size, golden, executed
+    gate: str  # parity, accuracy, deadline, clock, size, golden, executed
     wanted: str
     got: str
 
@@ -82,15 +82,83 @@ def accuracy_failures(figures: Accuracy, max_drop: float) -> list[Failure]:
 
 
 def deadline_failures(profile: Profile, deadline_ms: float | None) -> list[Failure]:
-    """Paced misses of a stream; else p99 of a call against the deadline asked for, or a stream's hop."""
+    """Misses of the paced runs; else p99 of a call against the deadline asked for, or the hop."""
     realtime = profile.realtime
-    if realtime is not None and realtime.misses:
-        wanted = f"every chunk within {realtime.deadline_ms:g} ms"
-        return [Failure("deadline", wanted, f"{realtime.misses} of {realtime.chunks} late")]
+    late = [run for run in (realtime, realtime.loaded if realtime else None) if run is not None and run.misses]
+    if late:
+        unit = "chunk" if late[0].packet is not None else "call"
+        return [
+            Failure(
+                "deadline",
+                f"every {unit} within {run.deadline_ms:g} ms{_beside(run.neighbours)}",
+                f"{run.misses} of {run.chunks} late{_rate(run)}",
+            )
+            for run in late
+        ]
     limit = realtime.deadline_ms if deadline_ms is None and realtime is not None else deadline_ms
     if limit is not None and profile.latency.p99_ms > limit:
         return [Failure("deadline", f"p99 <= {limit:g} ms", f"{profile.latency.p99_ms:.2f} ms")]
     return []
+
+
+def clock_failures(profile: Profile) -> list[Failure]:
+    """A run whose clock fell says nothing of the model: it is invalid, not slow."""
+    realtime = profile.realtime
+    runs = {"back to back": profile.latency.clocks}
+    if realtime is not None:
+        runs["paced"] = realtime.clocks
+        if realtime.loaded is not None:
+            runs[f"paced{_beside(realtime.loaded.neighbours)}"] = realtime.loaded.clocks
+    wanted = "clocks that hold within 5 %; cool the device or lock its clocks, and run again"
+    return [
+        Failure("clock", wanted, f"{_fallen(clocks)} ({name}): the run is invalid")
+        for name, clocks in runs.items()
+        if clocks is not None and not clocks.held
+    ]
+
+
+def timing_notes(profile: Profile) -> tuple[str, ...]:
+    """What to know of the figures beside whether they passed: noise, a tail that grows, the loaded run, energy."""
+    latency, realtime, notes = profile.latency, profile.realtime, []
+    if latency.noisy and latency.noise is not None:
+        notes.append(f"noise: the median wanders by {100 * latency.noise:.0f} %; another run may give another p50")
+    for run in (realtime, realtime.loaded if realtime else None):
+        if run is None or run.p99_ms is None:
+            continue
+        trend = run.p99_trend
+        if trend is not None and trend.ci95[0] > 0:
+            low, high = trend.ci95
+            notes.append(f"p99 grows by {trend.ms_per_minute:.2g} ms a minute ({low:.2g} to {high:.2g}){_paced(run)}")
+        if run.neighbours:
+            notes.append(f"{run.misses} of {run.chunks} late, p99 {run.p99_ms:.2f} ms{_paced(run)}")
+    energy = profile.energy
+    if energy is not None:
+        watts = f"{energy.mean_watts:.2f} W" + (f", {energy.idle_watts:.2f} W idle" if energy.idle_watts else "")
+        notes.append(f"energy: {1e3 * energy.joules_per_call:.3g} mJ a call ({watts}; {energy.source})")
+    return tuple(notes)
+
+
+def _paced(run: Realtime) -> str:
+    return f", paced{_beside(run.neighbours)}"
+
+
+def _beside(neighbours: int) -> str:
+    return f" beside {neighbours} busy neighbour{'s' * (neighbours > 1)}" if neighbours else ""
+
+
+def _rate(run: Realtime) -> str:
+    if run.miss_rate_ci95 is None:
+        return ""
+    low, high = run.miss_rate_ci95
+    return f" ({100 * low:.2g} to {100 * high:.2g} % with 95 % confidence, Wilson)"
+
+
+def _fallen(clocks: Clocks) -> str:
+    if clocks.throttle_events:
+        return f"{clocks.throttle_events} throttling events"
+    return (
+        "a clock capped by the firmware" if clocks.capped else f"a clock that fell by {100 * (clocks.fall or 0):.0f} %"
+    )
 
 
 def size_failures(size: int, limit: int | None) -> list[Failure]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
-from edgeattn.profiling.figures import Latency, Memory, Realtime
+from edgeattn.profiling.figures import Energy, Latency, Memory, Realtime
 from edgeattn.spec import ModelSpec, to_json
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class Result:
     graphs: tuple[GraphResult, ...] = ()
     preflight: tuple[Mapping[str, Any], ...] = ()
     pruning: Mapping[str, Any] | None = None
+    energy: Energy | None = None
 
 
 @dataclass(frozen=True)
@@ -315,5 +316,5 @@ def _caption(results: Sequence[Result]) -> str:
         lines += [f"{result.target}: {note}" for note in result.notes]
     data = sorted({f"{r.accuracy.samples} samples of {r.accuracy.data}" for r in results if r.accuracy is not None})
     lines += [f"metric: {entry}; CI: 95 %" for entry in data]
-    lines.append("p50 / p99: one chunk or call; late: chunks past their deadline in the paced run")
+    lines.append("p50 / p99: one chunk or call; late: chunks or calls past their deadline in the paced run")
     return "\n".join(lines)

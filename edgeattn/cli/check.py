@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,18 +25,57 @@ def check(
     threads: o.Threads = 1,
     backend: o.Backend = None,
     paced_seconds: o.PacedSeconds = 10.0,
+    duration: Annotated[
+        float | None,
+        typer.Option(parser=o.seconds, metavar="TIME", help="As --paced-seconds, e.g. 60s or 5min; this one counts."),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            parser=o.milliseconds, metavar="TIME", help="From one call to the next, of a model that does not stream."
+        ),
+    ] = None,
+    jitter: Annotated[
+        float | None,
+        typer.Option(
+            parser=o.milliseconds, metavar="TIME", help="Packets or calls come up to so much late, e.g. 10ms."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the jitter.")] = 0,
+    load: Annotated[int, typer.Option(min=0, help="Busy processes beside a second paced run.")] = 0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw latency, deadline, misses and backlog over time, .png or .svg."),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Verify a bundle: hashes, golden outputs, parity, metric, deadline, size. Exit 1 if a gate fails."""
+    """Verify a bundle: hashes, golden outputs, parity, metric, size, real-time contract. Exit 1 if a gate fails.
+
+    The contract: paced by the clock for --duration, each chunk (or call, one every --hop) is done --deadline after it
+    was due, with packets that come up to --jitter late, alone and beside --load busy processes.
+    """
     with exit_codes(as_json):
         from edgeattn.checking import CheckOptions
         from edgeattn.checking import check as run
         from edgeattn.gates import Gates
-        from edgeattn.profiling.measure import MeasureOptions
+        from edgeattn.pictures import check_picture
+        from edgeattn.profiling.contract import MeasureOptions
+        from edgeattn.profiling.timeline import draw_timeline
 
+        if plot is not None:
+            check_picture(plot)
         settings = CheckOptions(
             gates=Gates(max_drop, deadline, max_size),
-            measure=MeasureOptions(deadline_ms=deadline, paced_seconds=paced_seconds, threads=threads),
+            measure=MeasureOptions(
+                deadline_ms=deadline,
+                paced_seconds=paced_seconds if duration is None else duration,
+                threads=threads,
+                hop_ms=hop,
+                jitter_ms=jitter or 0.0,
+                seed=seed,
+                load=load,
+                trace=plot is not None,
+            ),
             backend=backend,
             model=model,
             data=data,
@@ -44,4 +84,7 @@ def check(
         )
         with progress_bar() as bar:
             report = run(bundle, settings, bar)
+        result = report.results[0]
+        if plot is not None and result.realtime is not None:
+            draw_timeline(result.realtime, plot, f"{bundle.name} on {result.device}")
         finish(report, as_json)

@@ -25,7 +25,7 @@ def demo(
         from edgeattn.errors import DeviceError, MissingExtraError
         from edgeattn.evaluation.data import SpeechData
         from edgeattn.pipeline import ConvertOptions, convert
-        from edgeattn.profiling.measure import pace
+        from edgeattn.profiling.pacing import pace
         from edgeattn.runtimes import Event, load
         from edgeattn.sources import load_data, load_model
         from edgeattn.targets import get_target

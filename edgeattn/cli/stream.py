@@ -57,7 +57,7 @@ def stream(
                     raise AudioError("stdin: no samples came; expected raw 16-bit mono ones")
             else:
                 from edgeattn.audio import read_audio
-                from edgeattn.profiling.measure import pace
+                from edgeattn.profiling.pacing import pace
 
                 samples = read_audio(Path(recording), spec.frontend.sample_rate)
                 if fast:

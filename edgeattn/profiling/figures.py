@@ -8,7 +8,53 @@ from typing import Literal
 
 import numpy as np
 
+from edgeattn.profiling.stability import Trend
+
 Kind = Literal["measured", "emulated", "estimated"]
+EnergySource = Literal["rapl", "ina3221", "battery"]
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """Clocks and heat while something was measured. What the system does not tell is None.
+
+    Attributes:
+        min_mhz: lowest clock seen of the fastest processor.
+        fall: largest fall of a clock, of a processor or a GPU, from any time to any later one, as a share.
+        throttle_events: how often cores or their package throttled meanwhile.
+        capped: whether a Raspberry Pi's firmware held the clock down.
+        max_celsius: of the hottest thermal zone.
+        held: False if a clock fell by more than 5 % or anything throttled: such a run is invalid, not slow.
+    """
+
+    min_mhz: float | None
+    max_mhz: float | None
+    fall: float | None
+    throttle_events: int | None
+    capped: bool | None
+    max_celsius: float | None
+    held: bool
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Of calls as fast as possible. All that the rails feed is counted, the rest of the system included.
+
+    Attributes:
+        source: what told it.
+        rails: what it is the sum of.
+        joules_per_call: of a stream's chunk, features and decoding included; what idling takes is not taken off.
+        mean_watts: during the calls.
+        idle_watts: during a rest before them.
+    """
+
+    source: EnergySource
+    rails: tuple[str, ...]
+    joules_per_call: float
+    mean_watts: float
+    idle_watts: float | None
+    calls: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -33,6 +79,12 @@ class Latency:
         load_ms: from nothing to a session, verification of the bundle included.
         layers: name and microseconds of the slowest parts, where the engine tells.
         graphs: each graph of a model that has several, by name.
+        warmup_calls: calls before the timed ones, the first included.
+        settled: whether the median drifted by less than 2 % at their end.
+        noise: two standard deviations of the medians of ten blocks of the run, as a share of the median; None for
+            fewer than 50 runs.
+        noisy: whether that is above 3 %: another run may well report another p50.
+        clocks: None where the system tells nothing.
     """
 
     kind: Kind
@@ -47,16 +99,42 @@ class Latency:
     affinity: tuple[int, ...]
     layers: tuple[Mapping[str, object], ...] | None = None
     graphs: Mapping[str, GraphLatency] | None = None
+    warmup_calls: int | None = None
+    settled: bool | None = None
+    noise: float | None = None
+    noisy: bool | None = None
+    clocks: Clocks | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The course of a paced run, chunk by chunk, or of a long one the worst of each of 2,000 parts."""
+
+    seconds: tuple[float, ...]
+    latency_ms: tuple[float, ...]
+    backlog_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Realtime:
-    """A stream paced against absolute deadlines: chunk k must be done ``deadline_ms`` after its last sample came.
+    """Work paced against absolute deadlines: chunk k must be done ``deadline_ms`` after its last sample was due.
+
+    Of a model that does not stream, a chunk is a call, one every hop. Latency here is the time from when a chunk was
+    due until it was done: jitter, waking up and the backlog count.
 
     Attributes:
-        rtf: compute time over audio time.
-        misses: chunks that were late, of ``chunks``; None, like the backlog, if nothing was paced.
-        max_backlog_ms: largest time that the loop ran behind the clock when a packet was due.
+        rtf: compute time over audio time (over the hops of the calls).
+        misses: chunks that were late, of ``chunks``; None, like all that follows, if nothing was paced.
+        max_backlog_ms: largest time that the loop ran behind when a packet had come.
+        seconds: that the run stands for.
+        packet: samples per arrival; None for calls.
+        jitter_ms: each packet came up to so much later than due.
+        miss_rate_ci95: of misses / chunks, the Wilson score interval.
+        p99_trend: None for fewer than 50 chunks.
+        neighbours: busy processes beside it.
+        clocks: None where the system tells nothing.
+        trace: only where a picture was asked for.
+        loaded: the same again with busy neighbours, where that was asked for.
     """
 
     hop_ms: float
@@ -66,6 +144,18 @@ class Realtime:
     chunks: int | None
     max_backlog_ms: float | None
     paced: bool
+    seconds: float | None = None
+    packet: int | None = None
+    jitter_ms: float | None = None
+    miss_rate_ci95: tuple[float, ...] | None = None
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    max_ms: float | None = None
+    p99_trend: Trend | None = None
+    neighbours: int = 0
+    clocks: Clocks | None = None
+    trace: Trace | None = None
+    loaded: Realtime | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +175,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that one measuring run gives. ``realtime`` is None for a model that does not stream."""
+    """All that one measuring run gives.
+
+    ``realtime`` is None for a model that does not stream and was given no hop, ``energy`` where nothing tells it.
+    """
 
     device: str
     backend: str
@@ -94,6 +187,7 @@ class Profile:
     realtime: Realtime | None
     memory: Memory
     executed: Mapping[str, Mapping[str, int]]
+    energy: Energy | None = None
 
 
 def percentiles_ms(seconds: Sequence[float]) -> tuple[float, float, float, float]:

@@ -2,47 +2,41 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgeattn.bundle import read_manifest
-from edgeattn.profiling.figures import GraphLatency, Kind, Latency, Memory, Profile, Realtime, percentiles_ms
-from edgeattn.runtimes import Event, Session, Step, Stream, load
+from edgeattn.profiling.contract import Contract, MeasureOptions, contract
+from edgeattn.profiling.energy import find_meter, measure_energy
+from edgeattn.profiling.figures import Energy, GraphLatency, Kind, Latency, Memory, Profile, Realtime, percentiles_ms
+from edgeattn.profiling.load import busy_neighbours
+from edgeattn.profiling.pacing import arrivals, follow, follow_stream, realtime
+from edgeattn.profiling.stability import NOISE_LIMIT, Warmup, block_noise, warm_up
+from edgeattn.profiling.throttling import Watch
+from edgeattn.runtimes import Session, Step, load
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
 from edgeattn.targets import cpu_features
 
+__all__ = ["MeasureOptions", "affinity", "device_name", "measure", "peak_rss_bytes", "time_step", "white_noise"]
+
 NOISE_LEVEL = 0.05  # of the white noise that is streamed where no recording is given; compute does not depend on it
 SLOWEST_LAYERS = 10
-
-
-@dataclass(frozen=True)
-class MeasureOptions:
-    """How long and how strictly to measure.
-
-    Attributes:
-        runs: timed calls.
-        deadline_ms: per chunk; None for the hop itself, by which the next chunk is due.
-        paced_seconds: audio seconds to stream in real time; 0 leaves the paced part out.
-        packet: samples per arrival in the paced part; not a divisor of a chunk, as from a real sound card.
-    """
-
-    runs: int = 200
-    deadline_ms: float | None = None
-    paced_seconds: float = 5.0
-    packet: int = 512
-    threads: int = 1
-    layers: bool = False
 
 
 def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> Profile:
     """Load a bundle, time it, pace it, weigh it.
 
     A bundle that runs on another engine than its own is a substitute, and its figures say "emulated".
+
+    Raises:
+        InputError: as :func:`edgeattn.profiling.contract.contract`.
     """
     began = time.perf_counter()
     with load(path, backend=backend, threads=options.threads) as session:
@@ -50,19 +44,24 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
         manifest = read_manifest(path)
         kind: Kind = "measured" if session.backend == manifest.backend else "emulated"
         spec = session.spec
+        asked = contract(spec, options)
+        watch = Watch(affinity())
         if spec.stream is None:
-            first, times, graphs = _time_graphs(session, options.runs)
-            realtime = None
+            warmup, times, graphs = _time_graphs(session, options, watch)
         else:
-            first, times = _time_stream(session, spec.stream, options.runs)
+            warmup, times = _time_stream(session, spec.stream, options, watch)
             graphs = {}
-            realtime = _pace(session.stream(), spec.stream, options, sum(times) / len(times))
         p50, p90, p99, largest = percentiles_ms(times)
-        layers = _layers(session) if options.layers else None
+        noise = block_noise(times)
         latency = Latency(
-            kind, p50, p90, p99, largest, len(times), options.threads, first * 1e3, load_ms, affinity(), layers,
-            graphs if len(graphs) > 1 else None,
+            kind, p50, p90, p99, largest, len(times), options.threads, warmup.first_ms, load_ms, affinity(),
+            None, graphs if len(graphs) > 1 else None,
+            warmup.calls, warmup.settled, noise, None if noise is None else noise > NOISE_LIMIT, watch.clocks(),
         )  # fmt: skip
+        energy = _energy(session, options)
+        paced = None if asked is None else _paced(session, asked, options, sum(times) / len(times))
+        if options.layers:
+            latency = replace(latency, layers=_layers(session))
         golden = manifest.golden.file if manifest.golden is not None else None
         weights = sum(entry.size for name, entry in manifest.files.items() if name != golden)
         states = sum(state.nbytes for graph in spec.graphs for state in graph.states)
@@ -71,72 +70,17 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
             session.backend,
             session.engine_version,
             latency,
-            realtime,
+            paced,
             Memory(peak_rss_bytes(), weights, states),
             session.executed(),
+            energy,
         )
 
 
-def pace(
-    stream: Stream,
-    spec: StreamSpec,
-    samples: np.ndarray,
-    packet: int,
-    deadline_ms: float,
-    on_event: Callable[[Event], None] = lambda _: None,
-) -> Realtime:
-    """Stream a recording as a sound card would deliver it, and keep score.
-
-    Packets arrive at absolute times on a monotonic clock: a late chunk delays the next one, as it would on a device.
-
-    Args:
-        samples: float32, shape (n,), at the front end's rate.
-        packet: samples per arrival.
-        on_event: hears what the stream has to say; its time is not counted.
-    """
-    rate, hop = spec.frontend.sample_rate, float(spec.hop_seconds)
-    misses = chunks = 0
-    busy = backlog = 0.0
-    start = time.monotonic()
-    for first in range(0, len(samples), packet):
-        piece = samples[first : first + packet]
-        arrival = start + (first + len(piece)) / rate
-        now = time.monotonic()
-        if now < arrival:
-            time.sleep(arrival - now)
-        began = time.monotonic()
-        backlog = max(backlog, began - arrival)
-        events = stream.push(piece)
-        done = time.monotonic()
-        busy += done - began
-        completed = steps_after(spec, first + len(piece)) - chunks
-        chunks += completed
-        if done - arrival > deadline_ms / 1e3:
-            misses += completed
-        for event in events:
-            on_event(event)
-    audio = len(samples) / rate
-    return Realtime(hop * 1e3, deadline_ms, busy / audio, misses, chunks, backlog * 1e3, True)
-
-
-def steps_after(spec: StreamSpec, samples: int) -> int:
-    """Steps that a fresh stream has run once it heard so many samples: the chunks whose last sample came by then."""
-    frontend = spec.frontend
-    overhang = frontend.frame_length // 2 - frontend.hop_length // 2  # frame 0 starts this far before sample 0
-    if samples < frontend.frame_length:
-        return 0
-    frames = (samples + overhang - frontend.frame_length) // frontend.hop_length + 1
-    return max(0, (frames - spec.window) // spec.shift + 1)
-
-
 def time_step(step: Step, runs: int) -> tuple[float, list[float]]:
-    """Seconds of the first call and of ``runs`` calls after it settled (a tenth of them more, thrown away)."""
-    began = time.perf_counter()
-    step.run()
-    first = time.perf_counter() - began
-    for _ in range(max(3, runs // 10)):
-        step.run()
-    return first, [_timed(step) for _ in range(runs)]
+    """Seconds of the first call and of ``runs`` calls after it settled; what comes between is thrown away."""
+    warmup, times = _time(functools.partial(_timed, step), runs, 0.0)
+    return warmup.first_ms / 1e3, times
 
 
 def _timed(step: Step) -> float:
@@ -145,20 +89,48 @@ def _timed(step: Step) -> float:
     return time.perf_counter() - began
 
 
-def _time_graphs(session: Session, runs: int) -> tuple[float, list[float], dict[str, GraphLatency]]:
-    """Seconds of the first call and of each timed one, graphs added up, and the figures of every graph."""
-    firsts, totals = 0.0, np.zeros(runs)
+def _time(
+    timed_call: Callable[[], float], runs: int, spread_seconds: float, watch: Watch | None = None
+) -> tuple[Warmup, list[float]]:
+    """Warm up, then time ``runs`` calls, every so manieth of those that ``spread_seconds`` have room for."""
+    warmup, median = warm_up(timed_call, runs)
+    stride = max(1, math.ceil(spread_seconds / (runs * median))) if median > 0 else 1
+    times = []
+    for _ in range(runs):
+        for _ in range(stride - 1):
+            timed_call()
+        times.append(timed_call())
+        if watch is not None:
+            watch.look()
+    return warmup, times
+
+
+def _time_graphs(
+    session: Session, options: MeasureOptions, watch: Watch
+) -> tuple[Warmup, list[float], dict[str, GraphLatency]]:
+    """The warm-up and the seconds of each timed call, graphs added up, and the figures of every graph."""
+    largest: list[Warmup] = []  # of each unit, the size that stands last
+    totals = np.zeros(options.runs)
     figures = {}
+    spread = options.spread_seconds / len(session.spec.graphs)
     for graphs in session.spec.units().values():
         for graph in graphs:
-            step = session.step(graph.name)
-            _fill(step, graph)
-            first, times = time_step(step, runs)
-            p50, _, p99, largest = percentiles_ms(times)
-            figures[graph.name] = GraphLatency(p50, p99, largest, first * 1e3)
-        firsts += first  # of the largest size, which stands last
+            step = _filled(session, graph)
+            warmup, times = _time(functools.partial(_timed, step), options.runs, spread, watch)
+            p50, _, p99, longest = percentiles_ms(times)
+            figures[graph.name] = GraphLatency(p50, p99, longest, warmup.first_ms)
+        largest.append(warmup)
         totals += times
-    return firsts, totals.tolist(), figures
+    settled = all(warmup.settled for warmup in largest)
+    first, calls = sum(warmup.first_ms for warmup in largest), max(warmup.calls for warmup in largest)
+    return Warmup(first, calls, settled), totals.tolist(), figures
+
+
+def _filled(session: Session, graph: GraphSpec) -> Step:
+    """A step of the graph that has inputs to run on."""
+    step = session.step(graph.name)
+    _fill(step, graph)
+    return step
 
 
 def _fill(step: Step, graph: GraphSpec) -> None:
@@ -173,30 +145,96 @@ def _plausible(tensor: TensorSpec) -> np.ndarray:
     return np.ones(tensor.shape, tensor.dtype)
 
 
-def _time_stream(session: Session, spec: StreamSpec, runs: int) -> tuple[float, list[float]]:
+def _time_stream(
+    session: Session, spec: StreamSpec, options: MeasureOptions, watch: Watch
+) -> tuple[Warmup, list[float]]:
     """Chunks through the whole of ``Stream.push``: features, engine, decoding."""
-    stream = session.stream()
-    hop = spec.shift * spec.frontend.hop_length
-    noise = white_noise(hop * 16)
-    stream.push(noise[: spec.window * spec.frontend.hop_length])  # from here on each hop of samples is one chunk
-    times = []
-    warmup = max(3, runs // 10)
-    for index in range(1 + warmup + runs):
-        offset = (index % 16) * hop
-        packet = noise[offset : offset + hop]
+    pusher = _Pusher(session, spec)
+
+    def timed_push() -> float:
+        packet = pusher.packet()
         began = time.perf_counter()
-        stream.push(packet)
-        times.append(time.perf_counter() - began)
-    return times[0], times[1 + warmup :]
+        pusher.stream.push(packet)
+        return time.perf_counter() - began
+
+    return _time(timed_push, options.runs, options.spread_seconds, watch)
 
 
-def _pace(stream: Stream, spec: StreamSpec, options: MeasureOptions, chunk_seconds: float) -> Realtime:
-    hop_ms = 1e3 * float(spec.hop_seconds)
-    deadline = options.deadline_ms if options.deadline_ms is not None else hop_ms
-    if options.paced_seconds <= 0:
-        return Realtime(hop_ms, deadline, chunk_seconds * 1e3 / hop_ms, None, None, None, False)
-    samples = white_noise(int(options.paced_seconds * spec.frontend.sample_rate))
-    return pace(stream, spec, samples, options.packet, deadline)
+class _Pusher:
+    """A stream that was fed up to the brim: from here on each hop of samples is one chunk."""
+
+    def __init__(self, session: Session, spec: StreamSpec) -> None:
+        self.stream = session.stream()
+        self._hop = spec.shift * spec.frontend.hop_length
+        self._noise = white_noise(self._hop * 16)
+        self._index = 0
+        self.stream.push(white_noise(spec.window * spec.frontend.hop_length))
+
+    def packet(self) -> np.ndarray:
+        """The next chunk's samples."""
+        first = self._index % 16 * self._hop
+        self._index += 1
+        return self._noise[first : first + self._hop]
+
+    def push(self) -> None:
+        """One chunk."""
+        self.stream.push(self.packet())
+
+
+def _whole_call(session: Session) -> Callable[[], None]:
+    """One call of each unit with its largest size, or one chunk of a stream."""
+    if session.spec.stream is not None:
+        return _Pusher(session, session.spec.stream).push
+    steps = [_filled(session, graphs[-1]) for graphs in session.spec.units().values()]
+
+    def run() -> None:
+        for step in steps:
+            step.run()
+
+    return run
+
+
+def _energy(session: Session, options: MeasureOptions) -> Energy | None:
+    meter = find_meter() if options.energy_seconds > 0 else None
+    if meter is None:
+        return None
+    return measure_energy(_whole_call(session), meter, options.energy_seconds)
+
+
+def _paced(session: Session, asked: Contract, options: MeasureOptions, chunk_seconds: float) -> Realtime:
+    """The paced run, and the same beside busy neighbours if that was asked for."""
+    if asked.seconds <= 0:
+        rtf = 1e3 * chunk_seconds / asked.hop_ms
+        return Realtime(asked.hop_ms, asked.deadline_ms, rtf, None, None, None, False)
+    idle = _paced_once(session, asked, options)
+    if not options.load:
+        return idle
+    with busy_neighbours(options.load, affinity() if hasattr(os, "sched_setaffinity") else ()):
+        loaded = _paced_once(session, asked, options)
+    return replace(idle, loaded=replace(loaded, neighbours=options.load))
+
+
+def _paced_once(session: Session, asked: Contract, options: MeasureOptions) -> Realtime:
+    spec, watch = session.spec.stream, Watch(affinity())
+    jitter = options.jitter_ms / 1e3
+    if spec is not None and asked.packet is not None:
+        seconds = asked.seconds
+        samples = white_noise(int(seconds * spec.frontend.sample_rate))
+        stream = session.stream()
+        timeline = follow_stream(stream, spec, samples, (asked.packet, jitter, options.seed), after=watch.look)
+    else:
+        calls = int(1e3 * asked.seconds / asked.hop_ms + 1e-9)
+        seconds = calls * asked.hop_ms / 1e3
+        run = _whole_call(session)
+        run()  # a call is no stream: what its first one allocates is told apart, as the cold start
+
+        def work(_: int) -> int:
+            run()
+            return 1
+
+        timeline = follow(arrivals(np.arange(calls) * asked.hop_ms / 1e3, jitter, options.seed), work, watch.look)
+    figures = realtime(timeline, asked.hop_ms, seconds, asked.deadline_ms, options.trace)
+    return replace(figures, packet=asked.packet, jitter_ms=options.jitter_ms, clocks=watch.clocks())
 
 
 def white_noise(count: int) -> np.ndarray:

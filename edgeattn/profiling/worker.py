@@ -33,7 +33,7 @@ def profile_bundle(path: Path, options: MeasureOptions, backend: str | None = No
     request = json.dumps({"backend": backend, "options": to_json(options)})
     command = [sys.executable, "-m", "edgeattn.profiling.worker", str(path), request]
     environment = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(options.threads))
-    limit = TIMEOUT_SECONDS + options.paced_seconds
+    limit = TIMEOUT_SECONDS + options.longest_seconds
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
     except subprocess.TimeoutExpired as error:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeattn.profiling.measure import pace, steps_after, time_step
+from edgeattn.profiling.measure import time_step
+from edgeattn.profiling.pacing import pace, steps_after
 from edgeattn.runtimes import Step, Stream
 from edgeattn.spec import StreamSpec
 from tests.runtimes.tiny import NumpyStep, tiny_spec

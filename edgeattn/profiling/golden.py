@@ -1,0 +1,30 @@
+"""``python -m edgeattn.profiling.golden BUNDLE REQUEST_JSON``: golden inputs replayed, as one line of JSON on stdout.
+
+The request: ``backend`` (null for the bundle's own) and ``threads``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from edgeattn.errors import EdgeattnError
+from edgeattn.runtimes.selftest import selftest
+from edgeattn.spec import to_json
+
+
+def main(arguments: list[str]) -> int:
+    """Entry of the process."""
+    path, request = arguments
+    asked: dict[str, Any] = json.loads(request)
+    try:
+        answer: dict[str, Any] = {"golden": to_json(selftest(path, asked["backend"], asked["threads"]))}
+    except EdgeattnError as error:
+        answer = {"error": type(error).__name__, "message": str(error)}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,286 @@
+"""The near end of a link to a device: a process (ssh) whose stdin and stdout reach our runner there."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import secrets
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any
+
+from edgeattn.errors import DeviceError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+OLDEST_PYTHON = (3, 10)
+KEEPALIVE = 2.0  # seconds between signs of life to the runner
+BLOCK = 2**16
+MAX_LINE = 32 * 2**20
+RUNNER = Path(__file__).with_name("runner.py")
+
+# Arguments: nonce, python, program for it, bytes of the runner. One line, and nothing that csh or fish would expand.
+# The directory goes also when the Python in it is killed; when this shell is killed, the runner removes it.
+BOOT = (
+    "umask 077; "
+    'say() { printf "{\\"nonce\\": \\"%s\\", \\"event\\": \\"%s\\"}\\n" "$1" "$2"; }; '
+    'b="${XDG_CACHE_HOME:-$HOME/.cache}/edgeattn"; d="$b/runs/$1"; '
+    'mkdir -p "$b/runs" "$b/store" && mkdir "$d" || { say "$1" no-directory; exit 1; }; '
+    'trap "cd /; rm -rf \\"\\$d\\"" EXIT; trap "exit 1" HUP INT TERM; cd "$d"; '
+    'command -v "$2" > /dev/null || { say "$1" no-python; exit 1; }; '
+    '"$2" -u -c "$3" "$1" "$d" "$b" "$4"'
+)
+# Valid in every Python that a board may have, so that an old one is told by its version and not by a syntax error.
+LOADER = (
+    "import sys; v = sys.version_info; n = int(sys.argv[4]); "
+    'sys.stdout.write(\'{"nonce": "%s", "event": "python", "version": [%d, %d, %d]}\\n\' % '
+    "(sys.argv[1], v[0], v[1], v[2])); sys.stdout.flush(); "
+    "tuple(v[:2]) >= (3, 10) or sys.exit(1); "
+    'exec(compile(sys.stdin.buffer.read(n), "runner.py", "exec"), {"__name__": "__main__"})'
+)
+
+
+class TransportError(DeviceError):
+    """The link itself failed: nothing was wrong with what was asked, and asking again can succeed."""
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds.
+
+    Attributes:
+        connect: to the first word of the device.
+        silence: without any word of the runner, which speaks every 2 s.
+        lock: to wait for a device that another uses.
+    """
+
+    connect: float = 20.0
+    silence: float = 30.0
+    lock: float = 120.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """``python -m module arguments`` on the device, our runtime on its path; one line of JSON on stdout.
+
+    Attributes:
+        arguments: ``{bundle}`` stands for the bundle's directory there.
+    """
+
+    module: str
+    arguments: tuple[str, ...]
+    timeout_seconds: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Link:
+    """A running runner. Use as a context manager; leaving it ends the runner and what it started.
+
+    Args:
+        command: what reaches a shell on the device; the shell command is appended as one argument.
+        name: the device, for messages.
+        python: the interpreter there.
+        explain: turns the last words of a command that failed before the runner spoke into an error.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        name: str,
+        python: str = "python3",
+        timeouts: Timeouts = Timeouts(),
+        explain: Callable[[str, int], DeviceError | None] | None = None,
+    ) -> None:
+        self.name = name
+        self._python = python
+        self._timeouts = timeouts
+        self._explain = explain
+        self._nonce = secrets.token_hex(16)
+        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._errors = ""
+        self._writing = threading.Lock()
+        self._closed = threading.Event()
+        runner = RUNNER.read_bytes()
+        words = (self._nonce, python, LOADER, str(len(runner)))
+        remote = f"exec sh -c {shlex.quote(BOOT)} edgeattn {shlex.join(words)}"
+        self._process = subprocess.Popen(
+            [*command, remote],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is ours: we end the runner in order
+        )
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._hear, self._hear_errors)]
+        for thread in self._threads:
+            thread.start()
+        try:
+            self._boot(runner)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.request("end")
+                if not self.wait("end")["clean"]:
+                    raise DeviceError(f"{self.name}: the directory of this run could not be removed there")
+        finally:
+            self.close()
+
+    def request(self, do: str, **values: Any) -> None:
+        """Ask the runner for something."""
+        self._send(json.dumps({"do": do, **values}).encode() + b"\n")
+
+    def put(self, sha256: str, source: IO[bytes], size: int) -> None:
+        """Send a file to the device's store, where its hash is checked.
+
+        Raises:
+            DeviceError: if it did not arrive whole, or there is no room for it.
+        """
+        with self._writing:
+            self._write(json.dumps({"do": "put", "sha256": sha256, "size": size}).encode() + b"\n")
+            while block := source.read(BLOCK):
+                self._write(block)
+        answer = self.wait("stored", "refused")
+        if answer["event"] == "refused":
+            if answer["problem"]:
+                raise DeviceError(
+                    f"{self.name}: {size} bytes cannot be written there: {answer['problem']}; make room in "
+                    "~/.cache/edgeattn of that account"
+                )
+            raise TransportError(
+                f"{self.name}: a file of {size} bytes arrived changed: sha256 {sha256[:12]}... was sent, "
+                f"{answer['found'][:12]}... lies there; its storage or the link is not to be trusted"
+            )
+
+    def wait(self, *events: str, seconds: float | None = None) -> dict[str, Any]:
+        """The next of these events; signs of life go by, and their absence ends the wait.
+
+        Args:
+            seconds: to wait at most; None for as long as the runner lives.
+
+        Raises:
+            TransportError: if the link was cut or fell silent.
+            DeviceError: if the runner died, or what was asked failed there.
+        """
+        limit = None if seconds is None else time.monotonic() + seconds
+        while True:
+            silence = self._timeouts.silence
+            if limit is not None:
+                silence = min(silence, max(0.0, limit - time.monotonic()))
+            try:
+                event = self._events.get(timeout=silence)
+            except queue.Empty:
+                raise TransportError(
+                    f"{self.name}: no sign of life for {silence:.0f} s; the device or the network hangs"
+                ) from None
+            if event is None:
+                raise self._gone()
+            if event["event"] in events:
+                return event
+            if event["event"] == "failed":
+                where = f" ({event['path']})" if event["path"] else ""
+                raise DeviceError(f"{self.name}: failed there: {event['problem']}{where}")
+
+    def close(self) -> None:
+        """End the process; the runner sees the end of its input and cleans up."""
+        self._closed.set()
+        with contextlib.suppress(OSError, ValueError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for thread in self._threads:
+            thread.join(5.0)
+        for pipe in (self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    def _boot(self, runner: bytes) -> None:
+        event = self.wait("python", "no-python", "no-directory", seconds=self._timeouts.connect)
+        oldest = ".".join(map(str, OLDEST_PYTHON))
+        if event["event"] == "no-directory":
+            raise DeviceError(f"{self.name}: no directory can be made there: {self._last_words()}")
+        if event["event"] == "no-python":
+            raise UnsupportedError(
+                f"{self.name}: no {self._python} there; Python >= {oldest} with numpy and the engine is needed: "
+                "install it, or name its path, as ssh://host/opt/venv/bin/python"
+            )
+        if tuple(event["version"][:2]) < OLDEST_PYTHON:
+            version = ".".join(map(str, event["version"]))
+            raise UnsupportedError(
+                f"{self.name}: {self._python} there is Python {version}, at least {oldest} is needed: install one, or "
+                "name its path, as ssh://host/opt/venv/bin/python"
+            )
+        self._send(runner)
+        self.wait("hello", seconds=self._timeouts.connect)
+        thread = threading.Thread(target=self._beat, daemon=True)
+        thread.start()
+        self._threads.append(thread)
+
+    def _send(self, data: bytes) -> None:
+        with self._writing:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+        except (OSError, ValueError):
+            raise self._gone() from None
+
+    def _beat(self) -> None:
+        while not self._closed.wait(KEEPALIVE):
+            with contextlib.suppress(DeviceError):
+                self._send(b"\n")
+
+    def _hear(self) -> None:
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
+            while line := self._process.stdout.readline(MAX_LINE):
+                with contextlib.suppress(ValueError):  # a login's greeting
+                    event = json.loads(line)
+                    if isinstance(event, dict) and event.get("nonce") == self._nonce:
+                        self._events.put(event)
+        self._events.put(None)
+
+    def _hear_errors(self) -> None:
+        assert self._process.stderr is not None
+        with contextlib.suppress(OSError, ValueError):
+            while line := self._process.stderr.readline(BLOCK):
+                self._errors = (self._errors + line.decode("utf-8", "replace"))[-4096:]
+
+    def _last_words(self) -> str:
+        self._threads[1].join(1.0)
+        lines = [line.strip() for line in self._errors.splitlines() if line.strip()]
+        return lines[-1] if lines else "it said nothing"
+
+    def _gone(self) -> DeviceError:
+        """The error of a process that ended before the runner did."""
+        try:
+            status = self._process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            return TransportError(f"{self.name}: the link was cut")
+        words = self._last_words()
+        if self._explain is not None and (explained := self._explain(self._errors, status)) is not None:
+            return explained
+        return DeviceError(
+            f"{self.name}: the runner there ended before its work did (status {status}: {words}); it was killed, or "
+            "the device ran out of memory"
+        )

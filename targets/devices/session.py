@@ -1,0 +1,241 @@
+"""A bundle and our runtime on a device, and jobs on them there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgeattn.bundle import open_bundle, zip_bundle
+from edgeattn.errors import DeviceError, UnsupportedError
+from edgeattn.targets.devices.archive import runtime_archive
+from edgeattn.targets.devices.device import Device
+from edgeattn.targets.devices.link import Job, Link, Timeouts, TransportError
+from edgeattn.targets.devices.ssh import connect
+from edgeattn.targets.host import ARCH
+from edgeattn.targets.target import Arch
+
+T = TypeVar("T")
+
+PAUSES = (1.0, 3.0)  # seconds before the second and the third try
+SMALLEST_MEMORY = 64 * 2**20  # bytes for Python, numpy and an engine
+OLDEST_NUMPY = (1, 26)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a device has.
+
+    Attributes:
+        modules: module -> version; None where it is not there, empty where its package does not tell.
+        libc: name and version.
+        model: of the board, as its firmware names it; empty where it does not.
+        tegra: first line of /etc/nv_tegra_release; empty elsewhere.
+        free_disk_bytes: where files are put.
+        free_memory_bytes: None where the system does not tell.
+    """
+
+    python: str
+    executable: str
+    system: str
+    arch: str
+    libc: str
+    model: str
+    tegra: str
+    modules: Mapping[str, str | None]
+    free_disk_bytes: int
+    free_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What a device must have before anything is sent to it.
+
+    Attributes:
+        engine: the engine's name, for messages.
+        modules: (module, distribution) pairs of which one must be there.
+        install: how to get it.
+        version: the engine that made the bundle; an older one there is refused. None where not known.
+        arch: None for any.
+        runtime: modules of edgeattn that the jobs run.
+    """
+
+    engine: str
+    modules: tuple[tuple[str, str], ...]
+    install: str
+    runtime: tuple[str, ...]
+    version: str | None = None
+    arch: Arch | None = None
+
+
+class DeviceSession:
+    """What :func:`on_device` hands to the work: the device with the bundle on it."""
+
+    def __init__(self, link: Link, found: Inventory, bundle: str, runtime: str) -> None:
+        self.inventory = found
+        self._link = link
+        self._bundle = bundle
+        self._runtime = runtime
+
+    def run(self, job: Job) -> dict[str, Any]:
+        """Run a job and read the line of JSON that it ended with.
+
+        Raises:
+            TransportError: if the link was cut.
+            DeviceError: if the job died, or did not end in time; it is dead then.
+        """
+        self._link.request(
+            "run",
+            module=job.module,
+            arguments=[argument.replace("{bundle}", self._bundle) for argument in job.arguments],
+            timeout=job.timeout_seconds,
+            environment=dict(job.environment),
+            path=self._runtime,
+        )
+        done = self._link.wait("done")
+        if done["timeout"]:
+            raise DeviceError(
+                f"{self._link.name}: {job.module} did not end within {job.timeout_seconds:.0f} s and was killed there; "
+                "the engine hangs, or the device is too slow for so many runs"
+            )
+        try:
+            answer: dict[str, Any] = json.loads(done["stdout"].strip().splitlines()[-1])
+        except (IndexError, ValueError) as error:
+            last = (done["stderr"].strip().splitlines() or ["no output"])[-1]
+            raise DeviceError(f"{self._link.name}: {job.module} died with status {done['status']}: {last}") from error
+        return answer
+
+
+def on_device(
+    device: Device,
+    bundle: Path,
+    wants: Wants,
+    work: Callable[[DeviceSession], T],
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+) -> T:
+    """Look what the device has, send what it lacks, and do the work there; again where only the link failed.
+
+    Files are kept by their hash in the account's ~/.cache/edgeattn and reused; the directory of the run is removed.
+
+    Raises:
+        DeviceError: if the device cannot be reached, lets us not in, is in use, is full, or was lost.
+        UnsupportedError: if it has not what the bundle needs.
+        BundleError: if the bundle is not whole.
+    """
+    with _packed(bundle) as (sha256, archive):
+        for pause in PAUSES:
+            with contextlib.suppress(TransportError), connect(device, timeouts) as link:
+                return work(_prepare(link, sha256, archive, bundle.name, wants, timeouts))
+            time.sleep(pause)
+        with connect(device, timeouts) as link:
+            return work(_prepare(link, sha256, archive, bundle.name, wants, timeouts))
+
+
+@contextlib.contextmanager
+def _packed(bundle: Path) -> Iterator[tuple[str, Path]]:
+    """The bundle, verified, as a zip, with its hash."""
+    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder, open_bundle(bundle) as opened:
+        archive = zip_bundle(opened.root, Path(folder) / "bundle.zip")
+        with archive.open("rb") as file:
+            yield _sha256(file), archive
+
+
+def _sha256(file: io.BufferedReader) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _prepare(link: Link, sha256: str, archive: Path, name: str, wants: Wants, timeouts: Timeouts) -> DeviceSession:
+    size = archive.stat().st_size
+    link.request("inventory", modules=[["numpy", "numpy"], *wants.modules])
+    found = inventory_of(link.wait("inventory"))
+    check_inventory(link.name, found, wants, size)
+    runtime_sha256, runtime = runtime_archive(wants.runtime)
+    link.request("lock", seconds=timeouts.lock, wanted=[sha256, runtime_sha256])
+    answer = link.wait("ready", "busy")
+    if answer["event"] == "busy":
+        raise DeviceError(
+            f"{link.name}: in use by another edgeattn for {timeouts.lock:.0f} s (it holds {answer['lock']} there); "
+            "two at once would spoil both measurements: try again when it is done"
+        )
+    if runtime_sha256 in answer["missing"]:
+        link.put(runtime_sha256, io.BytesIO(runtime), len(runtime))
+    if sha256 in answer["missing"]:
+        with archive.open("rb") as file:
+            link.put(sha256, file, size)
+    link.request("unpack", sha256=sha256, runtime=runtime_sha256, name=name)
+    places = link.wait("unpacked")
+    return DeviceSession(link, found, places["path"], places["runtime"])
+
+
+def inventory_of(event: Mapping[str, Any]) -> Inventory:
+    """The runner's answer without what belongs to the link."""
+    return Inventory(**{key: value for key, value in event.items() if key not in ("nonce", "event")})
+
+
+def check_inventory(name: str, found: Inventory, wants: Wants, size: int) -> None:
+    """Hold what a device has to what is wanted.
+
+    Args:
+        name: the device, for messages.
+        size: bytes that will be sent.
+
+    Raises:
+        UnsupportedError: for what has to be installed, and for another architecture.
+        DeviceError: for too little room or memory.
+    """
+    pip = f"{found.executable} -m pip install"
+    numpy = found.modules.get("numpy")
+    if numpy is None:
+        raise UnsupportedError(f"{name}: {found.executable} there has no numpy: {pip} numpy")
+    if (version := numbers(numpy)) and version < OLDEST_NUMPY:
+        oldest = ".".join(map(str, OLDEST_NUMPY))
+        raise UnsupportedError(f"{name}: numpy {numpy} there, at least {oldest} is needed: {pip} -U numpy")
+    there = [found.modules[module] for module, _ in wants.modules if found.modules.get(module) is not None]
+    if not there:
+        raise UnsupportedError(
+            f"{name}: {wants.engine} is not installed for {found.executable} there (Python {found.python}, "
+            f"{found.arch}): {wants.install}"
+        )
+    if wants.version is not None and there[0] and numbers(there[0]) < numbers(wants.version):
+        raise UnsupportedError(
+            f"{name}: {wants.engine} {there[0]} there, the bundle was made with {wants.version}: {wants.install}, or "
+            "convert with the older one"
+        )
+    arch = ARCH.get(found.arch.lower(), "other")
+    if wants.arch not in (None, "other", arch):
+        raise UnsupportedError(
+            f"{name}: the bundle is made for {wants.arch} and the device is {found.arch}; convert it for this device"
+        )
+    need = 2 * size + 2**20  # in the store, and unpacked
+    if found.free_disk_bytes < need:
+        raise DeviceError(
+            f"{name}: no space: {found.free_disk_bytes / 1e6:.1f} MB free there, {need / 1e6:.1f} MB are needed; make "
+            "room where ~/.cache of that account lies"
+        )
+    memory = 2 * size + SMALLEST_MEMORY
+    if found.free_memory_bytes is not None and found.free_memory_bytes < memory:
+        raise DeviceError(
+            f"{name}: {found.free_memory_bytes / 1e6:.0f} MB of memory free there, {memory / 1e6:.0f} MB are needed; "
+            "stop what else runs on it"
+        )
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """Major and minor, which decide what an engine can read.
+
+    >>> numbers("1.20.1"), numbers("2025.4.0-dev"), numbers("")
+    ((1, 20), (2025, 4), ())
+    """
+    match = re.match(r"(\d+)(?:\.(\d+))?", version)
+    return () if match is None else tuple(int(part) for part in match.groups(default="0"))

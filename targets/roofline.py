@@ -177,7 +177,7 @@ def estimate(
     if bandwidth is None and any(op.bytes for op in ops):
         raise _missing(target, "[memory] bytes_per_second")
     used = efficiency or (GPU if engine in ACCELERATED else CPU)
-    rates = {op.precision: peak_rate(target, engine, op.precision, threads) for op in ops if op.flops}
+    rates: dict[str, float] = {op.precision: peak_rate(target, engine, op.precision, threads) for op in ops if op.flops}
     parts = [_estimate_op(op, rates.get(op.precision, math.inf), bandwidth or math.inf, used) for op in ops]
     mid = sum(part.mid_ms for part in parts)
     if not mid > 0:
@@ -185,7 +185,9 @@ def estimate(
             f"{target.name}: no operation computes, moves or starts anything; there is nothing to estimate"
         )
     bounds = dict.fromkeys(part.bound for part in sorted(parts, key=lambda part: -part.mid_ms))
-    shares = {bound: sum(part.mid_ms for part in parts if part.bound == bound) / mid for bound in bounds}
+    shares: dict[str, float] = {
+        bound: sum(part.mid_ms for part in parts if part.bound == bound) / mid for bound in bounds
+    }
     room = target.memory.bytes
     return Estimate(
         target.name,

@@ -196,7 +196,7 @@ def test_impossible_figures_of_an_operation_are_refused(bad: dict[str, Any]) -> 
     with pytest.raises(ValueError, match="must be 0 or more"):
         replace(op(), **bad)
     with pytest.raises(ValueError, match="precision of 'layer' must be one of fp32, fp16, int8"):
-        replace(op(), precision="int4")
+        op(precision="int4")
 
 
 @pytest.mark.parametrize("bad", [(0, 1, 2), (2, 1, 3), (1, 3, 2), (1, 1, math.inf), (math.nan, 1, 1)])

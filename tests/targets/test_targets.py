@@ -60,8 +60,15 @@ def test_no_two_targets_share_a_name_or_an_alias() -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_group_of_facts_says_where_it_comes_from(name: str) -> None:
     target = get_target(name)
-    groups = (target.cpu, target.memory, target.accelerator, target.peaks, target.kernels, target.power)
-    groups += target.software
+    groups = (
+        target.cpu,
+        target.memory,
+        target.accelerator,
+        target.peaks,
+        target.kernels,
+        target.power,
+        *target.software,
+    )
     assert all(len(group.source) > 10 for group in groups if group is not None)
 
 

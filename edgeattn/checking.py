@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, score_of, whole_parity
 from edgeattn.buckets import with_buckets
 from edgeattn.bundle import Manifest, read_manifest
-from edgeattn.errors import InputError
+from edgeattn.errors import EdgeattnError, InputError, UnsupportedError
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
 from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.parity import Parity
@@ -29,12 +30,14 @@ from edgeattn.model import EdgeModel
 from edgeattn.profiling.contract import contract
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
+from edgeattn.profiling.remote import measure_on
 from edgeattn.profiling.worker import profile_bundle
 from edgeattn.report import Candidate, Precision, Report, Result, graph_results
 from edgeattn.runtimes import Session, load
-from edgeattn.runtimes.selftest import selftest
+from edgeattn.runtimes.selftest import SelftestResult, selftest
 from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, from_json
+from edgeattn.targets.devices import Device, parse_device
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class CheckOptions:
         model: MODEL that it came from; without it parity is that of the golden outputs.
         data: as ``--data`` of convert; without it the metric is not measured.
         samples: at most so many samples to measure on.
+        device: as ``--device``; golden outputs, executed precision, time and memory are those found there.
     """
 
     gates: Gates = field(default_factory=Gates)
@@ -55,6 +59,7 @@ class CheckOptions:
     data: str | None = None
     split: str | None = None
     samples: int = 400
+    device: str = "local"
 
 
 def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
@@ -65,13 +70,11 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     """
     manifest = read_manifest(path)
     contract(manifest.spec, options.measure)  # refuses what makes no sense before minutes of work
+    device = parse_device(options.device)
+    if device.kind != "local":
+        return _check_on(device, path, manifest, options, progress)
     progress.begin("golden outputs")
-    golden = selftest(path, options.backend, options.measure.threads)
-    failures = [
-        Failure("golden", f"{name} at SQNR >= {golden.min_sqnr_db:g} dB", f"{output.sqnr_db:.1f} dB")
-        for name, output in golden.outputs.items()
-        if not output.passed
-    ]
+    failures = _golden_failures(selftest(path, options.backend, options.measure.threads))
     shipped = str(manifest.precision["shipped"])
     parities: dict[str, Parity] = {}
     parity, figures = None, None
@@ -99,15 +102,90 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     return Report(_model(manifest), (_result(path, manifest, profile, failures, (parity, parities), figures),))
 
 
-def profile(path: Path, options: MeasureOptions, backend: str | None) -> Report:
-    """Measure a bundle on this machine, in a process of its own.
+def profile(path: Path, options: MeasureOptions, backend: str | None, devices: Sequence[str] = ("local",)) -> Report:
+    """Measure a bundle, in a process of its own, on this machine or on others at the same time.
+
+    Args:
+        devices: as ``--device``. Of several, one that fails is a result with the failure "device"; the others go on.
 
     Raises:
-        EdgeattnError: as :func:`edgeattn.runtimes.load`.
+        InputError: for a malformed or repeated device.
+        EdgeattnError: as :func:`edgeattn.runtimes.load` and :func:`edgeattn.profiling.remote.measure_on`, where there
+            is but one device.
     """
     manifest = read_manifest(path)
-    measured = profile_bundle(path, options, backend)
-    return Report(_model(manifest), (_result(path, manifest, measured, [], (None, {}), None),))
+    parsed = [parse_device(text) for text in devices]
+    if len(set(devices)) != len(devices):
+        raise InputError(f"--device: each may be given once, got {', '.join(devices)}")
+    if len(parsed) == 1:
+        return Report(_model(manifest), (_profiled(parsed[0], path, manifest, options, backend),))
+
+    def one(device: Device) -> Result:
+        try:
+            return _profiled(device, path, manifest, options, backend)
+        except EdgeattnError as error:
+            return _unmeasured(device, path, manifest, error)
+
+    with ThreadPoolExecutor(max_workers=len(parsed)) as pool:
+        return Report(_model(manifest), tuple(pool.map(one, parsed)))
+
+
+def _profiled(device: Device, path: Path, manifest: Manifest, options: MeasureOptions, backend: str | None) -> Result:
+    if device.kind == "local":
+        return _result(path, manifest, profile_bundle(path, options, backend), [], (None, {}), None)
+    golden, measured, _ = measure_on(device, path, options, backend)
+    failures = [] if golden is None else _golden_failures(golden)
+    if failures:
+        raise UnsupportedError(
+            f"{device.text}: outputs there are not the golden ones ({failures[0].wanted}, got {failures[0].got}): "
+            "figures of another computation mean nothing; update the engine, or convert for this device"
+        )
+    return _on(device, _result(path, manifest, measured, [], (None, {}), None))
+
+
+def _unmeasured(device: Device, path: Path, manifest: Manifest, error: EdgeattnError) -> Result:
+    asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
+    return Result(
+        target=manifest.target,
+        device=device.text,
+        backend=manifest.backend,
+        bundle=str(path),
+        passed=False,
+        failures=(Failure("device", "a measurement", str(error)),),
+        precision=Precision(asked, shipped, None, ()),
+    )
+
+
+def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOptions, progress: Progress) -> Report:
+    """What can be held against a device: its golden outputs, what it executes, its times, and the bundle's size."""
+    if options.model is not None or options.data is not None:
+        raise InputError(
+            f"--model and --data are compared on this machine, not on {device.text}: leave out those or --device"
+        )
+    progress.begin(f"golden outputs and profile on {device.text}")
+    golden, measured, _ = measure_on(device, path, options.measure, options.backend)
+    failures = [] if golden is None else _golden_failures(golden)
+    if measured.backend == manifest.backend:
+        shipped = str(manifest.precision["shipped"])
+        failures += executed_failures(shipped, measured.executed, manifest.provenance.get("layers") or None)
+    if measured.latency.kind == "measured":
+        failures += deadline_failures(measured, options.gates.deadline_ms)
+        failures += clock_failures(measured)
+    size = sum(entry.size for entry in manifest.files.values())
+    failures += size_failures(size, options.gates.max_size_bytes)
+    return Report(_model(manifest), (_on(device, _result(path, manifest, measured, failures, (None, {}), None)),))
+
+
+def _golden_failures(golden: SelftestResult) -> list[Failure]:
+    return [
+        Failure("golden", f"{name} at SQNR >= {golden.min_sqnr_db:g} dB", f"{output.sqnr_db:.1f} dB")
+        for name, output in golden.outputs.items()
+        if not output.passed
+    ]
+
+
+def _on(device: Device, result: Result) -> Result:
+    return replace(result, notes=(*result.notes, f"on {device.text}"))
 
 
 def _source(

@@ -47,6 +47,7 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="Draw latency, deadline, misses and backlog over time, .png or .svg."),
     ] = None,
+    device: o.Device = "local",
     as_json: o.Json = False,
 ) -> None:
     """Verify a bundle: hashes, golden outputs, parity, metric, size, real-time contract. Exit 1 if a gate fails.
@@ -81,6 +82,7 @@ def check(
             data=data,
             split=split,
             samples=samples,
+            device=device,
         )
         with progress_bar() as bar:
             report = run(bundle, settings, bar)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, note, print_json, print_table
+from edgeattn.errors import DeviceError
+
+if TYPE_CHECKING:
+    from edgeattn.report import Result
 
 
 def profile(
@@ -18,9 +22,10 @@ def profile(
     backend: o.Backend = None,
     paced_seconds: o.PacedSeconds = 5.0,
     layers: Annotated[bool, typer.Option("--layers", help="Time per layer, where the engine tells.")] = False,
+    device: o.Devices = ["local"],  # noqa: B006
     as_json: o.Json = False,
 ) -> None:
-    """Measure a bundle on this machine: latency percentiles, real time, load time, memory, layers."""
+    """Measure a bundle on this machine, or on devices: latency percentiles, real time, load time, memory, layers."""
     with exit_codes(as_json):
         from edgeattn.checking import profile as run
         from edgeattn.profiling.measure import MeasureOptions
@@ -28,22 +33,28 @@ def profile(
         settings = MeasureOptions(
             runs=runs, deadline_ms=deadline, paced_seconds=paced_seconds, threads=threads, layers=layers
         )
-        report = run(bundle, settings, backend)
+        report = run(bundle, settings, backend, device)
         if as_json:
             print_json(report.to_json())
-            return
-        print_table(report)
-        result = report.results[0]
-        latency, memory = result.latency, result.memory
-        if latency is not None and memory is not None:
-            rss = "unknown" if memory.rss_bytes is None else f"{memory.rss_bytes / 1e6:.0f} MB"
-            note(
-                f"load {latency.load_ms:.0f} ms, first call {latency.warmup_ms:.1f} ms, {latency.runs} runs on "
-                f"{latency.threads} thread(s), processors {', '.join(map(str, latency.affinity))}; "
-                f"peak memory {rss}, weights {memory.weights_bytes / 1e6:.2f} MB, "
-                f"state {memory.state_bytes / 1e3:.1f} kB per stream"
-            )
-            if layers and latency.layers is None:
-                note(f"{result.backend} tells no time per layer")
-            for layer in latency.layers or ():
-                console().print(f"{layer['microseconds']:10.1f} us  {layer['type']}  {layer['name']}", highlight=False)
+        else:
+            print_table(report)
+            for result in report.results:
+                _tell(result, layers)
+        if not report.passed:  # a device of several; of one alone it is an error
+            raise typer.Exit(DeviceError.exit_code)
+
+
+def _tell(result: Result, layers: bool) -> None:
+    latency, memory = result.latency, result.memory
+    if latency is not None and memory is not None:
+        rss = "unknown" if memory.rss_bytes is None else f"{memory.rss_bytes / 1e6:.0f} MB"
+        note(
+            f"load {latency.load_ms:.0f} ms, first call {latency.warmup_ms:.1f} ms, {latency.runs} runs on "
+            f"{latency.threads} thread(s), processors {', '.join(map(str, latency.affinity))}; "
+            f"peak memory {rss}, weights {memory.weights_bytes / 1e6:.2f} MB, "
+            f"state {memory.state_bytes / 1e3:.1f} kB per stream"
+        )
+        if layers and latency.layers is None:
+            note(f"{result.backend} tells no time per layer")
+        for layer in latency.layers or ():
+            console().print(f"{layer['microseconds']:10.1f} us  {layer['type']}  {layer['name']}", highlight=False)

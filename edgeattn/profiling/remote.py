@@ -52,7 +52,7 @@ def measure_on(
     environment = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     replay = {"backend": backend, "threads": options.threads}
     measure = {"backend": backend, "options": to_json(options)}
-    limit = seconds + options.paced_seconds
+    limit = seconds + options.longest_seconds
 
     def work(session: DeviceSession) -> tuple[SelftestResult | None, Profile, Inventory]:
         golden = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import edgeattn
 PACKAGE = "edgeattn"
 ROOT = Path(edgeattn.__file__).absolute().parent.parent
 DATA = (".toml",)  # files beside the modules that they read
+PARSING = threading.Lock()  # two threads in ast.parse: "AST constructor recursion depth mismatch" (CPython 3.11)
 
 
 def runtime_archive(modules: Iterable[str]) -> tuple[str, bytes]:
@@ -56,7 +58,9 @@ def closure(modules: Iterable[str]) -> frozenset[str]:
 
 
 def _imports(source: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source.read_bytes(), str(source))):
+    with PARSING:
+        tree = ast.parse(source.read_bytes(), str(source))
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:

@@ -28,13 +28,14 @@ MAX_LINE = 32 * 2**20
 RUNNER = Path(__file__).with_name("runner.py")
 
 # Arguments: nonce, python, program for it, bytes of the runner. One line, and nothing that csh or fish would expand.
-# The directory goes also when the Python in it is killed; when this shell is killed, the runner removes it.
+# The directory and the job go also when the Python in it is killed; when this shell is killed, the runner removes it.
 BOOT = (
     "umask 077; "
     'say() { printf "{\\"nonce\\": \\"%s\\", \\"event\\": \\"%s\\"}\\n" "$1" "$2"; }; '
     'b="${XDG_CACHE_HOME:-$HOME/.cache}/edgeattn"; d="$b/runs/$1"; '
     'mkdir -p "$b/runs" "$b/store" && mkdir "$d" || { say "$1" no-directory; exit 1; }; '
-    'trap "cd /; rm -rf \\"\\$d\\"" EXIT; trap "exit 1" HUP INT TERM; cd "$d"; '
+    'trap "test -f job && kill -KILL -- -\\$(cat job); cd /; rm -rf \\"\\$d\\"" EXIT; '
+    'trap "exit 1" HUP INT TERM; cd "$d"; '
     'command -v "$2" > /dev/null || { say "$1" no-python; exit 1; }; '
     '"$2" -u -c "$3" "$1" "$d" "$b" "$4"'
 )

@@ -289,8 +289,10 @@ def run_job(link: Link, directory: Path, request: dict[str, Any]) -> None:
             start_new_session=True,
             preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one system call
         )
+    note = directory / "job"  # for the shell that started this: it ends the job where we cannot any more
     threading.Thread(target=lambda: link.queue.put(("exit", job.wait())), daemon=True).start()
     try:
+        note.write_text(str(job.pid), encoding="ascii")
         kind, status = link.next(request["timeout"])
         if kind == "request":
             raise Lost
@@ -298,6 +300,7 @@ def run_job(link: Link, directory: Path, request: dict[str, Any]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(job.pid, signal.SIGKILL)
         job.wait()
+        note.unlink(missing_ok=True)
     if kind == "timeout":
         link.next()  # the event of the end that we made
     with output.open("rb") as out, errors.open("rb") as err:

@@ -27,7 +27,7 @@ def draw_timeline(realtime: Realtime, path: Path, title: str) -> None:
         raise ValueError("the paced run kept no trace")
     figures = load_extra("matplotlib.figure", "report")
     figure = figures.Figure(figsize=(INCHES[0], INCHES[1] * len(runs)), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)
     axes = figure.subplots(len(runs), 1, sharex=True, sharey=True, squeeze=False)
     for axis, run in zip(axes[:, 0], runs, strict=True):
         if run.trace is not None:
@@ -53,4 +53,4 @@ def _draw(axis: Any, run: Realtime, trace: Trace) -> None:
     axis.set_title(
         f"{beside}, p99 {run.p99_ms or 0:.2f} ms, jitter up to {run.jitter_ms or 0:g} ms", fontsize=9, loc="left"
     )
-    axis.legend(loc="upper right", fontsize=8, ncols=4)
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), fontsize=8, ncols=4, frameon=False)

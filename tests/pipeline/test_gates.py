@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -10,13 +11,16 @@ from edgeattn.evaluation.accuracy import Score, accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import (
     accuracy_failures,
+    clock_failures,
     deadline_failures,
     executed_failures,
     parity_failures,
     parsed_failures,
     size_failures,
+    timing_notes,
 )
-from edgeattn.profiling.figures import Latency, Memory, Profile, Realtime
+from edgeattn.profiling.figures import Clocks, Energy, Latency, Memory, Profile, Realtime
+from edgeattn.profiling.stability import Trend
 
 
 def score(metric: str, value: float) -> Score:
@@ -84,6 +88,64 @@ def profile(p99_ms: float, misses: int | None = None, streams: bool = True) -> P
 )
 def test_deadline_gate(measured: Profile, deadline_ms: float | None, passes: bool) -> None:
     assert (not deadline_failures(measured, deadline_ms)) == passes
+
+
+def test_misses_are_told_with_their_interval_for_each_run() -> None:
+    loaded = Realtime(320.0, 300.0, 0.1, 4, 10, 1.0, True, neighbours=2, packet=480, miss_rate_ci95=(0.168, 0.687))
+    alone = Realtime(320.0, 300.0, 0.1, 0, 10, 1.0, True, packet=480, loaded=loaded)
+    measured = replace(profile(10.0), realtime=alone)
+    (failure,) = deadline_failures(measured, None)
+    assert failure.wanted == "every chunk within 300 ms beside 2 busy neighbours"
+    assert failure.got == "4 of 10 late (17 to 69 % with 95 % confidence, Wilson)"
+    calls = replace(profile(10.0), realtime=replace(loaded, packet=None, neighbours=0, loaded=loaded))
+    assert [failure.wanted for failure in deadline_failures(calls, None)] == [
+        "every call within 300 ms",
+        "every call within 300 ms beside 2 busy neighbours",
+    ]
+
+
+HELD = Clocks(2400.0, 2400.0, 0.01, 0, None, 60.0, True)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "got"),
+    [
+        (replace(HELD, fall=0.12, held=False), "a clock that fell by 12 % (paced): the run is invalid"),
+        (replace(HELD, throttle_events=3, held=False), "3 throttling events (paced): the run is invalid"),
+        (replace(HELD, capped=True, held=False), "a clock capped by the firmware (paced): the run is invalid"),
+    ],
+)
+def test_a_run_whose_clock_fell_is_invalid_and_not_slow(clocks: Clocks, got: str) -> None:
+    base = profile(10.0, 0)
+    assert base.realtime is not None
+    fallen = replace(base, realtime=replace(base.realtime, clocks=clocks))
+    (failure,) = clock_failures(fallen)
+    assert (failure.gate, failure.got) == ("clock", got)
+    assert deadline_failures(fallen, None) == []
+    held = replace(base, realtime=replace(base.realtime, clocks=HELD), latency=replace(base.latency, clocks=HELD))
+    assert clock_failures(held) == clock_failures(base) == []
+    assert clock_failures(replace(base, latency=replace(base.latency, clocks=clocks)))
+    beside = replace(base.realtime, loaded=replace(base.realtime, neighbours=1, clocks=clocks))
+    assert "beside 1 busy neighbour)" in clock_failures(replace(base, realtime=beside))[0].got
+
+
+def test_notes_tell_noise_growth_the_loaded_run_and_energy() -> None:
+    base = profile(10.0, 0)
+    assert base.realtime is not None
+    assert timing_notes(base) == timing_notes(profile(10.0, streams=False)) == ()
+    loaded = replace(base.realtime, neighbours=3, p99_ms=12.0, p99_trend=Trend(1.5, (1.0, 2.0)))
+    full = replace(
+        base,
+        latency=replace(base.latency, noise=0.08, noisy=True),
+        realtime=replace(base.realtime, p99_ms=10.0, p99_trend=Trend(1.0, (-1.0, 3.0)), loaded=loaded),
+        energy=Energy("ina3221", ("VDD_IN",), 0.0123, 9.5, 5.25, 200, 3.0),
+    )
+    assert timing_notes(full) == (
+        "noise: the median wanders by 8 %; another run may give another p50",
+        "p99 grows by 1.5 ms a minute (1 to 2), paced beside 3 busy neighbours",
+        "0 of 10 late, p99 12.00 ms, paced beside 3 busy neighbours",
+        "energy: 12.3 mJ a call (9.50 W, 5.25 W idle; ina3221)",
+    )
 
 
 @pytest.mark.parametrize(("size", "limit", "passes"), [(10, None, True), (10, 10, True), (11, 10, False)])

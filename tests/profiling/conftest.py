@@ -16,9 +16,9 @@ from tests.runtimes.tiny import tiny_spec, write_onnx
 STEPS = 3
 
 
-def write_tiny_bundle(path: Path, backend: str = "onnxruntime") -> Path:
-    """The tiny streaming model of tests/runtimes as a bundle that runs."""
-    spec = tiny_spec()
+def write_tiny_bundle(path: Path, backend: str = "onnxruntime", streams: bool = True) -> Path:
+    """The tiny streaming model of tests/runtimes as a bundle that runs; or its graph alone, to be called."""
+    spec = tiny_spec() if streams else replace(tiny_spec(), stream=None)
     rng = np.random.default_rng(0)
     inputs = [
         {t.name: rng.standard_normal(t.shape).astype(np.float32) for t in spec.graphs[0].inputs} for _ in range(STEPS)
@@ -48,6 +48,13 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("onnxruntime", reason="runs the tiny bundle")
     pytest.importorskip("onnx", reason="writes the tiny model")
     return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "tiny.cpu.edge")
+
+
+@pytest.fixture(scope="session")
+def tiny_calls_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime", reason="runs the tiny bundle")
+    pytest.importorskip("onnx", reason="writes the tiny model")
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundles") / "calls.cpu.edge", streams=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,12 @@
-"""Pacing a stream whose step sleeps as long as it is told. Bounds are wide: a busy host must not turn them red."""
+"""Pacing: exact on a clock that is told what time it is, and on a real one with a step that sleeps as it is told.
+
+Bounds on the real clock are wide: a busy host must not turn them red.
+"""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -11,7 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeattn.profiling.measure import time_step
-from edgeattn.profiling.pacing import pace, steps_after
+from edgeattn.profiling.pacing import (
+    PACKETS,
+    TRACE_POINTS,
+    Arrivals,
+    Clock,
+    Timeline,
+    arrivals,
+    follow,
+    follow_stream,
+    pace,
+    packet_unlike,
+    realtime,
+    steps_after,
+)
 from edgeattn.runtimes import Step, Stream
 from edgeattn.spec import StreamSpec
 from tests.runtimes.tiny import NumpyStep, tiny_spec
@@ -115,5 +132,166 @@ def test_the_first_call_and_the_settling_ones_are_no_samples() -> None:
     first, times = time_step(cast(Step, step), 10)
     assert first >= 0.2
     assert len(times) == 10
-    assert step.runs == 1 + 3 + 10
+    assert 1 + 2 * 5 + 10 <= step.runs <= 1 + 6 * 5 + 10  # two to six blocks of five settle it
     assert sorted(times)[5] < 0.2
+
+
+@dataclass
+class FakeTime:
+    """A clock that work and sleep move on."""
+
+    seconds: float = 100.0
+    slept: list[float] = field(default_factory=list)
+
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.seconds += seconds
+
+    def clock(self) -> Clock:
+        return Clock(self.now, self.sleep)
+
+
+def followed(due: list[float], services: list[float], jitter: float = 0.0, chunks: int = 1) -> Timeline:
+    fake = FakeTime()
+
+    def work(index: int) -> int:
+        fake.seconds += services[index]
+        return chunks
+
+    return follow(arrivals(np.array(due), jitter, seed=1), work, clock=fake.clock())
+
+
+pieces = st.lists(st.tuples(st.floats(0.0, 0.5), st.floats(0.0, 0.5)), min_size=1, max_size=60)
+
+
+@given(pieces=pieces, jitter=st.sampled_from([0.0, 0.05, 1.0]))
+def test_each_piece_begins_when_it_came_and_the_one_before_is_done(
+    pieces: list[tuple[float, float]], jitter: float
+) -> None:
+    due = np.cumsum([gap for gap, _ in pieces]).tolist()
+    services = [service for _, service in pieces]
+    timeline = followed(due, services, jitter)
+    done = 0.0
+    for index, service in enumerate(services):  # Lindley 1952: the recursion of a queue with one server
+        begins = max(timeline.arrivals.comes[index], done)
+        done = begins + service
+        assert timeline.began[index] == pytest.approx(begins, abs=1e-9)
+        assert timeline.done[index] == pytest.approx(done, abs=1e-9)
+
+
+@given(due=st.lists(st.floats(0.0, 100.0), max_size=80), jitter=st.floats(0.0, 3.0), seed=st.integers(0, 9))
+def test_jitter_delays_by_no_more_than_it_may_and_keeps_the_order(due: list[float], jitter: float, seed: int) -> None:
+    plan = arrivals(np.array(sorted(due)), jitter, seed)
+    assert (plan.comes >= plan.due).all()
+    assert (plan.comes <= plan.due + jitter + 1e-9).all()
+    assert (np.diff(plan.comes) >= 0).all()
+    np.testing.assert_array_equal(plan.comes, arrivals(np.array(sorted(due)), jitter, seed).comes)
+
+
+def test_jitter_takes_all_of_its_range_and_another_seed_another_course() -> None:
+    due = np.arange(1000.0)  # far apart: nothing is held up by what comes before
+    late = arrivals(due, 0.5, seed=0).comes - due
+    assert late.min() < 0.01
+    assert late.max() > 0.49
+    assert abs(late.mean() - 0.25) < 0.02  # of an even distribution; its standard error is 0.0046
+    assert not np.array_equal(late, arrivals(due, 0.5, seed=1).comes - due)
+
+
+def test_a_service_slower_than_the_hop_runs_ever_further_behind() -> None:
+    # Call k is due at 0.1 k and takes 0.15 s: done 0.15 + 0.05 k after it was due, behind by 0.05 k when it came.
+    timeline = followed([0.1 * k for k in range(20)], [0.15] * 20)
+    figures = realtime(timeline, hop_ms=100.0, seconds=2.0, deadline_ms=326.0)
+    assert figures.rtf == pytest.approx(1.5)
+    assert figures.max_backlog_ms == pytest.approx(1e3 * 0.05 * 19)
+    assert figures.misses == 16  # 0.15 + 0.05 k > 0.326 from k = 4 on
+    assert (figures.p50_ms, figures.max_ms) == pytest.approx((1e3 * (0.15 + 0.05 * 9), 1e3 * (0.15 + 0.05 * 19)))
+    assert figures.chunks == 20
+    assert figures.miss_rate_ci95 is not None
+    assert figures.miss_rate_ci95[0] < 16 / 20 < figures.miss_rate_ci95[1]
+
+
+def test_one_stall_delays_those_behind_it_until_the_backlog_is_worked_off() -> None:
+    # 10 ms of work every 100 ms; call 5 takes 400 ms, and each call after it makes up 90 ms.
+    services = [0.01] * 5 + [0.4] + [0.01] * 14
+    figures = realtime(followed([0.1 * k for k in range(20)], services), 100.0, 2.0, deadline_ms=100.0)
+    assert figures.misses == 4  # 400, 310, 220 and 130 ms; then 40 ms
+    assert figures.max_backlog_ms == pytest.approx(300.0)
+
+
+def test_what_jitter_takes_is_taken_from_the_deadline() -> None:
+    plan = Arrivals(np.array([1.0, 2.0]), np.array([1.04, 2.0]))
+    timeline = Timeline(plan, np.array([1.04, 2.0]), np.array([1.06, 2.02]), np.array([1, 1]))
+    figures = realtime(timeline, 1000.0, 2.0, deadline_ms=50.0)
+    assert (figures.misses, figures.max_backlog_ms) == (1, 0.0)
+    assert figures.max_ms == pytest.approx(60.0)
+
+
+def test_a_packet_that_completes_nothing_has_no_deadline_and_one_that_completes_three_has_three() -> None:
+    due = np.array([1.0, 2.0])
+    timeline = Timeline(Arrivals(due, due), due, np.array([1.9, 2.2]), np.array([0, 3]))
+    figures = realtime(timeline, 100.0, 2.0, deadline_ms=100.0)
+    assert (figures.misses, figures.chunks) == (3, 3)
+    assert figures.p50_ms == pytest.approx(200.0)
+
+
+def test_a_run_without_a_chunk_has_no_latency() -> None:
+    due = np.array([1.0])
+    figures = realtime(Timeline(Arrivals(due, due), due, due + 0.5, np.array([0])), 100.0, 1.0, 100.0)
+    assert (figures.misses, figures.chunks, figures.p50_ms, figures.miss_rate_ci95) == (0, 0, None, None)
+
+
+def test_the_loop_sleeps_until_the_next_piece_and_no_longer() -> None:
+    fake = FakeTime()
+    looks: list[float] = []
+
+    def work(_: int) -> int:
+        fake.seconds += 0.25
+        return 1
+
+    def after() -> None:
+        looks.append(fake.seconds)
+        fake.seconds += 0.125  # heard, but not counted
+
+    plan = arrivals(np.array([1.0, 2.0, 2.25]))
+    timeline = follow(plan, work, after, fake.clock())
+    assert fake.slept == [1.0, 0.625]  # the third had come when the second was done
+    assert looks == [101.25, 102.25, 102.625]
+    assert (timeline.done - timeline.began).tolist() == [0.25] * 3
+
+
+def test_a_trace_is_the_run_itself_or_the_worst_of_its_parts() -> None:
+    short = realtime(followed([0.1 * k for k in range(20)], [0.15] * 20), 100.0, 2.0, 300.0, trace=True).trace
+    assert short is not None
+    assert short.seconds == pytest.approx([0.1 * k for k in range(20)])
+    assert short.latency_ms == pytest.approx([150 + 50 * k for k in range(20)])
+    assert short.backlog_ms == pytest.approx([50 * k for k in range(20)], abs=1e-6)
+    due = np.arange(3.0 * TRACE_POINTS)
+    services = np.full(len(due), 0.01)
+    services[1000] = 0.9
+    timeline = Timeline(Arrivals(due, due), due, due + services, np.ones(len(due), np.int64))
+    long = realtime(timeline, 1e3, float(len(due)), 500.0, trace=True).trace
+    assert long is not None
+    assert len(long.seconds) == len(long.latency_ms) == len(long.backlog_ms) == TRACE_POINTS
+    assert max(long.latency_ms) == pytest.approx(900.0)
+    assert realtime(timeline, 1e3, 1.0, 500.0).trace is None
+
+
+def test_a_stream_with_jitter_hears_all_of_its_chunks() -> None:
+    step = SleepingStep([])
+    looks: list[None] = []
+    stream = Stream(cast(Step, step), stream_spec())
+    timeline = follow_stream(stream, stream_spec(), noise(640), (30, 0.02, 0), after=lambda: looks.append(None))
+    assert timeline.chunks.sum() == step.runs > 5
+    assert len(looks) == len(timeline.chunks) == 22  # 21 whole packets of 30, and 10 samples
+    assert timeline.arrivals.due[-1] == 0.64
+    assert (timeline.began >= timeline.arrivals.comes).all()
+
+
+@given(hop=st.integers(1, 200_000))
+def test_packets_are_unlike_chunks(hop: int) -> None:
+    packet = packet_unlike(hop)
+    assert packet in PACKETS or packet == hop + 1
+    assert hop == 1 or (hop % packet and packet % hop)

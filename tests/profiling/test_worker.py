@@ -7,14 +7,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import edgeattn.profiling.measure
 from edgeattn.errors import BundleError, DeviceError, InputError
+from edgeattn.profiling.energy import find_meter
+from edgeattn.profiling.figures import Clocks, Energy, Latency, Profile, Realtime
 from edgeattn.profiling.measure import MeasureOptions, measure
+from edgeattn.profiling.stability import NOISE_LIMIT
 from edgeattn.profiling.worker import profile_bundle
+from edgeattn.spec import from_json, to_json
+from tests.profiling.trees import write_tree
 
 QUICK = MeasureOptions(runs=20, paced_seconds=0.5, packet=30, layers=True)
 
@@ -39,6 +46,81 @@ def test_a_profile_has_every_figure(tiny_bundle: Path) -> None:
     assert memory.state_bytes == 2 * 4 * 4 * 6  # two caches of 4 x 6 float32
     assert memory.rss_bytes is None or 10e6 < memory.rss_bytes < 2e9
     assert {dtype for kinds in profile.executed.values() for dtype in kinds} == {"float32"}
+
+
+def test_a_contract_is_measured_alone_and_beside_a_neighbour(tiny_bundle: Path) -> None:
+    profile = profile_bundle(tiny_bundle, replace(QUICK, runs=60, jitter_ms=5.0, load=1, trace=True))
+    alone = profile.realtime
+    assert alone is not None
+    assert alone.loaded is not None
+    for run, neighbours in ((alone, 0), (alone.loaded, 1)):
+        assert (run.neighbours, run.jitter_ms, run.packet, run.seconds) == (neighbours, 5.0, 30, 0.5)
+        assert run.misses is not None
+        assert run.chunks == 7  # of 500 samples, five frames of 16 for the first and four for each other
+        assert run.miss_rate_ci95 is not None
+        assert run.miss_rate_ci95[0] <= run.misses / run.chunks <= run.miss_rate_ci95[1]
+        assert run.p50_ms is not None
+        assert run.p99_ms is not None
+        assert run.max_ms is not None
+        assert 0 < run.p50_ms <= run.p99_ms <= run.max_ms
+        assert run.trace is not None
+        assert max(run.trace.latency_ms) == pytest.approx(run.max_ms)
+        assert len(run.trace.seconds) == 7
+        assert run.p99_trend is None
+    assert alone.loaded.loaded is None
+    latency = profile.latency
+    assert latency.noise is not None
+    assert latency.noisy == (latency.noise > NOISE_LIMIT)
+    assert latency.warmup_calls is not None
+    assert latency.warmup_calls >= 1 + 2 * 5
+    assert latency.settled is not None
+
+
+def test_a_model_that_does_not_stream_is_called_every_hop(tiny_calls_bundle: Path) -> None:
+    options = MeasureOptions(runs=5, paced_seconds=1.0, hop_ms=10.0, deadline_ms=5_000.0, spread_seconds=0)
+    run = measure(tiny_calls_bundle, options).realtime
+    assert run is not None
+    assert (run.hop_ms, run.deadline_ms, run.packet, run.chunks, run.misses) == (10.0, 5_000.0, None, 100, 0)
+    assert run.p99_trend is not None
+    assert run.p99_trend.ci95[0] <= run.p99_trend.ms_per_minute <= run.p99_trend.ci95[1]
+    assert measure(tiny_calls_bundle, replace(options, hop_ms=None)).realtime is None
+
+
+def test_what_cannot_be_held_is_refused_before_measuring(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="streams in hops of 64 ms"):
+        profile_bundle(tiny_bundle, replace(QUICK, hop_ms=20.0))
+
+
+def test_energy_is_read_where_the_device_tells_it(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = "sys/class/hwmon/hwmon0"
+    files = {"name": "ina3221", "in1_label": "VDD_IN", "in1_input": 5_000, "curr1_input": 2_000}
+    write_tree(tmp_path, {f"{board}/{name}": value for name, value in files.items()})
+    monkeypatch.setattr(edgeattn.profiling.measure, "find_meter", lambda: find_meter(tmp_path))
+    options = MeasureOptions(runs=5, paced_seconds=0, spread_seconds=0, energy_seconds=0.2)
+    energy = measure(tiny_bundle, options).energy
+    assert energy is not None
+    assert (energy.source, energy.rails) == ("ina3221", ("VDD_IN",))
+    assert 5.0 < energy.mean_watts < 10.001  # 10 W, less what passes between the last reading and looking at the time
+    assert energy.joules_per_call == pytest.approx(energy.mean_watts * energy.seconds / energy.calls)
+    assert measure(tiny_bundle, replace(options, energy_seconds=0)).energy is None
+
+
+def test_a_profile_goes_through_json_unchanged(tiny_bundle: Path) -> None:
+    profile = measure(tiny_bundle, replace(QUICK, runs=5, load=1, trace=True, layers=False))
+    energy = Energy("rapl", ("package-0",), 0.01, 10.0, 2.0, 100, 3.0)
+    clocks = Clocks(1000.0, 2400.0, 0.1, 2, None, 81.5, False)
+    full = replace(profile, energy=energy, latency=replace(profile.latency, clocks=clocks))
+    assert from_json(Profile, json.loads(json.dumps(to_json(full)))) == full
+
+
+def test_figures_that_were_written_before_there_was_a_contract_still_read() -> None:
+    before = {"hop_ms": 320.0, "deadline_ms": 320.0, "rtf": 0.01, "misses": 0, "chunks": 15, "max_backlog_ms": 1.0}
+    assert from_json(Realtime, before | {"paced": True}).loaded is None
+    times = dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "max_ms", "warmup_ms", "load_ms"), 1.0)
+    latency = {"kind": "measured", "runs": 9, "threads": 1, "affinity": [0], "layers": None, "graphs": None}
+    assert from_json(Latency, times | latency).noise is None
 
 
 def test_without_pacing_there_is_no_count_of_misses(tiny_bundle: Path) -> None:

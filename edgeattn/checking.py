@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,29 @@ def profile(path: Path, options: MeasureOptions, backend: str | None, devices: S
     if len(parsed) == 1:
         return Report(_model(manifest), (_profiled(parsed[0], path, manifest, options, backend),))
 
-    def one(device: Device) -> Result:
-        try:
-            return _profiled(device, path, manifest, options, backend)
-        except EdgeattnError as error:
-            return _unmeasured(device, path, manifest, error)
+    outcomes: dict[Device, Result | BaseException] = {}
 
-    with ThreadPoolExecutor(max_workers=len(parsed)) as pool:
-        return Report(_model(manifest), tuple(pool.map(one, parsed)))
+    def one(device: Device) -> None:
+        try:
+            outcomes[device] = _profiled(device, path, manifest, options, backend)
+        except EdgeattnError as error:
+            outcomes[device] = _unmeasured(device, path, manifest, error)
+        except BaseException as error:  # noqa: BLE001 - raised again below, where somebody sees it
+            outcomes[device] = error
+
+    # Daemons, unlike the threads of a pool: Ctrl-C ends us at once, and with us the links, on which the devices wait.
+    threads = [threading.Thread(target=one, args=(device,), daemon=True) for device in parsed]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results = []
+    for device in parsed:
+        outcome = outcomes[device]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return Report(_model(manifest), tuple(results))
 
 
 def _profiled(device: Device, path: Path, manifest: Manifest, options: MeasureOptions, backend: str | None) -> Result:

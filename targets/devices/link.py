@@ -27,7 +27,7 @@ BLOCK = 2**16
 MAX_LINE = 32 * 2**20
 RUNNER = Path(__file__).with_name("runner.py")
 
-# Arguments: nonce, python, program for it, bytes of the runner. One line, and nothing that csh or fish would expand.
+# Arguments: nonce, python, program for it, bytes of the runner, seconds of silence. Nothing that csh or fish expand.
 # The directory and the job go also when the Python in it is killed; when this shell is killed, the runner removes it.
 BOOT = (
     "umask 077; "
@@ -37,7 +37,7 @@ BOOT = (
     'trap "test -f job && kill -KILL -- -\\$(cat job); cd /; rm -rf \\"\\$d\\"" EXIT; '
     'trap "exit 1" HUP INT TERM; cd "$d"; '
     'command -v "$2" > /dev/null || { say "$1" no-python; exit 1; }; '
-    '"$2" -u -c "$3" "$1" "$d" "$b" "$4"'
+    '"$2" -u -c "$3" "$1" "$d" "$b" "$4" "$5"'
 )
 # Valid in every Python that a board may have, so that an old one is told by its version and not by a syntax error.
 LOADER = (
@@ -59,7 +59,7 @@ class Timeouts:
 
     Attributes:
         connect: to the first word of the device.
-        silence: without any word of the runner, which speaks every 2 s.
+        silence: without any word of the other end, on either side; both speak every 2 s.
         lock: to wait for a device that another uses.
     """
 
@@ -110,7 +110,7 @@ class Link:
         self._writing = threading.Lock()
         self._closed = threading.Event()
         runner = RUNNER.read_bytes()
-        words = (self._nonce, python, LOADER, str(len(runner)))
+        words = (self._nonce, python, LOADER, str(len(runner)), str(timeouts.silence))
         remote = f"exec sh -c {shlex.quote(BOOT)} edgeattn {shlex.join(words)}"
         self._process = subprocess.Popen(
             [*command, remote],
@@ -188,6 +188,7 @@ class Link:
                     f"{self.name}: no sign of life for {silence:.0f} s; the device or the network hangs"
                 ) from None
             if event is None:
+                self._events.put(None)  # it stays so
                 raise self._gone()
             if event["event"] in events:
                 return event
@@ -255,10 +256,11 @@ class Link:
         assert self._process.stdout is not None
         with contextlib.suppress(OSError, ValueError):
             while line := self._process.stdout.readline(MAX_LINE):
-                with contextlib.suppress(ValueError):  # a login's greeting
-                    event = json.loads(line)
-                    if isinstance(event, dict) and event.get("nonce") == self._nonce:
-                        self._events.put(event)
+                event = _event(line)
+                if event.get("nonce") == self._nonce:
+                    self._events.put(event)
+                else:  # a login's greeting, or why it lets nobody in
+                    self._errors = (self._errors + line.decode("utf-8", "replace"))[-4096:]
         self._events.put(None)
 
     def _hear_errors(self) -> None:
@@ -285,3 +287,12 @@ class Link:
             f"{self.name}: the runner there ended before its work did (status {status}: {words}); it was killed, or "
             "the device ran out of memory"
         )
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line; an empty one if there is none."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return event if isinstance(event, dict) else {}

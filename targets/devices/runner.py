@@ -2,11 +2,12 @@
 
 The text of this file is sent over the link and executed; it is never imported there, and it imports nothing of ours: it
 must be able to tell that numpy or an engine is missing. ``sys.argv`` is nonce, directory of this run (empty, private,
-the working directory), directory of the account's edgeattn cache.
+the working directory), directory of the account's edgeattn cache, length of this text, seconds of silence after which
+the other end counts as gone.
 
 Each line on stdout is a JSON object with the nonce and an ``event``; lines without the nonce (a login's greeting) are
 not ours. Each line on stdin is a JSON object; ``put`` is followed by that many bytes; an empty line says that the other
-end is alive. When stdin ends, or the other end is silent for SILENCE seconds, or this process's parent goes away, the
+end is alive. When stdin ends, or the other end is silent for so long, or this process's parent goes away, the
 job is killed and the directory removed. The event ``end`` is the last, and comes after that: without it a run was cut.
 """
 
@@ -19,6 +20,7 @@ import fcntl
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import platform
 import queue
@@ -35,7 +37,6 @@ from pathlib import Path
 from typing import Any
 
 HEARTBEAT = 2.0  # seconds
-SILENCE = 30.0  # seconds without a sign of the other end
 ORPHAN = 86_400.0  # a run's directory that is older belongs to nobody
 UNUSED = 30 * 86_400.0  # archives that no run asked for so long are removed
 BLOCK = 2**20
@@ -43,6 +44,7 @@ MAX_OUTPUT = 8 * 2**20  # bytes of a job's stdout that are sent back
 MAX_REQUEST = 2**20
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LIBC = ctypes.CDLL(None)  # loaded before a fork: not to be done after it
 
 
 class Lost(Exception):  # noqa: N818 - it is a state of the link
@@ -52,9 +54,10 @@ class Lost(Exception):  # noqa: N818 - it is a state of the link
 class Link:
     """Both directions; the threads feed ``queue`` with requests, the end of the job, and the loss of the other end."""
 
-    def __init__(self, nonce: str, store: Path) -> None:
+    def __init__(self, nonce: str, store: Path, silence: float) -> None:
         self.nonce = nonce
         self.store = store
+        self._silence = silence
         self.queue: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._heard = time.monotonic()
         self._saying = threading.Lock()
@@ -126,7 +129,9 @@ class Link:
                 file.close()
             except OSError as error:
                 problem = problem or reason(error)
+        self._heard = math.inf  # nothing is read while this hashes, which is no silence of the other end
         found = sha256_of(partial) if not problem else ""
+        self._heard = time.monotonic()
         if not problem and found == sha256:
             partial.replace(self.store / sha256)
             self.say("stored", sha256=sha256)
@@ -137,7 +142,7 @@ class Link:
     def _beat(self) -> None:
         while True:
             time.sleep(HEARTBEAT)
-            if os.getppid() != self._parent or time.monotonic() - self._heard > SILENCE:
+            if os.getppid() != self._parent or time.monotonic() - self._heard > self._silence:
                 self.queue.put(("lost", None))
                 return
             self.say("alive")
@@ -212,7 +217,7 @@ def take_lock(link: Link, seconds: float) -> int:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         Path(path).chmod(0o644)  # whatever the umask
     # Without O_CREAT: the kernel refuses that for another account's file in a sticky directory.
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     give_up = time.monotonic() + seconds
     while not locked(handle):
         if time.monotonic() >= give_up:
@@ -261,7 +266,7 @@ def missing(store: Path, wanted: list[str]) -> list[str]:
 
 def die_with_parent() -> None:
     """In the job, before it starts: no engine outlives a runner that was killed."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def run_job(link: Link, directory: Path, request: dict[str, Any]) -> None:
@@ -324,8 +329,8 @@ def serve(link: Link, directory: Path, runs: Path, store: Path) -> None:
                     link.say("ready", missing=missing(store, request["wanted"]), reaped=reap(runs, store, directory))
                 case "unpack":
                     with zipfile.ZipFile(store / request["sha256"]) as packed:  # hashed here, and made by the other end
-                        packed.extractall(directory / request["name"])
-                    link.say("unpacked", path=str(directory / request["name"]), runtime=str(store / request["runtime"]))
+                        packed.extractall(directory / "bundle")
+                    link.say("unpacked", path=str(directory / "bundle"), runtime=str(store / request["runtime"]))
                 case "run":
                     run_job(link, directory, request)
                 case "end":
@@ -341,7 +346,7 @@ def main(arguments: list[str]) -> int:
     nonce, directory, cache = arguments[0], Path(arguments[1]), Path(arguments[2])
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(1))
-    link = Link(nonce, cache / "store")
+    link = Link(nonce, cache / "store", float(arguments[4]))
     try:
         link.say("hello")
         serve(link, directory, cache / "runs", cache / "store")

@@ -133,10 +133,10 @@ def on_device(
     with _packed(bundle) as (sha256, archive):
         for pause in PAUSES:
             with contextlib.suppress(TransportError), connect(device, timeouts) as link:
-                return work(_prepare(link, sha256, archive, bundle.name, wants, timeouts))
+                return work(_prepare(link, sha256, archive, wants, timeouts))
             time.sleep(pause)
         with connect(device, timeouts) as link:
-            return work(_prepare(link, sha256, archive, bundle.name, wants, timeouts))
+            return work(_prepare(link, sha256, archive, wants, timeouts))
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def _sha256(file: io.BufferedReader) -> str:
     return digest.hexdigest()
 
 
-def _prepare(link: Link, sha256: str, archive: Path, name: str, wants: Wants, timeouts: Timeouts) -> DeviceSession:
+def _prepare(link: Link, sha256: str, archive: Path, wants: Wants, timeouts: Timeouts) -> DeviceSession:
     size = archive.stat().st_size
     link.request("inventory", modules=[["numpy", "numpy"], *wants.modules])
     found = inventory_of(link.wait("inventory"))
@@ -173,7 +173,7 @@ def _prepare(link: Link, sha256: str, archive: Path, name: str, wants: Wants, ti
     if sha256 in answer["missing"]:
         with archive.open("rb") as file:
             link.put(sha256, file, size)
-    link.request("unpack", sha256=sha256, runtime=runtime_sha256, name=name)
+    link.request("unpack", sha256=sha256, runtime=runtime_sha256)
     places = link.wait("unpacked")
     return DeviceSession(link, found, places["path"], places["runtime"])
 

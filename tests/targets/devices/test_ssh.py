@@ -6,6 +6,7 @@ After each fault no file of a run and no process may be left on the board.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -16,10 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeattn.checking import CheckOptions, check, profile
+from edgeattn.cli import app
 from edgeattn.errors import DeviceError, EdgeattnError, UnsupportedError
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import measure_on
@@ -366,6 +369,19 @@ def test_a_client_that_is_killed_leaves_nothing(board: Board, tiny_bundle: Path)
     assert board.is_clean()
 
 
+def test_a_network_that_stands_still_ends_both_ends(
+    board: Board, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PAUSES", ())
+    hanging(board)
+    relay, device = through(board)
+    running = Running(device, tiny_bundle)
+    until(lambda: workers(board))
+    relay.mode = "still"  # nothing is closed, nothing comes through: only silence tells
+    assert "no sign of life for 4 s" in str(running.end())
+    assert board.is_clean()
+
+
 def test_two_at_once_go_one_after_the_other(board: Board, tiny_bundle: Path) -> None:
     both = [Running(parse_device(board.url), tiny_bundle, Timeouts(lock=60.0)) for _ in range(2)]
     assert [running.end() for running in both] == [None, None]
@@ -394,6 +410,51 @@ def test_orphans_of_a_power_cut_are_removed_and_younger_runs_are_not(board: Boar
     measure_on(parse_device(board.url), tiny_bundle, QUICK)
     assert not old.exists()
     assert young.exists()
+
+
+def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle: Path) -> None:
+    hanging(board)
+    relay, device = through(board)
+    program = (
+        "import sys; from pathlib import Path; from edgeattn.checking import profile; "
+        "from edgeattn.profiling.measure import MeasureOptions; "
+        "profile(Path(sys.argv[1]), MeasureOptions(runs=5, paced_seconds=0), None, sys.argv[2:])"
+    )
+    command = [sys.executable, "-c", program, str(tiny_bundle), board.url, device.text]
+    client = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: workers(board) and relay.connections)
+        client.send_signal(signal.SIGINT)
+        assert client.wait(20.0) != 0
+    finally:
+        client.kill()
+        client.wait()
+    assert board.is_clean()
+
+
+def test_the_command_line_measures_on_a_board_and_exits_as_its_fault_says(
+    board: Board, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edgeattn(*words: str) -> tuple[int, Any]:
+        with pytest.raises(SystemExit) as left:
+            app([*words, "--json"])
+        return int(left.value.code or 0), json.loads(capsys.readouterr().out)
+
+    profiling = ("profile", str(tiny_bundle), "--runs", "5", "--paced-seconds", "0", "--device")
+    code, answer = edgeattn(*profiling, board.url)
+    assert code == 0, answer
+    assert answer["results"][0]["latency"]["kind"] == "measured"
+    code, answer = edgeattn(*profiling, "ssh://")
+    assert (code, answer["error"]["type"]) == (2, "InputError")
+    code, answer = edgeattn(*profiling, "ssh://127.0.0.1:1")
+    assert (code, answer["error"]["type"]) == (3, "TransportError")
+    code, answer = edgeattn(*profiling, f"{board.url}/nowhere/python")
+    assert (code, answer["error"]["type"]) == (4, "UnsupportedError")
+    code, answer = edgeattn(*profiling, "ssh://127.0.0.1:1", "--device", "local")
+    assert (code, [result["passed"] for result in answer["results"]]) == (3, [False, True])
+    code, answer = edgeattn("check", str(tiny_bundle), "--data", "x", "--device", board.url)
+    assert (code, answer["error"]["type"]) == (2, "InputError")
+    assert board.is_clean()
 
 
 def test_of_several_devices_one_that_fails_does_not_stop_the_others(board: Board, tiny_bundle: Path) -> None:

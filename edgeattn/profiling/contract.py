@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgeattn.errors import InputError
 from edgeattn.profiling.load import MAX_NEIGHBOURS
-from edgeattn.profiling.pacing import packet_unlike
+from edgeattn.profiling.pacing import packet_unlike, steps_after
 from edgeattn.spec import ModelSpec
 
 MAX_PIECES = 10_000_000  # of one run: what is kept of each piece takes 50 bytes
@@ -92,6 +92,9 @@ def contract(spec: ModelSpec, options: MeasureOptions) -> Contract | None:
         raise InputError(f"a run of {options.paced_seconds:g} s is shorter than one hop of {hop_ms:g} ms")
     packet = None
     if spec.stream is not None:
+        samples = int(options.paced_seconds * spec.stream.frontend.sample_rate)
+        if options.paced_seconds and not steps_after(spec.stream, samples):
+            raise InputError(f"a run of {options.paced_seconds:g} s ends before the stream's first chunk is heard")
         packet = options.packet or packet_unlike(spec.stream.shift * spec.stream.frontend.hop_length)
     piece = hop_ms / 1e3 if packet is None or spec.stream is None else packet / spec.stream.frontend.sample_rate
     if options.paced_seconds / piece > MAX_PIECES:

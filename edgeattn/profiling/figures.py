@@ -20,7 +20,8 @@ class Clocks:
 
     Attributes:
         min_mhz: lowest clock seen of the fastest processor.
-        fall: largest fall of a clock, of a processor or a GPU, from any time to any later one, as a share.
+        fall: largest fall of a clock, of a processor or a GPU, from any time to any later one, as a share; of a paced
+            run, which leaves the device idle in between, from a burst of calls before it to one after it.
         throttle_events: how often cores or their package throttled meanwhile.
         capped: whether a Raspberry Pi's firmware held the clock down.
         max_celsius: of the hottest thermal zone.

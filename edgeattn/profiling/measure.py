@@ -28,6 +28,7 @@ __all__ = ["MeasureOptions", "affinity", "device_name", "measure", "peak_rss_byt
 
 NOISE_LEVEL = 0.05  # of the white noise that is streamed where no recording is given; compute does not depend on it
 SLOWEST_LAYERS = 10
+GPU_BACKENDS = frozenset({"tensorrt"})
 
 
 def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> Profile:
@@ -45,7 +46,7 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
         kind: Kind = "measured" if session.backend == manifest.backend else "emulated"
         spec = session.spec
         asked = contract(spec, options)
-        watch = Watch(affinity())
+        watch = Watch(affinity(), session.backend in GPU_BACKENDS)
         if spec.stream is None:
             warmup, times, graphs = _time_graphs(session, options, watch)
         else:
@@ -215,7 +216,10 @@ def _paced(session: Session, asked: Contract, options: MeasureOptions, chunk_sec
 
 
 def _paced_once(session: Session, asked: Contract, options: MeasureOptions) -> Realtime:
-    spec, watch = session.spec.stream, Watch(affinity())
+    spec, watch = session.spec.stream, Watch(affinity(), session.backend in GPU_BACKENDS)
+    pulse = _whole_call(session) if watch.readable else None
+    if pulse is not None:
+        watch.pulse(pulse)
     jitter = options.jitter_ms / 1e3
     if spec is not None and asked.packet is not None:
         seconds = asked.seconds
@@ -233,6 +237,8 @@ def _paced_once(session: Session, asked: Contract, options: MeasureOptions) -> R
             return 1
 
         timeline = follow(arrivals(np.arange(calls) * asked.hop_ms / 1e3, jitter, options.seed), work, watch.look)
+    if pulse is not None:
+        watch.pulse(pulse)
     figures = realtime(timeline, asked.hop_ms, seconds, asked.deadline_ms, options.trace)
     return replace(figures, packet=asked.packet, jitter_ms=options.jitter_ms, clocks=watch.clocks())
 

@@ -1,13 +1,14 @@
 """Clocks and heat during a run: one whose clock fell is invalid, not slow. numpy and the standard library only.
 
 Read where the system tells: Linux cpufreq and thermal_throttle (Documentation/admin-guide/pm/cpufreq.rst,
-Documentation/ABI/testing/sysfs-devices-system-cpu), devfreq (GPUs of Jetson and of phones), thermal zones, and the
-Raspberry Pi's firmware (``get_throttled``). Every reader takes the root of the tree that it reads.
+Documentation/ABI/testing/sysfs-devices-system-cpu), devfreq (GPUs of Jetson boards and of phones), thermal zones, and
+the Raspberry Pi's firmware (``get_throttled``). Every reader takes the root of the tree that it reads.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import subprocess
 import time
@@ -22,6 +23,9 @@ from edgeattn.profiling.figures import Clocks
 ROOT = Path("/")
 PERIOD_SECONDS = 0.2  # between two looks
 BLOCK = 5  # looks whose median is one clock: a single look may fall between two states of a governor
+RAMP_SECONDS = 0.25  # of calls back to back before the looks of a pulse: governors take some 10 to 100 ms to rise
+PULSE_PERIOD_SECONDS = 0.05
+GPU = re.compile("gpu|ga10b|gv11b|gp10b|kgsl|mali")  # names of GPUs in devfreq: Jetson's, Qualcomm's, ARM's
 FALL_LIMIT = 0.05
 VCGENCMD_SECONDS = 2.0
 PI_NOW = 0xF  # bits 0..3 of get_throttled: under-voltage, clock capped, throttled, soft temperature limit
@@ -34,7 +38,7 @@ class Look:
 
     Attributes:
         mhz: the fastest of the processors asked about; None where not readable.
-        devices_mhz: by name, of GPUs and other devices with a clock of their own.
+        devices_mhz: by name, of GPUs.
         celsius: the hottest thermal zone.
     """
 
@@ -48,32 +52,68 @@ class Watch:
 
     Not a thread: it would take turns with the measured code for the interpreter's lock. A look right after a call also
     sees the clock that the call had, not that of an idle core.
+
+    A governor lowers the clock of a device that is paced and mostly idle, which is no throttling. So a paced run is
+    judged by its pulses: short bursts of calls before and after it, whose clock is that under load.
     """
 
-    def __init__(self, processors: Sequence[int], root: Path = ROOT, now: Callable[[], float] = time.monotonic) -> None:
-        self._processors, self._root, self._now = tuple(processors), root, now
+    def __init__(
+        self,
+        processors: Sequence[int],
+        gpu: bool = False,
+        root: Path = ROOT,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin.
+
+        Args:
+            processors: that the calls run on.
+            gpu: whether they run on a GPU; the clock of one that has nothing to do may fall.
+            root: of the tree that holds ``sys``.
+            now: seconds, never going back.
+        """
+        self._processors, self._gpu, self._root, self._now = tuple(processors), gpu, root, now
         self._events = throttle_events(self._processors, root)
         self._pi = pi_flags(root)
         self._looks: list[Look] = []
+        self._pulses: list[Look] = []
         self._next = now()
 
     def look(self) -> None:
         """Look, if it is time to."""
         if self._now() < self._next:
             return
-        self._looks.append(look(self._processors, self._root))
+        self._looks.append(look(self._processors, self._gpu, self._root))
         self._next = self._now() + PERIOD_SECONDS
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is a clock to look at."""
+        seen = look(self._processors, self._gpu, self._root)
+        return seen.mhz is not None or bool(seen.devices_mhz)
+
+    def pulse(self, call: Callable[[], None]) -> None:
+        """Look at the clock under load: of calls back to back, once they brought the clock up."""
+        due = self._now() + RAMP_SECONDS
+        for _ in range(BLOCK):
+            call()
+            while self._now() < due:
+                call()
+            self._pulses.append(look(self._processors, self._gpu, self._root))
+            due = self._now() + PULSE_PERIOD_SECONDS
 
     def clocks(self) -> Clocks | None:
         """What was seen; None where the system tells nothing."""
         before, after = self._events, throttle_events(self._processors, self._root)
         events = after - before if before is not None and after is not None else None
         flags = pi_flags(self._root)
-        series = [look.mhz for look in self._looks if look.mhz is not None]
-        devices = sorted({name for look in self._looks for name in look.devices_mhz})
-        falls = [clock_fall(series)]
-        falls += [clock_fall([look.devices_mhz[n] for look in self._looks if n in look.devices_mhz]) for n in devices]
-        heat = [look.celsius for look in self._looks if look.celsius is not None]
+        seen = [*self._looks, *self._pulses]
+        series = [look.mhz for look in seen if look.mhz is not None]
+        devices = sorted({name for look in seen for name in look.devices_mhz})
+        judged = self._pulses or self._looks
+        falls = [clock_fall([look.mhz for look in judged if look.mhz is not None])]
+        falls += [clock_fall([look.devices_mhz[n] for look in judged if n in look.devices_mhz]) for n in devices]
+        heat = [look.celsius for look in seen if look.celsius is not None]
         if not series and not devices and events is None and flags is None and not heat:
             return None
         fall = max((value for value in falls if value is not None), default=None)
@@ -102,13 +142,15 @@ def clock_fall(series: Sequence[float]) -> float | None:
     return float(np.max(1.0 - medians / highest))
 
 
-def look(processors: Sequence[int], root: Path = ROOT) -> Look:
+def look(processors: Sequence[int], gpu: bool = False, root: Path = ROOT) -> Look:
     """Read the clocks (kHz of cpufreq, Hz of devfreq) and the heat (millidegrees) once."""
     cpu = root / "sys/devices/system/cpu"
     found = [read_integer(cpu / f"cpu{index}/cpufreq/scaling_cur_freq") for index in processors]
     clocks = [value / 1e3 for value in found if value]
     devices = {}
-    for entry in entries(root / "sys/class/devfreq"):
+    for entry in entries(root / "sys/class/devfreq") if gpu else ():
+        if not GPU.search(entry.name):
+            continue
         value = read_integer(entry / "cur_freq")
         if value:
             devices[entry.name] = value / 1e6

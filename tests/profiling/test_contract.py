@@ -44,6 +44,7 @@ def test_calls_without_a_hop_are_not_paced() -> None:
         (STREAM, {"jitter_ms": 1.0, "paced_seconds": 0.0}, "give --duration a time above 0"),
         (STREAM, {"load": 1, "paced_seconds": 0.0}, "give --duration a time above 0"),
         (STREAM, {"paced_seconds": 0.05}, r"a run of 0\.05 s is shorter than one hop of 64 ms"),
+        (STREAM, {"paced_seconds": 0.07}, r"a run of 0\.07 s ends before the stream's first chunk"),  # that takes 96 ms
         (CALLED, {"hop_ms": 0.0}, "--hop must be above 0"),
         (CALLED, {"hop_ms": -1.0}, "finite times of at least 0"),
         (CALLED, {"hop_ms": float("nan")}, "finite times of at least 0"),

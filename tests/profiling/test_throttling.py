@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeattn.profiling.figures import Clocks
 from edgeattn.profiling.throttling import (
     PERIOD_SECONDS,
     Watch,
@@ -44,24 +45,26 @@ def test_a_look_reads_the_fastest_processor_the_devices_and_the_hottest_zone(tmp
             f"{CPU}/cpu1/cpufreq/scaling_cur_freq": 729_600,
             f"{CPU}/cpu7/cpufreq/scaling_cur_freq": 2_000_000,  # not ours
             "sys/class/devfreq/17000000.gpu/cur_freq": 918_000_000,
+            "sys/class/devfreq/15340000.vic/cur_freq": 115_200_000,  # video, which no model runs on
             "sys/class/thermal/thermal_zone0/temp": 45_500,
             "sys/class/thermal/thermal_zone1/temp": 61_250,
             "sys/class/thermal/thermal_zone2/temp": "",  # a zone that is asleep
         },
     )
-    seen = look((0, 1), tmp_path)
+    seen = look((0, 1), gpu=True, root=tmp_path)
     assert (seen.mhz, seen.devices_mhz, seen.celsius) == (1510.4, {"17000000.gpu": 918.0}, 61.25)
+    assert look((0, 1), root=tmp_path).devices_mhz == {}  # calls that run on no GPU say nothing of its clock
 
 
 def test_a_system_that_tells_nothing_has_no_clocks(tmp_path: Path) -> None:
-    watch = Watch((0, 1), tmp_path)
+    watch = Watch((0, 1), root=tmp_path)
     watch.look()
     assert watch.clocks() is None
 
 
 def watched(root: Path, kilohertz: list[int], name: str = f"{CPU}/cpu0/cpufreq/scaling_cur_freq") -> Watch:
     write_tree(root, {name: kilohertz[0]})
-    watch = Watch((0,), root, Ticking())
+    watch = Watch((0,), True, root, Ticking())
     for value in kilohertz:
         write_tree(root, {name: value})
         watch.look()
@@ -98,6 +101,47 @@ def test_a_gpu_whose_clock_falls_counts_as_well(tmp_path: Path) -> None:
     assert (clocks.max_mhz, clocks.held) == (None, False)
 
 
+def pulsed(root: Path, under_load: tuple[int, int]) -> Clocks:
+    """A paced run at 600 MHz between two bursts of calls, whose second half of looks sees the clock under load."""
+    now = [0.0]
+    file = f"{CPU}/cpu0/cpufreq/scaling_cur_freq"
+    write_tree(root, {file: 600_000})
+    watch = Watch((0,), False, root, lambda: now[0])
+    for burst in under_load:
+        began = now[0]
+
+        def call(began: float = began, burst: int = burst) -> None:
+            now[0] += 0.01
+            write_tree(root, {file: burst if now[0] - began > 0.2 else 600_000})  # the governor takes its time
+
+        watch.pulse(call)
+        write_tree(root, {file: 600_000})
+        for _ in range(20):
+            now[0] += 1.0
+            watch.look()
+    clocks = watch.clocks()
+    assert clocks is not None
+    return clocks
+
+
+def test_a_governor_that_idles_between_calls_is_no_throttling(tmp_path: Path) -> None:
+    clocks = pulsed(tmp_path, (1_500_000, 1_500_000))
+    assert (clocks.fall, clocks.held, clocks.min_mhz, clocks.max_mhz) == (0.0, True, 600.0, 1500.0)
+
+
+def test_a_clock_that_is_lower_under_load_after_a_paced_run_makes_it_invalid(tmp_path: Path) -> None:
+    clocks = pulsed(tmp_path, (1_500_000, 1_200_000))
+    assert clocks.fall == pytest.approx(0.2)
+    assert not clocks.held
+
+
+def test_a_watch_knows_whether_there_is_a_clock(tmp_path: Path) -> None:
+    assert not Watch((0,), root=tmp_path).readable
+    write_tree(tmp_path, {"sys/class/devfreq/17000000.ga10b/cur_freq": 918_000_000})
+    assert Watch((0,), gpu=True, root=tmp_path).readable
+    assert not Watch((0,), root=tmp_path).readable
+
+
 @given(series=st.lists(st.floats(1.0, 5e3), max_size=60))
 def test_the_fall_is_the_largest_from_any_block_to_any_later_one(series: list[float]) -> None:
     medians = [sorted(series[k : k + 5])[2] for k in range(0, len(series) - 4, 5)]
@@ -109,7 +153,7 @@ def test_the_fall_is_the_largest_from_any_block_to_any_later_one(series: list[fl
 def test_looks_are_a_period_apart(tmp_path: Path) -> None:
     times = iter([0.0, 0.0, 0.05, 0.1, 0.15, 0.3, 0.31])
     write_tree(tmp_path, {f"{CPU}/cpu0/cpufreq/scaling_cur_freq": 1000})
-    watch = Watch((0,), tmp_path, lambda: next(times))
+    watch = Watch((0,), False, tmp_path, lambda: next(times))
     watch.look()  # at 0.0, and the clock then says 0.05: the next one is due at 0.25
     write_tree(tmp_path, {f"{CPU}/cpu0/cpufreq/scaling_cur_freq": 2000})
     watch.look()  # 0.1
@@ -129,7 +173,7 @@ def test_throttling_events_during_the_run_make_it_invalid_and_older_ones_do_not(
     }
     write_tree(tmp_path, counts)
     assert throttle_events((0, 1), tmp_path) == 9
-    watch = Watch((0,), tmp_path)
+    watch = Watch((0,), root=tmp_path)
     quiet = watch.clocks()
     assert quiet is not None
     assert (quiet.throttle_events, quiet.held) == (0, True)
@@ -152,7 +196,7 @@ def test_a_raspberry_pi_whose_firmware_throttled_meanwhile_is_capped(
     tmp_path: Path, before: str, after: str, capped: bool
 ) -> None:
     write_tree(tmp_path, {PI: before})
-    watch = Watch((), tmp_path)
+    watch = Watch((), root=tmp_path)
     write_tree(tmp_path, {PI: after})
     clocks = watch.clocks()
     assert clocks is not None

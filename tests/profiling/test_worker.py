@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -17,8 +18,9 @@ import edgeattn.profiling.measure
 from edgeattn.errors import BundleError, DeviceError, InputError
 from edgeattn.profiling.energy import find_meter
 from edgeattn.profiling.figures import Clocks, Energy, Latency, Profile, Realtime
-from edgeattn.profiling.measure import MeasureOptions, measure
+from edgeattn.profiling.measure import MeasureOptions, affinity, measure
 from edgeattn.profiling.stability import NOISE_LIMIT
+from edgeattn.profiling.throttling import Watch
 from edgeattn.profiling.worker import profile_bundle
 from edgeattn.spec import from_json, to_json
 from tests.profiling.trees import write_tree
@@ -89,6 +91,22 @@ def test_a_model_that_does_not_stream_is_called_every_hop(tiny_calls_bundle: Pat
 def test_what_cannot_be_held_is_refused_before_measuring(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="streams in hops of 64 ms"):
         profile_bundle(tiny_bundle, replace(QUICK, hop_ms=20.0))
+
+
+def test_clocks_under_load_are_read_around_a_paced_run(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = f"sys/devices/system/cpu/cpu{affinity()[0]}"
+    write_tree(
+        tmp_path, {f"{cpu}/cpufreq/scaling_cur_freq": 1_800_000, f"{cpu}/thermal_throttle/core_throttle_count": 4}
+    )
+    monkeypatch.setattr(edgeattn.profiling.measure, "Watch", functools.partial(Watch, root=tmp_path))
+    profile = measure(tiny_bundle, MeasureOptions(runs=5, paced_seconds=0.3, packet=30, spread_seconds=0))
+    assert profile.realtime is not None
+    for clocks, fall in ((profile.latency.clocks, None), (profile.realtime.clocks, 0.0)):
+        assert clocks is not None
+        assert (clocks.min_mhz, clocks.max_mhz, clocks.throttle_events, clocks.held) == (1800.0, 1800.0, 0, True)
+        assert clocks.fall == fall
 
 
 def test_energy_is_read_where_the_device_tells_it(

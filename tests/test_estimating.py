@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -164,7 +165,7 @@ def zeros(*shape: int) -> np.ndarray:
 )
 def test_an_operation_has_the_flops_of_its_definition(
     tmp_path: Path,
-    node: tuple[str, dict[str, object]],
+    node: tuple[str, dict[str, Any]],
     shapes: dict[str, tuple[int, ...]],
     weights: dict[str, np.ndarray],
     flops: int,
@@ -185,7 +186,7 @@ def test_an_operation_has_the_flops_of_its_definition(
     [("Conv", {}, (16, 8, 3)), ("Conv", {"group": 8}, (8, 1, 3)), ("ConvTranspose", {"strides": [2]}, (8, 4, 2))],
 )
 def test_a_convolution_of_openvino_has_the_flops_of_the_onnx_file(
-    tmp_path: Path, kind: str, options: dict[str, object], weight: tuple[int, ...]
+    tmp_path: Path, kind: str, options: dict[str, Any], weight: tuple[int, ...]
 ) -> None:
     openvino = pytest.importorskip("openvino")
     made = helper.make_node(kind, ["x", "w"], ["z"], **options)

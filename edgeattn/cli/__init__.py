@@ -47,13 +47,13 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "stream": stream.stream,
     "selftest": selftest.selftest,
     "models": models.models,
-    "targets": targets.targets,
     "doctor": doctor.doctor,
     "train": train.train,
     "demo": demo.demo,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)
+app.add_typer(targets.app)
 
 
 def main() -> None:

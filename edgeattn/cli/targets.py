@@ -1,13 +1,31 @@
-"""``edgeattn targets``."""
+"""``edgeattn targets``: what there is, and what of it is measured here."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, print_json
+from edgeattn.cli.console import console, exit_codes, note, print_json, progress_bar
+
+if TYPE_CHECKING:
+    from edgeattn.targets import Target
+    from edgeattn.targets.calibration import Calibration
+
+app = typer.Typer(
+    name="targets",
+    help="What bundles can be made for; calibrate: what the engines reach of this machine.",
+    invoke_without_command=True,
+    add_completion=False,
+)
 
 
-def targets(as_json: o.Json = False) -> None:
+@app.callback()
+def targets(context: typer.Context, as_json: o.Json = False) -> None:
     """What bundles can be made for."""
+    if context.invoked_subcommand is not None:
+        return
     with exit_codes(as_json):
         from edgeattn.spec import to_json
         from edgeattn.targets import list_targets
@@ -18,9 +36,70 @@ def targets(as_json: o.Json = False) -> None:
             return
         from rich.table import Table
 
-        table = Table("target", "also", "device", "engines", "cores", "memory")
+        table = Table("target", "also", "device", "engines", "cores", "memory", "GB/s", "fp32", "fp16", "int8")
         for target in known:
             memory = "-" if target.memory_bytes is None else f"{target.memory_bytes / 2**30:.0f} GiB"
-            engines = ", ".join(target.backends)
-            table.add_row(target.name, ", ".join(target.aliases), target.title, engines, str(target.cores), memory)
+            table.add_row(
+                target.name, ", ".join(target.aliases), target.title, ", ".join(target.backends), str(target.cores),
+                memory, *_rates(target),
+            )  # fmt: skip
         console().print(table)
+        note(
+            "GB/s and fp32, fp16, int8 (10^9 operations per second) are peaks that estimates are made from, mostly not "
+            "checked on a device; --json tells the source of each"
+        )
+
+
+def _rates(target: Target) -> tuple[str, str, str, str]:
+    """Bandwidth and peaks in 10^9 per second; a dash where nobody tells."""
+    peaks = target.peaks
+    values = (
+        target.memory.bytes_per_second,
+        *((peaks.fp32, peaks.fp16, peaks.int8) if peaks is not None else (None,) * 3),
+    )
+    bandwidth, fp32, fp16, int8 = ("-" if value is None else f"{value / 1e9:,.0f}" for value in values)
+    return bandwidth, fp32, fp16, int8
+
+
+@app.command()
+def calibrate(
+    engine: Annotated[
+        list[str] | None, typer.Option("--engine", help="Engine to calibrate; may be repeated. Default: all installed.")
+    ] = None,
+    threads: o.Threads = 1,
+    as_json: o.Json = False,
+) -> None:
+    """Measure what the engines reach of this machine, for its estimates; kept in the user's cache."""
+    with exit_codes(as_json):
+        from edgeattn.errors import InputError, unknown_name
+        from edgeattn.runtimes.engines import PACKAGES
+
+        for name in engine or ():
+            if name not in PACKAGES:
+                raise InputError(unknown_name("engine", name, PACKAGES))
+        from edgeattn.calibrating import calibrate as run
+        from edgeattn.spec import to_json
+        from edgeattn.targets.calibration import keep_calibration
+
+        with progress_bar() as bar:
+            found = run(bar, engine, threads)
+        path = keep_calibration(found)
+        if as_json:
+            print_json({"schema": 1, "path": str(path), "calibration": to_json(found)})
+            return
+        _print_calibration(found)
+        note(f"kept: {path}")
+
+
+def _print_calibration(found: Calibration) -> None:
+    from rich.table import Table
+
+    table = Table("engine", "version", "eta fp32", "eta int8", "us per kernel", "range", "models")
+    for name, engine in found.engines.items():
+        reached = engine.efficiency
+        int8 = f"{reached.of('int8').mid:.3f}" if "int8" in reached.by_precision else "-"
+        table.add_row(
+            name, engine.version, f"{reached.of('fp32').mid:.3f}", int8,
+            f"{1e6 * reached.launch_seconds.mid:.2f}", f"x/: {engine.spread:.2f}", str(len(engine.models)),
+        )  # fmt: skip
+    console().print(table)

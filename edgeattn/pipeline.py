@@ -60,6 +60,7 @@ from edgeattn.mixed import (
     timed,
 )
 from edgeattn.model import Arrays, Artifact, EdgeModel
+from edgeattn.profiling.contract import contract
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
@@ -129,6 +130,7 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
     for target in options.targets:
         schemes(target, engine(target, options), options.precision)  # refused before any waiting
         destination(model, target, options)
+    contract(model.spec, options.measure)
     with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
         check_room(model, Path(scratch))
         foreseen = preflight(model, data, options, progress)
@@ -531,6 +533,7 @@ def assemble(
         latency=latency,
         realtime=None if substitute else profile.realtime,
         memory=None if substitute else profile.memory,
+        energy=None if substitute else profile.energy,
         build=artifact.build,
         notes=(*shop.model.notes, *notes),
         buckets=buckets,

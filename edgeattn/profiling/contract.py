@@ -89,12 +89,14 @@ def contract(spec: ModelSpec, options: MeasureOptions) -> Contract | None:
     if options.paced_seconds == 0 and (options.jitter_ms or options.load or options.trace):
         raise InputError("jitter, load and a picture belong to a paced run: give --duration a time above 0")
     if 0 < options.paced_seconds < hop_ms / 1e3:
-        raise InputError(f"a run of {options.paced_seconds:g} s is shorter than one hop of {hop_ms:g} ms")
+        raise InputError(f"a run of {options.paced_seconds:g} s is shorter than one hop of {hop_ms:g} ms: give it more")
     packet = None
     if spec.stream is not None:
         samples = int(options.paced_seconds * spec.stream.frontend.sample_rate)
         if options.paced_seconds and not steps_after(spec.stream, samples):
-            raise InputError(f"a run of {options.paced_seconds:g} s ends before the stream's first chunk is heard")
+            raise InputError(
+                f"a run of {options.paced_seconds:g} s ends before the stream's first chunk is heard: give it more"
+            )
         packet = options.packet or packet_unlike(spec.stream.shift * spec.stream.frontend.hop_length)
     piece = hop_ms / 1e3 if packet is None or spec.stream is None else packet / spec.stream.frontend.sample_rate
     if options.paced_seconds / piece > MAX_PIECES:

@@ -53,6 +53,14 @@ def test_contracts_that_make_no_sense_are_refused_before_anything_is_measured(
     assert "golden" not in outcome.err
 
 
+def test_convert_refuses_a_paced_run_without_a_chunk_before_it_converts(edgeattn: Command, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="loads the built-in model")
+    outcome = edgeattn("convert", "streaming-conformer", "--paced-seconds", "0.2", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "a run of 0.2 s is shorter than one hop of 320 ms" in outcome.error
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("arguments", [("--hop", "0ms"), ("--jitter", "-1ms"), ("--load", "-1"), ("--duration", "60")])
 def test_times_need_a_unit_and_a_size(edgeattn: Command, arguments: tuple[str, ...]) -> None:
     assert edgeattn("check", "x.cpu.edge", *arguments).code == 2

@@ -17,8 +17,10 @@ from edgeattn.errors import BundleError, UnsupportedError, load_extra
 from edgeattn.runtimes.openvino import SHARED_WEIGHTS
 from edgeattn.silence import telemetry_off
 from edgeattn.targets import Target
+from edgeattn.targets.calibration import calibrated_host
 from edgeattn.targets.roofline import Computed, Efficiency, Estimate, OpFigures, estimate
 
+HOST = "cpu"  # the target that is this machine
 NARROW = {"int8", "uint8", "int4", "uint4"}
 BITS = {
     "float64": 64, "int64": 64, "uint64": 64, "float32": 32, "int32": 32, "uint32": 32, "float16": 16, "bfloat16": 16,
@@ -174,10 +176,12 @@ def estimate_bundle(
     is not in it.
 
     Args:
-        efficiency: as calibrated on this machine; None for what was seen elsewhere.
+        target: with the name ``cpu`` it is this machine, and its calibration is used.
+        efficiency: None for what this machine's calibration tells, or what was seen elsewhere.
 
     Raises:
-        EdgeattnError: as :func:`op_figures` and :func:`edgeattn.targets.roofline.estimate`.
+        EdgeattnError: as :func:`op_figures`, :func:`edgeattn.targets.roofline.estimate` and, for this machine,
+            :func:`edgeattn.targets.calibration.calibrated_host`.
     """
     with open_bundle(path) as bundle:
         manifest = bundle.manifest
@@ -187,6 +191,8 @@ def estimate_bundle(
         golden = manifest.golden.file if manifest.golden is not None else None
         weights = sum(entry.size for name, entry in manifest.files.items() if name != golden)
         states = sum(state.nbytes for graph in spec.graphs for state in graph.states)
+    if efficiency is None and target.name == HOST:
+        target, efficiency = calibrated_host(manifest.backend, threads)
     ops = [op for name in largest for op in figures[name].ops]
     activations = max(graph.activation_bytes for graph in figures.values())
     return estimate(ops, target, manifest.backend, threads, efficiency, weights + states + activations)

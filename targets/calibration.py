@@ -44,7 +44,7 @@ class Sample:
     Attributes:
         precision: of its products; "fp32" or "int8".
         ops: what it does in a call.
-        seconds: median of a call.
+        seconds: of a call.
     """
 
     name: str

@@ -16,12 +16,14 @@ from torch import nn
 
 from edgeattn.baseline import Quiet, recorded
 from edgeattn.bundle import BundleDraft, open_bundle, read_manifest
-from edgeattn.errors import BundleError, UnsupportedError
+from edgeattn.errors import BundleError, InputError, UnsupportedError
 from edgeattn.estimating import GraphFigures, estimate_bundle, file_figures, op_figures
 from edgeattn.model import Artifact
 from edgeattn.schemes import Workshop, build
 from edgeattn.sources.modules import from_module
 from edgeattn.targets import Memory, get_target, host_target
+from edgeattn.targets.calibration import Calibration, EngineCalibration, keep_calibration
+from edgeattn.targets.roofline import Efficiency, Range
 from tests.small import small_manifest
 
 ROWS, WIDTH, HIDDEN, HEADS = 8, 32, 64, 4
@@ -288,9 +290,33 @@ def test_a_device_that_the_model_does_not_fit_into_is_told(bundle: Path) -> None
 
 
 def test_a_target_without_a_rate_is_refused(bundle: Path) -> None:
-    blind = replace(host_target(), memory=Memory("unknown"))
-    with pytest.raises(UnsupportedError, match=r"cpu: its latency cannot be estimated, \[memory\] bytes_per_second"):
-        estimate_bundle(bundle, blind)
+    with pytest.raises(
+        UnsupportedError, match=r"x86-avx2: its latency cannot be estimated, \[memory\] bytes_per_second"
+    ):
+        estimate_bundle(bundle, get_target("x86-avx2"))
+
+
+def test_a_bundle_of_an_engine_that_the_target_does_not_have_is_refused(bundle: Path) -> None:
+    with pytest.raises(InputError, match="jetson-orin-nano has no engine 'litert'; it has tensorrt, onnxruntime"):
+        estimate_bundle(bundle, get_target("jetson"))
+
+
+def test_this_machine_is_estimated_by_its_calibration_alone(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(InputError, match="this machine was not calibrated for 1 thread"):
+        estimate_bundle(bundle, host_target())
+    one = Range(1, 1, 1)
+    launch = Range(1e-6, 2e-6, 4e-6)
+    engine = EngineCalibration("1.0", Efficiency(one, one, launch, "planted", {"fp32": one}), 2.0, ())
+    keep_calibration(Calibration("this machine", 1, 1, 1e9, 1e9, {"litert": engine}))
+    with open_bundle(bundle) as opened:
+        kernels = sum(op.kernels for op in op_figures(opened)["main"].ops)
+    found = estimate_bundle(bundle, host_target())
+    assert found.source == "planted"
+    # Computing and moving take the same at both ends here, so what lies between them is the kernels' cost alone.
+    assert found.high_ms - found.low_ms == pytest.approx(kernels * 3e-3, rel=1e-6)
 
 
 def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:

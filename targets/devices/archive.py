@@ -8,6 +8,7 @@ import io
 import threading
 import zipfile
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import edgeattn
@@ -18,7 +19,8 @@ DATA = (".toml",)  # files beside the modules that they read
 PARSING = threading.Lock()  # two threads in ast.parse: "AST constructor recursion depth mismatch" (CPython 3.11)
 
 
-def runtime_archive(modules: Iterable[str]) -> tuple[str, bytes]:
+@lru_cache(maxsize=8)
+def runtime_archive(modules: tuple[str, ...]) -> tuple[str, bytes]:
     """Pack modules of edgeattn with all of edgeattn that they import, also inside functions.
 
     Args:

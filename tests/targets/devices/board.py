@@ -30,6 +30,7 @@ class Board:
     root: Path
     user: str
     uid: int
+    gid: int
     port: int
     interpreter: str
     hops: list[Relay] = field(default_factory=list)
@@ -41,6 +42,24 @@ class Board:
     @property
     def cache(self) -> Path:
         return self.root / "cache" / "edgeattn"
+
+    def renew(self) -> None:
+        """Nothing in its directories, nothing wrong with it."""
+        for hop in self.hops:
+            hop.close()
+        self.hops.clear()
+        for name in ("cache", "tmp"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+            (self.root / name).mkdir()
+            self.give(self.root / name)
+        shutil.copyfile(self.root / "client" / "id.pub", self.root / "keys" / "authorized")
+        self.python(f'PYTHONPATH={SITE} exec PYTHON3 "$@"')
+        write_client(self)
+
+    def give(self, path: Path) -> None:
+        """Make a file or directory the account's own."""
+        if os.getuid() == 0:
+            os.chown(path, self.uid, self.gid)
 
     def python(self, lines: str) -> None:
         """Replace the board's ``python3`` by a shell script; ``PYTHON3`` stands for the real one."""
@@ -196,23 +215,20 @@ def running_board(root: Path) -> Iterator[Board]:
     if sshd is None or shutil.which("ssh") is None:
         pytest.skip("needs OpenSSH's sshd and ssh: apt install openssh-server openssh-client")
     with account(root) as (user, uid, gid):
-        board = Board(root, user, uid, free_port(), interpreter_for(uid, gid))
-        for name in ("bin", "cache", "tmp", "keys", "client"):
+        board = Board(root, user, uid, gid, free_port(), interpreter_for(uid, gid))
+        for name in ("bin", "keys", "client"):
             (root / name).mkdir()
         for name in ("keys/host", "keys/other-host", "client/id"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", root / name], check=True)
-        shutil.copyfile(root / "client" / "id.pub", root / "keys" / "authorized")
-        board.python(f'PYTHONPATH={SITE} exec PYTHON3 "$@"')
         path = f"{root / 'bin'}:/usr/bin:/bin"
         (root / "keys" / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1:{board.port}\nHostKey {root / 'keys/host'}\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {root / 'keys/authorized'}\nStrictModes no\nPasswordAuthentication no\n"
             f"SetEnv PATH={path} XDG_CACHE_HOME={root / 'cache'} TMPDIR={root / 'tmp'}\n"
         )
-        if os.getuid() == 0:
-            root.chmod(0o755)
-            for path_ in (root / "keys", root / "cache", root / "tmp", *(root / "keys").iterdir()):
-                os.chown(path_, uid, gid)
+        root.chmod(0o755)
+        for path_ in (root / "keys", *(root / "keys").iterdir()):
+            board.give(path_)
         log = (root / "sshd.log").open("wb")
         server = subprocess.Popen(
             [sshd, "-D", "-e", "-f", root / "keys" / "sshd_config"],
@@ -220,7 +236,6 @@ def running_board(root: Path) -> Iterator[Board]:
         )  # fmt: skip
         try:
             _await_port(board.port, server, root / "sshd.log")
-            write_client(board)
             yield board
         finally:
             for hop in board.hops:

@@ -1,4 +1,4 @@
-"""One board per test: what a fault leaves behind is not to be excused by another test."""
+"""One sshd for a file of tests; each test finds its board as new, and has to leave it so."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from tests.profiling.conftest import write_tiny_bundle
 from tests.targets.devices.board import Board, running_board
 
 
-@pytest.fixture
-def board(monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+@pytest.fixture(scope="module")
+def served_board() -> Iterator[Board]:
     root = Path(tempfile.mkdtemp(prefix="edgeattn-board-"))  # not tmp_path: an unprivileged account must get in
     try:
         with running_board(root) as board:
-            monkeypatch.setenv("PATH", f"{root / 'client'}{os.pathsep}{os.environ['PATH']}")
             yield board
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def board(served_board: Board, monkeypatch: pytest.MonkeyPatch) -> Iterator[Board]:
+    monkeypatch.setenv("PATH", f"{served_board.root / 'client'}{os.pathsep}{os.environ['PATH']}")
+    served_board.renew()
+    yield served_board
+    for hop in served_board.hops:
+        hop.close()
+    assert served_board.is_clean()
 
 
 @pytest.fixture(scope="session")

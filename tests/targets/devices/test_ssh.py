@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,12 +22,22 @@ from typing import Any
 
 import pytest
 
+from edgeattn.bundle import read_manifest
 from edgeattn.checking import CheckOptions, check, profile
 from edgeattn.cli import app
 from edgeattn.errors import DeviceError, EdgeattnError, UnsupportedError
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import measure_on
-from edgeattn.targets.devices import Device, Timeouts, TransportError, parse_device, session
+from edgeattn.profiling.remote import GOLDEN, measure_on, wants
+from edgeattn.targets.devices import (
+    Device,
+    DeviceSession,
+    Job,
+    Timeouts,
+    TransportError,
+    on_device,
+    parse_device,
+    session,
+)
 from tests.targets.devices.board import SITE, Board, Relay, write_client
 
 QUICK = MeasureOptions(runs=5, paced_seconds=0)
@@ -37,6 +48,16 @@ SOON = Timeouts(connect=10.0, silence=4.0, lock=0.6)
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "PAUSES", (0.05, 0.05))
+
+
+def replay(device: Device, bundle: Path, seconds: float = 60.0, timeouts: Timeouts = SOON) -> Any:
+    """The golden inputs alone: what goes wrong with a link goes wrong with any job."""
+    request = json.dumps({"backend": None, "threads": 1})
+
+    def work(there: DeviceSession) -> Any:
+        return there.run(Job(GOLDEN, ("{bundle}", request), seconds))["golden"]
+
+    return on_device(device, bundle, wants(read_manifest(bundle), None), work, timeouts)
 
 
 def through(board: Board) -> tuple[Relay, Device]:
@@ -87,7 +108,7 @@ class Running:
 
     def _run(self, device: Device, bundle: Path, timeouts: Timeouts, seconds: float) -> None:
         try:
-            measure_on(device, bundle, QUICK, seconds=seconds, timeouts=timeouts)
+            replay(device, bundle, seconds, timeouts)
         except EdgeattnError as error:
             self.error = error
 
@@ -111,6 +132,7 @@ def test_a_bundle_is_checked_and_measured_on_the_board(board: Board, tiny_bundle
     assert len(stored) == 2  # our runtime and the bundle
 
 
+@pytest.mark.slow
 def test_profile_and_check_report_the_board(board: Board, tiny_bundle: Path) -> None:
     result = profile(tiny_bundle, QUICK, None, (board.url,)).results[0]
     assert result.notes[-1] == f"on {board.url}"
@@ -132,23 +154,24 @@ class Silent:
         pass
 
 
+@pytest.mark.slow
 def test_a_second_run_sends_nothing_and_a_damaged_store_is_sent_again(board: Board, tiny_bundle: Path) -> None:
     device = parse_device(board.url)
-    measure_on(device, tiny_bundle, QUICK)
+    replay(device, tiny_bundle)
     store = board.cache / "store"
     inodes = {path.name: path.stat().st_ino for path in store.iterdir()}
-    measure_on(device, tiny_bundle, QUICK)
+    replay(device, tiny_bundle)
     assert {path.name: path.stat().st_ino for path in store.iterdir()} == inodes
     for path in store.iterdir():
         path.write_bytes(path.read_bytes()[:-1] + b"!")
-    measure_on(device, tiny_bundle, QUICK)
+    replay(device, tiny_bundle)
     assert {hashlib.sha256(path.read_bytes()).hexdigest() for path in store.iterdir()} == set(inodes)
     assert board.is_clean()
 
 
 def test_a_greeting_of_the_login_is_not_taken_for_an_answer(board: Board, tiny_bundle: Path) -> None:
     board.python(f'echo "Welcome!"; echo "{{\\"event\\": \\"end\\"}}"; PYTHONPATH={SITE} exec PYTHON3 "$@"')
-    assert measure_on(parse_device(board.url), tiny_bundle, QUICK)[1].latency.runs == 5
+    assert replay(parse_device(board.url), tiny_bundle)["passed"]
     assert board.is_clean()
 
 
@@ -162,7 +185,7 @@ def quiet_port() -> Iterator[int]:
 def test_a_host_that_does_not_answer(board: Board, tiny_bundle: Path, quiet_port: int) -> None:
     device = parse_device(f"ssh://{board.user}@127.0.0.1:{quiet_port}")
     with pytest.raises(TransportError, match=r"cannot be reached|no sign of life") as caught:
-        measure_on(device, tiny_bundle, QUICK, timeouts=Timeouts(connect=1.0))
+        replay(device, tiny_bundle, timeouts=Timeouts(connect=1.0))
     assert caught.value.exit_code == 3
 
 
@@ -176,7 +199,7 @@ def test_a_refused_connection(board: Board, tiny_bundle: Path) -> None:
 def test_another_host_key_than_the_known_one(board: Board, tiny_bundle: Path) -> None:
     write_client(board, host_key="keys/other-host.pub")
     with pytest.raises(DeviceError, match="host key is not the one in known_hosts") as caught:
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert not isinstance(caught.value, TransportError)
     assert not board.cache.exists()
 
@@ -184,21 +207,21 @@ def test_another_host_key_than_the_known_one(board: Board, tiny_bundle: Path) ->
 def test_a_host_key_that_is_not_known(board: Board, tiny_bundle: Path) -> None:
     (board.root / "client" / "known_hosts").write_text("")
     with pytest.raises(DeviceError, match=r"not in known_hosts yet.*ssh 127\.0\.0\.1"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert not board.cache.exists()
 
 
 def test_a_key_that_the_board_does_not_take(board: Board, tiny_bundle: Path) -> None:
     (board.root / "keys" / "authorized").write_text("")
     with pytest.raises(DeviceError, match=r"not let in .*Permission denied.*ssh-copy-id"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert not board.cache.exists()
 
 
 def test_no_python(board: Board, tiny_bundle: Path) -> None:
     device = parse_device(f"{board.url}/opt/nothing/python3")
     with pytest.raises(UnsupportedError, match=r"no /opt/nothing/python3 there; Python >= 3\.10") as caught:
-        measure_on(device, tiny_bundle, QUICK)
+        replay(device, tiny_bundle)
     assert caught.value.exit_code == 4
     assert board.is_clean()
 
@@ -207,14 +230,14 @@ def test_a_python_that_is_too_old(board: Board, tiny_bundle: Path) -> None:
     old = "import sys; sys.version_info = (3, 8, 10); sys.argv = sys.argv[1:]; exec(sys.argv[0])"
     board.python(f'shift 2; exec PYTHON3 -u -c "{old}" "$@"')
     with pytest.raises(UnsupportedError, match=r"is Python 3\.8\.10, at least 3\.10 is needed"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert board.is_clean()
 
 
 def test_no_numpy(board: Board, tiny_bundle: Path) -> None:
     board.python(f'PYTHONPATH={board.site()} exec PYTHON3 -S "$@"')
     with pytest.raises(UnsupportedError, match=r"has no numpy: .* -m pip install numpy"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert board.is_clean()
     assert not list((board.cache / "store").iterdir())  # nothing is sent before the inventory fits
 
@@ -222,7 +245,7 @@ def test_no_numpy(board: Board, tiny_bundle: Path) -> None:
 def test_no_engine(board: Board, tiny_bundle: Path) -> None:
     board.python(f'PYTHONPATH={board.site("numpy")} exec PYTHON3 -S "$@"')
     with pytest.raises(UnsupportedError, match=r"onnxruntime is not installed for .*pip install onnxruntime"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert board.is_clean()
     assert not list((board.cache / "store").iterdir())
 
@@ -230,13 +253,13 @@ def test_no_engine(board: Board, tiny_bundle: Path) -> None:
 def test_no_place_for_a_directory(board: Board, tiny_bundle: Path) -> None:
     board.cache.write_text("a file stands here")
     with pytest.raises(DeviceError, match=r"no directory can be made there: .*edgeattn"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
 
 
 def test_a_disk_that_fills_up(board: Board, tiny_bundle: Path) -> None:
     board.python(f'ulimit -f 2; PYTHONPATH={SITE} exec PYTHON3 "$@"')  # no file of more than 1 or 2 KiB
     with pytest.raises(DeviceError, match=r"cannot be written there: no space left") as caught:
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert not isinstance(caught.value, TransportError)
     assert board.is_clean()
     assert not list((board.cache / "store").iterdir())
@@ -252,9 +275,9 @@ def test_a_disk_without_room(board: Board, tiny_bundle: Path) -> None:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
     try:
         for folder in (board.cache, board.cache.parent):
-            os.chown(folder, board.uid, -1)
+            board.give(folder)
         with pytest.raises(DeviceError, match=r"no space: 0\.1 MB free there, 1\.\d MB are needed"):
-            measure_on(parse_device(board.url), tiny_bundle, QUICK)
+            replay(parse_device(board.url), tiny_bundle)
         assert board.is_clean()
     finally:
         subprocess.run(["umount", small], check=True)
@@ -279,7 +302,7 @@ def test_storage_that_changes_bytes(board: Board, tiny_bundle: Path) -> None:
     )
     board.python(f'PYTHONPATH={corrupting}:{SITE} exec PYTHON3 "$@"')
     with pytest.raises(TransportError, match=r"arrived changed: sha256 \w{12}\.\.\. was sent, \w{12}\.\.\. lies there"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert board.is_clean()
     assert not list((board.cache / "store").iterdir())
 
@@ -287,7 +310,7 @@ def test_storage_that_changes_bytes(board: Board, tiny_bundle: Path) -> None:
 def test_a_hanging_engine_is_killed(board: Board, tiny_bundle: Path) -> None:
     hanging(board)
     with pytest.raises(DeviceError, match=r"did not end within 1 s and was killed there") as caught:
-        measure_on(parse_device(board.url), tiny_bundle, QUICK, seconds=1.0)
+        replay(parse_device(board.url), tiny_bundle, seconds=1.0)
     assert not isinstance(caught.value, TransportError)
     assert board.is_clean()
 
@@ -296,7 +319,7 @@ def test_an_engine_that_crashes(board: Board, tiny_bundle: Path) -> None:
     fake = board.module("onnxruntime", "import os, sys\nsys.stderr.write('illegal instruction\\n')\nos.abort()\n")
     board.python(f'PYTHONPATH={fake}:{SITE} exec PYTHON3 "$@"')
     with pytest.raises(DeviceError, match=r"golden died with status -6: illegal instruction"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        replay(parse_device(board.url), tiny_bundle)
     assert board.is_clean()
 
 
@@ -369,6 +392,7 @@ def test_a_client_that_is_killed_leaves_nothing(board: Board, tiny_bundle: Path)
     assert board.is_clean()
 
 
+@pytest.mark.slow
 def test_a_network_that_stands_still_ends_both_ends(
     board: Board, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +417,7 @@ def test_a_board_that_stays_in_use(board: Board, tiny_bundle: Path) -> None:
     first = Running(parse_device(board.url), tiny_bundle)
     until(lambda: workers(board))
     with pytest.raises(DeviceError, match="in use by another edgeattn for 1 s"):
-        measure_on(parse_device(board.url), tiny_bundle, QUICK, timeouts=SOON)
+        replay(parse_device(board.url), tiny_bundle, timeouts=SOON)
     os.kill(workers(board)[0], signal.SIGKILL)
     assert "died with status -9" in str(first.end())
     assert board.is_clean()
@@ -406,10 +430,11 @@ def test_orphans_of_a_power_cut_are_removed_and_younger_runs_are_not(board: Boar
         (folder / "stdout").write_text("left")
         os.utime(folder, (time.time() - age, time.time() - age))
     for path in (*board.cache.rglob("*"), board.cache):
-        os.chown(path, board.uid, -1)
-    measure_on(parse_device(board.url), tiny_bundle, QUICK)
+        board.give(path)
+    replay(parse_device(board.url), tiny_bundle)
     assert not old.exists()
     assert young.exists()
+    shutil.rmtree(young)
 
 
 def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle: Path) -> None:
@@ -432,6 +457,7 @@ def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle:
     assert board.is_clean()
 
 
+@pytest.mark.slow
 def test_the_command_line_measures_on_a_board_and_exits_as_its_fault_says(
     board: Board, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -54,7 +54,7 @@ from edgeattn.pipeline import ConvertOptions, Tried, add_scheme, try_schemes
 from edgeattn.pruning.apply import Subject, copied, subject
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.latency import unit_rows
-from edgeattn.pruning.recovery import RecoveryOptions, recover
+from edgeattn.pruning.recovery import Recovered, RecoveryOptions, recover
 from edgeattn.pruning.request import Request
 from edgeattn.pruning.surgery import set_number
 from edgeattn.runtimes import Session
@@ -279,7 +279,8 @@ def pruning_note(trial: Trial) -> str:
     took, facts = trial.took, trial.made.pruning.facts
     parts = [f"asked {facts['asked']}", f"{took.pruning:.0f} s pruning"]
     parts += [f"{took.table:.0f} s table"] if took.table >= 1 else ["table kept"]
-    parts += [f"{took.recovery:.0f} s recovery"] if took.recovery else []
+    if facts["recovery"] is not None:
+        parts.append(f"{facts['recovery']['steps']} steps of recovery in {took.recovery:.0f} s")
     return ", ".join([*parts, *map(str, trial.made.pruning.failures)])
 
 
@@ -387,8 +388,9 @@ class Rivals:
         made = {name: one for name, one in entered.items() if not isinstance(one, str)}
         if self.trial.plan.recovery and made:
             best = min(made, key=lambda name: made[name][1].drop)
-            trained = self.session(self.recovered(made[best][0]), "trained")
-            found[f"{best}{TRAINED}"] = self.scored(trained, best, made[best][1].note)
+            trained = self.recovered(made[best][0])
+            words = "; ".join(filter(None, (f"{len(trained.losses)} steps of recovery", trained.note)))
+            found[f"{best}{TRAINED}"] = self.scored(self.session(trained.model, "trained"), best, words)
         return found
 
     def entered(self, peer: Peer) -> tuple[EdgeModel, Candidate] | str:
@@ -454,7 +456,7 @@ class Rivals:
         assert base.score is not None, "every case has labels"
         return Candidate(session, 100.0 * score.value, paired_drop(base.score, score).points, size, note)
 
-    def recovered(self, model: EdgeModel) -> EdgeModel:
+    def recovered(self, model: EdgeModel) -> Recovered:
         """Trained as ours was, with the residual stream as a target where it still has its width."""
         seconds, given = self.trial.settings.recover_seconds, self.given
         self.clock.begin(f"recovery of the peer by distillation, {seconds:.0f} s")
@@ -467,7 +469,7 @@ class Rivals:
         torch.set_num_threads(self.trial.settings.threads)
         options = RecoveryOptions(seconds=seconds, hidden=1.0 if norms[0] == norms[1] else 0.0)
         runs = training_runs(given.model, self.trial.case.data)
-        made = recover(given, Cut(), model, runs, options, lambda _: None).model
+        made = recover(given, Cut(), model, runs, options, lambda _: None)
         torch.set_num_threads(1)
         return made
 

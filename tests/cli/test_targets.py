@@ -1,0 +1,73 @@
+"""``edgeattn targets``: the list, and calibrating this machine."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from edgeattn import calibrating
+from edgeattn.calibrating import Size
+from edgeattn.targets import get_target, list_targets
+from edgeattn.targets.calibration import calibration_path, read_calibration
+from tests.cli.conftest import Command
+
+
+def test_the_table_shows_what_estimates_are_made_from(edgeattn: Command) -> None:
+    outcome = edgeattn("targets")
+    assert outcome.code == 0
+    rows = {line.split("│")[1].strip(): line for line in outcome.out.splitlines() if line.count("│") > 3}
+    assert set(rows) == {target.name for target in list_targets()}
+    cells = [cell.strip() for cell in rows["raspberry-pi-4"].split("│")][-6:-1]
+    # 12.8 GB/s; 4 cores of 1.8 GHz with 8 float32 and 16 int8 operations a cycle, and no float16.
+    assert cells == ["4 GiB", "13", "58", "-", "115"]
+    assert "peaks that estimates are made from" in outcome.err
+
+
+def test_json_tells_every_fact_of_every_target_with_its_source(edgeattn: Command) -> None:
+    told = {target["name"]: target for target in edgeattn("targets", "--json").json["targets"]}
+    nano = told["jetson-orin-nano-super"]
+    target = get_target("jetson-orin-nano-super")
+    assert target.power is not None
+    assert nano["power"]["modes"] == list(target.power.modes)
+    assert [release["tensorrt"] for release in nano["software"]] == [one.tensorrt for one in target.software]
+    assert nano["accelerator"]["multiprocessors"] == 8
+    assert nano["cpu"]["clusters"][0]["fp32"] == 16
+    assert nano["kernels"]["channels"] == 16
+    assert all(nano[group]["source"] for group in ("cpu", "memory", "accelerator", "peaks", "kernels", "power"))
+
+
+def test_a_near_miss_of_an_engine_is_suggested(edgeattn: Command) -> None:
+    outcome = edgeattn("targets", "calibrate", "--engine", "openvin")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "unknown engine 'openvin', did you mean 'openvino'?" in outcome.error
+
+
+def test_an_engine_that_cannot_be_calibrated_here_is_refused(
+    edgeattn: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    outcome = edgeattn("targets", "calibrate", "--engine", "tensorrt", "--json")
+    assert outcome.code == 2
+    assert outcome.json["error"]["type"] == "MissingExtraError"
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+def test_calibrating_keeps_what_it_measured(edgeattn: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = functools.partial(calibrating.calibrate, sizes=(Size(8, 64, 1), Size(48, 96, 1)))
+    monkeypatch.setattr(calibrating, "calibrate", few)
+    outcome = edgeattn("targets", "calibrate", "--engine", "onnxruntime", "--json")
+    assert outcome.code == 0, outcome.err
+    told = outcome.json
+    assert told["path"] == str(calibration_path(1))
+    kept = read_calibration()
+    assert kept is not None
+    assert list(kept.engines) == list(told["calibration"]["engines"]) == ["onnxruntime"]
+    models = told["calibration"]["engines"]["onnxruntime"]["models"]
+    assert [(m["name"], m["precision"]) for m in models] == [
+        (name, precision) for name in ("encoder 8x64x1", "encoder 48x96x1") for precision in ("fp32", "int8")
+    ]
+    assert all(m["measured_ms"] > 0 for m in models)

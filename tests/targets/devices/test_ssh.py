@@ -376,14 +376,15 @@ def test_a_link_that_is_cut_each_time_ends_in_an_error(board: Board, tiny_bundle
     assert board.is_clean()
 
 
-def test_a_client_that_is_killed_leaves_nothing(board: Board, tiny_bundle: Path) -> None:
+def test_a_client_that_is_killed_leaves_nothing_there(board: Board, tiny_bundle: Path, tmp_path: Path) -> None:
     hanging(board)
     program = (
         "import sys; from pathlib import Path; from edgeattn.profiling.remote import *; "
         "from edgeattn.targets.devices import parse_device; "
         "measure_on(parse_device(sys.argv[1]), Path(sys.argv[2]), MeasureOptions(runs=5, paced_seconds=0))"
     )
-    client = subprocess.Popen([sys.executable, "-c", program, board.url, tiny_bundle])
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # what a killed process leaves here, nobody can help
+    client = subprocess.Popen([sys.executable, "-c", program, board.url, tiny_bundle], env=environment)
     try:
         until(lambda: workers(board))
     finally:
@@ -437,7 +438,7 @@ def test_orphans_of_a_power_cut_are_removed_and_younger_runs_are_not(board: Boar
     shutil.rmtree(young)
 
 
-def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle: Path) -> None:
+def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle: Path, tmp_path: Path) -> None:
     hanging(board)
     relay, device = through(board)
     program = (
@@ -446,7 +447,7 @@ def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle:
         "profile(Path(sys.argv[1]), MeasureOptions(runs=5, paced_seconds=0), None, sys.argv[2:])"
     )
     command = [sys.executable, "-c", program, str(tiny_bundle), board.url, device.text]
-    client = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    client = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(tmp_path)})
     try:
         until(lambda: workers(board) and relay.connections)
         client.send_signal(signal.SIGINT)
@@ -454,6 +455,7 @@ def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle:
     finally:
         client.kill()
         client.wait()
+    assert not list(tmp_path.glob("edgeattn-*"))
     assert board.is_clean()
 
 

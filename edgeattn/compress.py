@@ -7,6 +7,8 @@ target's engine, and what was promised stands in the report beside what was meas
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import importlib.metadata
 import json
 import math
@@ -35,14 +37,14 @@ from edgeattn.evaluation.accuracy import Score, paired_drop
 from edgeattn.evaluation.data import limited, spread
 from edgeattn.gates import Failure
 from edgeattn.mixed import open_artifact
-from edgeattn.model import EdgeModel
+from edgeattn.model import Arrays, EdgeModel
 from edgeattn.profiling.measure import device_name
 from edgeattn.pruning.anatomy import Unit, layer_of
 from edgeattn.pruning.apply import Subject, prune, subject
 from edgeattn.pruning.cut import Cut, check_cut, uniform_cut, without_dropped
 from edgeattn.pruning.forms import Guide, form, has_forms
 from edgeattn.pruning.grouped import grouping
-from edgeattn.pruning.importance import Hook, Importance, ImportanceOptions, importance, magnitude
+from edgeattn.pruning.importance import Hook, Importance, ImportanceOptions, importance, leave_out, magnitude
 from edgeattn.pruning.latency import (
     LatencyTable,
     MeasureOptions,
@@ -138,7 +140,7 @@ class Compressor:
         shop: the original with its baseline.
         request: what to remove, or the budget.
         threads: of the engine that is timed.
-        checkpoint: where distillation keeps its state; None keeps none.
+        checkpoint: what distillation keeps its state beside, a file for each cut; None keeps none.
         hook: a loss of the user's, for importance and distillation.
 
     Raises:
@@ -298,16 +300,32 @@ class Compressor:
     def shares(self, target: Target, progress: Progress) -> Cut:
         """The same share of every unit, the least important groups; and the layers whose absence costs least."""
         request = self.request
-        found = self.importance(progress)
+        found = self.importance(progress) if request.heads or request.neurons else None
         scores = magnitude(self.given) if found is None else found.scores
         cut = uniform_cut(
             self.given.anatomy, scores, request.heads or 0.0, request.neurons or 0.0, target.kernels.channels
         )
         if request.layers is None:
             return cut
-        if found is None:
+        samples = self.samples()
+        if not samples:
             raise DataError("layers are left out by what their absence costs on inputs like those of use: give --data")
-        return replace(cut, layers=cheapest_layers(self.given, found, request.layers))
+        progress.begin("pruning: what the absence of layers costs", PARTS)
+        gone = leave_out(self.given, samples, request.layers, self.importance_options(), _parts(progress))
+        if sum(map(len, gone.values())) < request.layers:
+            raise InputError(
+                f"layers={request.layers}: only {sum(map(len, gone.values()))} layers of {self.given.model.spec.name} "
+                "can be left out"
+            )
+        stacks = self.given.anatomy.stacks
+        return replace(
+            cut,
+            layers={
+                stack.path: tuple(n for n in range(stack.layers) if n not in gone[stack.path])
+                for stack in stacks
+                if stack.path in gone
+            },
+        )
 
     def with_forms(self, cut: Cut, target: Target) -> Cut:
         """A cut of groups and layers with the other forms that were asked for.
@@ -349,14 +367,19 @@ class Compressor:
 
     def importance(self, progress: Progress) -> Importance | None:
         """Measured when it is first asked for; None without data."""
-        if self.measured is None and any(self.shop.base.calibration.values()):
+        if self.measured is None and self.samples():
             progress.begin("pruning: importance of heads, neurons and layers", PARTS)
-            options = ImportanceOptions(samples=self.request.samples, loss=self.hook)
-            samples = self.shop.base.calibration
-            if self.hook is not None:
-                samples = with_targets(self.given.model, samples, self.shop.base.data)
-            self.measured = importance(self.given, samples, options, _parts(progress))
+            self.measured = importance(self.given, self.samples(), self.importance_options(), _parts(progress))
         return self.measured
+
+    def importance_options(self) -> ImportanceOptions:
+        """As the request asks."""
+        return ImportanceOptions(samples=self.request.samples, loss=self.hook)
+
+    def samples(self) -> Mapping[str, tuple[Arrays, ...]]:
+        """What importance is measured on, with targets for a loss of the user's; empty without data."""
+        samples = {graph: own for graph, own in self.shop.base.calibration.items() if own}
+        return samples if self.hook is None else with_targets(self.given.model, samples, self.shop.base.data)
 
     def table(self, target: Target, backend: str, progress: Progress, fresh: bool = False) -> LatencyTable:
         """Of this host's engine, or estimated where the engine is on the device alone."""
@@ -448,6 +471,19 @@ class Compressor:
         few = {graph: spread(own, MOMENT_SAMPLES) for graph, own in samples.items()}
         return Guide(second_moments(model, plain, cut.ranks, few), orders)
 
+    def state_file(self, cut: Cut) -> Path | None:
+        """Where the distillation of a cut keeps its state: targets may ask for different cuts."""
+        if self.checkpoint is None:
+            return None
+        digest = hashlib.sha256(json.dumps(cut.to_json(), sort_keys=True).encode()).hexdigest()
+        return self.checkpoint.with_name(f"{self.checkpoint.name}.{digest[:12]}")
+
+    def forget(self) -> None:
+        """Remove what distillation kept for going on: its result is in place."""
+        if self.checkpoint is not None:
+            for file in self.checkpoint.parent.glob(f"{glob.escape(self.checkpoint.name)}.*"):
+                file.unlink(missing_ok=True)
+
     def recovered(
         self, cut: Cut, model: EdgeModel, seconds: float, progress: Progress
     ) -> tuple[EdgeModel, dict[str, Any]]:
@@ -471,10 +507,11 @@ class Compressor:
                 progress.advance()
             return value
 
-        if self.checkpoint is not None:
-            with writing(self.checkpoint):
-                self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        options = RecoveryOptions(seconds=seconds, checkpoint=self.checkpoint)
+        state = self.state_file(cut)
+        if state is not None:
+            with writing(state):
+                state.parent.mkdir(parents=True, exist_ok=True)
+        options = RecoveryOptions(seconds=seconds, checkpoint=state)
         runs = training_runs(self.given.model, data)
         watched = metric if self.shop.base.score is not None else None
         found = recover(self.given, cut, model, runs, options, on_step, watched, self.hook)
@@ -544,29 +581,6 @@ def unreachable(request: Request, chosen: Selection, table: LatencyTable) -> Fai
     if request.deadline_ms is not None:
         return Failure("deadline", f"{request.deadline_ms:g} ms by pruning", nearest)
     return Failure("speedup", f"{request.speedup:g}x by pruning", nearest)
-
-
-def cheapest_layers(given: Subject, found: Importance, count: int) -> dict[str, tuple[int, ...]]:
-    """Stack -> layers that stay once the ``count`` whose absence costs least are left out.
-
-    Raises:
-        InputError: if so many cannot be left out.
-    """
-    left = {stack.path: list(range(stack.layers)) for stack in given.anatomy.stacks}
-    rises = sorted(
-        (float(rise), path, number)
-        for path, own in found.layers.items()
-        for number, rise in enumerate(own)
-        if math.isfinite(rise)
-    )
-    gone = 0
-    for _, path, number in rises:
-        if gone < count and len(left[path]) > 1:
-            left[path].remove(number)
-            gone += 1
-    if gone < count:
-        raise InputError(f"layers={count}: only {gone} layers of {given.model.spec.name} can be left out")
-    return {s.path: tuple(left[s.path]) for s in given.anatomy.stacks if len(left[s.path]) < s.layers}
 
 
 def summary(given: Subject, cut: Cut) -> dict[str, Any]:

@@ -154,11 +154,11 @@ def pruned(workshop: Workshop, options: ConvertOptions, progress: Progress) -> I
     for target in options.targets:
         made = compressor.for_target(target, engine(target, options), progress)
         yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
-    checkpoint.unlink(missing_ok=True)
+    compressor.forget()
 
 
 def prune_file(workshop: Workshop, options: ConvertOptions) -> Path:
-    """Where recovery keeps its checkpoint until everything is made."""
+    """What recovery keeps its checkpoints beside until everything is made."""
     return options.out / f".{workshop.model.spec.name}.prune.recovery"
 
 

@@ -74,7 +74,7 @@ def prune(
         checkpoint = options.out / f".{model.spec.name}.prune.recovery"
         compressor = Compressor(shop, options.prune, options.measure.threads, checkpoint, options.loss)
         results = tuple(_prune_target(compressor, target, options, more, progress) for target in options.targets)
-        checkpoint.unlink(missing_ok=True)
+        compressor.forget()
     return Report(describe(model), results)
 
 

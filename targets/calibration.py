@@ -26,14 +26,14 @@ from edgeattn.targets.target import Memory, Peaks, Target
 FORMAT = 1
 MAX_BYTES = 2**20
 LEAST_SPREAD = 1.2  # an estimate is never called closer than this factor
-COVERED = 0.8  # share of the fitted models that the range holds without its margin
-MARGIN = 1.25  # the models that were fitted are fitted better than the next one
+COVERED = 0.9  # share of the models, each left out of the fit once, that the range holds
 ETAS = (1e-3, 3.0)  # above 1 where the clock rises beyond the one that the system told
 MEMORY_SHARES = (0.1, 100.0)  # of copying; above 1 where a model lies in the caches
 LAUNCHES = (1e-8, 1e-4)  # seconds
 LAUNCH, MOVING = "launch", "memory"  # beside the precisions
 STARTS = (0.3, 0.5, 0.7)  # of the way through the bounds, in logarithms
 WIDTHS = (1.0, 0.3, 0.1, 0.03, 0.01)
+NEAR = (0.2, 0.05)
 GRID = 33
 
 
@@ -117,17 +117,24 @@ def fit(samples: Sequence[Sample], host: Target, engine: str, threads: int, vers
     precisions = sorted({op.precision for sample in samples for op in sample.ops})
     bounds = {LAUNCH: LAUNCHES, MOVING: MEMORY_SHARES} | dict.fromkeys(precisions, ETAS)
 
-    def loss(point: Mapping[str, float]) -> float:
-        seconds = np.array([_seconds(term, point) for term in terms])
-        return float(np.abs(np.log(seconds / measured)).sum())
+    def errors(point: Mapping[str, float]) -> np.ndarray:
+        return np.abs(np.log(np.array([_seconds(term, point) for term in terms]) / measured))
 
-    point = _least(loss, bounds)
+    point = _least(lambda tried: float(errors(tried).sum()), bounds)
     fitted = tuple(
         Fitted(sample.name, sample.precision, 1e3 * sample.seconds, 1e3 * _seconds(term, point))
         for sample, term in zip(samples, terms, strict=True)
     )
-    errors = [abs(math.log(model.measured_ms / model.estimated_ms)) for model in fitted]
-    spread = max(LEAST_SPREAD, math.exp(MARGIN * float(np.quantile(errors, COVERED))))
+    names = np.array([sample.name for sample in samples])
+    unseen = np.zeros(len(samples))
+    for name in set(names):  # what was fitted is fitted better than the next model will be
+        rest = names != name
+        if len(set(names)) > 1:
+            other = _least(lambda tried, rest=rest: float(errors(tried)[rest].sum()), bounds, point)  # type: ignore[misc]
+            unseen[~rest] = errors(other)[~rest]
+        else:
+            unseen = errors(point)
+    spread = max(LEAST_SPREAD, math.exp(float(np.quantile(unseen, COVERED))))
     ranges: dict[str, Range] = {name: _around(point[name], spread) for name in precisions}
     efficiency = Efficiency(
         ranges["fp32"],
@@ -175,14 +182,23 @@ def _seconds(terms: _Terms, point: Mapping[str, float]) -> float:
     return total
 
 
-def _least(loss: Callable[[Mapping[str, float]], float], bounds: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """Where a function of positive numbers is least: one after the other, on logarithmic grids, from several starts."""
+def _least(
+    loss: Callable[[Mapping[str, float]], float],
+    bounds: Mapping[str, tuple[float, float]],
+    near: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Where a function of positive numbers is least: one after the other, on logarithmic grids, from several starts.
+
+    Args:
+        near: a point to start from instead, and not to look far from.
+    """
+    starts = [{name: low * (high / low) ** start for name, (low, high) in bounds.items()} for start in STARTS]
     best: dict[str, float] = {}
     least = math.inf
-    for start in STARTS:
-        point = {name: low * (high / low) ** start for name, (low, high) in bounds.items()}
+    for start in starts if near is None else [dict(near)]:
+        point = dict(start)
         value = loss(point)
-        for width in WIDTHS:
+        for width in WIDTHS if near is None else NEAR:
             for name in (*bounds, *bounds):
                 low, high = bounds[name]
                 reach = (high / low) ** width

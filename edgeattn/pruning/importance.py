@@ -148,6 +148,45 @@ def _sum(arrays: Sequence[np.ndarray]) -> np.ndarray:
     return np.asarray(np.sum(arrays, 0), np.float32)
 
 
+def leave_out(
+    given: Subject,
+    samples: Mapping[str, Sequence[Arrays]],
+    count: int,
+    options: ImportanceOptions,
+    on_step: Callable[[float], None],
+) -> dict[str, tuple[int, ...]]:
+    """The layers to leave out, one after the other: each time that whose absence, beside the others', costs least.
+
+    Layers that can each be spared may not be spared together, so what remains is measured anew every time.
+
+    Args:
+        samples: as for :func:`importance`; ``options.layer_samples`` of each graph are used.
+        count: over all stacks; of each stack one layer stays.
+
+    Returns:
+        stack's path -> numbers of layers, ascending; fewer than ``count`` in all if no more can be left out.
+
+    Raises:
+        DataError: as :func:`importance`.
+    """
+    rows = {graph: spread_evenly(list(own), options.layer_samples) for graph, own in samples.items() if own}
+    losses = {graph: graph_loss(given, graph, own, options.loss) for graph, own in rows.items()}
+    gone: dict[str, tuple[int, ...]] = {}
+    with measuring(given):
+        for number in range(count):
+            totals: dict[tuple[str, int], float] = {}
+            for graph, own in rows.items():
+                for path, rises in _layer_losses(given, own, losses[graph], options, lambda _: None, gone).items():
+                    for layer in np.flatnonzero(np.isfinite(rises)).tolist():
+                        totals[path, layer] = totals.get((path, layer), 0.0) + float(rises[layer])
+            if not totals:
+                break
+            path, layer = min(totals, key=lambda place: totals[place])
+            gone[path] = tuple(sorted((*gone.get(path, ()), layer)))
+            on_step((number + 1) / count)
+    return gone
+
+
 def magnitude(given: Subject) -> dict[str, np.ndarray]:
     """Unit's key -> float32 (groups,): L2 norm of the weights that make a group and of those it leaves through."""
     norms: dict[str, np.ndarray] = {}
@@ -429,11 +468,20 @@ def _layer_losses(
     loss: GraphLoss,
     options: ImportanceOptions,
     progress: Callable[[float], None],
+    gone: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Stack's path -> float32 (layers,), the measured rise of a graph's loss without each layer."""
+    """Stack's path -> float32 (layers,), the measured rise of a graph's loss without each layer.
+
+    Args:
+        gone: layers that are left out in any case; they, and the last one of a stack, are NaN.
+    """
+    out = gone or {}
     rises = {stack.path: np.zeros(stack.layers) for stack in given.anatomy.stacks}
     for stack in given.anatomy.stacks:
         rises[stack.path][list(stack.pinned)] = np.nan
+        rises[stack.path][list(out.get(stack.path, ()))] = np.nan
+        if len(out.get(stack.path, ())) == stack.layers - 1:
+            rises[stack.path][:] = np.nan
     places = [(path, number) for path, own in rises.items() for number in np.flatnonzero(np.isfinite(own)).tolist()]
     if not places:
         return {}
@@ -442,7 +490,7 @@ def _layer_losses(
             inputs, count = tensors(*(rows[number] for number in numbers))
             whole = call(given, loss.graph, inputs)
             for path, number in places:
-                with skipped(given.network, {path: (number,)}):
+                with skipped(given.network, {**out, path: (*out.get(path, ()), number)}):
                     without = call(given, loss.graph, inputs)
                 rise = _rise(loss, whole, without, inputs)
                 if not np.isfinite(rise):

@@ -14,7 +14,7 @@ pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 
 from edgeattn import compress
 from edgeattn.baseline import baseline
-from edgeattn.compress import PAYS, REACHED, Compressor, cheapest_layers, promise
+from edgeattn.compress import PAYS, REACHED, Compressor, promise
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.data import ArrayData
 from edgeattn.gates import Gates
@@ -166,7 +166,7 @@ def test_shares_are_removed_from_every_unit(shop: Workshop) -> None:
     assert made.pruning.facts["predicted_speedup"] is None
 
 
-def test_the_layers_that_cost_least_are_left_out(shop: Workshop) -> None:
+def test_the_layer_that_costs_least_is_left_out(shop: Workshop) -> None:
     compressor = Compressor(shop, Request(layers=1), 1)
     found = compressor.importance(Watch())
     assert found is not None
@@ -174,7 +174,7 @@ def test_the_layers_that_cost_least_are_left_out(shop: Workshop) -> None:
     made = compressor.for_target(get_target("cpu"), "openvino", Watch())
     assert made.cut.layers == {"blocks": tuple(n for n in range(LAYERS) if n != least)}
     with pytest.raises(InputError, match=f"layers=9: only {LAYERS - 1} layers"):
-        cheapest_layers(compressor.given, found, 9)
+        compressed(shop, Request(layers=9))
 
 
 def test_pruning_that_does_not_pay_is_left_out(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,12 +242,18 @@ def test_two_in_four_is_for_targets_that_have_it(shop: Workshop) -> None:
 
 def test_recovery_trains_and_keeps_its_state_where_it_is_told(shop: Workshop, tmp_path: Path) -> None:
     request = Request(heads=0.7, neurons=0.9, layers=1, recover_seconds=8)
-    made = Compressor(shop, request, 1, tmp_path / "new" / "state").for_target(get_target("cpu"), "openvino", Watch())
+    compressor = Compressor(shop, request, 1, tmp_path / "new" / "state")
+    made = compressor.for_target(get_target("cpu"), "openvino", Watch())
     recovery = made.pruning.facts["recovery"]
     assert recovery["steps"] > 0 or "before the first step" in recovery["note"]  # on a busy host
     assert recovery["loss_after"] <= recovery["loss_before"]
     assert made.pruning.facts["order"] == ["prune", "reconstruct", "recover", "quantize"]
-    assert (tmp_path / "new" / "state").is_file()
+    state = compressor.state_file(made.cut)
+    assert state is not None
+    assert state.is_file()
+    assert compressor.state_file(Cut()) != state  # another target may have another cut
+    compressor.forget()
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_saved_model_is_applied_as_it_was(shop: Workshop, tmp_path: Path) -> None:

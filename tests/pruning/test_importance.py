@@ -25,6 +25,7 @@ from edgeattn.pruning.importance import (  # noqa: E402
     distance,
     graph_loss,
     importance,
+    leave_out,
     magnitude,
     shrunk,
     surrogate,
@@ -320,3 +321,30 @@ def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     importance(classifier(), rows(2), ImportanceOptions(), nothing)
     assert not list(tmp_path.iterdir())
+
+
+def test_layers_are_left_out_one_after_the_other_as_brute_force_measures_them() -> None:
+    """Each time the layer whose absence beside those already gone costs least, measured here by removing for good."""
+    given = classifier()
+    samples = rows(12)
+    options = ImportanceOptions(layer_samples=12)
+    loss = graph_loss(given, "main", samples["main"])
+    gone: tuple[int, ...] = ()
+    for _ in range(2):
+        costs = {}
+        for layer in range(LAYERS):
+            if layer in gone:
+                continue
+            kept = tuple(n for n in range(LAYERS) if n not in (*gone, layer))
+            smaller = prune(given, Cut({}, {"blocks": kept}))
+            costs[layer] = 0.0
+            for sample in samples["main"]:
+                outputs = [
+                    {name: torch.from_numpy(value) for name, value in model.run(sample).items()}
+                    for model in (given.model, smaller)
+                ]
+                costs[layer] += distance(loss, *outputs)
+        gone = tuple(sorted((*gone, min(costs, key=lambda layer: costs[layer]))))
+    assert leave_out(given, samples, 2, options, lambda _: None) == {"blocks": gone}
+    # One layer of a stack stays, however many are asked for.
+    assert len(leave_out(given, samples, 9, options, lambda _: None)["blocks"]) == LAYERS - 1

@@ -118,7 +118,7 @@ def fit(samples: Sequence[Sample], host: Target, engine: str, threads: int, vers
     bounds = {LAUNCH: LAUNCHES, MOVING: MEMORY_SHARES} | dict.fromkeys(precisions, ETAS)
 
     def errors(point: Mapping[str, float]) -> np.ndarray:
-        return np.abs(np.log(np.array([_seconds(term, point) for term in terms]) / measured))
+        return np.asarray(np.abs(np.log(np.array([_seconds(term, point) for term in terms]) / measured)))
 
     point = _least(lambda tried: float(errors(tried).sum()), bounds)
     fitted = tuple(

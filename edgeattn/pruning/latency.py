@@ -17,7 +17,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -38,6 +38,7 @@ FORMAT = 1
 FULL = "full"
 HEAD_SHARES = (0.0, 0.5)  # of a unit's heads that a variant keeps, at least one
 NEURON_SHARES = (0.25, 0.5, 0.75)
+NOISY = 0.25  # of the whole model's time: a table whose times vary more is not kept
 MAX_TABLES = 256  # files in the cache
 MAX_TABLE_BYTES = 4 * 2**20
 
@@ -371,6 +372,10 @@ def measure_table(
         full, savings | idle, layers, "measured", options.engine, options.precision, options.device, options.threads,
         max(timing.spread_ms for timing in timed.values()),
     )  # fmt: skip
+    if table.spread_ms > NOISY * full:
+        share = 100 * table.spread_ms / full
+        note = f"times varied by {share:.0f} % while the latency table was taken: measured on a busy host"
+        return replace(table, notes=(*table.notes, note))  # not kept: the next run measures anew
     if path is not None:
         _keep_table(path, table, on_step)
     return table

@@ -446,3 +446,15 @@ def test_a_table_is_measured_on_an_engine_and_a_smaller_model_is_never_predicted
     smaller = [Cut(dict.fromkeys(keyed(encoder, kind), (0,))) for kind in ("attention", "feedforward")]
     assert all(table.predict(encoder.anatomy, cut) <= table.full_ms for cut in smaller)
     assert measure_table(encoder, counting([]), options, tmp_path) == table
+
+
+def test_a_table_of_a_busy_host_is_not_kept_and_says_so(encoder: Subject, tmp_path: Path) -> None:
+    def jittery(variants: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+        return {name: replace(timing, spread_ms=0.5 * timing.ms) for name, timing in law(variants).items()}
+
+    law = counting([])
+    first = measure_table(encoder, jittery, OPTIONS, tmp_path / "cache")
+    assert "measured on a busy host" in first.notes[-1]
+    calls: list[int] = []
+    measure_table(encoder, counting(calls), OPTIONS, tmp_path / "cache")
+    assert calls  # measured again

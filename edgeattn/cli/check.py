@@ -61,7 +61,7 @@ def check(
         from edgeattn.gates import Gates
         from edgeattn.pictures import check_picture
         from edgeattn.profiling.contract import MeasureOptions
-        from edgeattn.profiling.timeline import draw_timeline
+        from edgeattn.timeline import draw_timeline
 
         if plot is not None:
             check_picture(plot)

@@ -11,7 +11,7 @@ import pytest
 from edgeattn.errors import InputError
 from edgeattn.profiling.figures import Realtime
 from edgeattn.profiling.pacing import Arrivals, Timeline, realtime
-from edgeattn.profiling.timeline import draw_timeline
+from edgeattn.timeline import draw_timeline
 
 pytest.importorskip("matplotlib", reason="pictures need edgeattn[report]")
 

@@ -1,7 +1,7 @@
 """The bars of pruning, measured: milliseconds, metric and promise of what ships, beside Torch-Pruning at equal latency.
 
     python -m benchmarks.prune --data DIR [--only NAME ...] [--engine NAME ...] [--weights FILE] [--peers]
-                               [--recover-minutes N] [--speedup X] [--samples N] [--json]
+                               [--recover-minutes N] [--asked WHAT] [--samples N] [--json]
 
     streaming    the built-in model on connected words of real speakers, streamed: pruned with recovery, then quantized;
                  with --weights those of a training that left speakers out (see benchmarks.quantize), on just these
@@ -55,7 +55,7 @@ from edgeattn.pruning.apply import Subject, copied, subject
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.latency import unit_rows
 from edgeattn.pruning.recovery import Recovered, RecoveryOptions, recover
-from edgeattn.pruning.request import Request
+from edgeattn.pruning.request import parse_request
 from edgeattn.pruning.surgery import set_number
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.buckets import pad_inputs
@@ -69,7 +69,8 @@ OFF = 15.0  # percent that a latency that was foreseen may be off
 EQUAL = 0.03  # of the latency, within which a peer counts as equally fast
 TRIES = 8  # shares to look for it with
 LABELLED = 640  # samples of the Taylor importance, as many as its example takes
-PER_SPEAKER = 12  # utterances to calibrate and to train with
+UTTERANCES = 4_000  # to calibrate and to train with
+LENGTHS = (1.8, 5.0)  # of them, in seconds
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class Plan:
     """One way to prune a case, and what it must reach.
 
     Attributes:
-        speedup: that is asked of the float model.
-        recovery: whether it is trained afterwards.
+        asked: as ``--prune``.
+        minutes: of recovery.
         max_drop: points of the metric.
         speed: least speed of the pruned float over the unpruned one; None where another bar counts.
         quantized: least speed with int8 over the unpruned float; None leaves int8 out.
@@ -88,8 +89,8 @@ class Plan:
     """
 
     name: str
-    speedup: float
-    recovery: bool
+    asked: str
+    minutes: float
     max_drop: float
     speed: float | None = None
     quantized: float | None = None
@@ -99,22 +100,26 @@ class Plan:
 
 
 PLANS: Mapping[str, tuple[Plan, ...]] = {
-    "streaming": (Plan("recovered", 1.7, True, 0.5, 1.6, 2.5, engines=("openvino", "litert")),),
+    "streaming": (Plan("recovered", "layers=2", 40.0, 0.5, 1.6, 2.5, engines=("openvino", "litert")),),
     "classifier": (
-        Plan("post-training", 1.55, False, 1.0, 1.5, seconds=180.0),
-        Plan("recovered", 2.1, True, 1.0, 2.0),
+        Plan("post-training", "speedup=1.52", 0.0, 1.0, 1.5, seconds=180.0),
+        Plan("recovered", "speedup=2.1", 10.0, 1.0, 2.0),
     ),
-    "kwt1": (Plan("post-training", 1.3, False, 0.5, cost=0.3),),
+    "kwt1": (Plan("post-training", "speedup=1.3", 0.0, 0.5, cost=0.3),),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a run: seconds of recovery, threads of torch, and a speed to ask for instead of the plans'."""
+    """Of a run: minutes of recovery and what is asked, both instead of the plans'; threads of torch."""
 
-    recover_seconds: float
+    minutes: float | None
     threads: int
-    speedup: float | None
+    asked: str | None
+
+    def recover_seconds(self, plan: Plan) -> float:
+        """Of a plan; one without recovery stays without."""
+        return 60.0 * (plan.minutes if self.minutes is None or not plan.minutes else self.minutes)
 
 
 class Clock(Log):
@@ -151,18 +156,19 @@ class Seconds:
 
 
 def streaming(data: Path, weights: Path | None) -> Case:
-    """That of benchmarks.quantize with more to train on: all speakers of the training split, in random order."""
-    from edgeattn.models.streaming_conformer.utterances import connected_utterances
-    from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS
+    """That of benchmarks.quantize, with utterances of the training split varied as in training to learn from."""
+    from edgeattn.models.streaming_conformer.model import StreamingConformer
+    from edgeattn.models.streaming_conformer.utterances import BatchMaker, Recipe
     from edgeattn.models.streaming_conformer.voices import NOISE, read_corpus
 
     case = quantize.streaming(data, weights)
     assert isinstance(case.data, SpeechData)
+    assert isinstance(case.model.network, StreamingConformer)
     clips = [clip for clip in read_corpus(data) if clip.split == "train"]
     train = [clip for clip in clips if clip.source == "speech_commands" or clip.word == NOISE]
-    utterances = connected_utterances(train, [*DIGITS, *COMMANDS], PER_SPEAKER, 1)
-    order = np.random.default_rng(0).permutation(len(utterances))
-    return replace(case, data=replace(case.data, calibration=tuple(utterances[i] for i in order)))
+    maker = BatchMaker(train, Recipe(), 0, case.model.network.mean.numpy())
+    utterances = tuple(maker.utterance(number, LENGTHS) for number in range(UTTERANCES))
+    return replace(case, data=replace(case.data, calibration=utterances))
 
 
 CASES: Mapping[str, Callable[[Path, Path | None], Case]] = {**quantize.CASES, "streaming": streaming}
@@ -251,16 +257,15 @@ def measure(
 
 def carried_out(case: Case, plan: Plan, shop: Workshop, engine: str, settings: Settings, clock: Clock) -> Trial:
     """The prune step, and what it took."""
-    request = Request(
-        speedup=settings.speedup or plan.speedup, recover_seconds=settings.recover_seconds if plan.recovery else 0.0
-    )
+    request = parse_request(settings.asked or plan.asked, settings.recover_seconds(plan))
     target = get_target(ENGINES[engine])
     torch.set_num_threads(settings.threads)
     began = time.monotonic()
     compressor = Compressor(shop, request, 1)
     pruning, recovery, chosen = time.monotonic() - began, 0.0, False
     began = time.monotonic()
-    compressor.table(target, engine, clock)
+    if request.budget is not None:
+        compressor.table(target, engine, clock)
     of_table = time.monotonic() - began
     steps = Clock()
     made = compressor.for_target(target, engine, steps)
@@ -332,7 +337,12 @@ def peer_bars(trial: Trial, rows: Sequence[Row], entered: Mapping[str, Candidate
     own = next(row for row in rows if row.name == PRUNED)
     for row in rows:
         trained = row.name.endswith(TRAINED)
-        if row.name in entered and trained == trial.plan.recovery and row.drop is not None and own.drop is not None:
+        if (
+            row.name in entered
+            and trained == (trial.plan.minutes > 0)
+            and row.drop is not None
+            and own.drop is not None
+        ):
             words = (
                 f"{row.name} {row.latency_ms:.2f} ms, {row.drop:+.2f}; ours {own.latency_ms:.2f} ms, {own.drop:+.2f}"
             )
@@ -386,7 +396,7 @@ class Rivals:
             name: one if isinstance(one, str) else one[1] for name, one in entered.items()
         }
         made = {name: one for name, one in entered.items() if not isinstance(one, str)}
-        if self.trial.plan.recovery and made:
+        if self.trial.plan.minutes and made:
             best = min(made, key=lambda name: made[name][1].drop)
             trained = self.recovered(made[best][0])
             words = "; ".join(filter(None, (f"{len(trained.losses)} steps of recovery", trained.note)))
@@ -458,7 +468,7 @@ class Rivals:
 
     def recovered(self, model: EdgeModel) -> Recovered:
         """Trained as ours was, with the residual stream as a target where it still has its width."""
-        seconds, given = self.trial.settings.recover_seconds, self.given
+        seconds, given = self.trial.settings.recover_seconds(self.trial.plan), self.given
         self.clock.begin(f"recovery of the peer by distillation, {seconds:.0f} s")
         assert model.network is not None, "rebuilt from one"
         assert given.model.network is not None, "checked by subject()"
@@ -507,8 +517,8 @@ def main() -> None:
     parser.add_argument("--engine", action="append", choices=sorted(ENGINES), default=[], help="instead of a plan's")
     parser.add_argument("--plan", action="append", choices=sorted({p.name for s in PLANS.values() for p in s}))
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--recover-minutes", type=float, default=10.0)
-    parser.add_argument("--speedup", type=float, help="asked for, instead of a plan's")
+    parser.add_argument("--recover-minutes", type=float, help="instead of a plan's")
+    parser.add_argument("--asked", help="as --prune of convert, instead of a plan's")
     parser.add_argument("--threads", type=int, default=2, help="of pruning and training; artifacts run on one")
     parser.add_argument("--samples", type=int, default=0, help="about so many to measure on, spread evenly; 0 for all")
     parser.add_argument("--peers", action="store_true")
@@ -516,7 +526,7 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
-    settings = Settings(60.0 * chosen.recover_minutes, chosen.threads, chosen.speedup)
+    settings = Settings(chosen.recover_minutes, chosen.threads, chosen.asked)
     rows: list[Row] = []
     reached: list[Bar] = []
     for name in chosen.only or CASES:

@@ -12,6 +12,7 @@ from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, sco
 from edgeattn.buckets import with_buckets
 from edgeattn.bundle import Manifest, read_manifest
 from edgeattn.errors import EdgeattnError, InputError, UnsupportedError
+from edgeattn.estimating import estimate_bundle
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
 from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.parity import Parity
@@ -36,8 +37,11 @@ from edgeattn.report import Candidate, Precision, Report, Result, graph_results
 from edgeattn.runtimes import Session, load
 from edgeattn.runtimes.selftest import SelftestResult, selftest
 from edgeattn.sources import load_data, load_model
-from edgeattn.spec import ModelSpec, from_json
+from edgeattn.spec import ModelSpec, from_json, to_json
+from edgeattn.targets import Target
 from edgeattn.targets.devices import Device, parse_device
+
+SLOWEST_OPS = 10  # of an estimate that a report names
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,37 @@ def profile(path: Path, options: MeasureOptions, backend: str | None, devices: S
         if isinstance(outcome, BaseException):
             raise outcome
         results.append(outcome)
+    return Report(_model(manifest), tuple(results))
+
+
+def estimated(path: Path, targets: Sequence[Target], threads: int) -> Report:
+    """What a bundle would take on devices that are not here: a range for each, by the roofline, never a measurement.
+
+    Raises:
+        EdgeattnError: as :func:`edgeattn.estimating.estimate_bundle`.
+    """
+    manifest = read_manifest(path)
+    shipped = str(manifest.precision["shipped"])
+    results = []
+    for target in targets:
+        found = estimate_bundle(path, target, threads)
+        notes = [f"estimated by a roofline, not measured; {found.source}", *found.notes]
+        if found.fits is False:
+            notes.append(f"its memory is too small: the bundle needs {(found.needs_bytes or 0) / 1e6:.0f} MB")
+        results.append(
+            Result(
+                target=target.name,
+                device=f"{target.title}, {threads} thread(s)",
+                backend=manifest.backend,
+                bundle=str(path),
+                passed=True,
+                failures=(),
+                precision=Precision(str(manifest.precision["asked"]), shipped),
+                size_bytes=sum(entry.size for entry in manifest.files.values()),
+                notes=tuple(notes),
+                estimate={**to_json(found), "ops": to_json(found.ops[:SLOWEST_OPS])},
+            )
+        )
     return Report(_model(manifest), tuple(results))
 
 

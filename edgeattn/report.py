@@ -89,6 +89,7 @@ class Result:
         graphs: the other graphs, where there is more than one in all.
         preflight: what was foreseen before anything was converted, as plain JSON objects.
         pruning: see :class:`Pruning`; None where nothing was asked to be removed.
+        estimate: a latency that nobody measured, a range with its kind; None where there is a measurement.
     """
 
     target: str
@@ -112,6 +113,7 @@ class Result:
     graphs: tuple[GraphResult, ...] = ()
     preflight: tuple[Mapping[str, Any], ...] = ()
     pruning: Mapping[str, Any] | None = None
+    estimate: Mapping[str, Any] | None = None
     energy: Energy | None = None
 
 
@@ -260,6 +262,8 @@ def _cells(result: Result) -> tuple[str, ...]:
     if latency is not None:
         mark = "" if latency.kind == "measured" else f"\n{latency.kind}"
         timing = f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms{mark}"
+    elif result.estimate is not None:
+        timing = f"{result.estimate['low_ms']:.3g} to {result.estimate['high_ms']:.3g} ms\n{result.estimate['kind']}"
     return (
         result.target,
         result.backend,

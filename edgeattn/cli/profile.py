@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,13 +25,20 @@ def profile(
     paced_seconds: o.PacedSeconds = 5.0,
     layers: Annotated[bool, typer.Option("--layers", help="Time per layer, where the engine tells.")] = False,
     device: o.Devices = ["local"],  # noqa: B006
+    target: Annotated[
+        list[str],
+        typer.Option(help="Estimate for a device that is not here: a target's name or file; may be repeated."),
+    ] = [],  # noqa: B006
     as_json: o.Json = False,
 ) -> None:
-    """Measure a bundle on this machine, or on devices: latency percentiles, real time, load time, memory, layers."""
+    """Measure a bundle here or on devices: latency, real time, memory, layers; with --target estimate it."""
     with exit_codes(as_json):
         from edgeattn.checking import profile as run
         from edgeattn.profiling.measure import MeasureOptions
 
+        if target:
+            estimate(bundle, target, device, threads, as_json)
+            return
         settings = MeasureOptions(
             runs=runs, deadline_ms=deadline, paced_seconds=paced_seconds, threads=threads, layers=layers
         )
@@ -42,6 +51,30 @@ def profile(
                 _tell(result, layers)
         if not report.passed:  # a device of several; of one alone it is an error
             raise typer.Exit(DeviceError.exit_code)
+
+
+def estimate(bundle: Path, targets: Sequence[str], device: Sequence[str], threads: int, as_json: bool) -> None:
+    """Print what a bundle would take on targets.
+
+    Raises:
+        InputError: if a device is given as well, which would be measured.
+    """
+    from edgeattn.checking import estimated
+    from edgeattn.cli.loading import chosen_targets
+    from edgeattn.errors import InputError
+
+    if list(device) != ["local"]:
+        raise InputError("--target estimates for a device that is not here and --device measures one: leave one out")
+    report = estimated(bundle, chosen_targets(targets), threads)
+    if as_json:
+        print_json(report.to_json())
+        return
+    print_table(report)
+    for result in report.results:
+        assert result.estimate is not None, "that is what was asked for"
+        slowest = result.estimate["ops"][0]["figures"]
+        shares = ", ".join(f"{what} {100 * part:.0f} %" for what, part in result.estimate["bound_by"].items() if part)
+        note(f"{result.target}: bound by {shares}; slowest operation {slowest['type']} {slowest['name']}")
 
 
 def _tell(result: Result, layers: bool) -> None:

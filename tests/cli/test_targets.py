@@ -71,3 +71,24 @@ def test_calibrating_keeps_what_it_measured(edgeattn: Command, monkeypatch: pyte
         (name, precision) for name in ("encoder 8x64x1", "encoder 48x96x1") for precision in ("fp32", "int8")
     ]
     assert all(m["measured_ms"] > 0 for m in models)
+
+
+def test_a_bundle_is_estimated_for_devices_that_are_not_here_and_says_so(edgeattn: Command, small_bundle: Path) -> None:
+    done = edgeattn("profile", small_bundle, "--target", "x86-avx512-vnni", "--target", "intel-n100", "--json")
+    assert done.code == 0, done.err
+    results = done.json["results"]
+    assert [row["target"] for row in results] == ["x86-avx512-vnni", "intel-n100"]
+    for row in results:
+        assert row["latency"] is None
+        assert row["estimate"]["kind"] == "estimated"
+        assert 0 < row["estimate"]["low_ms"] < row["estimate"]["mid_ms"] < row["estimate"]["high_ms"]
+    # The slower of two processors is not the faster one.
+    assert results[0]["estimate"]["mid_ms"] < results[1]["estimate"]["mid_ms"]
+    people = edgeattn("profile", small_bundle, "--target", "x86-avx512-vnni")
+    assert "estimated" in people.out
+    refused = edgeattn("profile", small_bundle, "--target", "intel-n100", "--device", "ssh://board")
+    assert refused.code == 2
+    assert "leave one out" in refused.error
+    other = edgeattn("profile", small_bundle, "--target", "jetson")
+    assert other.code in (2, 4)
+    assert "openvino" in other.error

@@ -150,6 +150,7 @@ class Student:
         def resized(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx_module.ModelProto | None]:
             assert resize is not None
             module, file = resize(graph, inputs)
+            module = copied({graph: module})[graph]  # it may hold layers of the source, which stays as it is
             _share_trained(source.modules[graph], self.modules[graph], module)
             return module, None if file is None else self._patched(graph, file)
 

@@ -41,7 +41,7 @@ def test_one_object_with_graphs_and_findings_of_every_target(edgeattn: Command, 
     outcome = edgeattn("inspect", converted.reference, "--target", "mobile", "--target", "jetson", "--json")
     assert outcome.code == 0, outcome.err
     told = outcome.json
-    assert set(told) == {"schema", "model", "graphs", "targets", "seconds"}
+    assert set(told) == {"schema", "model", "graphs", "targets", "prunable", "seconds"}
     (graph,) = told["graphs"]
     assert graph["inputs"] == [{"name": "tokens", "dtype": "float32", "shape": [1, 8, 16]}]
     assert (graph["attention"], graph["ranges"]) == ([""], "recorded") or graph["attention"]
@@ -131,7 +131,7 @@ def test_sensitivity_is_one_more_key_and_a_picture(edgeattn: Command, small: tup
     arguments = ("--data", data, "--samples", "20", "--sensitivity", "--plot", "costs.svg", "--json")
     outcome = edgeattn("inspect", model, *arguments)
     assert outcome.code == 0, outcome.err
-    assert set(outcome.json) == {"schema", "model", "graphs", "targets", "seconds", "sensitivity"}
+    assert set(outcome.json) == {"schema", "model", "graphs", "targets", "prunable", "seconds", "sensitivity"}
     told = outcome.json["sensitivity"]
     assert (told["metric"], told["source"], told["scored"], told["samples"]) == ("accuracy", 100.0, 20, 8)
     costs = {row["path"]: row for row in told["layers"]}

@@ -103,7 +103,8 @@ class Board:
     def left(self) -> list[str]:
         """Files of runs that are still there, and processes."""
         runs = self.cache / "runs"
-        files = [str(p.relative_to(self.root)) for p in runs.rglob("*")] if runs.is_dir() else []
+        # os.walk passes over what is removed while it looks.
+        files = [name for _, folders, names in os.walk(runs) for name in (*folders, *names)]
         temporary = [p.name for p in (self.root / "tmp").iterdir() if p.name != "edgeattn-device.lock"]
         return files + temporary + [f"process {number}" for number in self.processes()]
 

@@ -295,7 +295,7 @@ def test_a_temporary_directory_that_is_really_full_is_refused_before_any_waiting
 
 
 def phases_of(*candidates: int) -> int:
-    """Preflight, recording and its metric, then per target: build, parity, metric of each candidate, timing, profile."""
+    """Preflight, recording, its metric, then per target: build, parity, metric of each candidate, timing, profile."""
     return 3 + sum(3 * count + 2 for count in candidates)
 
 

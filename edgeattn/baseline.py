@@ -18,7 +18,7 @@ from edgeattn.model import Arrays, EdgeModel, ReferenceStep, one_thread
 from edgeattn.profiling.measure import white_noise
 from edgeattn.runtimes import Session, Stream
 from edgeattn.runtimes.buckets import cut_inputs, pad_inputs, route
-from edgeattn.spec import BucketSpec, ModelSpec, StreamSpec
+from edgeattn.spec import BucketSpec, GraphSpec, ModelSpec, StreamSpec
 
 PARITY_STEPS = 500  # with carried states: an error that grows shows by then
 PARITY_CALLS = 200  # of a model without states; the metric is measured on all samples
@@ -180,9 +180,7 @@ def _calibration(model: EdgeModel, data: ArrayData) -> dict[str, tuple[Arrays, .
     given = {next(iter(units)): data.calibration, **data.others}
     calibration = {}
     for unit, every in given.items():
-        # Steps of one run stay neighbours; independent samples are spread over all.
-        run = any(graph.states for graph in units[unit])
-        samples = every[:CALIBRATION_STEPS] if run else spread(every, CALIBRATION_STEPS)
+        samples = _taken(every, units[unit])
         bucket = next((bucket for bucket in spec.buckets if bucket.name == unit), None)
         for graph in units[unit]:
             calibration[graph.name] = tuple(
@@ -192,6 +190,12 @@ def _calibration(model: EdgeModel, data: ArrayData) -> dict[str, tuple[Arrays, .
             if graph.states and not any(state.input in sample.given for sample in samples for state in graph.states):
                 calibration[graph.name] = _carried(model, graph.name, calibration[graph.name])
     return calibration
+
+
+def _taken(every: Sequence[ArraySample], graphs: Sequence[GraphSpec]) -> Sequence[ArraySample]:
+    """Samples that calibrate: steps of one run stay neighbours, independent ones are spread over all."""
+    run = any(graph.states for graph in graphs)
+    return every[:CALIBRATION_STEPS] if run else spread(every, CALIBRATION_STEPS)
 
 
 def with_targets(
@@ -206,7 +210,7 @@ def with_targets(
                 own = calibration.get(graph.name)
                 if not own:
                     continue
-                taken = every[: len(own)] if graph.states else spread(every, len(own))
+                taken = _taken(every, units[unit])
                 labelled[graph.name] = tuple(
                     {**inputs, **{TARGET_PREFIX + name: value for name, value in sample.targets.items()}}
                     for inputs, sample in zip(own, taken, strict=True)

@@ -19,7 +19,7 @@ from edgeattn.runtimes.engines import SUBSTITUTES
 from edgeattn.schemes import Workshop
 
 FLOATS = ("fp32", "fp16")
-PAYS = 1.05  # int8 ships only if it is at least this much faster than the best float
+PAYS = 1.05  # what is quantized or pruned ships only if it is at least this much faster than the float before
 TIMING_ROUNDS, TIMING_RUNS = 6, 25  # candidates take turns, so that a slow moment of the host meets all of them
 SUBSTITUTE = {backend: others[0] for backend, others in SUBSTITUTES.items()}
 """Engine that needs a device -> the one that runs the same files on this host."""

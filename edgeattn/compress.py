@@ -31,7 +31,7 @@ from edgeattn.baseline import (
     with_targets,
 )
 from edgeattn.bundle import writing
-from edgeattn.candidates import SUBSTITUTE, time_candidates
+from edgeattn.candidates import PAYS, SUBSTITUTE, time_candidates
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.accuracy import Score, paired_drop
 from edgeattn.evaluation.data import limited, spread
@@ -70,7 +70,6 @@ from edgeattn.spec import to_json
 from edgeattn.targets import Target, head_dim_note
 
 REACHED = 0.97  # of the speed that was asked for: timings of one run repeat within 3 %
-PAYS = 1.05  # a pruned model ships only if it is at least this much faster
 WRONG = 0.15  # a table that is so far off for the first cut is measured anew
 CORRECTIONS = 3  # of the limit, where a cut is slower than its table says
 ROUNDS, TURNS = 5, 3  # in which the variants of a table are timed, and turns in each

@@ -24,6 +24,7 @@ from edgeattn.pipeline import (
     check_room,
     describe,
     engine,
+    prune_file,
     pruning_facts,
     removed_if_empty,
 )
@@ -71,7 +72,7 @@ def prune(
     with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
         check_room(model, Path(scratch))
         shop = Workshop(model, baseline(model, data, progress), Path(scratch))
-        checkpoint = options.out / f".{model.spec.name}.prune.recovery"
+        checkpoint = prune_file(shop, options)
         compressor = Compressor(shop, options.prune, options.measure.threads, checkpoint, options.loss)
         results = tuple(_prune_target(compressor, target, options, more, progress) for target in options.targets)
         compressor.forget()

@@ -93,10 +93,6 @@ def _flag(name: str) -> str:
     return name.removesuffix("_ms").replace("_", "-")
 
 
-def _share(text: str) -> float:
-    return float(text)
-
-
 def _milliseconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(us|ms|s)", text)
     if match is None:
@@ -112,11 +108,11 @@ READERS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "speedup": ("speedup", _speedup),
     "deadline": ("deadline_ms", _milliseconds),
     "max-drop": ("max_drop", float),
-    "heads": ("heads", _share),
-    "neurons": ("neurons", _share),
+    "heads": ("heads", float),
+    "neurons": ("neurons", float),
     "layers": ("layers", int),
     "kv-heads": ("kv_heads", int),
-    "rank": ("rank", _share),
+    "rank": ("rank", float),
     "left": ("left", int),
     "sparsity": ("sparsity", str),
     "samples": ("samples", int),

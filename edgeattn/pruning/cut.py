@@ -178,20 +178,6 @@ def without_dropped(anatomy: Anatomy, cut: Cut) -> Cut:
     )
 
 
-def kept_share(anatomy: Anatomy, cut: Cut, kind: str) -> float:
-    """Share of all groups of a kind that stay, units of dropped layers counted as removed."""
-    total, stays = 0, 0
-    for unit in anatomy.units:
-        if unit.kind != kind:
-            continue
-        total += unit.groups
-        place = layer_of(anatomy, unit)
-        if place is not None and place[0] in cut.layers and place[1] not in cut.layers[place[0]]:
-            continue
-        stays += len(cut.groups.get(unit.key, range(unit.groups)))
-    return 1.0 if not total else stays / total
-
-
 def uniform_cut(
     anatomy: Anatomy, scores: Mapping[str, Any], heads: float = 0.0, neurons: float = 0.0, multiple: int = 1
 ) -> Cut:

@@ -258,23 +258,6 @@ def select(
     return _Search(anatomy, importance, costs, options or SelectOptions()).run(limit_ms)
 
 
-def frontier(
-    anatomy: Anatomy,
-    importance: Importance,
-    costs: Costs,
-    speedups: Sequence[float] = (1.25, 1.5, 2.0, 3.0),
-    options: SelectOptions | None = None,
-) -> tuple[Selection, ...]:
-    """The selection for each speedup that can be reached, and last the fastest of all if one cannot."""
-    search = _Search(anatomy, importance, costs, options or SelectOptions())
-    found: list[Selection] = []
-    for speedup in speedups:
-        found.append(search.run(costs.full_ms / speedup))
-        if not found[-1].reached:
-            break
-    return tuple(found)
-
-
 @dataclass(frozen=True)
 class _Part:
     """A layer that may be left out with the units inside it; ``drop`` is None for units that stand alone."""

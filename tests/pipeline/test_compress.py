@@ -14,7 +14,8 @@ pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 
 from edgeattn import compress
 from edgeattn.baseline import baseline
-from edgeattn.compress import PAYS, REACHED, Compressor, promise
+from edgeattn.candidates import PAYS
+from edgeattn.compress import REACHED, Compressor, promise
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.data import ArrayData
 from edgeattn.gates import Gates

@@ -18,7 +18,6 @@ from edgeattn.pruning.cut import (
     Cut,
     check_cut,
     cut_from_json,
-    kept_share,
     moved,
     snapped,
     uniform_cut,
@@ -162,13 +161,6 @@ def test_what_a_dropped_layer_had_to_cut_is_left_out() -> None:
         ranks={"net.layers.3.ffn.second": 3, "net.head": 3},
         sparse=("net.layers.2.attention.out",),
     )
-
-
-def test_the_share_that_stays_counts_dropped_layers_as_removed() -> None:
-    cut = Cut({HEAD_KEY: (0, 1), attention(2).key: (0, 1, 2)}, {"net.layers": (0, 2, 3)})
-    assert kept_share(ANATOMY, cut, "attention") == (6 + 3 + 6) / 24
-    assert kept_share(ANATOMY, cut, "feedforward") == 3 / 4
-    assert kept_share(Anatomy(()), Cut(), "attention") == 1.0
 
 
 @given(st.integers(0, 2**31), st.sampled_from([0.0, 0.25, 0.5, 0.9]), st.sampled_from([1, 4, 8, 32]))

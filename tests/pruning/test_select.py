@@ -21,7 +21,6 @@ from edgeattn.pruning.select import (
     best_kept,
     choices,
     counts,
-    frontier,
     predict,
     rearranged,
     removal_loss,
@@ -266,12 +265,3 @@ def test_of_two_groups_that_cancel_both_leave() -> None:
     block = np.array([[4.0, -4.0, 0.0], [-4.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
     assert best_kept(0.5 * np.diag(block), block, [1]) == [(2,)]
     assert best_kept(0.5 * np.diag(block), None, [1]) != [(2,)]
-
-
-def test_the_frontier_loses_more_for_more_speed_and_ends_at_the_fastest() -> None:
-    problem = case(5, layers=3, heads=4, neurons=8)
-    points = frontier(problem.anatomy, problem.importance, problem.costs, (1.1, 1.3, 1.6, 1_000.0, 2_000.0))
-    assert [point.reached for point in points] == [True, True, True, False]
-    losses = [point.predicted_loss for point in points]
-    assert losses == sorted(losses)
-    assert points[1].predicted_ms <= problem.costs.full_ms / 1.3

@@ -219,16 +219,14 @@ class Compressor:
         table = self.table(target, backend, progress)
         if request.max_drop is not None:
             return self.most_within(request.max_drop, table, target, progress)
-        limit = request.deadline_ms if request.deadline_ms is not None else table.full_ms / (request.speedup or 1.0)
-        chosen = self.selected(table, limit, target)
+        chosen = self.selected(table, request.limit_ms(table.full_ms), target)
         if table.kind == "measured" and abs(self.share(chosen, table, target, backend, progress) - 1) > WRONG:
             table = self.table(target, backend, progress, fresh=True)  # it was measured in a busy moment
-            limit = request.deadline_ms if request.deadline_ms is not None else table.full_ms / (request.speedup or 1.0)
-            chosen = self.selected(table, limit, target)
+            chosen = self.selected(table, request.limit_ms(table.full_ms), target)
         if not chosen.reached:
             return self.planned(chosen, table, target, (unreachable(request, chosen, table),))
         if table.kind == "measured":
-            chosen = self.corrected(chosen, table, limit, target, backend, progress)
+            chosen = self.corrected(chosen, table, request.limit_ms(table.full_ms), target, backend, progress)
         return self.planned(chosen, table, target)
 
     def share(self, chosen: Selection, table: LatencyTable, target: Target, backend: str, progress: Progress) -> float:

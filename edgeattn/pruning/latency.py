@@ -29,7 +29,7 @@ from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.anatomy import Anatomy, Stack, Unit
 from edgeattn.pruning.apply import Subject, copied
-from edgeattn.pruning.cut import Cut, snapped, without_dropped
+from edgeattn.pruning.cut import Cut, snapped
 from edgeattn.pruning.surgery import remove
 from edgeattn.spec import from_json, to_json
 from edgeattn.targets import Target
@@ -141,22 +141,6 @@ class LatencyTable:
             KeyError: for a stack that is not in the table.
         """
         return self.layers[path]
-
-    def predict(self, anatomy: Anatomy, cut: Cut) -> float:
-        """Milliseconds of the model with a cut; merged heads and 2:4 weights count as no saving.
-
-        Raises:
-            UnsupportedError: for low ranks and a shorter left context, whose times are not in the table.
-        """
-        if cut.ranks or cut.left is not None:
-            raise UnsupportedError(
-                "the latency table holds times of heads, neurons and layers; what low ranks and a shorter left context "
-                "save has to be measured"
-            )
-        rest = without_dropped(anatomy, cut)
-        saved = sum(self.saving(key, len(kept)) for key, kept in rest.groups.items())
-        saved += sum(self.layer(path) * (anatomy.stack(path).layers - len(kept)) for path, kept in rest.layers.items())
-        return max(0.0, self.full_ms - saved)
 
 
 @dataclass(frozen=True)

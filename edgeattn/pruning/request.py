@@ -83,6 +83,10 @@ class Request:
         names = ("heads", "neurons", "layers", "kv_heads", "rank", "left", "sparsity")
         return tuple(name for name in names if getattr(self, name) is not None)
 
+    def limit_ms(self, full_ms: float) -> float:
+        """What the deadline or the speed allows a model that takes ``full_ms`` whole; all of it without either."""
+        return self.deadline_ms if self.deadline_ms is not None else full_ms / (self.speedup or 1.0)
+
     @property
     def budget(self) -> str | None:
         """Name of the budget, None where amounts are asked for."""

@@ -38,6 +38,7 @@ from edgeattn.pruning.latency import (
     timings,
     unit_classes,
 )
+from edgeattn.pruning.select import predict
 from edgeattn.runtimes import Session
 from edgeattn.schemes import Workshop, build
 from edgeattn.sources import from_module
@@ -154,8 +155,8 @@ def test_a_mixed_cut_is_predicted_and_what_lies_in_a_dropped_layer_counts_once(e
     )
     left = (LAYERS - 1) * (LAYER_MS + HEADS * HEAD_MS + NEURONS * NEURON_MS)
     wanted = FIXED_MS + left - 3 * HEAD_MS - (NEURONS - 10) * NEURON_MS
-    assert table.predict(encoder.anatomy, cut) == pytest.approx(wanted)
-    assert table.predict(encoder.anatomy, Cut()) == pytest.approx(FULL_MS)
+    assert predict(encoder.anatomy, table, cut) == pytest.approx(wanted)
+    assert predict(encoder.anatomy, table, Cut()) == pytest.approx(FULL_MS)
 
 
 def test_the_variants_are_really_smaller_and_keep_multiples_that_kernels_like(encoder: Subject) -> None:
@@ -187,14 +188,6 @@ def test_noise_makes_no_saving_negative_or_larger_for_more_groups(encoder: Subje
         assert savings[-1] == 0
     assert table.layer("layers") >= 0
     assert table.spread_ms == 0.2
-
-
-def test_low_ranks_are_not_predicted(encoder: Subject) -> None:
-    table = measure_table(encoder, by_law, OPTIONS)
-    with pytest.raises(UnsupportedError, match="low ranks and a shorter left context save has to be measured"):
-        table.predict(encoder.anatomy, Cut(ranks={"layers.0.fc1": 4}))
-    with pytest.raises(UnsupportedError, match="has to be measured"):
-        table.predict(encoder.anatomy, Cut(left=8))
 
 
 def test_a_unit_that_is_not_there_and_a_count_out_of_range_are_refused(encoder: Subject) -> None:
@@ -444,7 +437,7 @@ def test_a_table_is_measured_on_an_engine_and_a_smaller_model_is_never_predicted
     assert said == ["timing 7 variants for the latency table"]
     assert 0 < table.full_ms < 1e4
     smaller = [Cut(dict.fromkeys(keyed(encoder, kind), (0,))) for kind in ("attention", "feedforward")]
-    assert all(table.predict(encoder.anatomy, cut) <= table.full_ms for cut in smaller)
+    assert all(predict(encoder.anatomy, table, cut) <= table.full_ms for cut in smaller)
     assert measure_table(encoder, counting([]), options, tmp_path) == table
 
 

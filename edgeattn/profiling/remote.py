@@ -9,7 +9,7 @@ from typing import Any
 
 import edgeattn.errors
 from edgeattn.bundle import Manifest, read_manifest
-from edgeattn.errors import EdgeattnError, InputError, UnsupportedError
+from edgeattn.errors import EdgeattnError, InputError
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import THREAD_VARIABLES, TIMEOUT_SECONDS
@@ -44,10 +44,7 @@ def measure_on(
     Raises:
         EdgeattnError: the same error that the runtime raised there, and as
             :func:`edgeattn.targets.devices.on_device`.
-        UnsupportedError: also for kinds of devices that are not served.
     """
-    if device.kind != "ssh":
-        raise UnsupportedError(f"--device {device.text}: only local and ssh://[user@]host[:port] can be measured on")
     manifest = read_manifest(path)
     environment = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     replay = {"backend": backend, "threads": options.threads}

@@ -19,7 +19,7 @@ from edgeattn.errors import DeviceError, UnsupportedError
 from edgeattn.targets.devices.archive import runtime_archive
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.link import Job, Link, Timeouts, TransportError
-from edgeattn.targets.devices.ssh import connect
+from edgeattn.targets.devices.ways import connect
 from edgeattn.targets.host import ARCH
 from edgeattn.targets.target import Arch
 

@@ -189,6 +189,25 @@ def version_of(module: str, distribution: str) -> str | None:
     return ""
 
 
+def emulator() -> str:
+    """The program that stands in for this Python's processor, as qemu-aarch64-static; empty on a real one.
+
+    qemu's user mode answers for itself when a program asks which one it is, and leaves this way of asking to the
+    kernel: where the two machines (e_machine of ELF) differ, the kernel's is the emulator.
+    """
+    asked, kernel = "/proc/self/exe", "/proc/thread-self/exe"
+    with contextlib.suppress(OSError):
+        if machine(asked) != machine(kernel):
+            return Path(kernel).readlink().name
+    return ""
+
+
+def machine(program: str) -> bytes:
+    """The machine that a program is for: ``e_machine`` of an ELF file's header."""
+    with open(program, "rb") as file:  # noqa: PTH123 - the path must reach the system as it is
+        return file.read(20)[18:]
+
+
 def inventory(modules: list[list[str]], store: Path) -> dict[str, Any]:
     """Facts about this device; ``modules`` are pairs of a module and the distribution that it usually comes in."""
     return {
@@ -202,6 +221,7 @@ def inventory(modules: list[list[str]], store: Path) -> dict[str, Any]:
         "modules": {module: version_of(module, distribution) for module, distribution in modules},
         "free_disk_bytes": shutil.disk_usage(store).free,
         "free_memory_bytes": available_memory(),
+        "emulator": emulator(),
     }
 
 
@@ -331,6 +351,9 @@ def serve(link: Link, directory: Path, runs: Path, store: Path) -> None:
                     with zipfile.ZipFile(store / request["sha256"]) as packed:  # hashed here, and made by the other end
                         packed.extractall(directory / "bundle")
                     link.say("unpacked", path=str(directory / "bundle"), runtime=str(store / request["runtime"]))
+                case "keep":  # until this run ends, unlike what lies in the store
+                    (store / request["sha256"]).replace(directory / request["name"])
+                    link.say("kept", path=str(directory / request["name"]))
                 case "run":
                     run_job(link, directory, request)
                 case "end":

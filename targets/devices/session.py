@@ -41,6 +41,7 @@ class Inventory:
         tegra: first line of /etc/nv_tegra_release; empty elsewhere.
         free_disk_bytes: where files are put.
         free_memory_bytes: None where the system does not tell.
+        emulator: the program that stands in for the processor; empty on a real one.
     """
 
     python: str
@@ -53,6 +54,7 @@ class Inventory:
     modules: Mapping[str, str | None]
     free_disk_bytes: int
     free_memory_bytes: int | None
+    emulator: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,23 @@ class DeviceSession:
         self._link = link
         self._bundle = bundle
         self._runtime = runtime
+
+    def keep(self, name: str, data: bytes) -> str:
+        """Send a file that is gone when this run ends.
+
+        Args:
+            name: of the file there, without directories.
+
+        Returns:
+            its path there.
+
+        Raises:
+            DeviceError: as :meth:`Link.put`.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._link.put(sha256, io.BytesIO(data), len(data))
+        self._link.request("keep", sha256=sha256, name=name)
+        return str(self._link.wait("kept")["path"])
 
     def run(self, job: Job) -> dict[str, Any]:
         """Run a job and read the line of JSON that it ended with.

@@ -39,7 +39,7 @@ from edgeattn.runtimes.selftest import SelftestResult, selftest
 from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, from_json, to_json
 from edgeattn.targets import Target
-from edgeattn.targets.devices import Device, parse_device
+from edgeattn.targets.devices import Device, Inventory, parse_device
 
 SLOWEST_OPS = 10  # of an estimate that a report names
 
@@ -183,14 +183,14 @@ def estimated(path: Path, targets: Sequence[Target], threads: int) -> Report:
 def _profiled(device: Device, path: Path, manifest: Manifest, options: MeasureOptions, backend: str | None) -> Result:
     if device.kind == "local":
         return _result(path, manifest, profile_bundle(path, options, backend), [], (None, {}), None)
-    golden, measured, _ = measure_on(device, path, options, backend)
+    golden, measured, found = measure_on(device, path, options, backend)
     failures = [] if golden is None else _golden_failures(golden)
     if failures:
         raise UnsupportedError(
             f"{device.text}: outputs there are not the golden ones ({failures[0].wanted}, got {failures[0].got}): "
             "figures of another computation mean nothing; update the engine, or convert for this device"
         )
-    return _on(device, _result(path, manifest, measured, [], (None, {}), None))
+    return _on(device, found, _result(path, manifest, measured, [], (None, {}), None))
 
 
 def _unmeasured(device: Device, path: Path, manifest: Manifest, error: EdgeattnError) -> Result:
@@ -213,7 +213,7 @@ def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOpti
             f"--model and --data are compared on this machine, not on {device.text}: leave out those or --device"
         )
     progress.begin(f"golden outputs and profile on {device.text}")
-    golden, measured, _ = measure_on(device, path, options.measure, options.backend)
+    golden, measured, found = measure_on(device, path, options.measure, options.backend)
     failures = [] if golden is None else _golden_failures(golden)
     if measured.backend == manifest.backend:
         shipped = str(manifest.precision["shipped"])
@@ -223,7 +223,8 @@ def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOpti
         failures += clock_failures(measured)
     size = sum(entry.size for entry in manifest.files.values())
     failures += size_failures(size, options.gates.max_size_bytes)
-    return Report(_model(manifest), (_on(device, _result(path, manifest, measured, failures, (None, {}), None)),))
+    result = _result(path, manifest, measured, failures, (None, {}), None)
+    return Report(_model(manifest), (_on(device, found, result),))
 
 
 def _golden_failures(golden: SelftestResult) -> list[Failure]:
@@ -234,8 +235,9 @@ def _golden_failures(golden: SelftestResult) -> list[Failure]:
     ]
 
 
-def _on(device: Device, result: Result) -> Result:
-    return replace(result, notes=(*result.notes, f"on {device.text}"))
+def _on(device: Device, found: Inventory, result: Result) -> Result:
+    model = f" ({found.model})" if found.model else ""
+    return replace(result, notes=(*result.notes, f"on {device.text}{model}"))
 
 
 def _source(

@@ -10,11 +10,13 @@ from edgeattn.errors import InputError
 
 Kind = Literal["local", "ssh", "adb", "qemu"]
 
-FORMS = "local, ssh://[user@]host[:port][/path/of/python], adb:[serial], qemu:aarch64"
+FORMS = "local, ssh://[user@]host[:port][/path/of/python], adb:[serial][/path/of/python], qemu:aarch64[/path/of/root]"
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]*")
 HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a name of ~/.ssh/config, of DNS, or an IPv4 address
 IPV6 = re.compile(r"\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9_.-]+)?)\]")
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
+PHONE_PATH = re.compile(r"(?:/[A-Za-z0-9_.+-]+)+")
+PHONE_PYTHON = "/data/data/com.termux/files/usr/bin/python3"  # Termux's: Android itself has none
 SSH = re.compile(r"ssh://(?:(?P<user>[^/]*)@)?(?P<host>\[[^\]/]*\]|[^/:@\[\]]*)(?::(?P<port>[^/:@]*))?(?P<python>/.*)?")
 
 
@@ -28,7 +30,8 @@ class Device:
         user: of ssh; None leaves it to ssh.
         port: of ssh; None leaves it to ssh.
         python: the interpreter there; a virtual environment's, where the system's has no engine.
-        serial: of adb; empty for the only one attached.
+        serial: of adb; empty for the only one attached. Without a path the Python is that of the app Termux.
+        root: of qemu; empty for the one in the user's cache.
     """
 
     kind: Kind
@@ -38,6 +41,7 @@ class Device:
     port: int | None = None
     python: str = "python3"
     serial: str = ""
+    root: str = ""
 
 
 def parse_device(text: str) -> Device:
@@ -52,17 +56,31 @@ def parse_device(text: str) -> Device:
     """
     if text == "local":
         return Device("local", text)
-    if text == "qemu:aarch64":
-        return Device("qemu", text)
+    if text == "qemu:aarch64" or text.startswith("qemu:aarch64/"):
+        return _qemu(text)
     if text.startswith("adb:"):
-        serial = text.removeprefix("adb:")
-        if serial and not SERIAL.fullmatch(serial):
-            raise InputError(f"--device {text!r}: {serial!r} is no serial; adb devices lists them, as adb:R58M123ABC")
-        return Device("adb", text, serial=serial)
+        return _adb(text)
     match = SSH.fullmatch(text)
     if match is None:
         raise InputError(f"--device: expected one of {FORMS}; got {text!r}")
     return _ssh(text, match)
+
+
+def _adb(text: str) -> Device:
+    serial, slash, path = text.removeprefix("adb:").partition("/")
+    if serial and not SERIAL.fullmatch(serial):
+        raise InputError(f"--device {text!r}: {serial!r} is no serial; adb devices lists them, as adb:R58M123ABC")
+    python = slash + path
+    if python and not PHONE_PATH.fullmatch(python):
+        raise InputError(f"--device {text!r}: {python!r} is no path of a Python; expected adb:SERIAL/path/of/python3")
+    return Device("adb", text, serial=serial, python=python or PHONE_PYTHON)
+
+
+def _qemu(text: str) -> Device:
+    root = text.removeprefix("qemu:aarch64")
+    if root and (not root.isprintable() or root.endswith("/")):
+        raise InputError(f"--device {text!r}: {root!r} is no path of a root; expected qemu:aarch64/path/of/root")
+    return Device("qemu", text, root=root)
 
 
 def _ssh(text: str, match: re.Match[str]) -> Device:

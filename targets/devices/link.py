@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from edgeattn.errors import DeviceError, UnsupportedError
+from edgeattn.errors import DeviceError, EdgeattnError, UnsupportedError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -90,6 +90,8 @@ class Link:
         name: the device, for messages.
         python: the interpreter there.
         explain: turns the last words of a command that failed before the runner spoke into an error.
+        shell: what runs a shell command that is given as one word, in the words of a shell there.
+        example: how another Python is named, for messages.
     """
 
     def __init__(
@@ -98,10 +100,13 @@ class Link:
         name: str,
         python: str = "python3",
         timeouts: Timeouts = Timeouts(),
-        explain: Callable[[str, int], DeviceError | None] | None = None,
+        explain: Callable[[str, int], EdgeattnError | None] | None = None,
+        shell: str = "exec sh -c",
+        example: str = "ssh://host/opt/venv/bin/python",
     ) -> None:
         self.name = name
         self._python = python
+        self._example = example
         self._timeouts = timeouts
         self._explain = explain
         self._nonce = secrets.token_hex(16)
@@ -111,7 +116,7 @@ class Link:
         self._closed = threading.Event()
         runner = RUNNER.read_bytes()
         words = (self._nonce, python, LOADER, str(len(runner)), str(timeouts.silence))
-        remote = f"exec sh -c {shlex.quote(BOOT)} edgeattn {shlex.join(words)}"
+        remote = f"{shell} {shlex.quote(BOOT)} edgeattn {shlex.join(words)}"
         self._process = subprocess.Popen(
             [*command, remote],
             stdin=subprocess.PIPE,
@@ -158,8 +163,8 @@ class Link:
         if answer["event"] == "refused":
             if answer["problem"]:
                 raise DeviceError(
-                    f"{self.name}: {size} bytes cannot be written there: {answer['problem']}; make room in "
-                    "~/.cache/edgeattn of that account"
+                    f"{self.name}: {size} bytes cannot be written there: {answer['problem']}; make room where edgeattn "
+                    "keeps its files there (~/.cache/edgeattn; on a phone /data/local/tmp/edgeattn)"
                 )
             raise TransportError(
                 f"{self.name}: a file of {size} bytes arrived changed: sha256 {sha256[:12]}... was sent, "
@@ -221,13 +226,13 @@ class Link:
         if event["event"] == "no-python":
             raise UnsupportedError(
                 f"{self.name}: no {self._python} there; Python >= {oldest} with numpy and the engine is needed: "
-                "install it, or name its path, as ssh://host/opt/venv/bin/python"
+                f"install it, or name its path, as {self._example}"
             )
         if tuple(event["version"][:2]) < OLDEST_PYTHON:
             version = ".".join(map(str, event["version"]))
             raise UnsupportedError(
                 f"{self.name}: {self._python} there is Python {version}, at least {oldest} is needed: install one, or "
-                "name its path, as ssh://host/opt/venv/bin/python"
+                f"name its path, as {self._example}"
             )
         self._send(runner)
         self.wait("hello", seconds=self._timeouts.connect)
@@ -274,7 +279,7 @@ class Link:
         lines = [line.strip() for line in self._errors.splitlines() if line.strip()]
         return lines[-1] if lines else "it said nothing"
 
-    def _gone(self) -> DeviceError:
+    def _gone(self) -> EdgeattnError:
         """The error of a process that ended before the runner did."""
         try:
             status = self._process.wait(5.0)

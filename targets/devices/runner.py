@@ -44,6 +44,7 @@ MAX_OUTPUT = 8 * 2**20  # bytes of a job's stdout that are sent back
 MAX_REQUEST = 2**20
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LINUX = ("linux", "android")  # Python 3.13 names the latter
 LIBC = ctypes.CDLL(None)  # loaded before a fork: not to be done after it
 
 
@@ -170,6 +171,17 @@ def first_text(*paths: str) -> str:
     return ""
 
 
+def phone_model() -> str:
+    """Name and chip of an Android device, the one by which its variants differ; empty elsewhere."""
+    if shutil.which("getprop") is None:
+        return ""
+    names = ("ro.product.model", "ro.soc.model")
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        words = [subprocess.check_output(["getprop", name], encoding="utf-8", timeout=5.0).strip() for name in names]
+        return ", ".join(filter(None, words))
+    return ""
+
+
 def available_memory() -> int | None:
     """Bytes that a new process can have without swapping; None where the system does not tell."""
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -216,7 +228,7 @@ def inventory(modules: list[list[str]], store: Path) -> dict[str, Any]:
         "system": platform.system(),
         "arch": platform.machine(),
         "libc": " ".join(platform.libc_ver()).strip(),
-        "model": first_text("/proc/device-tree/model", "/sys/class/dmi/id/product_name"),
+        "model": phone_model() or first_text("/proc/device-tree/model", "/sys/class/dmi/id/product_name"),
         "tegra": first_text("/etc/nv_tegra_release"),
         "modules": {module: version_of(module, distribution) for module, distribution in modules},
         "free_disk_bytes": shutil.disk_usage(store).free,
@@ -312,7 +324,7 @@ def run_job(link: Link, directory: Path, request: dict[str, Any]) -> None:
             stderr=err,
             env=environment,
             start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one system call
+            preexec_fn=die_with_parent if sys.platform in LINUX else None,  # noqa: PLW1509 - one system call
         )
     note = directory / "job"  # for the shell that started this: it ends the job where we cannot any more
     threading.Thread(target=lambda: link.queue.put(("exit", job.wait())), daemon=True).start()

@@ -142,7 +142,7 @@ def on_device(
 ) -> T:
     """Look what the device has, send what it lacks, and do the work there; again where only the link failed.
 
-    Files are kept by their hash in the account's ~/.cache/edgeattn and reused; the directory of the run is removed.
+    Files are kept by their hash in the account's cache and reused; the directory of the run is removed.
 
     Raises:
         DeviceError: if the device cannot be reached, lets us not in, is in use, is full, or was lost.
@@ -240,7 +240,7 @@ def check_inventory(name: str, found: Inventory, wants: Wants, size: int) -> Non
     if found.free_disk_bytes < need:
         raise DeviceError(
             f"{name}: no space: {found.free_disk_bytes / 1e6:.1f} MB free there, {need / 1e6:.1f} MB are needed; make "
-            "room where ~/.cache of that account lies"
+            "room where edgeattn keeps its files there (~/.cache/edgeattn; on a phone /data/local/tmp/edgeattn)"
         )
     memory = 2 * size + SMALLEST_MEMORY
     if found.free_memory_bytes is not None and found.free_memory_bytes < memory:

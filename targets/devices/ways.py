@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from edgeattn.errors import UnsupportedError
-from edgeattn.targets.devices import ssh
+from edgeattn.targets.devices import adb, qemu, ssh
 from edgeattn.targets.devices.device import Device, Kind
 from edgeattn.targets.devices.link import Link, Timeouts
 
-WAYS: Mapping[Kind, Callable[[Device, Timeouts], Link]] = {"ssh": ssh.connect}
+WAYS: Mapping[Kind, Callable[[Device, Timeouts], Link]] = {
+    "adb": adb.connect,
+    "qemu": qemu.connect,
+    "ssh": ssh.connect,
+}
 
 
 def connect(device: Device, timeouts: Timeouts) -> Link:

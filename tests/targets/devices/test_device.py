@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from edgeattn.errors import EdgeattnError, InputError
 from edgeattn.targets.devices import Device, Timeouts, parse_device
+from edgeattn.targets.devices.device import PHONE_PYTHON
 from edgeattn.targets.devices.ssh import command
 
 
@@ -19,9 +20,11 @@ from edgeattn.targets.devices.ssh import command
         ("ssh://pi@10.0.0.7:2222", Device("ssh", "ssh://pi@10.0.0.7:2222", host="10.0.0.7", user="pi", port=2222)),
         ("ssh://[fe80::1%eth0]:22", Device("ssh", "ssh://[fe80::1%eth0]:22", host="fe80::1%eth0", port=22)),
         ("ssh://b/opt/v/bin/python", Device("ssh", "ssh://b/opt/v/bin/python", host="b", python="/opt/v/bin/python")),
-        ("adb:", Device("adb", "adb:")),
-        ("adb:R58M1", Device("adb", "adb:R58M1", serial="R58M1")),
-        ("adb:10.0.0.3:5555", Device("adb", "adb:10.0.0.3:5555", serial="10.0.0.3:5555")),
+        ("adb:", Device("adb", "adb:", python=PHONE_PYTHON)),
+        ("adb:R58M1", Device("adb", "adb:R58M1", serial="R58M1", python=PHONE_PYTHON)),
+        ("adb:10.0.0.3:5555", Device("adb", "adb:10.0.0.3:5555", serial="10.0.0.3:5555", python=PHONE_PYTHON)),
+        ("adb:R5/data/p/python3", Device("adb", "adb:R5/data/p/python3", serial="R5", python="/data/p/python3")),
+        ("adb:/data/p/python3", Device("adb", "adb:/data/p/python3", python="/data/p/python3")),
         ("qemu:aarch64", Device("qemu", "qemu:aarch64")),
     ],
 )
@@ -47,6 +50,9 @@ def test_every_form_is_read(text: str, device: Device) -> None:
         ("ssh://board/", "is no path of a Python"),
         ("ssh://board/a\nb", "expected one of|is no path of a Python"),
         ("adb:-s x", "is no serial"),
+        ("adb:R5/", "is no path of a Python"),
+        ("adb:R5/data/a b", "is no path of a Python"),
+        ("adb:R5/data/$(x)", "is no path of a Python"),
         ("qemu:riscv", "expected one of local, ssh://"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from edgeattn.bundle import read_manifest
 from edgeattn.checking import profile
-from edgeattn.errors import InputError, UnsupportedError
+from edgeattn.errors import InputError
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import measure_on, wants
 from edgeattn.targets.devices import parse_device
@@ -35,12 +35,6 @@ def test_tensorrt_builds_its_engine_there_so_no_version_is_asked_for(tiny_bundle
 def test_an_unknown_backend_is_refused_before_anything_is_reached(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="unknown backend 'onnx-runtime', did you mean 'onnxruntime'"):
         measure_on(parse_device("ssh://127.0.0.1:1"), tiny_bundle, MeasureOptions(), "onnx-runtime")
-
-
-@pytest.mark.parametrize("text", ["adb:", "qemu:aarch64"])
-def test_a_kind_that_is_not_served_says_which_are(tiny_bundle: Path, text: str) -> None:
-    with pytest.raises(UnsupportedError, match="only local and ssh"):
-        measure_on(parse_device(text), tiny_bundle, MeasureOptions())
 
 
 def test_a_device_given_twice_is_refused(tiny_bundle: Path) -> None:

@@ -175,6 +175,7 @@ def estimated(path: Path, targets: Sequence[Target], threads: int) -> Report:
                 size_bytes=sum(entry.size for entry in manifest.files.values()),
                 notes=tuple(notes),
                 estimate={**to_json(found), "ops": to_json(found.ops[:SLOWEST_OPS])},
+                kind="estimated",
             )
         )
     return Report(_model(manifest), tuple(results))
@@ -190,7 +191,7 @@ def _profiled(device: Device, path: Path, manifest: Manifest, options: MeasureOp
             f"{device.text}: outputs there are not the golden ones ({failures[0].wanted}, got {failures[0].got}): "
             "figures of another computation mean nothing; update the engine, or convert for this device"
         )
-    return _on(device, found, _result(path, manifest, measured, [], (None, {}), None))
+    return _on(device, found, _told(path, manifest, golden, measured, found, []))
 
 
 def _unmeasured(device: Device, path: Path, manifest: Manifest, error: EdgeattnError) -> Result:
@@ -215,16 +216,48 @@ def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOpti
     progress.begin(f"golden outputs and profile on {device.text}")
     golden, measured, found = measure_on(device, path, options.measure, options.backend)
     failures = [] if golden is None else _golden_failures(golden)
-    if measured.backend == manifest.backend:
+    ran = golden if measured is None else measured
+    if ran is not None and ran.backend == manifest.backend:
         shipped = str(manifest.precision["shipped"])
-        failures += executed_failures(shipped, measured.executed, manifest.provenance.get("layers") or None)
-    if measured.latency.kind == "measured":
+        failures += executed_failures(shipped, ran.executed, manifest.provenance.get("layers") or None)
+    if measured is not None and measured.latency.kind == "measured":
         failures += deadline_failures(measured, options.gates.deadline_ms)
         failures += clock_failures(measured)
     size = sum(entry.size for entry in manifest.files.values())
     failures += size_failures(size, options.gates.max_size_bytes)
-    result = _result(path, manifest, measured, failures, (None, {}), None)
-    return Report(_model(manifest), (_on(device, found, result),))
+    return Report(_model(manifest), (_on(device, found, _told(path, manifest, golden, measured, found, failures)),))
+
+
+def _told(
+    path: Path,
+    manifest: Manifest,
+    golden: SelftestResult | None,
+    measured: Profile | None,
+    found: Inventory,
+    failures: list[Failure],
+) -> Result:
+    """What a device told; of an emulated processor what it computes, and no figure of time."""
+    if measured is not None:
+        return _result(path, manifest, measured, failures, (None, {}), None)
+    assert golden is not None, "an emulated processor is refused without"
+    asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
+    lowest = min(output.sqnr_db for output in golden.outputs.values())
+    note = (
+        f"{golden.backend} {golden.engine_version} for {found.arch}: golden outputs over {golden.steps} steps at SQNR "
+        f">= {lowest:.1f} dB; emulated, so nothing is told of its time, deadline, memory or energy"
+    )
+    return Result(
+        target=manifest.target,
+        device=f"{found.arch}, emulated by {found.emulator}",
+        backend=golden.backend,
+        bundle=str(path),
+        passed=not failures,
+        failures=tuple(failures),
+        precision=Precision(asked, shipped, golden.executed),
+        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        notes=(note,),
+        kind="emulated",
+    )
 
 
 def _golden_failures(golden: SelftestResult) -> list[Failure]:
@@ -320,4 +353,5 @@ def _result(
         notes=(note,) * emulated + timing_notes(profile),
         buckets=buckets,
         graphs=graphs,
+        kind=profile.latency.kind,
     )

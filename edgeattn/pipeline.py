@@ -539,6 +539,7 @@ def assemble(
         buckets=buckets,
         graphs=graphs,
         pruning=pruning_facts(shop, chosen, candidates),
+        kind=None if latency is None else latency.kind,
     )
 
 

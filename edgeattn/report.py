@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
-from edgeattn.profiling.figures import Energy, Latency, Memory, Realtime
+from edgeattn.profiling.figures import Energy, Kind, Latency, Memory, Realtime
 from edgeattn.spec import ModelSpec, to_json
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Result:
         preflight: what was foreseen before anything was converted, as plain JSON objects.
         pruning: see :class:`Pruning`; None where nothing was asked to be removed.
         estimate: a latency that nobody measured, a range with its kind; None where there is a measurement.
+        kind: where its time comes from, as ``latency.kind``; "emulated" without a latency: the processor was emulated,
+            so that outputs and precisions are told and no figure of time is. None where nothing was to be timed.
     """
 
     target: str
@@ -115,6 +117,7 @@ class Result:
     pruning: Mapping[str, Any] | None = None
     estimate: Mapping[str, Any] | None = None
     energy: Energy | None = None
+    kind: Kind | None = None
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,8 @@ def _cells(result: Result) -> tuple[str, ...]:
         timing = f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms{mark}"
     elif result.estimate is not None:
         timing = f"{result.estimate['low_ms']:.3g} to {result.estimate['high_ms']:.3g} ms\n{result.estimate['kind']}"
+    elif result.kind is not None:
+        timing = f"{ABSENT}\n{result.kind}"
     return (
         result.target,
         result.backend,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import edgeattn.errors
 from edgeattn.bundle import Manifest, read_manifest
-from edgeattn.errors import EdgeattnError, InputError
+from edgeattn.errors import EdgeattnError, InputError, UnsupportedError
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import THREAD_VARIABLES, TIMEOUT_SECONDS
+from edgeattn.runtimes import Event
 from edgeattn.runtimes.engines import INSTALL, PACKAGES
 from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.spec import from_json, to_json
@@ -22,6 +27,16 @@ from edgeattn.targets.target import Arch
 
 GOLDEN = "edgeattn.profiling.golden"
 WORKER = "edgeattn.profiling.worker"
+TRANSCRIPT = "edgeattn.profiling.transcript"
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a bundle heard on a device, and the engine that ran it."""
+
+    backend: str
+    engine_version: str
+    events: tuple[Event, ...]
 
 
 def measure_on(
@@ -31,35 +46,104 @@ def measure_on(
     backend: str | None = None,
     seconds: float = TIMEOUT_SECONDS,
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
-) -> tuple[SelftestResult | None, Profile, Inventory]:
+) -> tuple[SelftestResult | None, Profile | None, Inventory]:
     """Replay the golden inputs of a bundle on a device, then measure it there, each in a process of its own.
+
+    A device whose processor is emulated, by ``qemu:`` or behind ssh, is never measured: its outputs are those of the
+    engine's real program, its times are those of the emulator.
 
     Args:
         backend: engine to run on, if not the bundle's own.
         seconds: that each of the two may take there, pacing apart.
 
     Returns:
-        the replay (None if the bundle has no golden inputs), the figures, and what the device has.
+        the replay (None if the bundle has no golden inputs), the figures (None where its processor is emulated), and
+        what the device has.
 
     Raises:
         EdgeattnError: the same error that the runtime raised there, and as
             :func:`edgeattn.targets.devices.on_device`.
+        UnsupportedError: also for figures of time that are asked of an emulated processor, and for a bundle without
+            golden inputs, of which nothing can be told there.
     """
+    if device.kind == "qemu":
+        _refuse_times(device, options)  # before minutes of work
     manifest = read_manifest(path)
     environment = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     replay = {"backend": backend, "threads": options.threads}
     measure = {"backend": backend, "options": to_json(options)}
     limit = seconds + options.longest_seconds
 
-    def work(session: DeviceSession) -> tuple[SelftestResult | None, Profile, Inventory]:
-        golden = None
+    def work(session: DeviceSession) -> tuple[SelftestResult | None, Profile | None, Inventory]:
+        golden, found = None, session.inventory
+        if device.kind == "qemu" and not found.emulator:
+            found = replace(found, emulator="qemu")
+        if found.emulator:
+            _refuse_times(device, options)
+            if manifest.golden is None:
+                raise UnsupportedError(
+                    f"{device.text}: its processor is emulated ({found.emulator}), so only golden outputs can be "
+                    "compared there, and the bundle has none: convert it again"
+                )
         if manifest.golden is not None:
             answer = session.run(Job(GOLDEN, ("{bundle}", json.dumps(replay)), seconds, environment))
             golden = from_json(SelftestResult, _answer(device, answer, "golden"))
+        if found.emulator:
+            return golden, None, found
         answer = session.run(Job(WORKER, ("{bundle}", json.dumps(measure)), limit, environment))
-        return golden, from_json(Profile, _answer(device, answer, "profile")), session.inventory
+        return golden, from_json(Profile, _answer(device, answer, "profile")), found
 
     return on_device(device, path, wants(manifest, backend), work, timeouts)
+
+
+def stream_on(
+    device: Device,
+    path: Path,
+    samples: np.ndarray,
+    backend: str | None = None,
+    threads: int = 1,
+    seconds: float = TIMEOUT_SECONDS,
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+) -> tuple[Transcript, Inventory]:
+    """Stream a recording through a bundle on a device, as fast as it goes there.
+
+    Args:
+        samples: float32 in [-1, 1], shape (n,), at the sample rate of the bundle; removed there when it is heard.
+        backend: engine to run on, if not the bundle's own.
+        seconds: that it may take there.
+
+    Raises:
+        EdgeattnError: as :func:`measure_on`.
+    """
+    manifest = read_manifest(path)
+    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    request = json.dumps({"backend": backend, "threads": threads})
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(samples, np.float32), allow_pickle=False)
+
+    def work(session: DeviceSession) -> tuple[Transcript, Inventory]:
+        recording = session.keep("samples.npy", buffer.getvalue())
+        answer = session.run(Job(TRANSCRIPT, ("{bundle}", recording, request), seconds, environment))
+        return from_json(Transcript, _answer(device, answer, "transcript")), session.inventory
+
+    return on_device(device, path, wants(manifest, backend), work, timeouts)
+
+
+def _refuse_times(device: Device, options: MeasureOptions) -> None:
+    """No figure of time is to be had of an emulated processor."""
+    asked = {
+        "--deadline": options.deadline_ms is not None,
+        "--hop": options.hop_ms is not None,
+        "--jitter": options.jitter_ms > 0,
+        "--load": options.load > 0,
+        "--plot": options.trace,
+        "--layers": options.layers,
+    }
+    if names := [name for name, wanted in asked.items() if wanted]:
+        raise UnsupportedError(
+            f"{device.text}: its processor is emulated: it tells whether outputs are right and never how long they "
+            f"take; leave out {', '.join(names)}, measure on a board (ssh://, adb:), or estimate with profile --target"
+        )
 
 
 def wants(manifest: Manifest, backend: str | None) -> Wants:
@@ -75,7 +159,9 @@ def wants(manifest: Manifest, backend: str | None) -> Wants:
     # TensorRT builds its engine there, from ONNX: what made the bundle here says nothing of what must run there.
     names = [distribution for _, distribution in PACKAGES[engine]] if engine != "tensorrt" else []
     version = next((str(tools[name]) for name in names if name in tools), None)
-    return Wants(engine, PACKAGES[engine], INSTALL[engine], (GOLDEN, WORKER), version, _arch(manifest.target))
+    return Wants(
+        engine, PACKAGES[engine], INSTALL[engine], (GOLDEN, WORKER, TRANSCRIPT), version, _arch(manifest.target)
+    )
 
 
 def _arch(target: str) -> Arch | None:

@@ -149,6 +149,7 @@ def test_a_bundle_is_checked_and_measured_by_a_python_on_the_phone(phone: Phone,
     golden, measured, found = measure_on(device(phone), tiny_bundle, QUICK)
     assert golden is not None
     assert golden.passed
+    assert measured is not None
     assert golden.bundle.startswith(str(phone.cache))
     assert (measured.backend, measured.latency.kind, measured.latency.runs) == ("onnxruntime", "measured", 5)
     assert found.model == "Test phone, T1000"
@@ -194,6 +195,7 @@ def test_the_battery_tells_the_energy_of_a_call_over_adb(phone: Phone, tiny_bund
         pytest.skip(f"no battery can be mounted here: {probe.stderr.strip()}")
     phone.wrap = wrap
     _, measured, _ = measure_on(device(phone), tiny_bundle, MeasureOptions(runs=5, paced_seconds=0, energy_seconds=0.3))
+    assert measured is not None
     assert measured.energy is not None
     if measured.energy.source != "battery":
         pytest.skip(f"this machine's {measured.energy.source} tells more than a battery")

@@ -122,6 +122,7 @@ def test_a_bundle_is_checked_and_measured_on_the_board(board: Board, tiny_bundle
     golden, measured, found = measure_on(parse_device(board.url), tiny_bundle, QUICK)
     assert golden is not None
     assert golden.passed
+    assert measured is not None
     assert golden.bundle.startswith(str(board.cache))
     assert (measured.backend, measured.latency.kind, measured.latency.runs) == ("onnxruntime", "measured", 5)
     assert found.modules["onnxruntime"] == measured.engine_version

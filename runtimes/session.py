@@ -144,10 +144,16 @@ class Step(Protocol):
 
 
 class EngineStep(abc.ABC):
-    """A :class:`Step` whose states can also be set; what :meth:`Session.run` runs on."""
+    """A :class:`Step` whose states can also be set; what :meth:`Session.run` runs on.
+
+    Attributes:
+        device_ms: time of the last run by the clock of the device that computes, copies to and from it included and
+            the host's share left out; None where it has no clock of its own, and before the first run.
+    """
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
+    device_ms: float | None = None
 
     @abc.abstractmethod
     def run(self) -> None:
@@ -230,6 +236,7 @@ class Session(abc.ABC):
         engine_version: of the engine's package.
         threads: compute threads of one run.
         load_ms: from the first touch of the model files to ready, the engine's import left out.
+        engine_bytes: memory that the loaded engine takes by its own account, weights included; None where it is silent.
         assets: name -> file that came with the model, such as its tokenizer; there until the session is closed.
     """
 
@@ -240,6 +247,7 @@ class Session(abc.ABC):
         self.engine_version = engine_version
         self.threads = threads
         self.load_ms = 0.0
+        self.engine_bytes: int | None = None
         self.assets: Mapping[str, Path] = {}
         self._runners: dict[str, EngineStep] = {}
         self._resources = contextlib.ExitStack()
@@ -303,7 +311,7 @@ class Session(abc.ABC):
         results = {tensor.name: step.outputs[tensor.name].copy() for tensor in chosen.outputs}
         return results | {state.output: states[state.input] for state in chosen.states}
 
-    def step(self, graph: str | None = None) -> Step:
+    def step(self, graph: str | None = None) -> EngineStep:
         """Buffers and states of their own for a graph; several steps of one session are independent.
 
         Raises:

@@ -2,6 +2,8 @@
 
 The bundle holds ONNX and a recipe: an engine is tied to the GPU and to TensorRT's version, so it is built on the device
 at first use and cached. Only calls that TensorRT 8.6 to 11 share are used; see :mod:`edgeattn.runtimes.tensorrt_build`.
+What differs when running is asked for by name: ``device_memory_size_v2`` (10.1 and later; 11 has it alone) and
+``get_engine_stat`` (10.13 and later).
 """
 
 from __future__ import annotations
@@ -14,13 +16,22 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
-from edgeattn.errors import BundleError, ConversionError, DeviceError, OutputError, load_extra
-from edgeattn.runtimes.cuda import Cuda
+from edgeattn.errors import (
+    BundleError,
+    ConversionError,
+    DeviceError,
+    OutputError,
+    UnsupportedError,
+    load_extra,
+)
+from edgeattn.runtimes.cuda import Cuda, CudaGraph
+from edgeattn.runtimes.jetson import l4t_release, power_mode
 from edgeattn.runtimes.session import (
     Arrays,
     Census,
@@ -49,6 +60,25 @@ FORMATS = {
 """Words in the inspector's "Format/Datatype" that name a dtype ("Row major linear FP32" on 8.6, "Float" on 10)."""
 
 
+@dataclass(frozen=True)
+class Board:
+    """What an engine, and the timings that it was chosen by, are tied to.
+
+    Attributes:
+        tensorrt: its version, in full.
+        capability: compute capability of the GPU.
+        multiprocessors: of the GPU.
+        l4t: first line of /etc/nv_tegra_release, empty elsewhere: the kernels' driver comes with it.
+        power_mode: of nvpmodel, empty where there is none: tactics are chosen by their time, and so by the clocks.
+    """
+
+    tensorrt: str
+    capability: str
+    multiprocessors: int
+    l4t: str = ""
+    power_mode: str = ""
+
+
 def open_tensorrt(
     models: Mapping[str, Path], spec: ModelSpec, threads: int, build: Mapping[str, Any] | None
 ) -> Session:
@@ -57,20 +87,31 @@ def open_tensorrt(
     Raises:
         DeviceError: if this machine has no TensorRT or no GPU.
         ConversionError: if TensorRT refuses the ONNX file.
+        UnsupportedError: if the recipe asks for a DLA that is not here.
         BundleError: if there is no recipe, or the engine does not fit the spec.
     """
     recipe = recipe_from_build(build)
     trt, cuda = _device()
-    started = time.perf_counter()
-    logger = trt.Logger(trt.Logger.ERROR)
-    runtime = trt.Runtime(logger)
-    engines = {}
-    for graph in spec.graphs:
-        path = models[graph.name]
-        engines[graph.name] = _engine(trt, cuda, runtime, path, recipe)
-        inputs, outputs = _tensors(trt, engines[graph.name])
-        check_names(path, graph, inputs, outputs)
-    session = TensorRtSession(trt, cuda, (logger, runtime), engines, spec, threads)
+    try:
+        started = time.perf_counter()
+        mode = power_mode()
+        board = Board(
+            str(trt.__version__), cuda.capability, cuda.multiprocessors, l4t_release(), mode.name if mode else ""
+        )
+        logger = trt.Logger(trt.Logger.ERROR)
+        runtime = trt.Runtime(logger)
+        engines, engine_bytes = {}, 0
+        for graph in spec.graphs:
+            path = models[graph.name]
+            engines[graph.name], plan_bytes = _engine(trt, board, runtime, path, recipe)
+            engine_bytes += device_bytes(trt, engines[graph.name], plan_bytes)
+            inputs, outputs = _tensors(trt, engines[graph.name])
+            check_names(path, graph, inputs, outputs)
+        session = TensorRtSession(trt, cuda, (logger, runtime), engines, spec, threads)
+    except BaseException:
+        cuda.close()
+        raise
+    session.engine_bytes = engine_bytes
     session.load_ms = (time.perf_counter() - started) * 1e3
     return session
 
@@ -92,32 +133,50 @@ def _device() -> tuple[Any, Cuda]:
     return load_extra("tensorrt", "tensorrt"), cuda
 
 
-def _engine(trt: Any, cuda: Cuda, runtime: Any, onnx: Path, recipe: BuildRecipe) -> Any:
-    key = engine_key(onnx, recipe, str(trt.__version__), cuda.capability, cuda.multiprocessors)
-    cached = engine_cache() / f"{key}.engine"
+def _engine(trt: Any, board: Board, runtime: Any, onnx: Path, recipe: BuildRecipe) -> tuple[Any, int]:
+    """The engine, and the bytes of its plan."""
+    cached = engine_cache() / f"{engine_key(onnx, recipe, board)}.engine"
     if cached.is_file():
-        engine = runtime.deserialize_cuda_engine(cached.read_bytes())
+        plan = cached.read_bytes()
+        engine = runtime.deserialize_cuda_engine(plan)
         if engine is not None:
-            return engine
+            return engine, len(plan)
         LOG.warning("%s: not readable by TensorRT %s, building it again", cached, trt.__version__)
     LOG.info("building a TensorRT engine for %s, once for this device; this takes a while", onnx.name)
-    outcome = build_engine(trt, onnx, recipe)
+    timings = engine_cache() / f"{timing_key(board)}.timings"
+    outcome = build_engine(trt, onnx, recipe, timings=timings.read_bytes() if timings.is_file() else b"")
     if outcome.engine is None:
         raise ConversionError(f"{onnx}: {outcome.failure}")
     _store(cached, outcome.engine)
+    if outcome.timings:
+        _store(timings, outcome.timings)
     engine = runtime.deserialize_cuda_engine(outcome.engine)
     if engine is None:
         raise BundleError(f"{onnx}: TensorRT {trt.__version__} cannot load the engine that it just built")
-    return engine
+    return engine, len(outcome.engine)
+
+
+def device_bytes(trt: Any, engine: Any, plan_bytes: int) -> int:
+    """Memory that an engine takes: its weights, and the scratch memory of one execution context.
+
+    Args:
+        plan_bytes: of the serialized engine, which stand for the weights where TensorRT does not tell those.
+    """
+    scratch = getattr(engine, "device_memory_size_v2", None)
+    if scratch is None:
+        scratch = engine.device_memory_size
+    stats = getattr(trt, "EngineStat", None)
+    weights = plan_bytes if stats is None else engine.get_engine_stat(stats.TOTAL_WEIGHTS_SIZE)
+    return int(scratch) + int(weights)
 
 
 def engine_cache() -> Path:
-    """Where built engines are kept: ``$EDGEATTN_CACHE/engines``, else ``~/.cache/edgeattn/engines``."""
+    """Where engines and timings are kept: ``$EDGEATTN_CACHE/engines``, else ``~/.cache/edgeattn/engines``."""
     root = os.environ.get("EDGEATTN_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "edgeattn") / "engines"
 
 
-def engine_key(onnx: Path, recipe: BuildRecipe, version: str, capability: str, multiprocessors: int) -> str:
+def engine_key(onnx: Path, recipe: BuildRecipe, board: Board) -> str:
     """Name of an engine in the cache: a sha256 over all that decides whether it can run and is the right one.
 
     Side files of the ONNX (external weights, ``NAME.onnx.data`` or ``NAME.onnx_data``) are hashed with it, and those
@@ -127,22 +186,25 @@ def engine_key(onnx: Path, recipe: BuildRecipe, version: str, capability: str, m
     facts = {
         "onnx": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(beside)},
         "recipe": to_json(recipe),
-        "tensorrt": version,
-        "capability": capability,
-        "multiprocessors": multiprocessors,
+        "board": asdict(board),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _store(path: Path, engine: bytes) -> None:
+def timing_key(board: Board) -> str:
+    """Name of the cache of tactics' times, which all engines of a board share."""
+    return hashlib.sha256(json.dumps(asdict(board), sort_keys=True).encode()).hexdigest()
+
+
+def _store(path: Path, data: bytes) -> None:
     from edgeattn.bundle import write_atomically, writing
 
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, engine)
+            write_atomically(path, data)
     except OutputError as error:  # a read-only or full device still runs; it builds again next time
-        LOG.warning("%s; the engine will be built again next time", error)
+        LOG.warning("%s; it will be made again next time", error)
 
 
 def _tensors(trt: Any, engine: Any) -> tuple[Found, Found]:
@@ -158,9 +220,14 @@ def _tensors(trt: Any, engine: Any) -> tuple[Found, Found]:
 
 @final
 class _TensorRtStep(EngineStep):
-    """States ping-pong between two sets of device memory; only the other inputs and outputs cross the bus."""
+    """States ping-pong between two sets of device memory; only the other inputs and outputs cross the bus.
 
-    def __init__(self, cuda: Cuda, engine: Any, graph: GraphSpec) -> None:
+    Copies and kernels of a run are captured as a CUDA graph, one for each of the two directions, and launched as one
+    from then on. TensorRT wants a plain run before a capture (Developer Guide, CUDA Graphs); an engine that cannot be
+    captured (a loop, a DLA) goes on with plain runs.
+    """
+
+    def __init__(self, cuda: Cuda, engine: Any, graph: GraphSpec, capture: bool = True) -> None:
         self._cuda, self._graph = cuda, graph
         self._context = engine.create_execution_context()
         if self._context is None:
@@ -171,12 +238,29 @@ class _TensorRtStep(EngineStep):
         self._states = [{s.input: cuda.device_memory(s.nbytes) for s in graph.states} for _ in (0, 1)]
         self._staging = {s.input: cuda.pinned_array(s.shape, s.dtype) for s in graph.states}
         self._parity = 0
+        self._began, self._ended = cuda.event(), cuda.event()
+        self._capture = capture
+        self._captured: list[CudaGraph | None] = [None, None]
         for name, address in self._addresses.items():
             self._context.set_tensor_address(name, address)
         self.reset()
 
     def run(self) -> None:
         """See :class:`~edgeattn.runtimes.session.Step`."""
+        captured = self._captured[self._parity]
+        self._cuda.record(self._began)
+        if captured is None:
+            self._start()
+        else:
+            self._cuda.launch(captured)
+        self._cuda.record(self._ended)
+        self._cuda.synchronize()
+        self.device_ms = self._cuda.elapsed_ms(self._began, self._ended)
+        if captured is None and self._capture:
+            self._capture_graph()
+        self._parity ^= 1
+
+    def _start(self) -> None:
         read, write = self._states[self._parity], self._states[1 - self._parity]
         for state in self._graph.states:
             self._context.set_tensor_address(state.input, read[state.input])
@@ -187,8 +271,16 @@ class _TensorRtStep(EngineStep):
             raise run_failed("TensorRT", self._graph, RuntimeError("execute_async_v3 returned false"))
         for name, array in self.outputs.items():
             self._cuda.download(array, self._addresses[name])
-        self._cuda.synchronize()
-        self._parity ^= 1
+
+    def _capture_graph(self) -> None:
+        try:
+            with self._cuda.capturing() as captured:
+                self._start()
+        except (DeviceError, UnsupportedError) as error:
+            self._capture = False
+            LOG.info("graph %r runs without a CUDA graph: %s", self._graph.name, error)
+        else:
+            self._captured[self._parity] = captured
 
     def reset(self) -> None:
         """See :class:`~edgeattn.runtimes.session.Step`."""
@@ -209,12 +301,17 @@ class _TensorRtStep(EngineStep):
         self._cuda.synchronize()
 
     def run_profiled(self, profiler: Any) -> None:
-        """Run once with a TensorRT profiler attached."""
+        """Run once with a TensorRT profiler attached; it sees plain runs alone, not those of a CUDA graph."""
         self._context.profiler = profiler
         self.run()
 
     def free(self) -> None:
         """Give the device's memory back; the step cannot run afterwards."""
+        for captured in self._captured:
+            if captured is not None:
+                self._cuda.drop(captured)
+        for event in (self._began, self._ended):
+            self._cuda.forget(event)
         self._context = None
         self._cuda.free([*self._addresses.values(), *(a for states in self._states for a in states.values())])
 
@@ -254,7 +351,7 @@ class TensorRtSession(Session):
         arrays = check_inputs(chosen, inputs)
         totals: dict[str, float] = {}
         profiler = _profiler(self._trt, totals)
-        step = self._new_step(chosen)
+        step = self._new_step(chosen, capture=False)
         for _ in range(runs):
             for tensor in chosen.inputs:
                 np.copyto(step.inputs[tensor.name], arrays[tensor.name])
@@ -271,8 +368,8 @@ class TensorRtSession(Session):
         self._steps.clear()
         self._engines.clear()
 
-    def _new_step(self, graph: GraphSpec) -> _TensorRtStep:
-        step = _TensorRtStep(self._cuda, self._engines[graph.name], graph)
+    def _new_step(self, graph: GraphSpec, capture: bool = True) -> _TensorRtStep:
+        step = _TensorRtStep(self._cuda, self._engines[graph.name], graph, capture)
         self._steps.append(step)
         return step
 

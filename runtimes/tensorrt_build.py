@@ -9,6 +9,7 @@ Only calls that TensorRT 8.6, 10.3, 10.13 and 11 share are used without asking; 
     network creation flag          EXPLICIT_BATCH  STRONGLY_TYPED    STRONGLY_TYPED or none: always strong
     FP16, INT8 builder flags       set here        not with strong   gone
     parser error's node and op     index           name, op          name, op
+    DLA                            yes             to 10.7           from 11.4.1
     =============================  ==============  ================  ============
 
 With strong typing the ONNX file carries the precision (Casts, Q/DQ); with flags TensorRT may choose per layer.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeattn.errors import BundleError, InputError
+from edgeattn.errors import BundleError, InputError, UnsupportedError
 from edgeattn.spec import from_json, to_json
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -39,6 +40,7 @@ class BuildRecipe:
         optimization_level: 0 (fast build) to 5 (fast engine); 3 is TensorRT's own default.
         sparsity: let TensorRT use 2:4 sparse kernels where the weights allow it.
         tf32: let float32 matrix products round to 10 bits of mantissa. Off: fp32 would miss its parity of 1e-4.
+        dla: run on the first DLA what it can run, and the rest on the GPU. It is made for convolutions.
     """
 
     precision: Precision = "fp32"
@@ -46,12 +48,15 @@ class BuildRecipe:
     optimization_level: int = 3
     sparsity: bool = False
     tf32: bool = False
+    dla: bool = False
 
     def __post_init__(self) -> None:
         if self.workspace_bytes < 2**20:
             raise ValueError(f"workspace_bytes must be at least 1 MiB, got {self.workspace_bytes}")
         if not 0 <= self.optimization_level <= 5:
             raise ValueError(f"optimization_level must be 0 to 5, got {self.optimization_level}")
+        if self.dla and self.precision == "fp32":
+            raise ValueError("a DLA computes in fp16 and int8 alone, not in fp32")
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class BuildOutcome:
         seconds: parsing and building together.
         version: of the package that built.
         capability: compute capability that the engine is for; None for the GPU at hand.
+        timings: the times of tactics, those given and those measured now; empty if nothing was built.
     """
 
     engine: bytes | None
@@ -86,6 +92,7 @@ class BuildOutcome:
     seconds: float
     version: str
     capability: str | None
+    timings: bytes = b""
 
     @property
     def ok(self) -> bool:
@@ -135,7 +142,9 @@ def capabilities(trt: Any) -> tuple[str, ...]:
     return tuple(f"{number // 10}.{number % 10}" for number in sorted(numbers))
 
 
-def build_engine(trt: Any, onnx: Path, recipe: BuildRecipe, capability: str | None = None) -> BuildOutcome:
+def build_engine(
+    trt: Any, onnx: Path, recipe: BuildRecipe, capability: str | None = None, timings: bytes = b""
+) -> BuildOutcome:
     """Parse an ONNX file and build its engine.
 
     Args:
@@ -143,11 +152,13 @@ def build_engine(trt: Any, onnx: Path, recipe: BuildRecipe, capability: str | No
         onnx: the file; its external data, if any, lies beside it.
         recipe: see :class:`BuildRecipe`.
         capability: one of :func:`capabilities`, to build without that GPU; None builds for the GPU at hand.
+        timings: of an earlier build with the same package on the same GPU; what does not fit is left out.
 
     Returns:
         The outcome; a refusal by TensorRT is in it, not raised.
 
     Raises:
+        UnsupportedError: if the recipe asks for a DLA and there is none for this package.
         ValueError: if ``capability`` is not one that this package can build for.
     """
     started = time.perf_counter()
@@ -155,6 +166,11 @@ def build_engine(trt: Any, onnx: Path, recipe: BuildRecipe, capability: str | No
     # TensorRT keeps raw pointers between these objects: each local name below holds one alive until the end.
     logger = _collecting_logger(trt, messages)
     builder = trt.Builder(logger)
+    if recipe.dla and builder.num_DLA_cores < 1:
+        raise UnsupportedError(
+            f"the bundle asks for a DLA and {trt.__name__} {trt.__version__} finds none here (TensorRT serves it up to "
+            "10.7 and again from 11.4.1, on boards that have one); convert it without"
+        )
     strongly_typed, flags = _creation_flags(trt)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
@@ -162,6 +178,8 @@ def build_engine(trt: Any, onnx: Path, recipe: BuildRecipe, capability: str | No
     _configure(trt, config, recipe, strongly_typed)
     if capability is not None:
         _cross_build(trt, config, capability)
+    # TensorRT-RTX times nothing when it builds, and would ask for a GPU (Timing Cache Migration).
+    cache = None if capability is not None else _timing_cache(config, timings)
     engine = None
     if parser.parse_from_file(str(onnx)):
         serialized = builder.build_serialized_network(network, config)
@@ -179,6 +197,7 @@ def build_engine(trt: Any, onnx: Path, recipe: BuildRecipe, capability: str | No
         seconds=time.perf_counter() - started,
         version=str(trt.__version__),
         capability=capability,
+        timings=b"" if engine is None or cache is None else bytes(cache.serialize()),
     )
 
 
@@ -213,10 +232,26 @@ def _configure(trt: Any, config: Any, recipe: BuildRecipe, strongly_typed: bool)
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if not recipe.tf32 and hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)
+    if recipe.dla:
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = 0
+        config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
     if not strongly_typed:
         wanted = {"fp32": (), "fp16": ("FP16",), "int8": ("FP16", "INT8")}[recipe.precision]
         for name in wanted:
             config.set_flag(getattr(trt.BuilderFlag, name))
+
+
+def _timing_cache(config: Any, timings: bytes) -> Any:
+    """The times of earlier builds, attached; none, where they are of another version or GPU, or damaged.
+
+    TensorRT verifies the header itself and refuses what does not match. The cache must live until the engine is built.
+    """
+    for data in (timings, b"") if timings else (b"",):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return cache
+    return None
 
 
 def _cross_build(trt: Any, config: Any, capability: str) -> None:

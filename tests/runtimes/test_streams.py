@@ -143,7 +143,7 @@ def test_poison_in_the_hidden_cache_changes_nothing(session: Session) -> None:
     for step in (clean, poisoned):
         step.inputs["feats"][:] = np.random.default_rng(1).standard_normal((1, WINDOW, MEL))
         step.inputs["att_bias"][..., :LEFT] = HIDDEN
-    poisoned.set_states({name: np.full_like(array, 1e3) for name, array in poisoned.states().items()})  # type: ignore[attr-defined]
+    poisoned.set_states({name: np.full_like(array, 1e3) for name, array in poisoned.states().items()})
     for step in (clean, poisoned):
         step.run()
     np.testing.assert_allclose(poisoned.outputs["log_probs"], clean.outputs["log_probs"], atol=1e-6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +14,7 @@ import pytest
 from edgeattn.errors import BundleError, DeviceError
 from edgeattn.runtimes import open_session
 from edgeattn.runtimes.cuda import Cuda
-from edgeattn.runtimes.tensorrt import engine_cache, engine_key, inspected_layers
+from edgeattn.runtimes.tensorrt import Board, engine_cache, engine_key, inspected_layers, timing_key
 from edgeattn.runtimes.tensorrt_build import (
     BuildRecipe,
     build_engine,
@@ -22,6 +22,7 @@ from edgeattn.runtimes.tensorrt_build import (
     recipe_from_build,
     recipe_to_build,
 )
+from tests.runtimes.cudart import has_gpu
 from tests.runtimes.tiny import tiny_spec, write_qdq
 
 Files = Callable[[str], Path]
@@ -31,14 +32,6 @@ Files = Callable[[str], Path]
 def rtx() -> ModuleType:
     module: ModuleType = pytest.importorskip("tensorrt_rtx", reason="building here needs pip install tensorrt-rtx")
     return module
-
-
-def has_gpu() -> bool:
-    try:
-        Cuda().close()
-    except DeviceError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize(("kind", "precision", "dtype"), [("onnxruntime", "fp32", "float"), ("fp16", "fp16", "half")])
@@ -179,22 +172,42 @@ def test_cuda_without_a_gpu_is_a_device_error() -> None:
 def test_engine_key_changes_with_all_that_an_engine_is_tied_to(tmp_path: Path) -> None:
     onnx = tmp_path / "main.onnx"
     onnx.write_bytes(b"graph")
-    recipe = BuildRecipe()
-    base = engine_key(onnx, recipe, "10.3.0", "8.7", 8)
-    others = {
-        engine_key(onnx, replace(recipe, precision="fp16"), "10.3.0", "8.7", 8),
-        engine_key(onnx, recipe, "10.3.1", "8.7", 8),
-        engine_key(onnx, recipe, "10.3.0", "8.6", 8),
-        engine_key(onnx, recipe, "10.3.0", "8.7", 16),
-    }
+    recipe, board = BuildRecipe("fp16"), Board("10.3.0", "8.7", 8, "# R36", "15W")
+    base = engine_key(onnx, recipe, board)
+    changes = [
+        (replace(recipe, precision="int8"), board),
+        (replace(recipe, workspace_bytes=2**21), board),
+        (replace(recipe, optimization_level=1), board),
+        (replace(recipe, sparsity=True), board),
+        (replace(recipe, tf32=True), board),
+        (replace(recipe, dla=True), board),
+        (recipe, replace(board, tensorrt="10.3.1")),
+        (recipe, replace(board, capability="8.6")),
+        (recipe, replace(board, multiprocessors=16)),
+        (recipe, replace(board, l4t="# R39")),
+        (recipe, replace(board, power_mode="MAXN")),
+    ]
+    others = {engine_key(onnx, *change) for change in changes}
     (tmp_path / "main.onnx.data").write_bytes(b"weights")
-    others.add(engine_key(onnx, recipe, "10.3.0", "8.7", 8))
+    others.add(engine_key(onnx, recipe, board))
     (tmp_path / "main.onnx.data").unlink()
     onnx.write_bytes(b"other graph")
-    others.add(engine_key(onnx, recipe, "10.3.0", "8.7", 8))
-    assert len(others | {base}) == 7
+    others.add(engine_key(onnx, recipe, board))
+    assert len(others | {base}) == 14
     onnx.write_bytes(b"graph")
-    assert engine_key(onnx, recipe, "10.3.0", "8.7", 8) == base
+    assert engine_key(onnx, recipe, board) == base
+
+
+def test_timings_are_shared_by_all_engines_of_a_board_and_by_no_other() -> None:
+    board = Board("10.3.0", "8.7", 8, "# R36", "15W")
+    others = (
+        replace(board, tensorrt="10.3.1"),
+        replace(board, capability="8.6"),
+        replace(board, multiprocessors=16),
+        replace(board, l4t="# R39"),
+        replace(board, power_mode="MAXN"),
+    )
+    assert len({timing_key(board), *map(timing_key, others)}) == 1 + len(fields(board))
 
 
 def test_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

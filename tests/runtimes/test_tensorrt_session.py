@@ -1,0 +1,369 @@
+"""The session on TensorRT: what it binds, captures and keeps, on simulators of TensorRT and of the CUDA runtime.
+
+Where there is a GPU and nvcc, a network of one kernel runs on the real CUDA runtime; that part needs numpy and pytest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgeattn.runtimes.cuda
+import edgeattn.runtimes.tensorrt
+from edgeattn.errors import ConversionError, UnsupportedError
+from edgeattn.runtimes import Session, open_session
+from edgeattn.runtimes.tensorrt import engine_cache
+from edgeattn.runtimes.tensorrt_build import BuildRecipe, recipe_to_build
+from edgeattn.spec import GraphSpec, ModelSpec, StateSpec, TensorSpec
+from tests.runtimes.cudart import build_simulator, has_gpu
+from tests.runtimes.simulated_tensorrt import SCRATCH, STREAMED, Network, onnxruntime_network, simulated_tensorrt
+from tests.runtimes.tiny import NumpyStep, fill, tiny_spec, write_onnx
+
+VERSIONS = ("8.6.2", "10.3.0", "11.0.0")
+
+
+@dataclass
+class Board:
+    """A board with TensorRT on it, as far as simulators go."""
+
+    library: ctypes.CDLL
+    model: Path
+    patch: pytest.MonkeyPatch
+
+    def install(self, version: str = "10.3.0", **options: Any) -> Any:
+        module = simulated_tensorrt(version, self.library, onnxruntime_network(self.library), **options)
+        self.patch.setitem(sys.modules, "tensorrt", module)
+        return module
+
+    def open(self, recipe: BuildRecipe = BuildRecipe()) -> Session:  # noqa: B008 - frozen
+        return open_session("tensorrt", {"main": self.model}, tiny_spec(), build=recipe_to_build(recipe))
+
+    @property
+    def live(self) -> int:
+        """Memory, streams, events and graphs that were not given back."""
+        gc.collect()
+        return int(self.library.simulatedLive())
+
+    @property
+    def launches(self) -> int:
+        """Captured graphs that were started."""
+        return int(self.library.simulatedLaunches())
+
+
+@pytest.fixture(scope="module")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_simulator(tmp_path_factory.mktemp("cudart"))
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime", reason="evaluates the tiny model")
+    pytest.importorskip("onnx", reason="writes the tiny model")
+    return write_onnx(tmp_path_factory.mktemp("tiny") / "main.onnx")
+
+
+@pytest.fixture
+def board(simulator: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    monkeypatch.setattr(edgeattn.runtimes.cuda, "LIBRARIES", (str(simulator),))
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "cache"))
+    return Board(ctypes.CDLL(str(simulator)), tiny_model, monkeypatch)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_stream_of_steps_is_that_of_the_oracle_and_all_is_given_back(board: Board, version: str) -> None:
+    board.install(version)
+    before, launched = board.live, board.launches
+    rng, oracle = np.random.default_rng(1), NumpyStep.new()
+    with board.open() as session:
+        step = session.step()
+        for _ in range(9):
+            fill(rng, step, oracle)
+            step.run()
+            oracle.run()
+            np.testing.assert_allclose(step.outputs["log_probs"], oracle.outputs["log_probs"], atol=1e-5)
+        for name, state in step.states().items():
+            np.testing.assert_allclose(state, oracle.states()[name], atol=1e-5)
+        assert session.engine_version == version
+        del step
+    del session
+    assert board.launches - launched == 7  # the first run of either direction is a plain one
+    assert board.live == before
+
+
+def test_a_step_that_is_captured_gives_what_plain_runs_give(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    results = []
+    for capturable in (True, False):
+        board.install(capturable=capturable)
+        launched = board.launches
+        rng = np.random.default_rng(2)
+        with board.open() as session, caplog.at_level(logging.INFO):
+            step = session.step()
+            collected = []
+            for _ in range(8):
+                fill(rng, step)
+                step.run()
+                collected.append(step.outputs["log_probs"].copy())
+            results.append((np.stack(collected), step.states()))
+        assert board.launches - launched == (6 if capturable else 0)
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    for name, state in results[0][1].items():
+        np.testing.assert_array_equal(state, results[1][1][name])
+    told = [record.message for record in caplog.records if "without a CUDA graph" in record.message]
+    assert len(told) == 1  # once, not at every run
+    assert "graph 'main' runs without a CUDA graph: " in told[0]
+
+
+def test_states_can_be_set_and_reset_between_captured_runs(board: Board) -> None:
+    board.install()
+    rng, oracle = np.random.default_rng(3), NumpyStep.new()
+    with board.open() as session:
+        step = session.step()
+        for round_ in range(4):
+            for _ in range(3):
+                fill(rng, step, oracle)
+                step.run()
+                oracle.run()
+                np.testing.assert_allclose(step.outputs["log_probs"], oracle.outputs["log_probs"], atol=1e-5)
+            step.reset()
+            oracle.reset()
+            assert not any(state.any() for state in step.states().values()), round_
+
+
+def test_steps_of_one_session_are_independent(board: Board) -> None:
+    board.install()
+    rng, oracles = np.random.default_rng(4), (NumpyStep.new(), NumpyStep.new())
+    with board.open() as session:
+        steps = (session.step(), session.step())
+        for turn in (0, 0, 1, 0, 1, 1, 1, 0, 0, 1):
+            fill(rng, steps[turn], oracles[turn])
+            steps[turn].run()
+            oracles[turn].run()
+            expected = oracles[turn].outputs["log_probs"]
+            np.testing.assert_allclose(steps[turn].outputs["log_probs"], expected, atol=1e-5)
+
+
+def test_run_gives_outputs_and_next_states_in_arrays_of_their_own(board: Board) -> None:
+    board.install()
+    rng = np.random.default_rng(5)
+    with board.open() as session, open_session("onnxruntime", {"main": board.model}, tiny_spec()) as reference:
+        first: dict[str, np.ndarray] = {}
+        for _ in range(5):
+            inputs = {t.name: rng.standard_normal(t.shape).astype(np.float32) for t in tiny_spec().graphs[0].all_inputs}
+            given, expected = session.run(inputs), reference.run(inputs)
+            first = first or given
+            assert given.keys() == expected.keys()
+            for name, array in given.items():
+                np.testing.assert_allclose(array, expected[name], atol=1e-6)
+        assert not np.array_equal(first["log_probs"], given["log_probs"])
+
+
+def test_the_time_of_a_run_is_told_by_the_devices_clock(board: Board) -> None:
+    board.install()
+    with board.open() as session:
+        step = session.step()
+        told = [step.device_ms]
+        for _ in range(4):  # plain and captured
+            step.run()
+            told.append(step.device_ms)
+    assert told[0] is None
+    assert all(milliseconds is not None and milliseconds > 0 for milliseconds in told[1:])
+
+
+def test_an_engine_is_built_once_and_then_loaded(board: Board) -> None:
+    module = board.install()
+    for _ in range(3):
+        board.open().close()
+    assert len(module.configs) == 1
+    assert len(list(engine_cache().glob("*.engine"))) == 1
+    board.open(BuildRecipe(optimization_level=5)).close()
+    assert len(module.configs) == 2
+
+
+def test_an_engine_that_tensorrt_cannot_read_is_built_again(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    module = board.install()
+    board.open().close()
+    (engine,) = engine_cache().glob("*.engine")
+    engine.write_bytes(b"another version\nof it")
+    with caplog.at_level(logging.WARNING):
+        board.open().close()
+    assert "not readable by TensorRT 10.3.0, building it again" in caplog.text
+    assert len(module.configs) == 2
+    assert engine.read_bytes().startswith(b"10.3.0\n")
+
+
+def test_timings_of_one_build_serve_the_next(board: Board) -> None:
+    module = board.install()
+    board.open().close()
+    assert module.timed == 1
+    board.open(BuildRecipe(optimization_level=5)).close()
+    assert len(module.configs) == 2
+    assert module.timed == 1
+    assert len(list(engine_cache().glob("*.timings"))) == 1
+
+
+@pytest.mark.parametrize("damage", [b"\0\1garbage", b'{"version": "10.3.1", "known": []}'])
+def test_timings_that_do_not_fit_are_replaced(board: Board, damage: bytes) -> None:
+    module = board.install()
+    board.open().close()
+    (timings,) = engine_cache().glob("*.timings")
+    good = timings.read_bytes()
+    timings.write_bytes(damage)
+    board.open(BuildRecipe(optimization_level=5)).close()
+    assert module.timed == 2
+    assert timings.read_bytes() == good
+
+
+def test_another_version_has_timings_of_its_own(board: Board) -> None:
+    for version in VERSIONS:
+        board.install(version)
+        board.open().close()
+    assert len(list(engine_cache().glob("*.timings"))) == 3
+    assert len(list(engine_cache().glob("*.engine"))) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(board: Board, caplog: pytest.LogCaptureFixture) -> None:
+    board.install()
+    engine_cache().parent.mkdir(parents=True)
+    engine_cache().write_text("a file where the folder should be")
+    with caplog.at_level(logging.WARNING), board.open() as session:
+        session.step().run()
+    assert caplog.text.count("it will be made again next time") == 2
+
+
+def test_the_recipe_reaches_the_builder_as_its_version_has_it(board: Board) -> None:
+    recipe = BuildRecipe("fp16", workspace_bytes=2**26, optimization_level=4, sparsity=True)
+    flags = {}
+    for version in VERSIONS:
+        module = board.install(version)
+        board.open(recipe).close()
+        ((creation, config),) = module.configs
+        flags[version] = (creation, {flag.name for flag in config.flags})
+        assert config.limits == {module.MemoryPoolType.WORKSPACE: 2**26}
+        assert config.builder_optimization_level == 4
+    assert flags["8.6.2"] == (1 << 0, {"FP16", "SPARSE_WEIGHTS"})
+    assert flags["10.3.0"] == (1 << 1, {"SPARSE_WEIGHTS"})
+    assert flags["11.0.0"] == (1 << 1, {"SPARSE_WEIGHTS"})
+
+
+def test_a_dla_is_used_where_there_is_one_with_the_gpu_for_the_rest(board: Board) -> None:
+    module = board.install(dla_cores=2)
+    board.open(BuildRecipe("fp16", dla=True)).close()
+    ((_, config),) = module.configs
+    assert config.default_device_type is module.DeviceType.DLA
+    assert config.DLA_core == 0
+    assert module.BuilderFlag.GPU_FALLBACK in config.flags
+
+
+def test_a_dla_that_is_not_there_is_refused(board: Board) -> None:
+    board.install(dla_cores=0)
+    with pytest.raises(UnsupportedError, match=r"asks for a DLA and tensorrt 10\.3\.0 finds none here"):
+        board.open(BuildRecipe("fp16", dla=True))
+
+
+def test_a_file_that_is_refused_leaves_nothing_behind(board: Board, tmp_path: Path) -> None:
+    board.install()
+    before = board.live
+    (tmp_path / "broken.onnx").write_bytes(b"no network")
+    with pytest.raises(ConversionError, match=r"TensorRT 10\.3\.0 cannot parse the ONNX file"):
+        open_session("tensorrt", {"main": tmp_path / "broken.onnx"}, tiny_spec(), build=recipe_to_build(BuildRecipe()))
+    assert board.live == before
+    assert not engine_cache().exists()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_memory_of_the_engine_is_scratch_and_weights(board: Board, version: str) -> None:
+    board.install(version)
+    with board.open() as session:
+        (engine,) = engine_cache().glob("*.engine")
+        weights = STREAMED if version.startswith("11") else engine.stat().st_size
+        assert session.engine_bytes == SCRATCH + weights
+
+
+def test_layers_and_their_times_come_from_the_engine(board: Board) -> None:
+    board.install()
+    inputs = {t.name: np.zeros(t.shape, np.float32) for t in tiny_spec().graphs[0].all_inputs}
+    with board.open() as session:
+        census, before = session.executed(), board.launches
+        rows = session.layers(inputs, runs=3)
+        assert board.launches == before  # a profiler sees nothing of a captured graph
+    assert census["MatMul"] == {"float32": 6}
+    assert rows is not None
+    assert len(rows) == sum(count for kinds in census.values() for count in kinds.values())
+    assert {row.microseconds for row in rows} == {250.0}
+
+
+ACCUMULATE = """
+__global__ void accumulate(int n, const float *x, const float *sum, float *y, float *next) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) { next[i] = sum[i] + x[i]; y[i] = 2 * sum[i] + x[i]; }
+}
+extern "C" int enqueue(void *stream, int n, const float *x, const float *sum, float *y, float *next) {
+    accumulate<<<(n + 255) / 256, 256, 0, (cudaStream_t)stream>>>(n, x, sum, y, next);
+    return cudaGetLastError();
+}
+"""
+COUNT = 100_000
+
+
+def accumulator() -> ModelSpec:
+    """Y = 2 s + x, with s' = s + x."""
+    x, y = TensorSpec("x", "float32", (COUNT,)), TensorSpec("y", "float32", (COUNT,))
+    return ModelSpec("accumulator", "test", (GraphSpec("main", (x,), (y,), (StateSpec("sum", "next", (COUNT,)),)),))
+
+
+def kernel_network(folder: Path) -> Callable[[bytes], Network]:
+    """The accumulator as a CUDA kernel."""
+    (folder / "accumulate.cu").write_text(ACCUMULATE)
+    library = folder / "libaccumulate.so"
+    command = ["nvcc", "-shared", "-Xcompiler", "-fPIC", "-arch=native", "-o", str(library)]
+    subprocess.run([*command, str(folder / "accumulate.cu")], check=True)
+    enqueue_kernel = ctypes.CDLL(str(library)).enqueue
+
+    def enqueue(stream: int, addresses: Mapping[str, int]) -> None:
+        pointers = [ctypes.c_void_p(addresses[name]) for name in ("x", "sum", "y", "next")]
+        assert enqueue_kernel(ctypes.c_void_p(stream), ctypes.c_int(COUNT), *pointers) == 0
+
+    kind = ("float32", (COUNT,))
+    return lambda _: Network({"x": kind, "sum": kind}, {"y": kind, "next": kind}, enqueue)
+
+
+@pytest.mark.skipif(not has_gpu() or shutil.which("nvcc") is None, reason="needs a GPU, its driver and nvcc")
+@pytest.mark.parametrize("capturable", [True, False])
+def test_a_kernel_on_a_gpu_gives_the_same_captured_and_plain(
+    capturable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = edgeattn.runtimes.cuda._library()
+    module = simulated_tensorrt("10.3.0", library, kernel_network(tmp_path), capturable)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "main.onnx").write_bytes(b"the accumulator")
+    rng, total = np.random.default_rng(6), np.zeros(COUNT, np.float32)
+    build = recipe_to_build(replace(BuildRecipe()))
+    with (
+        caplog.at_level(logging.INFO),
+        open_session("tensorrt", {"main": tmp_path / "main.onnx"}, accumulator(), build=build) as session,
+    ):
+        step = session.step()
+        for _ in range(20):
+            x = rng.standard_normal(COUNT, dtype=np.float32)
+            step.inputs["x"][:] = x
+            step.run()
+            np.testing.assert_allclose(step.outputs["y"], 2 * total + x, rtol=1e-6, atol=1e-6)
+            total += x
+            assert step.device_ms is not None
+            assert step.device_ms > 0
+        np.testing.assert_array_equal(step.states()["sum"], total)
+        captured = step._captured  # type: ignore[attr-defined]
+        assert [graph is not None for graph in captured] == [capturable, capturable]
+    assert ("without a CUDA graph" in caplog.text) is not capturable

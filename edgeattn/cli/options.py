@@ -43,7 +43,10 @@ def _quantity(text: str, units: dict[str, float] | dict[str, int], expected: str
 
 Json = Annotated[bool, typer.Option("--json", help="One machine-readable object on stdout; logs on stderr.")]
 Threads = Annotated[int, typer.Option(min=1, help="Compute threads of the engine.")]
-DEVICE_HELP = "local, ssh://[user@]host[:port], or with the Python there, ssh://host/opt/venv/bin/python."
+DEVICE_HELP = (
+    "local, ssh://[user@]host[:port], or with the Python there, ssh://host/opt/venv/bin/python; adb:[serial]; "
+    "qemu:aarch64 (see edgeattn targets prepare)."
+)
 Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 Devices = Annotated[list[str], typer.Option("--device", help=f"{DEVICE_HELP} May be repeated.")]
 Backend = Annotated[str | None, typer.Option(help="Engine to run on, if not the bundle's own.")]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import exit_codes, print_json
+from edgeattn.cli.console import exit_codes, note, print_json
+
+if TYPE_CHECKING:
+    from edgeattn.profiling.figures import Realtime
+    from edgeattn.runtimes import Event
 
 
 def stream(
@@ -22,11 +27,15 @@ def stream(
     deadline: o.Deadline = None,
     threads: o.Threads = 1,
     backend: o.Backend = None,
+    device: o.Device = "local",
     as_json: o.Json = False,
 ) -> None:
-    """Transcribe a recording as it streams, with partial results."""
+    """Transcribe a recording as it streams, with partial results; on a device (--device) with --fast alone."""
     with exit_codes(as_json):
-        from edgeattn.runtimes import Event, load
+        if device != "local":
+            _stream_there(bundle, recording, device, fast and deadline is None, threads, backend, as_json)
+            return
+        from edgeattn.runtimes import load
 
         with load(bundle, backend=backend, threads=threads) as session:
             spec = session.spec.stream
@@ -69,16 +78,57 @@ def stream(
             for event in live.flush():
                 show(event)
             if as_json:
-                from edgeattn.spec import to_json
+                _print_heard(session.backend, device, heard, realtime)
 
-                words = [word for event in heard if event.kind == "final" for word in event.words]
-                print_json(
-                    {
-                        "schema": 1,
-                        "backend": session.backend,
-                        "text": " ".join(word.text for word in words),
-                        "words": to_json(words),
-                        "events": to_json(heard),
-                        "realtime": to_json(realtime) if realtime is not None else None,
-                    }
-                )
+
+def _stream_there(
+    bundle: Path, recording: str, device: str, fast: bool, threads: int, backend: str | None, as_json: bool
+) -> None:
+    """On a device: what it heard is told when it has heard all.
+
+    Raises:
+        InputError: unless ``fast``, for a model that does not stream, or samples on stdin, which have no end.
+    """
+    from edgeattn.audio import read_audio
+    from edgeattn.bundle import read_manifest
+    from edgeattn.errors import InputError
+    from edgeattn.profiling.remote import stream_on
+    from edgeattn.targets.devices import parse_device
+
+    parsed = parse_device(device)
+    if not fast:
+        raise InputError(
+            f"on {device} a recording streams as fast as it goes and to no deadline: add --fast, leave --deadline out; "
+            "edgeattn check paces a stream there"
+        )
+    if recording == "-":
+        raise InputError(f"on {device} a whole recording is streamed: give its file, not -")
+    spec = read_manifest(bundle).spec.stream
+    if spec is None:
+        raise InputError(f"{bundle}: this model does not stream")
+    samples = read_audio(Path(recording), spec.frontend.sample_rate)
+    transcript, found = stream_on(parsed, bundle, samples, backend, threads)
+    for event in transcript.events:
+        if event.kind == "final":
+            typer.echo(f"{event.time:7.2f} s  {event.text}", err=as_json)
+    emulated = f", emulated by {found.emulator}" if found.emulator else ""
+    note(f"heard by {transcript.backend} {transcript.engine_version} on {device} ({found.arch}{emulated})")
+    if as_json:
+        _print_heard(transcript.backend, device, transcript.events, None)
+
+
+def _print_heard(backend: str, device: str, heard: Sequence[Event], realtime: Realtime | None) -> None:
+    from edgeattn.spec import to_json
+
+    words = [word for event in heard if event.kind == "final" for word in event.words]
+    print_json(
+        {
+            "schema": 1,
+            "backend": backend,
+            "device": device,
+            "text": " ".join(word.text for word in words),
+            "words": to_json(words),
+            "events": to_json(heard),
+            "realtime": to_json(realtime) if realtime is not None else None,
+        }
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="targets",
-    help="What bundles can be made for; calibrate: what the engines reach of this machine.",
+    help="What bundles can be made for; calibrate: what the engines reach of this machine; prepare: an emulated one.",
     invoke_without_command=True,
     add_completion=False,
 )
@@ -103,3 +104,45 @@ def _print_calibration(found: Calibration) -> None:
             f"{1e6 * reached.launch_seconds.mid:.2f}", f"x/: {engine.spread:.2f}", str(len(engine.models)),
         )  # fmt: skip
     console().print(table)
+
+
+@app.command()
+def prepare(
+    device: Annotated[str, typer.Argument(metavar="qemu:aarch64", help="What to prepare.", show_default=False)],
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to; default: in the user's cache.", show_default=False)
+    ] = None,
+    apt_sources: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A sources.list with arm64 packages, in place of this machine's.", show_default=False
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Make it anew where it is already there.")] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Assemble the ARM programs that --device qemu:aarch64 runs: Debian's Python, numpy, LiteRT and ONNX Runtime.
+
+    Needs qemu-aarch64-static, apt-get, dpkg-deb and a network, once; no root, and nothing is installed.
+    """
+    with exit_codes(as_json):
+        from edgeattn.errors import InputError
+        from edgeattn.targets.devices import parse_device
+        from edgeattn.targets.devices.qemu_root import prepare as run
+
+        parsed = parse_device(device)
+        if parsed.kind != "qemu":
+            raise InputError(f"only qemu:aarch64 is prepared, got {device!r}")
+        if root is not None and parsed.root:
+            raise InputError(f"{device} names a folder and --root another one: leave one out")
+        with progress_bar() as bar:
+            made = run(Path(parsed.root) if parsed.root else root, bar.begin, apt_sources, force)
+        if as_json:
+            from edgeattn.spec import to_json
+
+            print_json({"schema": 1, **to_json(made)})
+            return
+        versions = ", ".join(f"{name} {made.root.distributions[name]}" for name in sorted(made.root.distributions))
+        note(f"Python {made.root.python} for aarch64 on an emulated {made.root.cpu}, glibc {made.root.glibc}")
+        note(versions)
+        note(f"{'was there' if made.reused else 'kept'}: {made.path}")

@@ -154,7 +154,7 @@ def prepare(
             if there is not None and there.requirements == wanted and not force:
                 return Prepared(path, there, reused=True)
             _require_tools()
-            if there is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and not (path / FACTS).exists() and (not path.is_dir() or any(path.iterdir())):
                 raise InputError(f"{path}: is no root for {EMULATOR}, and not empty: name another folder, or remove it")
             if (free := shutil.disk_usage(path.parent).free) < NEEDED:
                 raise OutputError(

@@ -26,5 +26,5 @@ def connect(device: Device, timeouts: Timeouts) -> Link:
         InputError: if this machine lacks what the way needs.
     """
     if device.kind not in WAYS:
-        raise UnsupportedError(f"--device {device.text}: only local and {', '.join(WAYS)} can be measured on")
+        raise UnsupportedError(f"--device {device.text}: is no device at the end of a link ({', '.join(WAYS)})")
     return WAYS[device.kind](device, timeouts)

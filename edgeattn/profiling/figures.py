@@ -11,7 +11,7 @@ import numpy as np
 from edgeattn.profiling.stability import Trend
 
 Kind = Literal["measured", "emulated", "estimated"]
-EnergySource = Literal["rapl", "ina3221", "battery"]
+EnergySource = Literal["rapl", "ina3221", "tegrastats", "battery"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,48 @@ class GraphLatency:
 
 
 @dataclass(frozen=True)
+class DeviceTimes:
+    """The timed calls by the clock of the device that computes (a GPU's events): copies to it, kernels, copies back.
+
+    What the host adds -- features, decoding, starting the work, waking up when it is done -- is not in it.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True)
+class ClockSetting:
+    """What a clock may do, and what it did when it was looked at, in MHz; None where the system does not tell."""
+
+    min_mhz: float | None
+    max_mhz: float | None
+    now_mhz: float | None
+
+
+@dataclass(frozen=True)
+class Board:
+    """How a Jetson was set while it was measured.
+
+    Attributes:
+        l4t: first line of /etc/nv_tegra_release.
+        power_mode: as nvpmodel names it; None where it does not tell.
+        power_mode_id: its number.
+        clocks: of "cpu0" and so on (one of each cluster), of the GPU by its name in devfreq, and of the memory, "emc",
+            which only root is told.
+        locked: whether --lock-clocks held the clocks at their highest.
+    """
+
+    l4t: str
+    power_mode: str | None
+    power_mode_id: int | None
+    clocks: Mapping[str, ClockSetting]
+    locked: bool
+
+
+@dataclass(frozen=True)
 class Latency:
     """Time of one call (for a stream: one chunk, features and decoding included), as fast as possible.
 
@@ -86,6 +128,7 @@ class Latency:
             fewer than 50 runs.
         noisy: whether that is above 3 %: another run may well report another p50.
         clocks: None where the system tells nothing.
+        device_clock: of the same calls; None where the engine computes on the host.
     """
 
     kind: Kind
@@ -105,6 +148,7 @@ class Latency:
     noise: float | None = None
     noisy: bool | None = None
     clocks: Clocks | None = None
+    device_clock: DeviceTimes | None = None
 
 
 @dataclass(frozen=True)
@@ -167,18 +211,22 @@ class Memory:
         rss_bytes: peak resident size, Python and numpy included.
         weights_bytes: the model files with what lies beside them, golden inputs apart.
         state_bytes: one stream's states.
+        engine_bytes: what the engine says that it takes where it computes, weights and scratch memory; on a Jetson of
+            the same memory as all else, elsewhere of the GPU's. None where it says nothing.
     """
 
     rss_bytes: int | None
     weights_bytes: int
     state_bytes: int
+    engine_bytes: int | None = None
 
 
 @dataclass(frozen=True)
 class Profile:
     """All that one measuring run gives.
 
-    ``realtime`` is None for a model that does not stream and was given no hop, ``energy`` where nothing tells it.
+    ``realtime`` is None for a model that does not stream and was given no hop, ``energy`` where nothing tells it,
+    ``board`` anywhere but on a Jetson.
     """
 
     device: str
@@ -189,6 +237,7 @@ class Profile:
     memory: Memory
     executed: Mapping[str, Mapping[str, int]]
     energy: Energy | None = None
+    board: Board | None = None
 
 
 def percentiles_ms(seconds: Sequence[float]) -> tuple[float, float, float, float]:

@@ -15,12 +15,23 @@ import numpy as np
 from edgeattn.bundle import read_manifest
 from edgeattn.profiling.contract import Contract, MeasureOptions, contract
 from edgeattn.profiling.energy import find_meter, measure_energy
-from edgeattn.profiling.figures import Energy, GraphLatency, Kind, Latency, Memory, Profile, Realtime, percentiles_ms
+from edgeattn.profiling.figures import (
+    DeviceTimes,
+    Energy,
+    GraphLatency,
+    Kind,
+    Latency,
+    Memory,
+    Profile,
+    Realtime,
+    percentiles_ms,
+)
 from edgeattn.profiling.load import busy_neighbours
 from edgeattn.profiling.pacing import arrivals, follow, follow_stream, realtime
 from edgeattn.profiling.stability import NOISE_LIMIT, Warmup, block_noise, warm_up
 from edgeattn.profiling.throttling import Watch
-from edgeattn.runtimes import Session, Step, load
+from edgeattn.runtimes import Session, Step, Stream, load
+from edgeattn.runtimes.session import EngineStep
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
 from edgeattn.targets import cpu_features
 
@@ -48,9 +59,9 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
         asked = contract(spec, options)
         watch = Watch(affinity(), session.backend in GPU_BACKENDS)
         if spec.stream is None:
-            warmup, times, graphs = _time_graphs(session, options, watch)
+            warmup, times, graphs, on_device = _time_graphs(session, options, watch)
         else:
-            warmup, times = _time_stream(session, spec.stream, options, watch)
+            warmup, times, on_device = _time_stream(session, spec.stream, options, watch)
             graphs = {}
         p50, p90, p99, largest = percentiles_ms(times)
         noise = block_noise(times)
@@ -58,6 +69,7 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
             kind, p50, p90, p99, largest, len(times), options.threads, warmup.first_ms, load_ms, affinity(),
             None, graphs if len(graphs) > 1 else None,
             warmup.calls, warmup.settled, noise, None if noise is None else noise > NOISE_LIMIT, watch.clocks(),
+            None if on_device is None else DeviceTimes(*percentiles_ms([1e-3 * ms for ms in on_device])),
         )  # fmt: skip
         energy = _energy(session, options)
         paced = None if asked is None else _paced(session, asked, options, sum(times) / len(times))
@@ -72,7 +84,7 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
             session.engine_version,
             latency,
             paced,
-            Memory(peak_rss_bytes(), weights, states),
+            Memory(peak_rss_bytes(), weights, states, session.engine_bytes),
             session.executed(),
             energy,
         )
@@ -80,7 +92,7 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
 
 def time_step(step: Step, runs: int) -> tuple[float, list[float]]:
     """Seconds of the first call and of ``runs`` calls after it settled; what comes between is thrown away."""
-    warmup, times = _time(functools.partial(_timed, step), runs, 0.0)
+    warmup, times, _ = _time(functools.partial(_timed, step), runs, 0.0)
     return warmup.first_ms / 1e3, times
 
 
@@ -91,43 +103,56 @@ def _timed(step: Step) -> float:
 
 
 def _time(
-    timed_call: Callable[[], float], runs: int, spread_seconds: float, watch: Watch | None = None
-) -> tuple[Warmup, list[float]]:
-    """Warm up, then time ``runs`` calls, every so manieth of those that ``spread_seconds`` have room for."""
+    timed_call: Callable[[], float],
+    runs: int,
+    spread_seconds: float,
+    watch: Watch | None = None,
+    step: EngineStep | None = None,
+) -> tuple[Warmup, list[float], list[float] | None]:
+    """Warm up, then time ``runs`` calls, every so manieth of those that ``spread_seconds`` have room for.
+
+    Returns:
+        the warm-up; seconds of each call; and milliseconds of ``step`` in each by its device's clock, if it has one.
+    """
     warmup, median = warm_up(timed_call, runs)
     stride = max(1, math.ceil(spread_seconds / (runs * median))) if median > 0 else 1
-    times = []
+    times, on_device = [], []
     for _ in range(runs):
         for _ in range(stride - 1):
             timed_call()
         times.append(timed_call())
+        if step is not None and step.device_ms is not None:
+            on_device.append(step.device_ms)
         if watch is not None:
             watch.look()
-    return warmup, times
+    return warmup, times, on_device or None
 
 
 def _time_graphs(
     session: Session, options: MeasureOptions, watch: Watch
-) -> tuple[Warmup, list[float], dict[str, GraphLatency]]:
-    """The warm-up and the seconds of each timed call, graphs added up, and the figures of every graph."""
+) -> tuple[Warmup, list[float], dict[str, GraphLatency], list[float] | None]:
+    """The warm-up, the seconds of each timed call, graphs added up, the figures of every graph, and device times."""
     largest: list[Warmup] = []  # of each unit, the size that stands last
-    totals = np.zeros(options.runs)
-    figures = {}
+    totals, device_totals = np.zeros(options.runs), np.zeros(options.runs)
+    figures, told = {}, True
     spread = options.spread_seconds / len(session.spec.graphs)
     for graphs in session.spec.units().values():
         for graph in graphs:
             step = _filled(session, graph)
-            warmup, times = _time(functools.partial(_timed, step), options.runs, spread, watch)
+            warmup, times, on_device = _time(functools.partial(_timed, step), options.runs, spread, watch, step)
             p50, _, p99, longest = percentiles_ms(times)
             figures[graph.name] = GraphLatency(p50, p99, longest, warmup.first_ms)
         largest.append(warmup)
         totals += times
+        told = told and on_device is not None
+        device_totals += on_device if on_device is not None else 0.0
     settled = all(warmup.settled for warmup in largest)
     first, calls = sum(warmup.first_ms for warmup in largest), max(warmup.calls for warmup in largest)
-    return Warmup(first, calls, settled), totals.tolist(), figures
+    on_devices = device_totals.tolist() if told else None
+    return Warmup(first, calls, settled), totals.tolist(), figures, on_devices
 
 
-def _filled(session: Session, graph: GraphSpec) -> Step:
+def _filled(session: Session, graph: GraphSpec) -> EngineStep:
     """A step of the graph that has inputs to run on."""
     step = session.step(graph.name)
     _fill(step, graph)
@@ -148,7 +173,7 @@ def _plausible(tensor: TensorSpec) -> np.ndarray:
 
 def _time_stream(
     session: Session, spec: StreamSpec, options: MeasureOptions, watch: Watch
-) -> tuple[Warmup, list[float]]:
+) -> tuple[Warmup, list[float], list[float] | None]:
     """Chunks through the whole of ``Stream.push``: features, engine, decoding."""
     pusher = _Pusher(session, spec)
 
@@ -158,14 +183,15 @@ def _time_stream(
         pusher.stream.push(packet)
         return time.perf_counter() - began
 
-    return _time(timed_push, options.runs, options.spread_seconds, watch)
+    return _time(timed_push, options.runs, options.spread_seconds, watch, pusher.step)
 
 
 class _Pusher:
     """A stream that was fed up to the brim: from here on each hop of samples is one chunk."""
 
     def __init__(self, session: Session, spec: StreamSpec) -> None:
-        self.stream = session.stream()
+        self.step = session.step()
+        self.stream = Stream(self.step, spec)
         self._hop = spec.shift * spec.frontend.hop_length
         self._noise = white_noise(self._hop * 16)
         self._index = 0

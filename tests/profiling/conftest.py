@@ -11,6 +11,7 @@ import pytest
 from edgeattn.bundle import BundleDraft, Golden, Manifest
 from edgeattn.runtimes import open_session
 from edgeattn.runtimes.selftest import make_golden
+from edgeattn.runtimes.tensorrt_build import BuildRecipe, recipe_to_build
 from tests.runtimes.tiny import tiny_spec, write_onnx
 
 STEPS = 3
@@ -39,7 +40,8 @@ def write_tiny_bundle(path: Path, backend: str = "onnxruntime", streams: bool = 
             measured={},
             golden=Golden("golden.npz", STEPS, "test", 60.0),
         )
-        draft.write_manifest(replace(manifest, backend=backend))
+        build = recipe_to_build(BuildRecipe()) if backend == "tensorrt" else None
+        draft.write_manifest(replace(manifest, backend=backend, build=build))
         return draft.publish()
 
 

@@ -140,7 +140,8 @@ def prepare(
         if as_json:
             from edgeattn.spec import to_json
 
-            print_json({"schema": 1, **to_json(made)})
+            root_facts = to_json(made.root)
+            print_json({"schema": 1, "path": str(made.path), "reused": made.reused, "root": root_facts})
             return
         versions = ", ".join(f"{name} {made.root.distributions[name]}" for name in sorted(made.root.distributions))
         note(f"Python {made.root.python} for aarch64 on an emulated {made.root.cpu}, glibc {made.root.glibc}")

@@ -45,7 +45,7 @@ PROCESSOR = (
 # Relative to itself: the folder is renamed when it is done. Libraries of this machine are none for those programs.
 PYTHON = (
     "#!/bin/sh\n"
-    '# Python for aarch64, on an emulated {cpu}.\nroot=$(cd "$(dirname "$0")" && pwd -P) || exit 1\n'
+    '# Python for aarch64, on an emulated {cpu}.\nroot=$(dirname "$(readlink -f "$0")") || exit 1\n'
     'export PYTHONHOME="$root/usr" PYTHONNOUSERSITE=1\n'
     'exec {emulator} -cpu {cpu} -L "$root" -U LD_PRELOAD -U LD_LIBRARY_PATH -0 "$root/python" '
     '"$root/usr/bin/python3" "$@"\n'
@@ -150,8 +150,10 @@ def prepare(
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _alone(path.parent, on_step):
+            partial, downloads = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.downloads")
             there = read_root(path)
             if there is not None and there.requirements == wanted and not force:
+                shutil.rmtree(downloads, ignore_errors=True)  # of one that was to be made anew, and was not
                 return Prepared(path, there, reused=True)
             _require_tools()
             if path.exists() and not (path / FACTS).exists() and (not path.is_dir() or any(path.iterdir())):
@@ -161,11 +163,10 @@ def prepare(
                     f"{path}: {free / 1e6:.0f} MB free there, {NEEDED / 1e6:.0f} MB are needed; make room, or name "
                     "another folder with --root"
                 )
-            partial = path.with_name(f".{path.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
             try:
                 partial.mkdir()
-                made = _assemble(partial, path.with_name(f".{path.name}.downloads"), wanted, on_step, apt_sources)
+                made = _assemble(partial, downloads, wanted, on_step, apt_sources)
                 _swap(partial, path)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)

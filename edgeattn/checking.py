@@ -28,6 +28,7 @@ from edgeattn.gates import (
     timing_notes,
 )
 from edgeattn.model import EdgeModel
+from edgeattn.profiling.benchmark_model import benchmark_on
 from edgeattn.profiling.contract import contract
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
@@ -106,14 +107,21 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     return Report(_model(manifest), (_result(path, manifest, profile, failures, (parity, parities), figures),))
 
 
-def profile(path: Path, options: MeasureOptions, backend: str | None, devices: Sequence[str] = ("local",)) -> Report:
+def profile(
+    path: Path,
+    options: MeasureOptions,
+    backend: str | None,
+    devices: Sequence[str] = ("local",),
+    benchmark: Path | None = None,
+) -> Report:
     """Measure a bundle, in a process of its own, on this machine or on others at the same time.
 
     Args:
         devices: as ``--device``. Of several, one that fails is a result with the failure "device"; the others go on.
+        benchmark: LiteRT's ``benchmark_model``, built for phones; it measures where it is given.
 
     Raises:
-        InputError: for a malformed or repeated device.
+        InputError: for a malformed or repeated device, or a ``benchmark`` for anything but phones.
         EdgeattnError: as :func:`edgeattn.runtimes.load` and :func:`edgeattn.profiling.remote.measure_on`, where there
             is but one device.
     """
@@ -121,14 +129,16 @@ def profile(path: Path, options: MeasureOptions, backend: str | None, devices: S
     parsed = [parse_device(text) for text in devices]
     if len(set(devices)) != len(devices):
         raise InputError(f"--device: each may be given once, got {', '.join(devices)}")
+    if benchmark is not None:
+        _check_benchmark(parsed, options, backend)
     if len(parsed) == 1:
-        return Report(_model(manifest), (_profiled(parsed[0], path, manifest, options, backend),))
+        return Report(_model(manifest), (_profiled(parsed[0], path, manifest, options, backend, benchmark),))
 
     outcomes: dict[Device, Result | BaseException] = {}
 
     def one(device: Device) -> None:
         try:
-            outcomes[device] = _profiled(device, path, manifest, options, backend)
+            outcomes[device] = _profiled(device, path, manifest, options, backend, benchmark)
         except EdgeattnError as error:
             outcomes[device] = _unmeasured(device, path, manifest, error)
         except BaseException as error:  # noqa: BLE001 - raised again below, where somebody sees it
@@ -181,7 +191,59 @@ def estimated(path: Path, targets: Sequence[Target], threads: int) -> Report:
     return Report(_model(manifest), tuple(results))
 
 
-def _profiled(device: Device, path: Path, manifest: Manifest, options: MeasureOptions, backend: str | None) -> Result:
+def _check_benchmark(devices: Sequence[Device], options: MeasureOptions, backend: str | None) -> None:
+    """What ``benchmark_model`` cannot do is refused.
+
+    Raises:
+        InputError: naming it.
+    """
+    others = [device.text for device in devices if device.kind != "adb"]
+    if others:
+        raise InputError(
+            f"--benchmark-binary runs on phones, as adb:SERIAL, and not on {', '.join(others)}: leave one out"
+        )
+    asked = {
+        "--backend": backend is not None,
+        "--deadline": options.deadline_ms is not None,
+        "--layers": options.layers,
+    }
+    if names := [name for name, wanted in asked.items() if wanted]:
+        raise InputError(f"--benchmark-binary tells times of whole calls alone: leave out {', '.join(names)}")
+
+
+def _benchmarked(device: Device, path: Path, manifest: Manifest, options: MeasureOptions, binary: Path) -> Result:
+    figures, facts = benchmark_on(device, path, binary, options.runs, options.threads)
+    notes = (
+        "benchmark_model feeds random inputs and shows no output, so golden outputs were not compared; it tells no p99",
+        f"{figures.runs} calls of the graph alone on {figures.threads} thread(s), features and decoding not in them",
+        f"on {device.text}",
+    )
+    asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
+    return Result(
+        target=manifest.target,
+        device=facts.model or device.text,
+        backend=manifest.backend,
+        bundle=str(path),
+        passed=True,
+        failures=(),
+        precision=Precision(asked, shipped),
+        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        notes=notes,
+        benchmark=to_json(figures),
+        kind="measured",
+    )
+
+
+def _profiled(
+    device: Device,
+    path: Path,
+    manifest: Manifest,
+    options: MeasureOptions,
+    backend: str | None,
+    benchmark: Path | None,
+) -> Result:
+    if benchmark is not None:
+        return _benchmarked(device, path, manifest, options, benchmark)
     if device.kind == "local":
         return _result(path, manifest, profile_bundle(path, options, backend), [], (None, {}), None)
     golden, measured, found = measure_on(device, path, options, backend)

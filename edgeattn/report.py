@@ -92,6 +92,7 @@ class Result:
         estimate: a latency that nobody measured, a range with its kind; None where there is a measurement.
         kind: where its time comes from, as ``latency.kind``; "emulated" without a latency: the processor was emulated,
             so that outputs and precisions are told and no figure of time is. None where nothing was to be timed.
+        benchmark: what LiteRT's own tool measured on a device without a Python, in its own figures; no latency then.
     """
 
     target: str
@@ -118,6 +119,7 @@ class Result:
     estimate: Mapping[str, Any] | None = None
     energy: Energy | None = None
     kind: Kind | None = None
+    benchmark: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -267,6 +269,8 @@ def _cells(result: Result) -> tuple[str, ...]:
         timing = f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms{mark}"
     elif result.estimate is not None:
         timing = f"{result.estimate['low_ms']:.3g} to {result.estimate['high_ms']:.3g} ms\n{result.estimate['kind']}"
+    elif result.benchmark is not None:
+        timing = f"mean {result.benchmark['mean_ms']:.2f} ms\n{result.benchmark['tool']}"
     elif result.kind is not None:
         timing = f"{ABSENT}\n{result.kind}"
     return (

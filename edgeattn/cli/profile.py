@@ -25,6 +25,13 @@ def profile(
     paced_seconds: o.PacedSeconds = 5.0,
     layers: Annotated[bool, typer.Option("--layers", help="Time per layer, where the engine tells.")] = False,
     device: o.Devices = ["local"],  # noqa: B006
+    benchmark_binary: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="LiteRT's benchmark_model, built for the phone: measures TFLite bundles on adb: without Python.",
+        ),
+    ] = None,
     target: Annotated[
         list[str],
         typer.Option(help="Estimate for a device that is not here: a target's name or file; may be repeated."),
@@ -42,7 +49,7 @@ def profile(
         settings = MeasureOptions(
             runs=runs, deadline_ms=deadline, paced_seconds=paced_seconds, threads=threads, layers=layers
         )
-        report = run(bundle, settings, backend, device)
+        report = run(bundle, settings, backend, device, benchmark_binary)
         if as_json:
             print_json(report.to_json())
         else:
@@ -78,6 +85,9 @@ def estimate(bundle: Path, targets: Sequence[str], device: Sequence[str], thread
 
 
 def _tell(result: Result, layers: bool) -> None:
+    if result.benchmark is not None:
+        figures = {key: value for key, value in result.benchmark.items() if value is not None}
+        note(", ".join(f"{key} {value:.6g}" for key, value in figures.items() if not isinstance(value, str)))
     latency, memory = result.latency, result.memory
     if latency is not None and memory is not None:
         rss = "unknown" if memory.rss_bytes is None else f"{memory.rss_bytes / 1e6:.0f} MB"

@@ -34,7 +34,7 @@ BOOT = (
     'say() { printf "{\\"nonce\\": \\"%s\\", \\"event\\": \\"%s\\"}\\n" "$1" "$2"; }; '
     'b="${XDG_CACHE_HOME:-$HOME/.cache}/edgeattn"; d="$b/runs/$1"; '
     'mkdir -p "$b/runs" "$b/store" && mkdir "$d" || { say "$1" no-directory; exit 1; }; '
-    'trap "test -f job && kill -KILL -- -\\$(cat job); cd /; rm -rf \\"\\$d\\"" EXIT; '
+    'trap "test -f job && kill -s KILL -- -\\$(cat job); cd /; rm -rf \\"\\$d\\"" EXIT; '
     'trap "exit 1" HUP INT TERM; cd "$d"; '
     'command -v "$2" > /dev/null || { say "$1" no-python; exit 1; }; '
     '"$2" -u -c "$3" "$1" "$d" "$b" "$4" "$5"'

@@ -6,7 +6,8 @@ It speaks the protocol of AOSP's packages/modules/adb, so that the real adb clie
     shell_protocol.h           shell,v2: packets of an id, a length of 4 bytes and data
     SYNC.TXT                   sync: STAT, SEND, DATA, DONE, QUIT
 
-Paths under /data are those under the phone's own directory.
+Paths under /data are those under the phone's own directory. Where Android's shell and tools are installed on this
+machine (Debian: mksh, toybox), the phone has those.
 """
 
 from __future__ import annotations
@@ -27,10 +28,21 @@ from pathlib import Path
 
 import pytest
 
+from tests.targets.devices.board import interpreter_for
+
+PYTHON = "/data/local/tmp/python/bin/python3"
+TERMUX = "/data/data/com.termux/files/usr/bin/python3"
 VERSION, MAX_DATA = 0x0100_0001, 2**18
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 BANNER = b"device::ro.product.name=test;ro.product.model=Test;ro.product.device=test;features=%s"
 TOKEN, PUBLIC_KEY = 1, 3  # of AUTH
+ANDROID = {
+    "mksh": ("sh",),
+    "toybox": (
+        "cat", "chmod", "df", "env", "find", "flock", "grep", "head", "mkdir", "mv", "rm", "setsid", "sha256sum",
+        "sleep", "tail", "uname",
+    ),
+}  # fmt: skip
 FAILED_WRITE = "couldn't write"
 
 SCRIPTS = {
@@ -79,6 +91,7 @@ class Phone:
 
     def script(self, path: Path, lines: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # it may be a link to a program of this machine
         path.write_text(f"#!/bin/sh\n{lines}\n")
         path.chmod(0o755)
         return path
@@ -94,6 +107,10 @@ class Phone:
         (self.termux / "cache").mkdir(parents=True)
         for name, lines in SCRIPTS.items():
             self.script(self.root / "bin" / name, lines)
+        for program, names in ANDROID.items():
+            if (found := shutil.which(program)) is not None:
+                for name in names:
+                    (self.root / "bin" / name).symlink_to(found)
 
     def processes(self) -> list[int]:
         """Those whose command or directory is under the phone."""
@@ -399,3 +416,10 @@ def until(happens: Callable[[], object], seconds: float = 20.0) -> None:
     while not happens():
         assert time.monotonic() < end, "it never happened"
         time.sleep(0.05)
+
+
+def give_python(phone: Phone, environment: str) -> None:
+    """A Python for adb's account and one in Termux, which is this one with variables of its environment."""
+    interpreter = interpreter_for(os.getuid(), os.getgid())
+    for path in (PYTHON, TERMUX):
+        phone.script(Path(phone.here(path)), f'{environment} exec {interpreter} "$@"')

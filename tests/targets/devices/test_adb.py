@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,59 +33,16 @@ from edgeattn.targets.devices import (
     parse_device,
     session,
 )
-from tests.targets.devices.board import SITE, interpreter_for
-from tests.targets.devices.phone import Phone, Server, running_phone, running_server, until
+from tests.targets.devices.board import SITE
+from tests.targets.devices.phone import PYTHON, Phone, Server, give_python, running_phone, until
 
 QUICK = MeasureOptions(runs=5, paced_seconds=0)
 SOON = Timeouts(connect=10.0, silence=4.0, lock=0.6)
-PYTHON = "/data/local/tmp/python/bin/python3"
-TERMUX = "/data/data/com.termux/files/usr/bin/python3"
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "PAUSES", (0.05, 0.05))
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    home = Path(tempfile.mkdtemp(prefix="edgeattn-adb-"))
-    try:
-        with running_server(home) as running:
-            yield running
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture
-def bare_phone(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Phone]:
-    """Not attached, without a Python."""
-    root = Path(tempfile.mkdtemp(prefix="edgeattn-phone-"))
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    try:
-        with running_phone(root) as phone:
-            try:
-                yield phone
-                assert phone.is_clean()
-            finally:
-                server.unplug(phone)
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-@pytest.fixture
-def phone(bare_phone: Phone, server: Server) -> Phone:
-    """Attached, with a Python for adb's account and one in Termux."""
-    give_python(bare_phone, f"PYTHONPATH={SITE}")
-    server.plug(bare_phone)
-    return bare_phone
-
-
-def give_python(phone: Phone, environment: str) -> None:
-    for path in (PYTHON, TERMUX):
-        interpreter = interpreter_for(os.getuid(), os.getgid())
-        phone.script(Path(phone.here(path)), f'{environment} exec {interpreter} "$@"')
 
 
 def device(phone: Phone, python: str = PYTHON) -> Device:

@@ -26,6 +26,7 @@ from edgeattn.targets.devices.ssh import command
         ("adb:R5/data/p/python3", Device("adb", "adb:R5/data/p/python3", serial="R5", python="/data/p/python3")),
         ("adb:/data/p/python3", Device("adb", "adb:/data/p/python3", python="/data/p/python3")),
         ("qemu:aarch64", Device("qemu", "qemu:aarch64")),
+        ("qemu:aarch64/a/root", Device("qemu", "qemu:aarch64/a/root", root="/a/root")),
     ],
 )
 def test_every_form_is_read(text: str, device: Device) -> None:
@@ -54,6 +55,9 @@ def test_every_form_is_read(text: str, device: Device) -> None:
         ("adb:R5/data/a b", "is no path of a Python"),
         ("adb:R5/data/$(x)", "is no path of a Python"),
         ("qemu:riscv", "expected one of local, ssh://"),
+        ("qemu:aarch64:root", "expected one of local, ssh://"),
+        ("qemu:aarch64/", "is no path of a root"),
+        ("qemu:aarch64/a\nb", "is no path of a root"),
     ],
 )
 def test_anything_else_is_refused(text: str, message: str) -> None:

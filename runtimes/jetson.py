@@ -64,7 +64,7 @@ def parse_power_mode(text: str) -> PowerMode:
     >>> parse_power_mode("NV Fan Mode:quiet\nNV Power Mode: 15W\n0\n")
     PowerMode(id=0, name='15W')
     """
-    found = re.search(r"^NV Power Mode: *(\S+)\s*^(\d+)\s*$", text, re.MULTILINE)
+    found = re.search(r"NV Power Mode: *(\S+)\s*^(\d+)\s*$", text, re.MULTILINE)
     if found is None:
         raise ValueError(f"expected the lines 'NV Power Mode: NAME' and NUMBER of nvpmodel -q, got {text!r:.200}")
     return PowerMode(int(found[2]), found[1])

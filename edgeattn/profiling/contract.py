@@ -30,6 +30,8 @@ class MeasureOptions:
         spread_seconds: time over which the timed calls are spread, with untimed calls between them: a disturbance of
             the machine that lasts a tenth of a second must not make the whole sample.
         energy_seconds: seconds of calls whose energy is read, where the device tells it; 0 for none.
+        power_mode: of a Jetson, by name or number, to measure in; it is put back after. None leaves it as it is.
+        lock_clocks: hold the clocks of a Jetson at their highest meanwhile.
     """
 
     runs: int = 200
@@ -45,6 +47,8 @@ class MeasureOptions:
     trace: bool = False
     spread_seconds: float = 0.5
     energy_seconds: float = 3.0
+    power_mode: str | None = None
+    lock_clocks: bool = False
 
     @property
     def longest_seconds(self) -> float:

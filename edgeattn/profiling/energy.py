@@ -2,7 +2,8 @@
 
 RAPL counts microjoules of processor packages (Documentation/power/powercap/powercap.rst); since Linux 5.10 its counter
 is for root alone, and then there is no figure. INA3221 are the power monitors of Jetson boards
-(Documentation/hwmon/ina3221.rst: mV and mA per rail). A battery gives uV and uA
+(Documentation/hwmon/ina3221.rst: mV and mA per rail); where their files cannot be read, as in a container, tegrastats
+tells the same rails. A battery gives uV and uA
 (Documentation/ABI/testing/sysfs-class-power), of the whole device, screen included, and says nothing while it charges.
 """
 
@@ -11,16 +12,21 @@ from __future__ import annotations
 import abc
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from edgeattn.profiling.figures import Energy, EnergySource
 from edgeattn.profiling.pacing import Clock
+from edgeattn.profiling.tegrastats import UNCONNECTED, Tegrastats, rails_watts, start_tegrastats
 from edgeattn.profiling.throttling import ROOT, entries, read_integer
+
+T = TypeVar("T")
 
 IDLE_SECONDS = 1.0
 SAMPLE_SECONDS = 0.05  # between two readings of a power; the INA3221 of a Jetson averages over some 10 ms by itself
-TOTAL_RAIL = "VDD_IN"  # of Jetson Orin Nano and NX: what the module takes, all other rails included
+TOTALS = ("VDD_IN", "VIN")  # of Jetson Orin Nano and NX; of Thor: what the board takes, all other rails included
+PARTS = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}  # of AGX Orin: a rail that another one feeds
 
 
 class Meter(abc.ABC):
@@ -40,6 +46,10 @@ class Meter(abc.ABC):
     @abc.abstractmethod
     def joules(self) -> float | None:
         """Since the start; None if the device stopped telling."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End what runs for it."""
 
 
 class CounterMeter(Meter):
@@ -72,14 +82,22 @@ class CounterMeter(Meter):
         self.sample()
         return None if self._microjoules is None else self._microjoules / 1e6
 
+    def close(self) -> None:
+        """See :class:`Meter`: nothing runs."""
+
 
 class PowerMeter(Meter):
     """A power in watts, summed up over time by the trapezoidal rule."""
 
     def __init__(
-        self, source: EnergySource, rails: tuple[str, ...], watts: Callable[[], float | None], now: Callable[[], float]
+        self,
+        source: EnergySource,
+        rails: tuple[str, ...],
+        watts: Callable[[], float | None],
+        now: Callable[[], float],
+        end: Callable[[], None] | None = None,
     ) -> None:
-        self.source, self.rails, self._watts, self._now = source, rails, watts, now
+        self.source, self.rails, self._watts, self._now, self._end = source, rails, watts, now, end
         self._last: tuple[float, float] | None = None
         self._joules: float | None = 0.0
 
@@ -98,6 +116,11 @@ class PowerMeter(Meter):
         self._read()
         return self._joules
 
+    def close(self) -> None:
+        """See :class:`Meter`."""
+        if self._end is not None:
+            self._end()
+
     def _read(self) -> None:
         at, watts = self._now(), self._watts()
         if watts is None:
@@ -110,12 +133,20 @@ class PowerMeter(Meter):
 def find_meter(root: Path = ROOT, now: Callable[[], float] = time.monotonic) -> Meter | None:
     """The best meter of this device: the board's own, then RAPL, then a discharging battery; None if none can be read.
 
+    Close it when it is done with.
+
     Args:
         root: of the tree that holds ``sys``.
     """
     rails = ina3221_rails(root)
     if rails:
         return PowerMeter("ina3221", tuple(rails), lambda: _sum_watts(rails), now)
+    running = start_tegrastats()
+    if running is not None:
+        names = tuple(counted_rails(rails_watts(running.line() or "")))
+        if names:
+            return PowerMeter("tegrastats", names, lambda: _told_watts(running, names), now, running.close)
+        running.close()
     zones = rapl_zones(root)
     if zones:
         return CounterMeter(zones)
@@ -182,7 +213,7 @@ def rapl_zones(root: Path = ROOT) -> dict[str, Path]:
 
 
 def ina3221_rails(root: Path = ROOT) -> dict[str, tuple[Path, Path]]:
-    """Rail -> files with its mV and its mA; VDD_IN alone where there is one, since it feeds the others."""
+    """Rail -> files with its mV and its mA, of those that add up to what the board takes."""
     found = {}
     for monitor in entries(root / "sys/class/hwmon", "hwmon*"):
         if _word(monitor / "name") != "ina3221":
@@ -190,9 +221,24 @@ def ina3221_rails(root: Path = ROOT) -> dict[str, tuple[Path, Path]]:
         for label in entries(monitor, "in*_label"):
             channel = label.name.removeprefix("in").removesuffix("_label")
             volts, amperes = monitor / f"in{channel}_input", monitor / f"curr{channel}_input"
-            if read_integer(volts) is not None and read_integer(amperes) is not None:
-                found[_word(label)] = (volts, amperes)
-    return {TOTAL_RAIL: found[TOTAL_RAIL]} if TOTAL_RAIL in found else found
+            name = _word(label)
+            if name != UNCONNECTED and read_integer(volts) is not None and read_integer(amperes) is not None:
+                found[name] = (volts, amperes)
+    return counted_rails(found)
+
+
+def counted_rails(found: Mapping[str, T]) -> dict[str, T]:
+    """Those that add up: the board's input alone where it is told, else all that no other one feeds.
+
+    >>> list(counted_rails({"VDD_IN": 0, "VDD_SOC": 0})), list(counted_rails({"VDD_GPU_SOC": 0, "VDD_CPU_CV": 0}))
+    (['VDD_IN'], ['VDD_GPU_SOC', 'VDD_CPU_CV'])
+    >>> list(counted_rails({"VIN_SYS_5V0": 0, "VDDQ_VDD2_1V8AO": 0}))
+    ['VIN_SYS_5V0']
+    """
+    for total in TOTALS:
+        if total in found:
+            return {total: found[total]}
+    return {name: value for name, value in found.items() if PARTS.get(name) not in found}
 
 
 def battery_watts(battery: Path) -> float | None:
@@ -216,6 +262,11 @@ def _sum_watts(rails: dict[str, tuple[Path, Path]]) -> float | None:
             return None
         total += millivolts * milliamperes / 1e6
     return total
+
+
+def _told_watts(running: Tegrastats, names: tuple[str, ...]) -> float | None:
+    told = rails_watts(running.line() or "")
+    return sum(told[name] for name in names) if told.keys() >= set(names) else None
 
 
 def _word(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeattn.bundle import read_manifest
+from edgeattn.profiling.board import board_state
 from edgeattn.profiling.contract import Contract, MeasureOptions, contract
 from edgeattn.profiling.energy import find_meter, measure_energy
 from edgeattn.profiling.figures import (
@@ -26,6 +28,7 @@ from edgeattn.profiling.figures import (
     Realtime,
     percentiles_ms,
 )
+from edgeattn.profiling.holding import held
 from edgeattn.profiling.load import busy_neighbours
 from edgeattn.profiling.pacing import arrivals, follow, follow_stream, realtime
 from edgeattn.profiling.stability import NOISE_LIMIT, Warmup, block_noise, warm_up
@@ -49,7 +52,13 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
 
     Raises:
         InputError: as :func:`edgeattn.profiling.contract.contract`.
+        EdgeattnError: as :func:`edgeattn.profiling.holding.held`.
     """
+    with held(options.power_mode, options.lock_clocks):
+        return _measure(path, options, backend)
+
+
+def _measure(path: Path, options: MeasureOptions, backend: str | None) -> Profile:
     began = time.perf_counter()
     with load(path, backend=backend, threads=options.threads) as session:
         load_ms = 1e3 * (time.perf_counter() - began)
@@ -71,6 +80,7 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
             warmup.calls, warmup.settled, noise, None if noise is None else noise > NOISE_LIMIT, watch.clocks(),
             None if on_device is None else DeviceTimes(*percentiles_ms([1e-3 * ms for ms in on_device])),
         )  # fmt: skip
+        board = board_state(options.lock_clocks)
         energy = _energy(session, options)
         paced = None if asked is None else _paced(session, asked, options, sum(times) / len(times))
         if options.layers:
@@ -87,6 +97,7 @@ def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> 
             Memory(peak_rss_bytes(), weights, states, session.engine_bytes),
             session.executed(),
             energy,
+            board,
         )
 
 
@@ -225,7 +236,8 @@ def _energy(session: Session, options: MeasureOptions) -> Energy | None:
     meter = find_meter() if options.energy_seconds > 0 else None
     if meter is None:
         return None
-    return measure_energy(_whole_call(session), meter, options.energy_seconds)
+    with contextlib.closing(meter):
+        return measure_energy(_whole_call(session), meter, options.energy_seconds)
 
 
 def _paced(session: Session, asked: Contract, options: MeasureOptions, chunk_seconds: float) -> Realtime:

@@ -165,6 +165,21 @@ def test_without_a_rail_for_the_whole_board_the_rails_are_summed(tmp_path: Path)
     assert figures.rails == ("VDD_GPU_SOC", "VDD_CPU_GPU_CV")
 
 
+def test_a_rail_that_another_one_feeds_is_not_counted_twice(tmp_path: Path) -> None:
+    rails = {  # two monitors of an AGX Orin, under JetPack 5 and 6
+        "hwmon3": ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+        "hwmon4": ("NC", "VDDQ_VDD2_1V8AO", "NC"),
+    }
+    files: dict[str, object] = {}
+    for monitor, names in rails.items():
+        files[f"sys/class/hwmon/{monitor}/name"] = "ina3221"
+        for channel, name in enumerate(names, 1):
+            files[f"sys/class/hwmon/{monitor}/in{channel}_label"] = name
+            files[f"sys/class/hwmon/{monitor}/in{channel}_input"] = 5_000
+            files[f"sys/class/hwmon/{monitor}/curr{channel}_input"] = 100
+    assert list(ina3221_rails(write_tree(tmp_path, files))) == ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"]
+
+
 @pytest.mark.parametrize("microamperes", [-500_000, 500_000])
 def test_a_battery_that_discharges_tells_its_power_whatever_the_sign(tmp_path: Path, microamperes: int) -> None:
     phone_tree(tmp_path, microamperes=microamperes)

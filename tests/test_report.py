@@ -115,5 +115,12 @@ def test_a_time_that_was_not_measured_says_so_in_every_table(kind: str) -> None:
     assert kind not in text_of(FULL)
 
 
+def test_an_emulated_run_has_no_time_and_says_why() -> None:
+    emulated = replace(FULL, latency=None, realtime=None, kind="emulated")
+    assert "emulated" in text_of(emulated)
+    assert " ms" not in text_of(emulated)
+    assert Report({}, (emulated,)).to_json()["results"][0]["kind"] == "emulated"
+
+
 def test_names_with_brackets_are_not_markup() -> None:
     assert "[core]" in text_of(replace(FULL, device="AMD [core] 5"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgeattn.errors import InputError
+from edgeattn.errors import DeviceError, InputError
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.link import Link, Timeouts
 from edgeattn.targets.devices.qemu_root import default_path, python_of, read_root, require_emulator
@@ -22,11 +22,17 @@ def connect(device: Device, timeouts: Timeouts) -> Link:
     """
     require_emulator()
     root = Path(device.root) if device.root else default_path()
+    prepare = f"edgeattn targets prepare qemu:aarch64{f' --root {device.root}' if device.root else ''}"
     if read_root(root) is None:
-        where = f" --root {device.root}" if device.root else ""
-        raise InputError(f"--device {device.text}: nothing is prepared at {root}: edgeattn targets prepare "
-                         f"qemu:aarch64{where}")  # fmt: skip
-    # PYTHONPATH is that of this machine's Python.
-    command = ["env", "-u", "PYTHONPATH", "sh", "-c"]
+        raise InputError(f"--device {device.text}: nothing is prepared at {root}: {prepare}")
     slower = replace(timeouts, connect=SLOWNESS * timeouts.connect)
-    return Link(command, device.text, str(python_of(root)), slower)
+
+    def explain(words: str, status: int) -> DeviceError:
+        last = (words.strip().splitlines() or ["it said nothing"])[-1].strip()
+        return DeviceError(
+            f"{device.text}: the emulated Python ended before its work did (status {status}: {last}); it was killed, "
+            f"or its root is damaged: {prepare} --force"
+        )
+
+    # PYTHONPATH is that of this machine's Python.
+    return Link(["env", "-u", "PYTHONPATH", "sh", "-c"], device.text, str(python_of(root)), slower, explain)

@@ -193,6 +193,28 @@ def test_a_model_that_does_not_stream_says_so(edgeattn: Command, small_bundle: P
     assert "does not stream" in outcome.error
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.wav"], "streams as fast as it goes and to no deadline: add --fast"),
+        (["a.wav", "--fast", "--deadline", "40ms"], "leave --deadline out"),
+        (["-", "--fast"], "give its file, not -"),
+    ],
+)
+def test_what_a_device_cannot_stream_is_refused(
+    edgeattn: Command, speech_bundle: Path, words: list[str], message: str
+) -> None:
+    outcome = edgeattn("stream", speech_bundle, *words, "--device", "ssh://board")
+    assert outcome.code == 2
+    assert message in outcome.error
+
+
+def test_a_model_that_does_not_stream_says_so_before_a_device_is_reached(edgeattn: Command, small_bundle: Path) -> None:
+    outcome = edgeattn("stream", small_bundle, "a.wav", "--fast", "--device", "ssh://127.0.0.1:1")
+    assert outcome.code == 2
+    assert "does not stream" in outcome.error
+
+
 def test_real_speech_streams_as_the_source_hears_it(
     edgeattn: Command, speech: tuple[object, Path], source: Callable[[Path], str], shared_data: Path
 ) -> None:

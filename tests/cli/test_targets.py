@@ -1,16 +1,20 @@
-"""``edgeattn targets``: the list, and calibrating this machine."""
+"""``edgeattn targets``: the list, calibrating this machine, preparing an emulated one."""
 
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from edgeattn import calibrating
 from edgeattn.calibrating import Size
+from edgeattn.spec import to_json
 from edgeattn.targets import get_target, list_targets
 from edgeattn.targets.calibration import calibration_path, read_calibration
+from edgeattn.targets.devices.qemu_root import EMULATOR, FACTS, Root, python_of, requirements
 from tests.cli.conftest import Command
 
 
@@ -92,3 +96,33 @@ def test_a_bundle_is_estimated_for_devices_that_are_not_here_and_says_so(edgeatt
     other = edgeattn("profile", small_bundle, "--target", "jetson")
     assert other.code in (2, 4)
     assert "openvino" in other.error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["local"], "only qemu:aarch64 is prepared, got 'local'"),
+        (["ssh://board"], "only qemu:aarch64 is prepared"),
+        (["qemu:riscv64"], "expected one of local, ssh://"),
+        (["qemu:aarch64/a/root", "--root", "b"], "names a folder and --root another one"),
+    ],
+)
+def test_what_cannot_be_prepared_is_refused(edgeattn: Command, words: list[str], message: str) -> None:
+    outcome = edgeattn("targets", "prepare", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.error
+
+
+def test_a_prepared_root_is_told_with_what_is_in_it(edgeattn: Command, tmp_path: Path) -> None:
+    if shutil.which(EMULATOR) is None:
+        pytest.skip(f"needs {EMULATOR}: apt install qemu-user-static")
+    facts = Root("cortex-a76", "3.11.2", "2.36", requirements(), {"libc6": "2.36-9"}, {"numpy": "2.4.6"})
+    (tmp_path / FACTS).write_text(json.dumps(to_json(facts)))
+    python_of(tmp_path).write_text("#!/bin/sh\n")
+    told = edgeattn("targets", "prepare", f"qemu:aarch64{tmp_path}", "--json").json
+    assert (told["path"], told["reused"]) == (str(tmp_path), True)
+    assert told["root"]["distributions"] == {"numpy": "2.4.6"}
+    outcome = edgeattn("targets", "prepare", "qemu:aarch64", "--root", tmp_path)
+    assert outcome.out == ""
+    assert "Python 3.11.2 for aarch64 on an emulated cortex-a76, glibc 2.36" in outcome.err
+    assert f"was there: {tmp_path}" in outcome.err

@@ -15,11 +15,13 @@ import subprocess
 import sys
 import threading
 import time
+import wave
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgeattn.bundle import read_manifest
@@ -27,7 +29,7 @@ from edgeattn.checking import CheckOptions, check, profile
 from edgeattn.cli import app
 from edgeattn.errors import DeviceError, EdgeattnError, UnsupportedError
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import GOLDEN, measure_on, wants
+from edgeattn.profiling.remote import GOLDEN, measure_on, stream_on, wants
 from edgeattn.targets.devices import (
     Device,
     DeviceSession,
@@ -126,7 +128,7 @@ def test_a_bundle_is_checked_and_measured_on_the_board(board: Board, tiny_bundle
     assert golden.bundle.startswith(str(board.cache))
     assert (measured.backend, measured.latency.kind, measured.latency.runs) == ("onnxruntime", "measured", 5)
     assert found.modules["onnxruntime"] == measured.engine_version
-    assert (found.arch, found.system) == (os.uname().machine, "Linux")
+    assert (found.arch, found.system, found.emulator) == (os.uname().machine, "Linux", "")
     assert board.is_clean()
     stored = {path.name for path in (board.cache / "store").iterdir()}
     assert stored == {hashlib.sha256((board.cache / "store" / name).read_bytes()).hexdigest() for name in stored}
@@ -153,6 +155,33 @@ class Silent:
 
     def advance(self) -> None:
         pass
+
+
+def test_a_recording_is_streamed_on_the_board_and_does_not_stay_there(
+    board: Board, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = np.random.default_rng(0).integers(-8000, 8000, 3000, np.int16)
+    with wave.open(str(tmp_path / "noise.wav"), "wb") as file:
+        file.setparams((1, 2, 1000, 0, "NONE", ""))
+        file.writeframes(noise.tobytes())
+
+    def stream(*words: str) -> Any:
+        with pytest.raises(SystemExit) as left:
+            app(["stream", str(tiny_bundle), str(tmp_path / "noise.wav"), "--fast", "--json", *words])
+        assert not left.value.code
+        return json.loads(capsys.readouterr().out)
+
+    there, here = stream("--device", board.url), stream()
+    assert there["events"] == here["events"]
+    assert there["words"]
+    assert (there["device"], here["device"], there["realtime"]) == (board.url, "local", None)
+    stored = {path.name for path in (board.cache / "store").iterdir()}
+    transcript, found = stream_on(parse_device(board.url), tiny_bundle, noise.astype(np.float32) / 2**15)
+    assert [event.text for event in transcript.events] == [event["text"] for event in here["events"]]
+    assert found.emulator == ""
+    assert {path.name for path in (board.cache / "store").iterdir()} == stored
+    assert len(stored) == 2  # our runtime and the bundle
+    assert board.is_clean()
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from edgeattn.model import EdgeModel
 from edgeattn.profiling.benchmark_model import benchmark_on
 from edgeattn.profiling.contract import contract
 from edgeattn.profiling.figures import Profile
+from edgeattn.profiling.holding import held
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import measure_on
 from edgeattn.profiling.worker import profile_bundle
@@ -78,25 +79,26 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     device = parse_device(options.device)
     if device.kind != "local":
         return _check_on(device, path, manifest, options, progress)
-    progress.begin("golden outputs")
-    failures = _golden_failures(selftest(path, options.backend, options.measure.threads))
     shipped = str(manifest.precision["shipped"])
     parities: dict[str, Parity] = {}
     parity, figures = None, None
-    with load(path, backend=options.backend, threads=options.measure.threads) as session:
-        base, data = _source(manifest, session, options, progress)
-        if base is not None:
-            progress.begin("parity", sum(len(records) for records in base.records.values()))
-            parities = replay_baseline(base, session, progress)
-            parity = whole_parity(session.spec, parities)
-            failures += parity_failures(parity, shipped)
-        if data is not None:
-            score = score_of(session, data, "check", progress)
-            if score is not None:
-                figures = _accuracy(base, manifest, score, data)
-                failures += accuracy_failures(figures, options.gates.max_drop)
-        if session.backend == manifest.backend:  # what a substitute executes says nothing of the engine
-            failures += executed_failures(shipped, session.executed(), manifest.provenance.get("layers") or None)
+    with held(options.measure.power_mode, options.measure.lock_clocks):  # what is built here is tied to that
+        progress.begin("golden outputs")
+        failures = _golden_failures(selftest(path, options.backend, options.measure.threads))
+        with load(path, backend=options.backend, threads=options.measure.threads) as session:
+            base, data = _source(manifest, session, options, progress)
+            if base is not None:
+                progress.begin("parity", sum(len(records) for records in base.records.values()))
+                parities = replay_baseline(base, session, progress)
+                parity = whole_parity(session.spec, parities)
+                failures += parity_failures(parity, shipped)
+            if data is not None:
+                score = score_of(session, data, "check", progress)
+                if score is not None:
+                    figures = _accuracy(base, manifest, score, data)
+                    failures += accuracy_failures(figures, options.gates.max_drop)
+            if session.backend == manifest.backend:  # what a substitute executes says nothing of the engine
+                failures += executed_failures(shipped, session.executed(), manifest.provenance.get("layers") or None)
     progress.begin("profile")
     profile = profile_bundle(path, options.measure, options.backend)
     if profile.latency.kind == "measured":
@@ -206,6 +208,8 @@ def _check_benchmark(devices: Sequence[Device], options: MeasureOptions, backend
         "--backend": backend is not None,
         "--deadline": options.deadline_ms is not None,
         "--layers": options.layers,
+        "--power-mode": options.power_mode is not None,
+        "--lock-clocks": options.lock_clocks,
     }
     if names := [name for name, wanted in asked.items() if wanted]:
         raise InputError(f"--benchmark-binary tells times of whole calls alone: leave out {', '.join(names)}")
@@ -411,6 +415,7 @@ def _result(
         realtime=profile.realtime,
         memory=profile.memory,
         energy=profile.energy,
+        board=profile.board,
         build=manifest.build,
         notes=(note,) * emulated + timing_notes(profile),
         buckets=buckets,

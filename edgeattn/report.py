@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
-from edgeattn.profiling.figures import Energy, Kind, Latency, Memory, Realtime
+from edgeattn.profiling.figures import Board, Energy, Kind, Latency, Memory, Realtime
 from edgeattn.spec import ModelSpec, to_json
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ class Result:
         estimate: a latency that nobody measured, a range with its kind; None where there is a measurement.
         kind: where its time comes from, as ``latency.kind``; "emulated" without a latency: the processor was emulated,
             so that outputs and precisions are told and no figure of time is. None where nothing was to be timed.
+        board: how a Jetson was set while it was measured; None elsewhere.
         benchmark: what LiteRT's own tool measured on a device without a Python, in its own figures; no latency then.
     """
 
@@ -120,6 +121,7 @@ class Result:
     energy: Energy | None = None
     kind: Kind | None = None
     benchmark: Mapping[str, Any] | None = None
+    board: Board | None = None
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ def check(
         Path | None,
         typer.Option(metavar="FILE", help="Draw latency, deadline, misses and backlog over time, .png or .svg."),
     ] = None,
+    power_mode: o.PowerMode = None,
+    lock_clocks: o.LockClocks = False,
     device: o.Device = "local",
     as_json: o.Json = False,
 ) -> None:
@@ -76,6 +78,8 @@ def check(
                 seed=seed,
                 load=load,
                 trace=plot is not None,
+                power_mode=power_mode,
+                lock_clocks=lock_clocks,
             ),
             backend=backend,
             model=model,

@@ -75,6 +75,13 @@ Deadline = Annotated[
 ]
 MaxDrop = Annotated[float, typer.Option(min=0.0, help="Points of the metric that may be lost against the source.")]
 MaxSize = Annotated[int | None, typer.Option(parser=size_bytes, metavar="SIZE", help="Of the bundle, e.g. 4MB.")]
+PowerMode = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|ID", help="Of a Jetson, as nvpmodel -q tells it: measured in, and put back after."),
+]
+LockClocks = Annotated[
+    bool, typer.Option("--lock-clocks", help="Hold a Jetson's clocks at their highest (jetson_clocks), and put back.")
+]
 PacedSeconds = Annotated[float, typer.Option(min=0.0, help="Audio seconds to stream in real time; 0 for none.")]
 
 Targets = Annotated[list[str], typer.Option("--target", help="Target name or .toml file; may be repeated.")]

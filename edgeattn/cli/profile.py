@@ -13,6 +13,7 @@ from edgeattn.cli.console import console, exit_codes, note, print_json, print_ta
 from edgeattn.errors import DeviceError
 
 if TYPE_CHECKING:
+    from edgeattn.profiling.figures import Board
     from edgeattn.report import Result
 
 
@@ -24,6 +25,8 @@ def profile(
     backend: o.Backend = None,
     paced_seconds: o.PacedSeconds = 5.0,
     layers: Annotated[bool, typer.Option("--layers", help="Time per layer, where the engine tells.")] = False,
+    power_mode: o.PowerMode = None,
+    lock_clocks: o.LockClocks = False,
     device: o.Devices = ["local"],  # noqa: B006
     benchmark_binary: Annotated[
         Path | None,
@@ -47,7 +50,13 @@ def profile(
             estimate(bundle, target, device, threads, as_json)
             return
         settings = MeasureOptions(
-            runs=runs, deadline_ms=deadline, paced_seconds=paced_seconds, threads=threads, layers=layers
+            runs=runs,
+            deadline_ms=deadline,
+            paced_seconds=paced_seconds,
+            threads=threads,
+            layers=layers,
+            power_mode=power_mode,
+            lock_clocks=lock_clocks,
         )
         report = run(bundle, settings, backend, device, benchmark_binary)
         if as_json:
@@ -97,7 +106,25 @@ def _tell(result: Result, layers: bool) -> None:
             f"peak memory {rss}, weights {memory.weights_bytes / 1e6:.2f} MB, "
             f"state {memory.state_bytes / 1e3:.1f} kB per stream"
         )
+        if latency.device_clock is not None:
+            clock = latency.device_clock
+            engine = "" if memory.engine_bytes is None else f"; the engine takes {memory.engine_bytes / 1e6:.1f} MB"
+            note(f"by the GPU's own clock p50 {clock.p50_ms:.3f} ms, p99 {clock.p99_ms:.3f} ms{engine}")
+        if result.board is not None:
+            note(_board_words(result.board))
         if layers and latency.layers is None:
             note(f"{result.backend} tells no time per layer")
         for layer in latency.layers or ():
             console().print(f"{layer['microseconds']:10.1f} us  {layer['type']}  {layer['name']}", highlight=False)
+
+
+def _board_words(board: Board) -> str:
+    mode = "power mode unknown" if board.power_mode is None else f"power mode {board.power_mode}"
+    clocks = [
+        f"{name} {clock.now_mhz:.0f} MHz (to {clock.max_mhz:.0f})"
+        if clock.max_mhz
+        else f"{name} {clock.now_mhz:.0f} MHz"
+        for name, clock in board.clocks.items()
+        if clock.now_mhz is not None
+    ]
+    return ", ".join([mode, *clocks, *["clocks locked"] * board.locked])

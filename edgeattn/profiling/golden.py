@@ -1,6 +1,7 @@
 """``python -m edgeattn.profiling.golden BUNDLE REQUEST_JSON``: golden inputs replayed, as one line of JSON on stdout.
 
-The request: ``backend`` (null for the bundle's own) and ``threads``.
+The request: ``backend`` (null for the bundle's own) and ``threads``; and, since an engine that is built here is tied to
+how the board is set, ``power_mode`` and ``lock_clocks`` as for measuring.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from typing import Any
 
 from edgeattn.errors import EdgeattnError
+from edgeattn.profiling.holding import held
 from edgeattn.runtimes.selftest import selftest
 from edgeattn.spec import to_json
 
@@ -19,7 +21,8 @@ def main(arguments: list[str]) -> int:
     path, request = arguments
     asked: dict[str, Any] = json.loads(request)
     try:
-        answer: dict[str, Any] = {"golden": to_json(selftest(path, asked["backend"], asked["threads"]))}
+        with held(asked.get("power_mode"), asked.get("lock_clocks", False)):
+            answer: dict[str, Any] = {"golden": to_json(selftest(path, asked["backend"], asked["threads"]))}
     except EdgeattnError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     sys.stdout.write(json.dumps(answer) + "\n")

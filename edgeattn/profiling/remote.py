@@ -70,7 +70,12 @@ def measure_on(
         _refuse_times(device, options)  # before minutes of work
     manifest = read_manifest(path)
     environment = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
-    replay = {"backend": backend, "threads": options.threads}
+    replay = {
+        "backend": backend,
+        "threads": options.threads,
+        "power_mode": options.power_mode,
+        "lock_clocks": options.lock_clocks,
+    }
     measure = {"backend": backend, "options": to_json(options)}
     limit = seconds + options.longest_seconds
 
@@ -138,6 +143,8 @@ def _refuse_times(device: Device, options: MeasureOptions) -> None:
         "--load": options.load > 0,
         "--plot": options.trace,
         "--layers": options.layers,
+        "--power-mode": options.power_mode is not None,
+        "--lock-clocks": options.lock_clocks,
     }
     if names := [name for name, wanted in asked.items() if wanted]:
         raise UnsupportedError(

@@ -249,7 +249,7 @@ def test_a_profile_tells_how_the_board_was_set(board: Jetson, tiny_bundle: Path)
     assert plain.board.clocks["emc"].now_mhz == 2133.0
     assert plain.energy is not None
     assert (plain.energy.source, plain.energy.rails) == ("tegrastats", ("VDD_IN",))
-    assert plain.energy.mean_watts == pytest.approx(4.523, rel=0.5)  # the times of power and of calls differ by a moment
+    assert plain.energy.mean_watts == pytest.approx(4.523, rel=0.5)  # of times that differ by a moment
     options = MeasureOptions(5, paced_seconds=0, spread_seconds=0, energy_seconds=0, power_mode="25W", lock_clocks=True)
     locked = profile_bundle(tiny_bundle, options).board
     assert locked is not None

@@ -10,12 +10,14 @@ from typing import Any
 
 from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, score_of, whole_parity
 from edgeattn.buckets import with_buckets
-from edgeattn.bundle import Manifest, read_manifest
+from edgeattn.bundle import Manifest, open_bundle, read_manifest
 from edgeattn.errors import EdgeattnError, InputError, UnsupportedError
 from edgeattn.estimating import estimate_bundle
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
 from edgeattn.evaluation.data import Data
+from edgeattn.evaluation.parcel import Steps, pack
 from edgeattn.evaluation.parity import Parity
+from edgeattn.evaluation.worker import Evaluated
 from edgeattn.gates import (
     Failure,
     Gates,
@@ -33,16 +35,18 @@ from edgeattn.profiling.contract import contract
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.holding import held
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import measure_on
-from edgeattn.profiling.worker import profile_bundle
+from edgeattn.profiling.remote import Task, measure_on, task_on
+from edgeattn.profiling.worker import TIMEOUT_SECONDS, profile_bundle
 from edgeattn.report import Candidate, Precision, Report, Result, graph_results
-from edgeattn.runtimes import Session, load
+from edgeattn.runtimes import load
 from edgeattn.runtimes.selftest import SelftestResult, selftest
 from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, from_json, to_json
 from edgeattn.targets import Target
 from edgeattn.targets.devices import Device, Inventory, parse_device
 
+EVALUATION = "edgeattn.evaluation.worker"
+SLOWEST_SAMPLE = 10.0  # seconds of a board for one sample, a recording of some seconds among them
 SLOWEST_OPS = 10  # of an estimate that a report names
 
 
@@ -86,7 +90,7 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
         progress.begin("golden outputs")
         failures = _golden_failures(selftest(path, options.backend, options.measure.threads))
         with load(path, backend=options.backend, threads=options.measure.threads) as session:
-            base, data = _source(manifest, session, options, progress)
+            base, data = _source(manifest, session.assets, options, progress)
             if base is not None:
                 progress.begin("parity", sum(len(records) for records in base.records.values()))
                 parities = replay_baseline(base, session, progress)
@@ -274,24 +278,54 @@ def _unmeasured(device: Device, path: Path, manifest: Manifest, error: EdgeattnE
 
 
 def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOptions, progress: Progress) -> Report:
-    """What can be held against a device: its golden outputs, what it executes, its times, and the bundle's size."""
-    if options.model is not None or options.data is not None:
-        raise InputError(
-            f"--model and --data are compared on this machine, not on {device.text}: leave out those or --device"
-        )
+    """The same on a device: what is computed is computed there, the source and the data are read here."""
+    with open_bundle(path) as opened:
+        assets = {name: opened.asset(name) for name in opened.assets}
+        base, data = _source(manifest, assets, options, progress)
     progress.begin(f"golden outputs and profile on {device.text}")
     golden, measured, found = measure_on(device, path, options.measure, options.backend)
     failures = [] if golden is None else _golden_failures(golden)
+    shipped = str(manifest.precision["shipped"])
+    parities: Mapping[str, Parity] = {}
+    parity, figures = None, None
+    if base is not None or data is not None:
+        progress.begin(f"parity and metric on {device.text}")
+        evaluated = _evaluated_on(device, path, options, base, data)
+        parities = evaluated.parities
+        if base is not None:
+            parity = whole_parity(manifest.spec, parities)
+            failures += parity_failures(parity, shipped)
+        if data is not None and evaluated.score is not None:
+            figures = _accuracy(base, manifest, evaluated.score, data)
+            failures += accuracy_failures(figures, options.gates.max_drop)
     ran = golden if measured is None else measured
     if ran is not None and ran.backend == manifest.backend:
-        shipped = str(manifest.precision["shipped"])
         failures += executed_failures(shipped, ran.executed, manifest.provenance.get("layers") or None)
     if measured is not None and measured.latency.kind == "measured":
         failures += deadline_failures(measured, options.gates.deadline_ms)
         failures += clock_failures(measured)
     size = sum(entry.size for entry in manifest.files.values())
     failures += size_failures(size, options.gates.max_size_bytes)
-    return Report(_model(manifest), (_on(device, found, _told(path, manifest, golden, measured, found, failures)),))
+    result = _told(path, manifest, golden, measured, found, failures, (parity, parities), figures)
+    return Report(_model(manifest), (_on(device, found, result),))
+
+
+def _evaluated_on(
+    device: Device, path: Path, options: CheckOptions, base: Baseline | None, data: Data | None
+) -> Evaluated:
+    """Parity and metric, computed there; the source's recorded steps and the samples are sent.
+
+    Raises:
+        EdgeattnError: as :func:`edgeattn.profiling.remote.task_on`; DataError for more than is sent.
+    """
+    steps, reference = {}, ""
+    if base is not None:
+        steps = {graph: Steps(graph in base.carried, records) for graph, records in base.records.items()}
+        reference = base.reference
+    task = Task(EVALUATION, pack(steps, reference, data), "evaluated")
+    seconds = TIMEOUT_SECONDS + SLOWEST_SAMPLE * (0 if data is None else len(data.evaluation))
+    answer = task_on(device, path, task, options.backend, options.measure.threads, seconds)
+    return from_json(Evaluated, answer, "evaluated")
 
 
 def _told(
@@ -301,10 +335,12 @@ def _told(
     measured: Profile | None,
     found: Inventory,
     failures: list[Failure],
+    parity: tuple[Parity | None, Mapping[str, Parity]] = (None, {}),
+    figures: Accuracy | None = None,
 ) -> Result:
     """What a device told; of an emulated processor what it computes, and no figure of time."""
     if measured is not None:
-        return _result(path, manifest, measured, failures, (None, {}), None)
+        return _result(path, manifest, measured, failures, parity, figures)
     assert golden is not None, "an emulated processor is refused without"
     asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
     lowest = min(output.sqnr_db for output in golden.outputs.values())
@@ -321,6 +357,8 @@ def _told(
         failures=tuple(failures),
         precision=Precision(asked, shipped, golden.executed),
         size_bytes=sum(entry.size for entry in manifest.files.values()),
+        parity=parity[0],
+        accuracy=figures,
         notes=(note,),
         kind="emulated",
     )
@@ -340,15 +378,15 @@ def _on(device: Device, found: Inventory, result: Result) -> Result:
 
 
 def _source(
-    manifest: Manifest, session: Session, options: CheckOptions, progress: Progress
+    manifest: Manifest, assets: Mapping[str, Path], options: CheckOptions, progress: Progress
 ) -> tuple[Baseline | None, Data | None]:
+    spec = manifest.spec
     if options.model is None:
         if options.data is None:
             return None, None
-        spec, assets = session.spec, session.assets
         return None, load_data(manifest.name, spec, options.data, options.split, options.samples, assets)
-    model = _sized(load_model(options.model), session.spec)
-    if model.spec != session.spec:
+    model = _sized(load_model(options.model), spec)
+    if model.spec != spec:
         raise InputError(f"{options.model} is not what this bundle was made from: names, shapes or states differ")
     data = load_data(options.model, model.spec, options.data, options.split, options.samples, model.assets)
     return baseline(model, data, progress), data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,7 +105,7 @@ def transcribe(stream: Stream, samples: np.ndarray) -> tuple[str, ...]:
     return tuple(word.text for event in events if event.kind == "final" for word in event.words)
 
 
-def score_speech(stream: Stream, utterances: Sequence[Utterance], on_sample: Callable[[], None]) -> Score:
+def score_speech(stream: Stream, utterances: Iterable[Utterance], on_sample: Callable[[], None]) -> Score:
     """Word error rate of a stream.
 
     Raises:
@@ -125,7 +125,7 @@ def score_speech(stream: Stream, utterances: Sequence[Utterance], on_sample: Cal
 
 def score_arrays(
     run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]],
-    samples: Sequence[ArraySample],
+    samples: Iterable[ArraySample],
     on_sample: Callable[[], None],
 ) -> Score | None:
     """Top-1 accuracy of integer targets against the argmax over an output's last axis; None without such targets.

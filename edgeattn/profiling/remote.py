@@ -134,6 +134,55 @@ def stream_on(
     return on_device(device, path, wants(manifest, backend), work, timeouts)
 
 
+@dataclass(frozen=True)
+class Task:
+    """Work of another room that a bundle is needed for: a module that answers with one line of JSON.
+
+    Its arguments are those of :mod:`edgeattn.evaluation.worker`.
+
+    Attributes:
+        parcel: bytes of the file that it reads; removed there when it is done.
+        key: of its answer.
+    """
+
+    module: str
+    parcel: bytes
+    key: str
+
+
+def task_on(
+    device: Device,
+    path: Path,
+    task: Task,
+    backend: str | None = None,
+    threads: int = 1,
+    seconds: float = TIMEOUT_SECONDS,
+    timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
+) -> Any:
+    """Run a task beside a bundle on a device, in a process of its own.
+
+    Args:
+        backend: engine to run on, if not the bundle's own.
+        seconds: that it may take there.
+
+    Returns:
+        its answer, plain JSON.
+
+    Raises:
+        EdgeattnError: as :func:`measure_on`.
+    """
+    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    request = json.dumps({"backend": backend, "threads": threads})
+
+    def work(session: DeviceSession) -> Any:
+        parcel = session.keep("parcel.npz", task.parcel)
+        answer = session.run(Job(task.module, ("{bundle}", parcel, request), seconds, environment))
+        return _answer(device, answer, task.key)
+
+    asked = wants(read_manifest(path), backend)
+    return on_device(device, path, replace(asked, runtime=(*asked.runtime, task.module)), work, timeouts)
+
+
 def _refuse_times(device: Device, options: MeasureOptions) -> None:
     """No figure of time is to be had of an emulated processor."""
     asked = {

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -295,7 +296,8 @@ class SyncStream(Stream):
     """``sync:``, of which a push needs STAT and SEND."""
 
     def start(self, service: str) -> None:
-        self._heard, self._file, self._path, self._problem = b"", None, Path(), ""
+        self._heard, self._path, self._problem = b"", Path(), ""
+        self._file: IO[bytes] | None = None
 
     def take(self, data: bytes) -> None:
         self._heard += data

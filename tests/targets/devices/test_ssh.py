@@ -511,7 +511,7 @@ def test_the_command_line_measures_on_a_board_and_exits_as_its_fault_says(
     code, answer = edgeattn(*profiling, "ssh://127.0.0.1:1", "--device", "local")
     assert (code, [result["passed"] for result in answer["results"]]) == (3, [False, True])
     code, answer = edgeattn("check", str(tiny_bundle), "--data", "x", "--device", board.url)
-    assert (code, answer["error"]["type"]) == (2, "InputError")
+    assert (code, answer["error"]["type"]) == (2, "DataError")
     assert board.is_clean()
 
 

@@ -324,7 +324,7 @@ def _evaluated_on(
         reference = base.reference
     task = Task(EVALUATION, pack(steps, reference, data), "evaluated")
     seconds = TIMEOUT_SECONDS + SLOWEST_SAMPLE * (0 if data is None else len(data.evaluation))
-    answer = task_on(device, path, task, options.backend, options.measure.threads, seconds)
+    answer, _ = task_on(device, path, task, options.backend, options.measure.threads, seconds)
     return from_json(Evaluated, answer, "evaluated")
 
 

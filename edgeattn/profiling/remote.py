@@ -39,6 +39,22 @@ class Transcript:
     events: tuple[Event, ...]
 
 
+@dataclass(frozen=True)
+class Task:
+    """Work on a bundle beside measuring it: ``python -m MODULE BUNDLE PARCEL REQUEST_JSON``, one line of JSON.
+
+    The request: ``backend`` (null for the bundle's own) and ``threads``.
+
+    Attributes:
+        parcel: bytes of the file that it reads; removed there when it is done.
+        key: of its answer.
+    """
+
+    module: str
+    parcel: bytes
+    key: str
+
+
 def measure_on(
     device: Device,
     path: Path,
@@ -120,34 +136,11 @@ def stream_on(
     Raises:
         EdgeattnError: as :func:`measure_on`.
     """
-    manifest = read_manifest(path)
-    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    request = json.dumps({"backend": backend, "threads": threads})
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(samples, np.float32), allow_pickle=False)
-
-    def work(session: DeviceSession) -> tuple[Transcript, Inventory]:
-        recording = session.keep("samples.npy", buffer.getvalue())
-        answer = session.run(Job(TRANSCRIPT, ("{bundle}", recording, request), seconds, environment))
-        return from_json(Transcript, _answer(device, answer, "transcript")), session.inventory
-
-    return on_device(device, path, wants(manifest, backend), work, timeouts)
-
-
-@dataclass(frozen=True)
-class Task:
-    """Work of another room that a bundle is needed for: a module that answers with one line of JSON.
-
-    Its arguments are those of :mod:`edgeattn.evaluation.worker`.
-
-    Attributes:
-        parcel: bytes of the file that it reads; removed there when it is done.
-        key: of its answer.
-    """
-
-    module: str
-    parcel: bytes
-    key: str
+    task = Task(TRANSCRIPT, buffer.getvalue(), "transcript")
+    answer, found = task_on(device, path, task, backend, threads, seconds, timeouts)
+    return from_json(Transcript, answer, "transcript"), found
 
 
 def task_on(
@@ -158,7 +151,7 @@ def task_on(
     threads: int = 1,
     seconds: float = TIMEOUT_SECONDS,
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
-) -> Any:
+) -> tuple[Any, Inventory]:
     """Run a task beside a bundle on a device, in a process of its own.
 
     Args:
@@ -166,7 +159,7 @@ def task_on(
         seconds: that it may take there.
 
     Returns:
-        its answer, plain JSON.
+        its answer, plain JSON, and what the device has.
 
     Raises:
         EdgeattnError: as :func:`measure_on`.
@@ -174,10 +167,10 @@ def task_on(
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     request = json.dumps({"backend": backend, "threads": threads})
 
-    def work(session: DeviceSession) -> Any:
-        parcel = session.keep("parcel.npz", task.parcel)
+    def work(session: DeviceSession) -> tuple[Any, Inventory]:
+        parcel = session.keep("parcel", task.parcel)
         answer = session.run(Job(task.module, ("{bundle}", parcel, request), seconds, environment))
-        return _answer(device, answer, task.key)
+        return _answer(device, answer, task.key), session.inventory
 
     asked = wants(read_manifest(path), backend)
     return on_device(device, path, replace(asked, runtime=(*asked.runtime, task.module)), work, timeouts)
@@ -215,9 +208,7 @@ def wants(manifest: Manifest, backend: str | None) -> Wants:
     # TensorRT builds its engine there, from ONNX: what made the bundle here says nothing of what must run there.
     names = [distribution for _, distribution in PACKAGES[engine]] if engine != "tensorrt" else []
     version = next((str(tools[name]) for name in names if name in tools), None)
-    return Wants(
-        engine, PACKAGES[engine], INSTALL[engine], (GOLDEN, WORKER, TRANSCRIPT), version, _arch(manifest.target)
-    )
+    return Wants(engine, PACKAGES[engine], INSTALL[engine], (GOLDEN, WORKER), version, _arch(manifest.target))
 
 
 def _arch(target: str) -> Arch | None:

@@ -235,7 +235,7 @@ def _assemble(
 def _ask(root: Path, program: str, problem: str) -> Any:
     """What a line of Python prints there, as JSON."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # this machine's
-    return json.loads(_run([str(python_of(root)), "-c", program], problem, environment=environment, folder=root))
+    return json.loads(_run([str(python_of(root)), "-c", program], problem, environment=environment, folder=root).stdout)
 
 
 def _unpack_packages(
@@ -245,8 +245,10 @@ def _unpack_packages(
     apt = ["apt-get", "--quiet", "--yes", *_apt_options(downloads, apt_sources)]
     hint = "is there a network, and do the sources of apt have arm64? --apt-sources takes a file of others"
     on_step("lists of apt's packages for arm64")
-    _run([*apt, "update"], "apt's lists cannot be updated", hint)
-    plan = _run([*apt, "--simulate", "install", *PACKAGES], "apt does not find the packages", hint)
+    updated = _run([*apt, "update"], "apt's lists cannot be updated", hint)
+    if warnings := _last_words(updated, "[WE]: (?!Some index)"):  # of one source of many it may be, and the rest has all
+        hint = f"of the lists it said: {warnings}; {hint}"
+    plan = _run([*apt, "--simulate", "install", *PACKAGES], "apt does not find the packages", hint).stdout
     chosen = re.findall(r"^Inst (\S+) \((\S+) .*\[(\w+)\]\)", plan, re.MULTILINE)
     on_step(f"{len(chosen)} packages for arm64")
     _run([*apt, "--download-only", "install", *PACKAGES], "packages cannot be downloaded", hint)
@@ -320,8 +322,8 @@ def _run(
     hint: str = "",
     environment: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> str:
-    """What a tool wrote to stdout.
+) -> subprocess.CompletedProcess[str]:
+    """A tool, run to its end.
 
     Raises:
         DeviceError: if it fails: the problem, its own last words, and the hint.
@@ -335,11 +337,14 @@ def _run(
         cwd=folder,
         check=False,
     )
-    if done.returncode == 0:
-        return done.stdout
-    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(E|Err|ERROR|error)\b", line)] or lines or ["it said nothing"]
-    raise DeviceError(
-        f"{problem}: {Path(command[0]).name} ended with status {done.returncode}: {errors[-1]}"
-        + (f"; {hint}" if hint else "")
-    )
+    if done.returncode != 0:
+        words = _last_words(done, r"E:|Err:|ERROR|error") or _last_words(done, "") or "it said nothing"
+        tool = Path(command[0]).name
+        raise DeviceError(f"{problem}: {tool} ended with status {done.returncode}: {words}" + f"; {hint}" * bool(hint))
+    return done
+
+
+def _last_words(done: subprocess.CompletedProcess[str], begins: str) -> str:
+    """The last line that begins so; empty if there is none."""
+    lines = (line.strip() for line in (done.stderr or done.stdout).splitlines())
+    return next((line for line in reversed([*lines]) if line and re.match(begins, line)), "")

@@ -200,6 +200,18 @@ def test_a_tool_that_fails_leaves_what_was_there_and_no_half_of_a_root(
     assert ".arm.partial" not in beside(place)
 
 
+def test_a_warning_about_the_lists_is_told_where_packages_are_missing(tools: Tools, place: Path) -> None:
+    script = tools.home / "apt-get"
+    script.write_text(
+        script.read_text()
+        + "if 'update' in words: print(\"W: Temporary failure resolving 'a.host'\", file=sys.stderr)\n"
+    )
+    assert not prepare(place).reused  # another source may have had all
+    tools.fail("apt-get", "--simulate", "E: Unable to locate package python3-minimal")
+    with pytest.raises(DeviceError, match=r"Unable to locate .*of the lists it said: W: Temporary failure resolving"):
+        prepare(place, force=True)
+
+
 def test_what_was_downloaded_is_there_for_the_next_try(tools: Tools, place: Path) -> None:
     tools.fail("pip", "install", "ERROR: no network")
     with pytest.raises(DeviceError, match="wheels cannot be had"):

@@ -246,7 +246,7 @@ def _unpack_packages(
     hint = "is there a network, and do the sources of apt have arm64? --apt-sources takes a file of others"
     on_step("lists of apt's packages for arm64")
     updated = _run([*apt, "update"], "apt's lists cannot be updated", hint)
-    if warnings := _last_words(updated, "[WE]: (?!Some index)"):  # of one source of many it may be, and the rest has all
+    if warnings := _last_words(updated, "[WE]: (?!Some index)"):  # that source alone, and the others may have all
         hint = f"of the lists it said: {warnings}; {hint}"
     plan = _run([*apt, "--simulate", "install", *PACKAGES], "apt does not find the packages", hint).stdout
     chosen = re.findall(r"^Inst (\S+) \((\S+) .*\[(\w+)\]\)", plan, re.MULTILINE)

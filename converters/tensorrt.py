@@ -22,6 +22,7 @@ from edgeattn.runtimes.tensorrt_build import (
     BuildRecipe,
     build_engine,
     capabilities,
+    recipe_from_build,
     recipe_to_build,
 )
 from edgeattn.silence import silenced
@@ -141,7 +142,7 @@ def _check(models: Mapping[str, Path], recipe: BuildRecipe, capability: str) -> 
     outcomes = {}
     for graph, path in models.items():
         with silenced():
-            outcomes[graph] = build_engine(trt, path, recipe, stand_in)
+            outcomes[graph] = build_engine(trt, path, replace(recipe, dla=False), stand_in)
         if not outcomes[graph].ok:
             raise ConversionError(f"graph {graph!r}: {explain_failure(outcomes[graph], path)}")
     version = next(iter(outcomes.values())).version
@@ -168,6 +169,22 @@ def _checker() -> ModuleType | str:
         return load_extra("tensorrt_rtx", "tensorrt-check")
     except MissingExtraError as error:
         return f"not checked: {error}"
+
+
+def on_dla(artifact: Artifact) -> Artifact:
+    """The same, whose engine the device builds for its DLA, as far as that can run it, and for its GPU.
+
+    No host can try that: what was checked here is the engine for the GPU, and golden outputs tell on the device.
+
+    Raises:
+        UnsupportedError: for fp32.
+    """
+    recipe = recipe_from_build(artifact.build)
+    if recipe.precision == "fp32":
+        raise UnsupportedError("a DLA computes in fp16 and int8 alone: convert with --precision fp16, or without --dla")
+    checked = dict((artifact.build or {}).get("checked", {}))
+    checked["message"] = f"{checked.get('message', 'not checked')}; what its DLA takes is known on the device alone"
+    return replace(artifact, build=recipe_to_build(replace(recipe, dla=True), checked))
 
 
 def nearest_capability(wanted: str, available: tuple[str, ...]) -> str:

@@ -62,12 +62,12 @@ from edgeattn.pruning.recovery import RecoveryOptions, recover
 from edgeattn.pruning.request import Request, request_text
 from edgeattn.pruning.saved import apply_saved, read_saved
 from edgeattn.pruning.select import Selection, SelectOptions, select
-from edgeattn.pruning.sparsity import GROUP, supports_2_4
+from edgeattn.pruning.sparsity import GROUP
 from edgeattn.report import Pruning
 from edgeattn.runtimes import Session
 from edgeattn.schemes import Workshop, build
 from edgeattn.spec import to_json
-from edgeattn.targets import Target, head_dim_note
+from edgeattn.targets import Target, head_dim_note, supports_2_4
 
 REACHED = 0.97  # of the speed that was asked for: timings of one run repeat within 3 %
 WRONG = 0.15  # a table that is so far off for the first cut is measured anew

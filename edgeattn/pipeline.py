@@ -45,6 +45,7 @@ from edgeattn.candidates import (
     verify,
 )
 from edgeattn.converters.preflight import Ask, Finding, GraphView, judge, look, refuse
+from edgeattn.converters.tensorrt import on_dla
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import ArrayData, Data
@@ -71,7 +72,7 @@ from edgeattn.runtimes import Session
 from edgeattn.runtimes.selftest import make_golden
 from edgeattn.schemes import BUILDERS, FALLBACK, TREATMENT, Choices, Workshop, precision_of, schemes
 from edgeattn.spec import to_json
-from edgeattn.targets import Target
+from edgeattn.targets import Target, list_targets
 
 if TYPE_CHECKING:
     from edgeattn.pruning.importance import Hook
@@ -99,6 +100,7 @@ class ConvertOptions:
         effort: how long to search mixed plans and to train where plain recipes lose the metric.
         prune: what to remove before anything is quantized; None for nothing.
         loss: a loss of the user's, for the importance of what may be removed and for recovery.
+        dla: have the device build its engine for its DLA, as far as that can run it.
     """
 
     targets: tuple[Target, ...]
@@ -114,6 +116,7 @@ class ConvertOptions:
     effort: Effort = field(default_factory=Effort)
     prune: Request | None = None
     loss: Hook | None = None
+    dla: bool = False
 
 
 def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress) -> Report:
@@ -130,6 +133,8 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
     for target in options.targets:
         schemes(target, engine(target, options), options.precision)  # refused before any waiting
         destination(model, target, options)
+        if options.dla:
+            check_dla(target, engine(target, options))
     contract(model.spec, options.measure)
     with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
         check_room(model, Path(scratch))
@@ -238,6 +243,20 @@ def engine(target: Target, options: ConvertOptions) -> str:
     return backend
 
 
+def check_dla(target: Target, backend: str) -> None:
+    """Refuse a DLA where there is none.
+
+    Raises:
+        UnsupportedError: naming the targets that have one.
+    """
+    if backend == "tensorrt" and target.accelerator is not None and target.accelerator.dla_cores:
+        return
+    others = [t.name for t in list_targets() if t.accelerator is not None and t.accelerator.dla_cores]
+    raise UnsupportedError(
+        f"{target.name} with {backend} has no DLA; TensorRT has one on {', '.join(others)}. Leave out --dla"
+    )
+
+
 def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
     """Where the bundle goes.
 
@@ -304,7 +323,10 @@ def convert_target(shop: Workshop, target: Target, options: ConvertOptions, prog
         )
         shipped = next(c.scheme for c in candidates if c.kept)
         golden = make_golden(tried.sessions[shipped], golden_inputs(shop.base))
-    result = pack(shop, target, tried.verified[shipped], candidates, golden, options, progress)
+    chosen = tried.verified[shipped]
+    if options.dla:
+        chosen = replace(chosen, artifact=on_dla(chosen.artifact))
+    result = pack(shop, target, chosen, candidates, golden, options, progress)
     if result.bundle is not None:
         forget_trials(shop.model, target, options)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)

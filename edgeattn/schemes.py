@@ -26,7 +26,7 @@ from edgeattn.model import Artifact, EdgeModel
 from edgeattn.quantize.plan import Plan, Treatment, counted
 from edgeattn.report import Pruning
 from edgeattn.targets import Precision as Name
-from edgeattn.targets import Target
+from edgeattn.targets import Target, supports_2_4
 
 DEFAULT_CAPABILITY = "8.7"  # Orin
 SCANNED_SAMPLES = 32  # whose values decide which nodes stay float32 in float16
@@ -236,16 +236,18 @@ def build_tensorrt(shop: Workshop, scheme: str, target: Target, choices: Choices
     """ONNX and build recipe for the device. Parsed and built here as far as this host can."""
     from edgeattn.converters.shared_weights import share_onnx
     from edgeattn.converters.tensorrt import to_tensorrt
+    from edgeattn.runtimes.tensorrt_build import BuildRecipe
 
     capability = target.compute_capability or DEFAULT_CAPABILITY
+    recipe = BuildRecipe(sparsity=supports_2_4(capability))  # TensorRT itself looks which weights have it
     room = f"tensorrt-{scheme}"
     if scheme == "fp32":
-        artifact = to_tensorrt(shop.onnx, shop.room(room), "fp32", capability)
+        artifact = to_tensorrt(shop.onnx, shop.room(room), "fp32", capability, recipe)
     elif scheme == "fp16":
-        artifact = to_tensorrt(shop.onnx, shop.room(room), "fp16", capability, islands=shop.islands)
+        artifact = to_tensorrt(shop.onnx, shop.room(room), "fp16", capability, recipe, shop.islands)
     else:
         source = _quantized(shop, scheme, target, choices)
-        artifact = to_tensorrt(source.models, shop.room(room), "int8", capability, islands=shop.islands)
+        artifact = to_tensorrt(source.models, shop.room(room), "int8", capability, recipe, shop.islands)
         artifact = replace(
             artifact,
             precision=source.precision,

@@ -171,7 +171,7 @@ def build_engine(
             f"the bundle asks for a DLA and {trt.__name__} {trt.__version__} finds none here (TensorRT serves it up to "
             "10.7 and again from 11.4.1, on boards that have one); convert it without"
         )
-    strongly_typed, flags = _creation_flags(trt)
+    strongly_typed, flags = _creation_flags(trt, recipe.dla)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
     config = builder.create_builder_config()
@@ -215,13 +215,15 @@ def _collecting_logger(trt: Any, messages: list[str]) -> Any:
     return Logger()
 
 
-def _creation_flags(trt: Any) -> tuple[bool, int]:
+def _creation_flags(trt: Any, dla: bool) -> tuple[bool, int]:
     kinds = trt.NetworkDefinitionCreationFlag
-    if hasattr(kinds, "STRONGLY_TYPED"):
+    # A DLA takes its precision from builder flags as long as there are any (Strongly Typed Networks for DLA).
+    by_flags = dla and hasattr(trt.BuilderFlag, "FP16")
+    if hasattr(kinds, "STRONGLY_TYPED") and not by_flags:
         return True, 1 << int(kinds.STRONGLY_TYPED)
     if hasattr(kinds, "EXPLICIT_BATCH"):
         return False, 1 << int(kinds.EXPLICIT_BATCH)
-    return True, 0
+    return not by_flags, 0
 
 
 def _configure(trt: Any, config: Any, recipe: BuildRecipe, strongly_typed: bool) -> None:

@@ -18,6 +18,7 @@ from edgeattn.targets.target import (
     Target,
     cpu_kernels,
     head_dim_note,
+    supports_2_4,
 )
 
 __all__ = [
@@ -41,4 +42,5 @@ __all__ = [
     "head_dim_note",
     "host_target",
     "list_targets",
+    "supports_2_4",
 ]

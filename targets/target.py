@@ -22,6 +22,8 @@ PEAKS = ("fp32", "fp16", "int8")
 INT8_DOT: frozenset[Isa] = frozenset(("avx512-vnni", "avx-vnni", "amx-int8", "dotprod", "i8mm"))
 """Instruction sets that sum int8 products in 32 bits."""
 
+AMPERE = (8, 0)  # compute capability
+
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 """A target's name is part of a bundle's file name, NAME.TARGET.edge: no dots, no separators."""
 
@@ -33,6 +35,18 @@ def int8_dot(isa: Iterable[str]) -> bool:
     (False, True)
     """
     return not INT8_DOT.isdisjoint(isa)
+
+
+def supports_2_4(compute_capability: str) -> bool:
+    """Whether GPUs of a compute capability have tensor cores for weights with two zeros in every four.
+
+    Those since Ampere do (Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021, arXiv 2104.08378).
+
+    >>> supports_2_4("8.7"), supports_2_4("7.5")
+    (True, False)
+    """
+    major, _, minor = compute_capability.partition(".")
+    return (int(major), int(minor or 0)) >= AMPERE
 
 
 def _positive(where: object, names: Iterable[str]) -> None:

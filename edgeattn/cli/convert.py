@@ -42,6 +42,10 @@ def convert(
     max_size: o.MaxSize = None,
     threads: o.Threads = 1,
     paced_seconds: o.PacedSeconds = 5.0,
+    dla: Annotated[
+        bool,
+        typer.Option("--dla", help="Build for the DLA of a Jetson what it can run, the rest for its GPU (fp16, int8)."),
+    ] = False,
     archive: Annotated[bool, typer.Option("--zip", help="Pack each bundle into one .zip.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write a bundle although a gate failed.")] = False,
@@ -69,6 +73,7 @@ def convert(
             effort=Effort(time_budget, recover),
             prune=o.prune_of(prune, recover_minutes, loss),
             loss=load_loss(loss),
+            dla=dla,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
         with progress_bar() as bar:

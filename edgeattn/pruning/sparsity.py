@@ -19,19 +19,8 @@ from edgeattn.pruning.cut import Cut, check_cut, moved, without_dropped
 from edgeattn.pruning.linear import dense, linear_at, owners, reorder
 
 KEPT, GROUP = 2, 4
-LEAST_CAPABILITY = (8, 0)  # Ampere
 ROUNDS = 64  # of the search at most: what is gained comes early, and a round's work grows with the square of the inputs
 BLOCK = 2**22  # numbers of one intermediate of the search: 16 MiB, about what a cache holds
-
-
-def supports_2_4(compute_capability: str) -> bool:
-    """Whether GPUs of a compute capability have tensor cores for 2:4 weights.
-
-    >>> supports_2_4("8.7"), supports_2_4("7.5")
-    (True, False)
-    """
-    major, _, minor = compute_capability.partition(".")
-    return (int(major), int(minor or 0)) >= LEAST_CAPABILITY
 
 
 def mask_2_4(weight: Tensor) -> Tensor:

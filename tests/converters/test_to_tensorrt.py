@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeattn.converters.onnx import export_onnx
-from edgeattn.converters.tensorrt import nearest_capability, to_tensorrt
+from edgeattn.converters.tensorrt import nearest_capability, on_dla, to_tensorrt
 from edgeattn.errors import ConversionError, UnsupportedError
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.runtimes.tensorrt_build import recipe_from_build
+from edgeattn.runtimes.tensorrt_build import BuildRecipe, recipe_from_build
 from tests.converters.samples import (
     converted_stream,
     deployed_once,
@@ -186,3 +187,23 @@ def test_the_nearest_lower_capability_stands_in(wanted: str, expected: str) -> N
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     to_tensorrt(converted_stream().onnx, tmp_path, "fp16")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_bundle_for_a_dla_says_so_in_its_recipe_and_what_was_not_checked() -> None:
+    files = converted_stream()
+    recipe = BuildRecipe("fp16", sparsity=True, dla=True)  # builds here although there is no DLA
+    made = to_tensorrt(files.onnx, files.room("tensorrt-dla"), "fp16", recipe=replace(recipe, dla=False))
+    asked = on_dla(made)
+    assert recipe_from_build(asked.build) == recipe
+    assert asked.build is not None
+    assert asked.build["checked"]["ok"] is True
+    assert "what its DLA takes is known on the device alone" in asked.build["checked"]["message"]
+    direct = to_tensorrt(files.onnx, files.room("tensorrt-dla"), "fp16", recipe=recipe)
+    assert recipe_from_build(direct.build) == recipe
+
+
+def test_a_dla_computes_no_float32() -> None:
+    files = converted_stream()
+    made = to_tensorrt(files.onnx, files.room("tensorrt-fp32"), "fp32")
+    with pytest.raises(UnsupportedError, match="a DLA computes in fp16 and int8 alone"):
+        on_dla(made)

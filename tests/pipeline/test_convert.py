@@ -130,6 +130,35 @@ def test_each_precision_can_be_asked_for(kept: Converted, tmp_path: Path, target
         assert result.build["checked"]["ok"] is True
 
 
+def test_what_the_targets_gpu_and_dla_can_stands_in_the_recipe(kept: Converted, tmp_path: Path) -> None:
+    (plain,) = run(kept, options(tmp_path / "plain", "jetson", "fp16")).results
+    assert plain.build is not None
+    assert (plain.build["recipe"]["sparsity"], plain.build["recipe"]["dla"]) == (True, False)
+    asked = replace(options(tmp_path / "dla", "jetson-orin-nx", "fp16"), dla=True)
+    (result,) = run(kept, asked).results
+    assert result.build is not None
+    assert (result.build["recipe"]["sparsity"], result.build["recipe"]["dla"]) == (True, True)
+    assert any("DLA" in note for note in result.notes)
+    written = read_manifest(Path(str(result.bundle))).build
+    assert written is not None
+    assert written["recipe"]["dla"] is True
+
+
+def test_a_gpu_older_than_the_kernels_for_2_4_is_not_told_to_use_them(converted: Converted, tmp_path: Path) -> None:
+    (result,) = run(converted, options(tmp_path / "out", "jetson-xavier-nx", "fp16")).results
+    assert result.build is not None
+    assert result.build["recipe"]["sparsity"] is False
+
+
+@pytest.mark.parametrize("target", ["cpu", "jetson", "jetson-thor"])
+def test_a_dla_is_refused_at_once_where_there_is_none(kept: Converted, tmp_path: Path, target: str) -> None:
+    watch = Watch()
+    asked = replace(options(tmp_path / "out", target), dla=True)
+    with pytest.raises(UnsupportedError, match=r"has no DLA; TensorRT has one on .*jetson-orin-nx.* Leave out --dla"):
+        convert(kept.model, None, asked, watch)
+    assert not (tmp_path / "out").exists()
+
+
 def test_check_measures_a_bundle_again_against_its_source(converted: Converted) -> None:
     chosen = CheckOptions(measure=QUICK, model=converted.reference, data=converted.data)
     result = check(converted.out / f"small-attention.{BUNDLES['cpu']}", chosen, Watch()).results[0]

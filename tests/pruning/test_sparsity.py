@@ -26,7 +26,6 @@ from edgeattn.pruning.sparsity import (
     kept_magnitude,
     mask_2_4,
     sparsify,
-    supports_2_4,
 )
 from tests.pruning.blocks import Attention, FeedForward
 from tests.pruning.families import subject_of
@@ -98,14 +97,6 @@ def test_every_two_groups_meet_once(groups: int) -> None:
     for number in range(_meetings(groups)):
         members = _round(groups, number).reshape(-1).tolist()
         assert len(members) == len(set(members))
-
-
-@pytest.mark.parametrize(
-    ("capability", "expected"),
-    [("5.3", False), ("7.2", False), ("7.5", False), ("8.0", True), ("8.7", True), ("10.1", True), ("12", True)],
-)
-def test_gpus_have_it_since_ampere(capability: str, expected: bool) -> None:
-    assert supports_2_4(capability) is expected
 
 
 # --- in a network -----------------------------------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def test_capability_that_cannot_be_built_for_is_refused_with_the_valid_ones(rtx:
 
 
 def test_recipe_goes_through_the_manifest_unchanged() -> None:
-    recipe = BuildRecipe("fp16", 2**28, 5, sparsity=True, tf32=True)
+    recipe = BuildRecipe("fp16", 2**28, 5, sparsity=True, tf32=True, dla=True)
     assert recipe_from_build(recipe_to_build(recipe, {"ok": True})) == recipe
 
 
@@ -143,6 +143,7 @@ def test_recipe_goes_through_the_manifest_unchanged() -> None:
         ({"recipe": {"precison": "fp16"}}, "unknown field 'precison'"),
         ({"recipe": {"workspace_bytes": 5}}, "workspace_bytes must be at least 1 MiB"),
         ({"recipe": {"optimization_level": 9}}, "optimization_level must be 0 to 5"),
+        ({"recipe": {"precision": "fp32", "dla": True}}, "a DLA computes in fp16 and int8 alone"),
     ],
 )
 def test_wrong_recipe_is_refused_by_field(build: dict[str, object] | None, message: str, tiny_file: Files) -> None:

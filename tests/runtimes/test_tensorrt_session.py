@@ -257,12 +257,16 @@ def test_the_recipe_reaches_the_builder_as_its_version_has_it(board: Board) -> N
 
 
 def test_a_dla_is_used_where_there_is_one_with_the_gpu_for_the_rest(board: Board) -> None:
-    module = board.install(dla_cores=2)
-    board.open(BuildRecipe("fp16", dla=True)).close()
-    ((_, config),) = module.configs
-    assert config.default_device_type is module.DeviceType.DLA
-    assert config.DLA_core == 0
-    assert module.BuilderFlag.GPU_FALLBACK in config.flags
+    typed = {}
+    for version in VERSIONS:
+        module = board.install(version, dla_cores=2)
+        board.open(BuildRecipe("fp16", dla=True)).close()
+        ((creation, config),) = module.configs
+        assert config.default_device_type is module.DeviceType.DLA
+        assert config.DLA_core == 0
+        assert module.BuilderFlag.GPU_FALLBACK in config.flags
+        typed[version] = (creation, "FP16" in {flag.name for flag in config.flags})
+    assert typed == {"8.6.2": (1 << 0, True), "10.3.0": (1 << 0, True), "11.0.0": (1 << 1, False)}
 
 
 def test_a_dla_that_is_not_there_is_refused(board: Board) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeattn.errors import InputError
-from edgeattn.targets import get_target, head_dim_note, host_target, list_targets
+from edgeattn.targets import get_target, head_dim_note, host_target, list_targets, supports_2_4
 from edgeattn.targets.host import parse_cpuinfo
 
 FOLDER = Path(__file__).parents[2] / "targets"
@@ -357,3 +357,11 @@ def test_the_target_that_the_documentation_shows_can_be_read(tmp_path: Path) -> 
     file.write_text(page.split("```toml\n")[1].split("```")[0], encoding="utf-8")
     target = get_target(str(file))
     assert (target.backends[0], target.default_deadline_ms, target.compute_capability) == ("litert", 40.0, "8.7")
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [("5.3", False), ("7.2", False), ("7.5", False), ("8.0", True), ("8.7", True), ("10.1", True), ("12", True)],
+)
+def test_gpus_have_kernels_for_2_4_since_ampere(capability: str, expected: bool) -> None:
+    assert supports_2_4(capability) is expected

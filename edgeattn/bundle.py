@@ -144,6 +144,12 @@ def open_bundle(path: Path | str) -> Iterator[Bundle]:
         raise BundleError(f"{source}: no such bundle (a NAME.TARGET{SUFFIX} directory or zip)")
 
 
+def names_bundle(text: str) -> bool:
+    """Whether a word of the command line names a bundle and not a model, by its ending or by what is there."""
+    path = Path(text)
+    return path.name.endswith(SUFFIX) or path.suffix == ".zip" or (path / MANIFEST).is_file()
+
+
 def read_manifest(path: Path | str) -> Manifest:
     """The manifest alone, with its fields checked and the files not: for listing, never for loading."""
     source = Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,8 +12,8 @@ from typing import Any
 from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, score_of, whole_parity
 from edgeattn.buckets import with_buckets
 from edgeattn.bundle import Manifest, open_bundle, read_manifest
-from edgeattn.errors import EdgeattnError, InputError, UnsupportedError
-from edgeattn.estimating import estimate_bundle
+from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.estimating import HOST, estimate_bundle
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
 from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.parcel import Steps, pack
@@ -44,6 +45,7 @@ from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, from_json, to_json
 from edgeattn.targets import Target
 from edgeattn.targets.devices import Device, Inventory, parse_device
+from edgeattn.trial import NOTE, PRECISION, Trials
 
 EVALUATION = "edgeattn.evaluation.worker"
 SLOWEST_SAMPLE = 10.0  # seconds of a board for one sample, a recording of some seconds among them
@@ -163,6 +165,71 @@ def profile(
             raise outcome
         results.append(outcome)
     return Report(_model(manifest), tuple(results))
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """How a model that is no bundle yet is profiled.
+
+    Attributes:
+        devices: target -> its devices; one without is estimated, and ``cpu`` is this machine.
+        backend: engine, if not the target's first.
+        benchmark: as for :func:`profile`.
+    """
+
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+    devices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    backend: str | None = None
+    benchmark: Path | None = None
+
+
+def profile_model(model: EdgeModel, targets: Sequence[Target], options: ProfileOptions, progress: Progress) -> Report:
+    """Convert a model for each target, in float32 and for this alone, and measure it there or estimate it.
+
+    Of several targets, one that fails is a result with the failure "target" (or "device"); the others go on.
+
+    Raises:
+        EdgeattnError: as :meth:`edgeattn.trial.Trials.bundle`, :func:`profile` and :func:`estimated`, where there is
+            but one target.
+    """
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder:
+        trials = Trials(model, Path(folder), progress)
+        for target in targets:
+            results += _tried(trials, target, options, progress, alone=len(targets) == 1)
+    facts = {
+        "name": model.spec.name,
+        "task": model.spec.task,
+        "source_sha256": model.source_sha256,
+        "graphs": [graph.name for graph in model.spec.graphs],
+    }
+    return Report(facts, tuple(results))
+
+
+def _tried(trials: Trials, target: Target, options: ProfileOptions, progress: Progress, alone: bool) -> list[Result]:
+    devices = tuple(options.devices.get(target.name, ("local",) if target.name == HOST else ()))
+    try:
+        path = trials.bundle(target, options.backend, options.measure.threads, golden=bool(devices))
+        if devices:
+            progress.begin(f"{target.name}: profile on {', '.join(devices)}")
+            report = profile(path, options.measure, None, devices, options.benchmark)
+        else:
+            report = estimated(path, (target,), options.measure.threads)
+    except EdgeattnError as error:
+        if alone:
+            raise
+        failure = Failure("device" if isinstance(error, DeviceError) else "target", "a figure", str(error))
+        row = Result(
+            target=target.name,
+            device=", ".join(devices) or target.title,
+            backend=options.backend or target.backends[0],
+            bundle=None,
+            passed=False,
+            failures=(failure,),
+            precision=Precision(PRECISION, PRECISION),
+        )
+        return [row]
+    return [replace(result, bundle=None, notes=(NOTE, *result.notes)) for result in report.results]
 
 
 def estimated(path: Path, targets: Sequence[Target], threads: int) -> Report:

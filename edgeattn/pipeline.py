@@ -471,24 +471,8 @@ def pack(
     path = destination(model, target, options)
     draft_path = shop.scratch / path.name if options.archive else path
     with BundleDraft(draft_path, options.force) as draft, writing(path):
-        for name, file in artifact_files(artifact).items():
-            shutil.copyfile(file, draft.path / name)
-        copy_assets(model.assets, draft.path)
-        _save_arrays(draft.path / "golden.npz", golden)
-        maker = f"{SUBSTITUTE.get(artifact.backend, artifact.backend)}, edgeattn {edgeattn.__version__}"
-        manifest = Manifest(
-            name=model.spec.name,
-            target=target.name,
-            backend=artifact.backend,
-            spec=model.spec,
-            models={graph: file.name for graph, file in artifact.models.items()},
-            precision=to_json(Precision(options.precision, artifact.precision, None, candidates)),
-            provenance=provenance(model, artifact, shop.pruning),
-            measured={},
-            golden=Golden("golden.npz", GOLDEN_STEPS, maker, GOLDEN_SQNR_DB[artifact.precision]),
-            build=artifact.build,
-        )
-        draft.write_manifest(manifest)
+        precision = Precision(options.precision, artifact.precision, None, candidates)
+        manifest = draft_bundle(draft, shop, target, artifact, precision, golden)
         progress.begin(f"{target.name}: profile")
         profile = profile_bundle(draft.path, options.measure, SUBSTITUTE.get(artifact.backend))
         result = assemble(shop, target, chosen, candidates, profile, options)
@@ -510,6 +494,44 @@ def pack(
         else:
             draft.publish()
     return result
+
+
+def draft_bundle(
+    draft: BundleDraft,
+    shop: Workshop,
+    target: Target,
+    artifact: Artifact,
+    precision: Precision,
+    golden: Arrays | None,
+) -> Manifest:
+    """Fill a draft with an artifact and all that belongs to it; without measurements.
+
+    Args:
+        golden: as :func:`~edgeattn.runtimes.selftest.make_golden` gives it; None for a bundle without.
+    """
+    model = shop.model
+    for name, file in artifact_files(artifact).items():
+        shutil.copyfile(file, draft.path / name)
+    copy_assets(model.assets, draft.path)
+    facts = None
+    if golden is not None:
+        _save_arrays(draft.path / "golden.npz", golden)
+        maker = f"{SUBSTITUTE.get(artifact.backend, artifact.backend)}, edgeattn {edgeattn.__version__}"
+        facts = Golden("golden.npz", GOLDEN_STEPS, maker, GOLDEN_SQNR_DB[artifact.precision])
+    manifest = Manifest(
+        name=model.spec.name,
+        target=target.name,
+        backend=artifact.backend,
+        spec=model.spec,
+        models={graph: file.name for graph, file in artifact.models.items()},
+        precision=to_json(precision),
+        provenance=provenance(model, artifact, shop.pruning),
+        measured={},
+        golden=facts,
+        build=artifact.build,
+    )
+    draft.write_manifest(manifest)
+    return manifest
 
 
 def assemble(

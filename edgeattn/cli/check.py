@@ -49,7 +49,9 @@ def check(
     ] = None,
     power_mode: o.PowerMode = None,
     lock_clocks: o.LockClocks = False,
-    device: o.Device = "local",
+    device: Annotated[
+        str | None, typer.Option(help=f"{o.DEVICE_HELP} Default: that of edgeattn.toml, or local.")
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
     """Verify a bundle: hashes, golden outputs, parity, metric, size, real-time contract. Exit 1 if a gate fails.
@@ -60,6 +62,7 @@ def check(
     with exit_codes(as_json):
         from edgeattn.checking import CheckOptions
         from edgeattn.checking import check as run
+        from edgeattn.cli.loading import one_device
         from edgeattn.gates import Gates
         from edgeattn.pictures import check_picture
         from edgeattn.profiling.contract import MeasureOptions
@@ -86,7 +89,7 @@ def check(
             data=data,
             split=split,
             samples=samples,
-            device=device,
+            device=device or one_device(bundle),
         )
         with progress_bar() as bar:
             report = run(bundle, settings, bar)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.cli.console import Bar
@@ -37,6 +38,46 @@ def chosen_targets(names: Sequence[str]) -> tuple[Target, ...]:
     from edgeattn.targets import get_target
 
     return tuple({found.name: found for found in map(get_target, names)}.values())
+
+
+def devices_of(target: str) -> tuple[str, ...]:
+    """The devices that edgeattn.toml names for a target, by any of its names; empty for none.
+
+    Raises:
+        InputError: for a file that cannot be used, an unknown target in it, or one that has two tables.
+    """
+    from edgeattn.cli.settings import SETTINGS, TARGETS, read_devices
+    from edgeattn.errors import InputError
+    from edgeattn.targets import get_target
+
+    found: dict[str, tuple[str, ...]] = {}
+    for written, devices in read_devices().items():
+        try:
+            name = get_target(written).name
+        except InputError as error:
+            raise InputError(f"{SETTINGS}: [{TARGETS}.{written}]: {error}") from error
+        if name in found:
+            raise InputError(f"{SETTINGS}: [{TARGETS}.{written}]: {name} has two tables; keep one")
+        found[name] = devices
+    return found.get(target, ())
+
+
+def one_device(bundle: Path) -> str:
+    """The device that edgeattn.toml names for a bundle's target, else this machine.
+
+    Raises:
+        InputError: as :func:`devices_of`, or for several.
+    """
+    from edgeattn.bundle import read_manifest
+    from edgeattn.errors import InputError
+
+    target = read_manifest(bundle).target
+    devices = devices_of(target) or ("local",)
+    if len(devices) > 1:
+        raise InputError(
+            f"edgeattn.toml names {len(devices)} devices for {target}: choose one, as --device {devices[0]}"
+        )
+    return devices[0]
 
 
 def load(inputs: Inputs, bar: Bar) -> tuple[EdgeModel, Data | None]:

@@ -48,7 +48,10 @@ DEVICE_HELP = (
     "qemu:aarch64 (see edgeattn targets prepare)."
 )
 Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
-Devices = Annotated[list[str], typer.Option("--device", help=f"{DEVICE_HELP} May be repeated.")]
+Devices = Annotated[
+    list[str],
+    typer.Option("--device", help=f"{DEVICE_HELP} May be repeated. Default: those of edgeattn.toml, or local."),
+]
 Backend = Annotated[str | None, typer.Option(help="Engine to run on, if not the bundle's own.")]
 Bundle = Annotated[Path, typer.Argument(help="A NAME.TARGET.edge directory or zip.", show_default=False)]
 Data = Annotated[

@@ -9,16 +9,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, note, print_json, print_table
-from edgeattn.errors import DeviceError
+from edgeattn.cli.console import console, exit_codes, note, print_json, print_table, progress_bar
+from edgeattn.cli.convert import DEFAULT_MODEL
+from edgeattn.errors import DeviceError, UnsupportedError
 
 if TYPE_CHECKING:
     from edgeattn.profiling.figures import Board
-    from edgeattn.report import Result
+    from edgeattn.profiling.measure import MeasureOptions
+    from edgeattn.report import Report, Result
 
 
 def profile(
-    bundle: o.Bundle,
+    bundle: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[BUNDLE|MODEL]",
+            help="A NAME.TARGET.edge directory or zip, or a MODEL as for convert, which is converted for this alone; "
+            f"without one, {DEFAULT_MODEL}.",
+            show_default=False,
+        ),
+    ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 300,
     deadline: o.Deadline = None,
     threads: o.Threads = 1,
@@ -27,7 +37,7 @@ def profile(
     layers: Annotated[bool, typer.Option("--layers", help="Time per layer, where the engine tells.")] = False,
     power_mode: o.PowerMode = None,
     lock_clocks: o.LockClocks = False,
-    device: o.Devices = ["local"],  # noqa: B006
+    device: o.Devices = [],  # noqa: B006
     benchmark_binary: Annotated[
         Path | None,
         typer.Option(
@@ -37,18 +47,18 @@ def profile(
     ] = None,
     target: Annotated[
         list[str],
-        typer.Option(help="Estimate for a device that is not here: a target's name or file; may be repeated."),
+        typer.Option(
+            help="A target's name or file; may be repeated. A bundle is estimated for it; a MODEL is converted for it "
+            "and measured on its device, where --device or edgeattn.toml names one, else estimated."
+        ),
     ] = [],  # noqa: B006
     as_json: o.Json = False,
 ) -> None:
-    """Measure a bundle here or on devices: latency, real time, memory, layers; with --target estimate it."""
+    """Measure a bundle, or a model in float32, here or on devices: latency, real time, memory; or estimate it."""
     with exit_codes(as_json):
-        from edgeattn.checking import profile as run
+        from edgeattn.bundle import names_bundle
         from edgeattn.profiling.measure import MeasureOptions
 
-        if target:
-            estimate(bundle, target, device, threads, as_json)
-            return
         settings = MeasureOptions(
             runs=runs,
             deadline_ms=deadline,
@@ -58,19 +68,37 @@ def profile(
             power_mode=power_mode,
             lock_clocks=lock_clocks,
         )
-        report = run(bundle, settings, backend, device, benchmark_binary)
+        if bundle is None or not names_bundle(bundle):
+            report = of_model(bundle, target, device, settings, backend, benchmark_binary)
+        elif target:
+            report = of_estimate(Path(bundle), target, device, threads)
+        else:
+            report = of_bundle(Path(bundle), device, settings, backend, benchmark_binary)
         if as_json:
             print_json(report.to_json())
         else:
             print_table(report)
             for result in report.results:
                 _tell(result, layers)
-        if not report.passed:  # a device of several; of one alone it is an error
-            raise typer.Exit(DeviceError.exit_code)
+        if not report.passed:  # a device or a target of several; of one alone it is an error
+            lost = any(failure.gate == "device" for result in report.results for failure in result.failures)
+            raise typer.Exit((DeviceError if lost else UnsupportedError).exit_code)
 
 
-def estimate(bundle: Path, targets: Sequence[str], device: Sequence[str], threads: int, as_json: bool) -> None:
-    """Print what a bundle would take on targets.
+def of_bundle(
+    bundle: Path, devices: Sequence[str], settings: MeasureOptions, backend: str | None, benchmark: Path | None
+) -> Report:
+    """A bundle measured: on the devices given, else on those of its target in edgeattn.toml, else here."""
+    from edgeattn.bundle import read_manifest
+    from edgeattn.checking import profile as run
+    from edgeattn.cli.loading import devices_of
+
+    chosen = devices or devices_of(read_manifest(bundle).target) or ("local",)
+    return run(bundle, settings, backend, chosen, benchmark)
+
+
+def of_estimate(bundle: Path, targets: Sequence[str], devices: Sequence[str], threads: int) -> Report:
+    """What a bundle would take on targets.
 
     Raises:
         InputError: if a device is given as well, which would be measured.
@@ -79,21 +107,51 @@ def estimate(bundle: Path, targets: Sequence[str], device: Sequence[str], thread
     from edgeattn.cli.loading import chosen_targets
     from edgeattn.errors import InputError
 
-    if list(device) != ["local"]:
-        raise InputError("--target estimates for a device that is not here and --device measures one: leave one out")
-    report = estimated(bundle, chosen_targets(targets), threads)
-    if as_json:
-        print_json(report.to_json())
-        return
-    print_table(report)
-    for result in report.results:
-        assert result.estimate is not None, "that is what was asked for"
-        slowest = result.estimate["ops"][0]["figures"]
-        shares = ", ".join(f"{what} {100 * part:.0f} %" for what, part in result.estimate["bound_by"].items() if part)
-        note(f"{result.target}: bound by {shares}; slowest operation {slowest['type']} {slowest['name']}")
+    if devices:
+        raise InputError(
+            "--target estimates a bundle for a device that is not here and --device measures one: leave one out"
+        )
+    return estimated(bundle, chosen_targets(targets), threads)
+
+
+def of_model(
+    reference: str | None,
+    targets: Sequence[str],
+    devices: Sequence[str],
+    settings: MeasureOptions,
+    backend: str | None,
+    benchmark: Path | None,
+) -> Report:
+    """A model that is no bundle yet, for each target: measured on its devices, else estimated.
+
+    Raises:
+        InputError: for devices given beside several targets, which would not say which is of which.
+    """
+    from edgeattn.checking import ProfileOptions, profile_model
+    from edgeattn.cli.loading import chosen_targets, devices_of
+    from edgeattn.errors import InputError
+    from edgeattn.sources import load_model
+
+    chosen = chosen_targets(targets or ["cpu"])
+    if devices and len(chosen) > 1:
+        raise InputError(
+            "--device beside several --target does not say whose it is: give one target, or name the devices in "
+            'edgeattn.toml, as [targets.jetson] device = "ssh://board"'
+        )
+    there = {target.name: tuple(devices) or devices_of(target.name) for target in chosen}
+    options = ProfileOptions(settings, {name: found for name, found in there.items() if found}, backend, benchmark)
+    with progress_bar() as bar:
+        if reference is None:
+            note(f"no BUNDLE or MODEL given: {DEFAULT_MODEL}, the built-in streaming speech model")
+        bar.begin(f"loading {reference or DEFAULT_MODEL}")
+        return profile_model(load_model(reference or DEFAULT_MODEL), chosen, options, bar)
 
 
 def _tell(result: Result, layers: bool) -> None:
+    if result.estimate is not None:
+        slowest = result.estimate["ops"][0]["figures"]
+        shares = ", ".join(f"{what} {100 * part:.0f} %" for what, part in result.estimate["bound_by"].items() if part)
+        note(f"{result.target}: bound by {shares}; slowest operation {slowest['type']} {slowest['name']}")
     if result.benchmark is not None:
         figures = {key: value for key, value in result.benchmark.items() if value is not None}
         note(", ".join(f"{key} {value:.6g}" for key, value in figures.items() if not isinstance(value, str)))

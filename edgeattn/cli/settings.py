@@ -1,4 +1,4 @@
-"""edgeattn.toml: options that a project keeps, one table per command, spelled as the flags are."""
+"""edgeattn.toml: options that a project keeps, one table per command, spelled as the flags are; devices per target."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from edgeattn.errors import InputError, unknown_name
 
 SETTINGS = Path("edgeattn.toml")
+TARGETS = "targets"
+TARGET_KEYS = ("device",)  # of a [targets.NAME] table
 
 
 class Parameter(Protocol):
@@ -37,6 +39,30 @@ def read_settings(commands: Mapping[str, Mapping[str, Parameter]]) -> dict[str, 
     Raises:
         InputError: for a file that is no TOML, or an unknown table or option in it.
     """
+    tables = _tables()
+    options = {}
+    for command, table in tables.items():
+        own = table
+        if command == TARGETS and isinstance(table, dict):  # the tables in it are targets, not options of the command
+            for name, inner in table.items():
+                if isinstance(inner, dict):
+                    _devices(name, inner)
+            own = {key: value for key, value in table.items() if not isinstance(value, dict)}
+        options[command] = _options(command, own, commands)
+    return options
+
+
+def read_devices() -> dict[str, tuple[str, ...]]:
+    """Devices per target from the ``[targets.NAME]`` tables of ./edgeattn.toml, names as they are written there.
+
+    Raises:
+        InputError: as :func:`read_settings`.
+    """
+    tables = _tables().get(TARGETS, {})
+    return {name: _devices(name, table) for name, table in tables.items() if isinstance(table, dict)}
+
+
+def _tables() -> dict[str, Any]:
     if not SETTINGS.is_file():
         return {}
     import sys
@@ -47,10 +73,23 @@ def read_settings(commands: Mapping[str, Mapping[str, Parameter]]) -> dict[str, 
         import tomli as tomllib
     try:
         with SETTINGS.open("rb") as file:
-            tables = tomllib.load(file)
+            tables: dict[str, Any] = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{SETTINGS}: not a TOML file ({error})") from error
-    return {command: _options(command, table, commands) for command, table in tables.items()}
+    return tables
+
+
+def _devices(target: str, table: dict[str, Any]) -> tuple[str, ...]:
+    """The devices of a ``[targets.NAME]`` table."""
+    where = f"{SETTINGS}: [{TARGETS}.{target}]"
+    for key in table:
+        if key not in TARGET_KEYS:
+            raise InputError(f"{where}: {unknown_name('option', key, TARGET_KEYS)}")
+    value = table.get("device", [])
+    devices = [value] if isinstance(value, str) else value
+    if not (isinstance(devices, list) and devices and all(isinstance(text, str) for text in devices)):
+        raise InputError(f'{where}: device must be as for --device, such as "ssh://pi@board", or a list of such texts')
+    return tuple(devices)
 
 
 def _options(command: str, table: Any, commands: Mapping[str, Mapping[str, Parameter]]) -> dict[str, Any]:

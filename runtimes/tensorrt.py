@@ -104,7 +104,7 @@ def open_tensorrt(
         for graph in spec.graphs:
             path = models[graph.name]
             engines[graph.name], plan_bytes = _engine(trt, board, runtime, path, recipe)
-            engine_bytes += device_bytes(trt, engines[graph.name], plan_bytes)
+            engine_bytes += device_bytes(trt, engines[graph.name], plan_bytes, contexts(graph))
             inputs, outputs = _tensors(trt, engines[graph.name])
             check_names(path, graph, inputs, outputs)
         session = TensorRtSession(trt, cuda, (logger, runtime), engines, spec, threads)
@@ -156,8 +156,17 @@ def _engine(trt: Any, board: Board, runtime: Any, onnx: Path, recipe: BuildRecip
     return engine, len(outcome.engine)
 
 
-def device_bytes(trt: Any, engine: Any, plan_bytes: int) -> int:
-    """Memory that an engine takes: its weights, and the scratch memory of one execution context.
+def contexts(graph: GraphSpec) -> int:
+    """Execution contexts of one step: one for each direction in which its states go.
+
+    A captured run keeps what its context was given, so a context serves one graph of CUDA alone (Developer Guide, CUDA
+    Graphs). They take turns, and each has scratch memory of its own.
+    """
+    return 2 if graph.states else 1
+
+
+def device_bytes(trt: Any, engine: Any, plan_bytes: int, contexts: int) -> int:
+    """Memory that an engine takes: its weights, and the scratch memory of so many execution contexts.
 
     Args:
         plan_bytes: of the serialized engine, which stand for the weights where TensorRT does not tell those.
@@ -167,7 +176,7 @@ def device_bytes(trt: Any, engine: Any, plan_bytes: int) -> int:
         scratch = engine.device_memory_size
     stats = getattr(trt, "EngineStat", None)
     weights = plan_bytes if stats is None else engine.get_engine_stat(stats.TOTAL_WEIGHTS_SIZE)
-    return int(scratch) + int(weights)
+    return contexts * int(scratch) + int(weights)
 
 
 def engine_cache() -> Path:
@@ -197,6 +206,7 @@ def timing_key(board: Board) -> str:
 
 
 def _store(path: Path, data: bytes) -> None:
+    """Write whole or not at all; of two that build at once the last one's timings stay, which costs time alone."""
     from edgeattn.bundle import write_atomically, writing
 
     try:
@@ -222,27 +232,33 @@ def _tensors(trt: Any, engine: Any) -> tuple[Found, Found]:
 class _TensorRtStep(EngineStep):
     """States ping-pong between two sets of device memory; only the other inputs and outputs cross the bus.
 
-    Copies and kernels of a run are captured as a CUDA graph, one for each of the two directions, and launched as one
-    from then on. TensorRT wants a plain run before a capture (Developer Guide, CUDA Graphs); an engine that cannot be
-    captured (a loop, a DLA) goes on with plain runs.
+    An execution context reads one set and writes the other, and a second one the other way round.
+
+    Copies and kernels of a run are captured as a CUDA graph, one for each direction, and launched as one from then on.
+    TensorRT wants a plain run before a capture (Developer Guide, CUDA Graphs); an engine that cannot be captured (a
+    loop, a DLA) goes on with plain runs.
     """
 
     def __init__(self, cuda: Cuda, engine: Any, graph: GraphSpec, capture: bool = True) -> None:
         self._cuda, self._graph = cuda, graph
-        self._context = engine.create_execution_context()
-        if self._context is None:
+        self._contexts = [engine.create_execution_context() for _ in range(contexts(graph))]
+        if None in self._contexts:
             raise DeviceError("TensorRT cannot create an execution context: most likely the GPU's memory is full")
         self.inputs = {t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.inputs}
         self.outputs = {t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.outputs}
         self._addresses = {t.name: cuda.device_memory(t.nbytes) for t in (*graph.inputs, *graph.outputs)}
-        self._states = [{s.input: cuda.device_memory(s.nbytes) for s in graph.states} for _ in (0, 1)]
+        self._states = [{s.input: cuda.device_memory(s.nbytes) for s in graph.states} for _ in self._contexts]
         self._staging = {s.input: cuda.pinned_array(s.shape, s.dtype) for s in graph.states}
-        self._parity = 0
+        self._parity = 0  # of the context that runs next, and of the states that it reads
         self._began, self._ended = cuda.event(), cuda.event()
         self._capture = capture
-        self._captured: list[CudaGraph | None] = [None, None]
-        for name, address in self._addresses.items():
-            self._context.set_tensor_address(name, address)
+        self._captured: list[CudaGraph | None] = [None for _ in self._contexts]
+        for context, read, write in zip(self._contexts, self._states, reversed(self._states), strict=True):
+            for name, address in self._addresses.items():
+                context.set_tensor_address(name, address)
+            for state in graph.states:
+                context.set_tensor_address(state.input, read[state.input])
+                context.set_tensor_address(state.output, write[state.input])
         self.reset()
 
     def run(self) -> None:
@@ -258,16 +274,12 @@ class _TensorRtStep(EngineStep):
         self.device_ms = self._cuda.elapsed_ms(self._began, self._ended)
         if captured is None and self._capture:
             self._capture_graph()
-        self._parity ^= 1
+        self._parity = (self._parity + 1) % len(self._contexts)
 
     def _start(self) -> None:
-        read, write = self._states[self._parity], self._states[1 - self._parity]
-        for state in self._graph.states:
-            self._context.set_tensor_address(state.input, read[state.input])
-            self._context.set_tensor_address(state.output, write[state.input])
         for name, array in self.inputs.items():
             self._cuda.upload(self._addresses[name], array)
-        if not self._context.execute_async_v3(self._cuda.stream):
+        if not self._contexts[self._parity].execute_async_v3(self._cuda.stream):
             raise run_failed("TensorRT", self._graph, RuntimeError("execute_async_v3 returned false"))
         for name, array in self.outputs.items():
             self._cuda.download(array, self._addresses[name])
@@ -302,7 +314,7 @@ class _TensorRtStep(EngineStep):
 
     def run_profiled(self, profiler: Any) -> None:
         """Run once with a TensorRT profiler attached; it sees plain runs alone, not those of a CUDA graph."""
-        self._context.profiler = profiler
+        self._contexts[self._parity].profiler = profiler
         self.run()
 
     def free(self) -> None:
@@ -312,7 +324,7 @@ class _TensorRtStep(EngineStep):
                 self._cuda.drop(captured)
         for event in (self._began, self._ended):
             self._cuda.forget(event)
-        self._context = None
+        self._contexts.clear()
         self._cuda.free([*self._addresses.values(), *(a for states in self._states for a in states.values())])
 
 
@@ -357,6 +369,8 @@ class TensorRtSession(Session):
                 np.copyto(step.inputs[tensor.name], arrays[tensor.name])
             step.set_states(arrays)
             step.run_profiled(profiler)
+        self._steps.remove(step)
+        step.free()
         return tuple(LayerTime(name, "layer", total * 1e3 / runs) for name, total in totals.items())
 
     def release(self) -> None:

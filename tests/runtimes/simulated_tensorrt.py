@@ -3,8 +3,9 @@
 Work goes onto the CUDA stream that the caller gives, and reads and writes the addresses that the caller set, when the
 stream gets there; so the calls, their order and what is bound to what are tested, on the simulated CUDA runtime or a
 real one. What is kept of TensorRT: an engine of another version is refused, a context needs a plain run before a
-capture, an engine that waits inside cannot be captured, and the surface differs by version (8.6, 10, 11) as the table
-in :mod:`edgeattn.runtimes.tensorrt_build` says. Nothing here is optimized and no time means anything.
+capture, what was captured uses the addresses that its context was given last, an engine that waits inside cannot be
+captured, and the surface differs by version (8.6, 10, 11) as the table in :mod:`edgeattn.runtimes.tensorrt_build` says.
+Nothing here is optimized and no time means anything.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Network:
     Attributes:
         inputs: name -> dtype, shape.
         outputs: likewise.
-        enqueue: puts its work on a stream, reading and writing at these addresses.
+        enqueue: puts its work on a stream, reading and writing at these addresses, as they are when it gets there.
         layers: op type -> dtype, for the inspector.
     """
 
@@ -68,12 +69,10 @@ def onnxruntime_network(library: ctypes.CDLL) -> Callable[[bytes], Network]:
             return array
 
         def enqueue(stream: int, addresses: Mapping[str, int]) -> None:
-            bound = dict(addresses)
-
             def work(_: int) -> None:
-                given = {name: at(bound[name], *kind).copy() for name, kind in inputs.items()}
+                given = {name: at(addresses[name], *kind).copy() for name, kind in inputs.items()}
                 for name, value in zip(outputs, session.run(list(outputs), given), strict=True):
-                    at(bound[name], *outputs[name])[...] = value
+                    at(addresses[name], *outputs[name])[...] = value
 
             kept.append(HOST_FUNCTION(work))
             assert library.cudaLaunchHostFunc(ctypes.c_void_p(stream), kept[-1], None) == 0
@@ -251,6 +250,7 @@ def simulated_tensorrt(  # noqa: C901 - a module, its classes one after the othe
             self.network = network
             self.profiler: Any = None
             self.addresses: dict[str, int] = {}
+            self.used: dict[str, int] = {}  # one table, which captured work reads as well
             self.ready = False
 
         def set_tensor_address(self, name: str, address: int) -> bool:
@@ -258,13 +258,14 @@ def simulated_tensorrt(  # noqa: C901 - a module, its classes one after the othe
             return True
 
         def execute_async_v3(self, stream: int) -> bool:
+            self.used.update(self.addresses)
             if set(self.addresses) != {*self.network.inputs, *self.network.outputs}:
                 return False
             if not self.ready or not capturable:  # what is set up late takes a wait, which a capture does not allow
                 if library.cudaStreamSynchronize(ctypes.c_void_p(stream)) != 0:
                     return False
                 self.ready = True
-            self.network.enqueue(stream, self.addresses)
+            self.network.enqueue(stream, self.used)
             if self.profiler is not None:
                 for index, (kind, _) in enumerate(self.network.layers):
                     self.profiler.report_layer_time(f"{kind}_{index}", 0.25)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -23,6 +24,7 @@ from edgeattn.runtimes.tensorrt_build import (
     recipe_to_build,
 )
 from tests.runtimes.cudart import has_gpu
+from tests.runtimes.simulated_tensorrt import Network, simulated_tensorrt
 from tests.runtimes.tiny import tiny_spec, write_qdq
 
 Files = Callable[[str], Path]
@@ -91,7 +93,7 @@ def test_non_zero_zero_point_is_refused_as_on_the_device(rtx: ModuleType, tmp_pa
 def test_calls_of_the_runtime_exist_in_nvidias_package(rtx: ModuleType) -> None:
     calls = {
         "ICudaEngine": "num_io_tensors get_tensor_name get_tensor_mode get_tensor_dtype get_tensor_shape "
-        "create_execution_context create_engine_inspector",
+        "create_execution_context create_engine_inspector device_memory_size_v2 get_engine_stat",
         "IExecutionContext": "set_tensor_address execute_async_v3 profiler",
         "EngineInspector": "get_engine_information",
         "LayerInformationFormat": "JSON",
@@ -99,6 +101,12 @@ def test_calls_of_the_runtime_exist_in_nvidias_package(rtx: ModuleType) -> None:
         "IProfiler": "report_layer_time",
         "Runtime": "deserialize_cuda_engine",
         "Logger": "ERROR",
+        "Builder": "num_DLA_cores",
+        "IBuilderConfig": "create_timing_cache set_timing_cache default_device_type DLA_core",
+        "ITimingCache": "serialize",
+        "DeviceType": "DLA",
+        "BuilderFlag": "GPU_FALLBACK SPARSE_WEIGHTS TF32",
+        "EngineStat": "TOTAL_WEIGHTS_SIZE",
     }
     missing = [
         f"{kind}.{name}"
@@ -233,3 +241,31 @@ def test_inspector_text_of_each_version_gives_types_and_dtypes() -> None:
         ("kgen", []),
         ("layer", []),
     ]
+
+
+def test_the_simulator_has_no_call_that_nvidias_package_lacks(rtx: ModuleType) -> None:
+    simulated = simulated_tensorrt("11.0.0", ctypes.CDLL(None), lambda _: Network({}, {}, lambda *_: None))
+    logger = simulated.Logger(simulated.Logger.ERROR)
+    builder = simulated.Builder(logger)
+    engine = simulated.Runtime(logger).deserialize_cuda_engine(b"11.0.0\n")
+    config = builder.create_builder_config()
+    pairs = {
+        "Builder": builder,
+        "IBuilderConfig": config,
+        "ITimingCache": config.create_timing_cache(b""),
+        "ICudaEngine": engine,
+        "IExecutionContext": engine.create_execution_context(),
+        "Runtime": simulated.Runtime(logger),
+        "OnnxParser": simulated.OnnxParser(builder.create_network(0), logger),
+        "EngineInspector": engine.create_engine_inspector(),
+    }
+    inside = {"limits", "cache", "known", "version", "network", "names", "addresses", "used", "ready", "errors"}
+    extra = {
+        f"{kind}.{name}"
+        for kind, made in pairs.items()
+        for name in dir(made)
+        if not name.startswith("_") and name not in inside and not hasattr(getattr(rtx, kind), name)
+    }
+    assert extra == set()
+    for kind in ("DataType", "TensorIOMode", "DeviceType", "BuilderFlag", "MemoryPoolType", "EngineStat"):
+        assert [name for name in simulated.__dict__[kind].__members__ if not hasattr(getattr(rtx, kind), name)] == []

@@ -626,7 +626,10 @@ def golden_inputs(base: Baseline) -> dict[str, list[Arrays]]:
 
 def provenance(model: EdgeModel, artifact: Artifact, pruning: Pruning | None = None) -> dict[str, Any]:
     """Where the bundle comes from: enough to make it again."""
-    tools = ("torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "litert-torch", "ai-edge-quantizer")
+    tools = (
+        "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "litert-torch", "ai-edge-quantizer",
+        "ai-edge-litert",
+    )  # fmt: skip
     return {
         "source_sha256": model.source_sha256,
         "recipe": artifact.recipe,

@@ -206,9 +206,9 @@ def wants(manifest: Manifest, backend: str | None) -> Wants:
         raise InputError(edgeattn.errors.unknown_name("backend", engine, PACKAGES))
     tools: Mapping[str, Any] = manifest.provenance.get("tools") or {}
     # TensorRT builds its engine there, from ONNX: what made the bundle here says nothing of what must run there.
-    names = [distribution for _, distribution in PACKAGES[engine]] if engine != "tensorrt" else []
-    version = next((str(tools[name]) for name in names if name in tools), None)
-    return Wants(engine, PACKAGES[engine], INSTALL[engine], (GOLDEN, WORKER), version, _arch(manifest.target))
+    packages = PACKAGES[engine] if engine != "tensorrt" else ()
+    versions = {module: str(tools[distribution]) for module, distribution in packages if distribution in tools}
+    return Wants(engine, PACKAGES[engine], INSTALL[engine], (GOLDEN, WORKER), versions, _arch(manifest.target))
 
 
 def _arch(target: str) -> Arch | None:

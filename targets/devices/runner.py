@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import ctypes.util
 import errno
 import fcntl
 import hashlib
@@ -229,7 +230,8 @@ def inventory(modules: list[list[str]], store: Path) -> dict[str, Any]:
         "arch": platform.machine(),
         "libc": " ".join(platform.libc_ver()).strip(),
         "model": phone_model() or first_text("/proc/device-tree/model", "/sys/class/dmi/id/product_name"),
-        "tegra": first_text("/etc/nv_tegra_release"),
+        "tegra": (tegra := first_text("/etc/nv_tegra_release")),
+        "nvinfer": (ctypes.util.find_library("nvinfer") or "") if tegra else "",
         "modules": {module: version_of(module, distribution) for module, distribution in modules},
         "free_disk_bytes": shutil.disk_usage(store).free,
         "free_memory_bytes": available_memory(),

@@ -10,7 +10,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ T = TypeVar("T")
 PAUSES = (1.0, 3.0)  # seconds before the second and the third try
 SMALLEST_MEMORY = 64 * 2**20  # bytes for Python, numpy and an engine
 OLDEST_NUMPY = (1, 26)
+OLDEST_TENSORRT = (8, 6)  # of JetPack 6; the calls that we make are not in older ones
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Inventory:
         free_disk_bytes: where files are put.
         free_memory_bytes: None where the system does not tell.
         emulator: the program that stands in for the processor; empty on a real one.
+        nvinfer: TensorRT's library, where ``tegra`` is not empty and the linker finds it.
     """
 
     python: str
@@ -55,6 +57,7 @@ class Inventory:
     free_disk_bytes: int
     free_memory_bytes: int | None
     emulator: str = ""
+    nvinfer: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Wants:
         engine: the engine's name, for messages.
         modules: (module, distribution) pairs of which one must be there.
         install: how to get it.
-        version: the engine that made the bundle; an older one there is refused. None where not known.
+        versions: module -> version that made the bundle; an older one there is refused. Empty where not known.
         arch: None for any.
         runtime: modules of edgeattn that the jobs run.
     """
@@ -74,7 +77,7 @@ class Wants:
     modules: tuple[tuple[str, str], ...]
     install: str
     runtime: tuple[str, ...]
-    version: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
     arch: Arch | None = None
 
 
@@ -217,19 +220,23 @@ def check_inventory(name: str, found: Inventory, wants: Wants, size: int) -> Non
     numpy = found.modules.get("numpy")
     if numpy is None:
         raise UnsupportedError(f"{name}: {found.executable} there has no numpy: {pip} numpy")
-    if (version := numbers(numpy)) and version < OLDEST_NUMPY:
+    if numbers(numpy) and numbers(numpy) < OLDEST_NUMPY:
         oldest = ".".join(map(str, OLDEST_NUMPY))
         raise UnsupportedError(f"{name}: numpy {numpy} there, at least {oldest} is needed: {pip} -U numpy")
-    there = [found.modules[module] for module, _ in wants.modules if found.modules.get(module) is not None]
+    there = {module: version for module, _ in wants.modules if (version := found.modules.get(module)) is not None}
+    if wants.engine == "tensorrt":
+        _check_tensorrt(name, found, there.get("tensorrt"))
     if not there:
         raise UnsupportedError(
             f"{name}: {wants.engine} is not installed for {found.executable} there (Python {found.python}, "
             f"{found.arch}): {wants.install}"
         )
-    if wants.version is not None and there[0] and numbers(there[0]) < numbers(wants.version):
+    module, version = next(iter(there.items()))  # the one that the runtime will take
+    made = wants.versions.get(module)
+    if made is not None and version and numbers(version) < numbers(made):
         raise UnsupportedError(
-            f"{name}: {wants.engine} {there[0]} there, the bundle was made with {wants.version}: {wants.install}, or "
-            "convert with the older one"
+            f"{name}: {wants.engine} {version} there, the bundle was made with {made}: {wants.install}, or convert "
+            "with the older one"
         )
     arch = ARCH.get(found.arch.lower(), "other")
     if wants.arch not in (None, "other", arch):
@@ -248,6 +255,29 @@ def check_inventory(name: str, found: Inventory, wants: Wants, size: int) -> Non
             f"{name}: {found.free_memory_bytes / 1e6:.0f} MB of memory free there, {memory / 1e6:.0f} MB are needed; "
             "stop what else runs on it"
         )
+
+
+def _check_tensorrt(name: str, found: Inventory, version: str | None) -> None:
+    """What a board lacks for a TensorRT bundle; JetPack brings all of it, and nothing else does."""
+    python = found.executable
+    if version is None and not found.tegra:
+        raise UnsupportedError(
+            f"{name}: no TensorRT for {python} there, and it is no Jetson ({found.model or found.arch}, without "
+            "/etc/nv_tegra_release), so JetPack cannot bring it: measure on the Jetson, or convert for this board"
+        )
+    if found.tegra and not found.nvinfer:
+        raise UnsupportedError(
+            f"{name}: a Jetson ({found.tegra}) without TensorRT (the linker finds no libnvinfer): sudo apt install "
+            "nvidia-jetpack"
+        )
+    if version is None:
+        raise UnsupportedError(
+            f"{name}: TensorRT is there ({found.nvinfer}), its Python module is not for {python}: sudo apt install "
+            "python3-libnvinfer, and make a virtual environment with --system-site-packages"
+        )
+    if version and numbers(version) < OLDEST_TENSORRT:
+        oldest = ".".join(map(str, OLDEST_TENSORRT))
+        raise UnsupportedError(f"{name}: TensorRT {version} there, at least {oldest} is needed: JetPack 6 or later")
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -17,19 +17,19 @@ from edgeattn.targets.devices import parse_device
 
 def test_the_engine_its_version_and_the_architecture_come_from_the_manifest(tiny_bundle: Path) -> None:
     manifest = read_manifest(tiny_bundle)
-    assert (wants(manifest, None).engine, wants(manifest, None).arch, wants(manifest, None).version) == (
-        "onnxruntime", None, None,
+    assert (wants(manifest, None).engine, wants(manifest, None).arch, wants(manifest, None).versions) == (
+        "onnxruntime", None, {},
     )  # fmt: skip
     tools = {"tools": {"onnxruntime": "1.20.1", "openvino": "2025.4.0"}}
     pi = wants(replace(manifest, target="raspberry-pi-5", provenance=tools), None)
-    assert (pi.arch, pi.version, pi.install) == ("aarch64", "1.20.1", "pip install onnxruntime")
+    assert (pi.arch, pi.versions, pi.install) == ("aarch64", {"onnxruntime": "1.20.1"}, "pip install onnxruntime")
     own_file = wants(replace(manifest, target="my-board"), None)
     assert own_file.arch is None
 
 
 def test_tensorrt_builds_its_engine_there_so_no_version_is_asked_for(tiny_bundle: Path) -> None:
     manifest = replace(read_manifest(tiny_bundle), backend="tensorrt", provenance={"tools": {"tensorrt": "10.3"}})
-    assert wants(manifest, None).version is None
+    assert wants(manifest, None).versions == {}
 
 
 def test_an_unknown_backend_is_refused_before_anything_is_reached(tiny_bundle: Path) -> None:
@@ -40,3 +40,9 @@ def test_an_unknown_backend_is_refused_before_anything_is_reached(tiny_bundle: P
 def test_a_device_given_twice_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="each may be given once"):
         profile(tiny_bundle, MeasureOptions(), None, ("local", "local"))
+
+
+def test_a_litert_bundle_asks_for_the_litert_that_checked_it(tiny_bundle: Path) -> None:
+    tools = {"tools": {"ai-edge-litert": "2.3.0", "litert-torch": "0.10.0"}}
+    asked = wants(replace(read_manifest(tiny_bundle), backend="litert", provenance=tools), None)
+    assert asked.versions == {"ai_edge_litert": "2.3.0"}

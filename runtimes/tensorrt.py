@@ -49,6 +49,7 @@ from edgeattn.spec import GraphSpec, ModelSpec, to_json
 
 LOG = logging.getLogger(__name__)
 
+OLDEST = (8, 6)
 DTYPES = {
     "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "INT8": "int8",
     "UINT8": "uint8", "BOOL": "bool",
@@ -87,7 +88,7 @@ def open_tensorrt(
     Raises:
         DeviceError: if this machine has no TensorRT or no GPU.
         ConversionError: if TensorRT refuses the ONNX file.
-        UnsupportedError: if the recipe asks for a DLA that is not here.
+        UnsupportedError: for a TensorRT older than 8.6, or if the recipe asks for a DLA that is not here.
         BundleError: if there is no recipe, or the engine does not fit the spec.
     """
     recipe = recipe_from_build(build)
@@ -130,7 +131,15 @@ def _device() -> tuple[Any, Cuda]:
             f"TensorRT cannot run here: {'; '.join(missing)}. Run this on the device, or replay the bundle's ONNX with "
             'backend="onnxruntime"'
         )
-    return load_extra("tensorrt", "tensorrt"), cuda
+    trt = load_extra("tensorrt", "tensorrt")
+    version = str(trt.__version__)
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        cuda.close()
+        raise UnsupportedError(
+            f"TensorRT {version} is here, at least {OLDEST[0]}.{OLDEST[1]} is needed, as in JetPack 6; or replay the "
+            'bundle\'s ONNX with backend="onnxruntime"'
+        )
+    return trt, cuda
 
 
 def _engine(trt: Any, board: Board, runtime: Any, onnx: Path, recipe: BuildRecipe) -> tuple[Any, int]:

@@ -42,6 +42,10 @@ REMEDY = (
     "let this account run it without a password (sudo visudo: USER ALL=(root) NOPASSWD: /usr/sbin/nvpmodel, "
     "/usr/bin/jetson_clocks), or leave out --power-mode and --lock-clocks"
 )
+HELD, PUT_BACK = "held", "put back"  # what the keeper says, one after the other
+ENDED = (
+    "the process that holds power mode and clocks ended early: nvpmodel -q and jetson_clocks --show tell what is set"
+)
 NO_REBOOT = "NO\n"  # nvpmodel asks before it restarts the board, and takes YES or yes
 
 
@@ -72,7 +76,7 @@ def held(mode: str | None, lock_clocks: bool) -> Iterator[None]:
         start_new_session=True,
     )
     try:
-        problem = _told(keeper)
+        problem = _told(keeper, HELD)
         if problem is not None:
             raise problem
         yield
@@ -86,18 +90,16 @@ def held(mode: str | None, lock_clocks: bool) -> Iterator[None]:
         raise left
 
 
-def _told(keeper: subprocess.Popen[str]) -> EdgeattnError | None:
-    """The error in the keeper's next line, if it is one."""
+def _told(keeper: subprocess.Popen[str], expected: str) -> EdgeattnError | None:
+    """None if the keeper's next line tells what is expected, else what went wrong."""
     assert keeper.stdout is not None, "it was asked for"
     try:
-        answer: dict[str, Any] = json.loads(keeper.stdout.readline())
+        answer: dict[str, str] = {"error": "", "message": ENDED} | json.loads(keeper.stdout.readline())
     except ValueError:
-        return DeviceError(
-            "the process that holds power mode and clocks died: nvpmodel -q and jetson_clocks --show tell what is set"
-        )
-    if "error" not in answer:
+        return DeviceError(ENDED)
+    if expected in answer:
         return None
-    kind = getattr(edgeattn.errors, str(answer["error"]), EdgeattnError)
+    kind = getattr(edgeattn.errors, answer["error"] or "DeviceError", EdgeattnError)
     error: EdgeattnError = kind(answer["message"])
     return error
 
@@ -107,7 +109,7 @@ def _end(keeper: subprocess.Popen[str]) -> EdgeattnError | None:
     assert keeper.stdin is not None, "it was asked for"
     assert keeper.stdout is not None, "it was asked for"
     keeper.stdin.close()
-    problem = _told(keeper)
+    problem = _told(keeper, PUT_BACK)
     keeper.wait()
     keeper.stdout.close()
     return problem
@@ -125,21 +127,23 @@ def main(arguments: list[str]) -> int:
         try:
             _hold(asked["power_mode"], asked["lock_clocks"], undo)
         except EdgeattnError as error:
-            _say(error)
+            _say(HELD, error)
+        except OSError as error:
+            _say(HELD, DeviceError(f"power mode and clocks cannot be held: {error}"))
         else:
-            _say(None)
+            _say(HELD, None)
             sys.stdin.read()
     finally:
         for number in ends:
             signal.signal(number, signal.SIG_IGN)
         left = _put_back(undo)
         with contextlib.suppress(OSError):  # nobody may be listening any more
-            _say(left)
+            _say(PUT_BACK, left)
     return 0
 
 
-def _say(error: EdgeattnError | None) -> None:
-    line = {"done": True} if error is None else {"error": type(error).__name__, "message": str(error)}
+def _say(done: str, error: EdgeattnError | None) -> None:
+    line = {done: ""} if error is None else {"error": type(error).__name__, "message": str(error)}
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 

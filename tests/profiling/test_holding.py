@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,13 +130,54 @@ def test_a_keeper_that_is_told_to_end_puts_the_board_back(board: Jetson) -> None
     )  # fmt: skip
     assert keeper.stdin is not None
     assert keeper.stdout is not None
-    assert json.loads(keeper.stdout.readline()) == {"done": True}
+    assert json.loads(keeper.stdout.readline()) == {"held": ""}
     keeper.terminate()
-    assert json.loads(keeper.stdout.readline()) == {"done": True}
+    assert json.loads(keeper.stdout.readline()) == {"put back": ""}
     keeper.wait(WAIT_SECONDS)
     keeper.stdin.close()
     keeper.stdout.close()
     assert (board.mode, board.clocks) == (0, FREE)
+
+
+def test_a_keeper_that_ends_before_it_holds_is_an_error(board: Jetson) -> None:
+    slow = (
+        (board.programs / "nvpmodel")
+        .read_text()
+        .replace("-p)", '-p)\n    echo "$PPID" > keeper; exec sleep 600 ;;\n-x)')
+    )
+    board.put("nvpmodel", slow)
+
+    def end() -> None:
+        give_up = time.monotonic() + WAIT_SECONDS
+        while not (board.folder / "keeper").exists() or not (board.folder / "keeper").read_text().strip():
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        asking = int((board.folder / "keeper").read_text())
+        while b"holding" not in Path(f"/proc/{asking}/cmdline").read_bytes():  # sudo stands between, if not root
+            asking = int(Path(f"/proc/{asking}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(asking, signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(DeviceError, match="ended early"), held("25W", lock_clocks=False):
+        pytest.fail("must not be entered")
+    thread.join(WAIT_SECONDS)
+    assert board.mode == 0
+
+
+def test_a_place_that_cannot_be_locked_is_an_error(board: Jetson, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import sys; from edgeattn.profiling import holding; holding.PLACE = '/nowhere'; holding.main(sys.argv[1:])"
+    )
+    request = json.dumps({"power_mode": "25W", "lock_clocks": True})
+    done = subprocess.run(
+        [sys.executable, "-c", program, request], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told[0]["error"] == "DeviceError"
+    assert "cannot be held" in told[0]["message"]
+    assert told[1] == {"put back": ""}
+    assert board.log == []
 
 
 def test_a_mode_that_wants_a_reboot_is_refused_and_the_reboot_declined(board: Jetson) -> None:

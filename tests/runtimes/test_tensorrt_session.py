@@ -311,6 +311,14 @@ def test_a_dla_that_is_not_there_is_refused(board: Board) -> None:
         board.open(BuildRecipe("fp16", dla=True))
 
 
+def test_an_older_tensorrt_is_refused(board: Board) -> None:
+    before = board.live
+    board.install("8.5.2")
+    with pytest.raises(UnsupportedError, match=r"TensorRT 8\.5\.2 is here, at least 8\.6 is needed.*JetPack 6"):
+        board.open()
+    assert board.live == before
+
+
 def test_a_file_that_is_refused_leaves_nothing_behind(board: Board, tmp_path: Path) -> None:
     board.install()
     before = board.live

@@ -6,10 +6,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgeattn.checking import profile
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
@@ -137,3 +139,16 @@ def test_a_mode_that_cannot_be_had_is_refused_before_anything_is_replayed(
 def test_a_board_that_is_no_jetson_says_so(board: Board, tiny_bundle: Path) -> None:
     with pytest.raises(DeviceError, match="boards with nvpmodel"):
         measure_on(parse_device(board.url), tiny_bundle, HELD)
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [(replace(HELD, power_mode=None), "--lock-clocks"), (replace(HELD, lock_clocks=False), "--power-mode")],
+)
+def test_settings_of_a_board_are_refused_where_they_mean_nothing(
+    options: MeasureOptions, flag: str, tiny_bundle: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match=f"leave out {flag}"):
+        measure_on(parse_device("qemu:aarch64"), tiny_bundle, options)
+    with pytest.raises(InputError, match=f"leave out {flag}"):
+        profile(tiny_bundle, options, None, ("adb:",), Path("benchmark_model"))

@@ -189,9 +189,14 @@ def device_bytes(trt: Any, engine: Any, plan_bytes: int, contexts: int) -> int:
 
 
 def engine_cache() -> Path:
-    """Where engines and timings are kept: ``$EDGEATTN_CACHE/engines``, else ``~/.cache/edgeattn/engines``."""
+    """Where engines and timings are kept: ``$EDGEATTN_CACHE/engines``, else ``edgeattn/engines`` in the user's cache.
+
+    That is ``$XDG_CACHE_HOME`` or ``~/.cache`` (XDG Base Directory Specification).
+    """
     root = os.environ.get("EDGEATTN_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "edgeattn") / "engines"
+    if root:
+        return Path(root) / "engines"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeattn" / "engines"
 
 
 def engine_key(onnx: Path, recipe: BuildRecipe, board: Board) -> str:

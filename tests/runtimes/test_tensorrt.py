@@ -223,6 +223,9 @@ def test_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path))
     assert engine_cache() == tmp_path / "engines"
     monkeypatch.delenv("EDGEATTN_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert engine_cache() == tmp_path / "xdg" / "edgeattn" / "engines"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert engine_cache() == Path.home() / ".cache" / "edgeattn" / "engines"
 
 

@@ -17,7 +17,10 @@ from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import measure_on
 from edgeattn.targets.devices import Device, Timeouts, parse_device, session
+from tests.profiling.conftest import write_tiny_bundle
 from tests.profiling.jetson import FREE, LOCKED, Jetson, make_jetson
+from tests.runtimes import simulated_tensorrt
+from tests.runtimes.cudart import build_simulator
 from tests.targets.devices.board import SITE, Board, Relay, write_client
 
 HELD = MeasureOptions(runs=5, paced_seconds=0, energy_seconds=0, power_mode="25W", lock_clocks=True)
@@ -139,6 +142,46 @@ def test_a_mode_that_cannot_be_had_is_refused_before_anything_is_replayed(
 def test_a_board_that_is_no_jetson_says_so(board: Board, tiny_bundle: Path) -> None:
     with pytest.raises(DeviceError, match="boards with nvpmodel"):
         measure_on(parse_device(board.url), tiny_bundle, HELD)
+
+
+SIMULATED = """
+import ctypes, sys
+from simulated_tensorrt import onnxruntime_network, simulated_tensorrt
+library = ctypes.CDLL("libcudart.so.12")
+sys.modules[__name__] = simulated_tensorrt("10.3.0", library, onnxruntime_network(library))
+"""
+
+
+def test_an_engine_is_built_there_once_checked_and_timed_by_its_own_clock(
+    board: Board, jetson: Jetson, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx", reason="writes the tiny model")
+    bundle = write_tiny_bundle(tmp_path / "tiny.jetson.edge", "tensorrt")
+    there = board.module("tensorrt", SIMULATED, "10.3.0")
+    shutil.copyfile(simulated_tensorrt.__file__, there / "simulated_tensorrt.py")
+    build_simulator(there).rename(there / "libcudart.so.12")
+    board.python(f'LD_LIBRARY_PATH={there} PATH={jetson.programs}:$PATH PYTHONPATH={there}:{SITE} exec PYTHON3 "$@"')
+    options = replace(HELD, layers=True)
+    stamps = []
+    for _ in range(2):
+        golden, profile, found = measure_on(parse_device(board.url), bundle, options)
+        assert golden is not None
+        assert golden.passed
+        assert (golden.backend, golden.engine_version) == ("tensorrt", "10.3.0")
+        assert profile is not None
+        assert (profile.backend, profile.latency.kind) == ("tensorrt", "measured")
+        assert profile.latency.device_clock is not None
+        assert profile.latency.layers is not None
+        assert profile.memory.engine_bytes is not None
+        assert profile.board is not None
+        assert profile.board.power_mode == "25W"
+        assert found.modules["tensorrt"] == "10.3.0"
+        (engine,) = (board.cache / "engines").glob("*.engine")
+        stamps.append(engine.stat().st_mtime_ns)
+    assert stamps[0] == stamps[1]  # of the first golden check, and of all that came after
+    assert len(list((board.cache / "engines").iterdir())) == 2  # and the tactics' times
+    assert is_free(jetson)
+    assert board.is_clean()
 
 
 @pytest.mark.parametrize(

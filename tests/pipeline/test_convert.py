@@ -12,6 +12,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ def test_every_target_gets_a_bundle_that_passes_its_gates(converted: Converted) 
         assert result.accuracy is not None
         assert result.accuracy.source == 100.0  # the labels are the model's own
         assert result.accuracy.deployed >= 99.5
+
+
+def test_a_bundle_tells_the_version_of_the_engine_that_checked_it(converted: Converted) -> None:
+    for result, engine in zip(converted.report.results[:2], ("openvino", "ai-edge-litert"), strict=True):
+        tools = read_manifest(Path(str(result.bundle))).provenance["tools"]
+        assert tools[engine] == metadata.version(engine)
 
 
 def test_a_result_has_the_promised_keys_and_null_for_what_is_not_known(converted: Converted) -> None:

@@ -24,6 +24,7 @@ from edgeattn.profiling.throttling import ROOT, entries, read_integer
 T = TypeVar("T")
 
 IDLE_SECONDS = 1.0
+LEAST_WATTS = 0.02  # of a device that computes; a thousandth of what the hungriest phone takes is below it
 SAMPLE_SECONDS = 0.05  # between two readings of a power; the INA3221 of a Jetson averages over some 10 ms by itself
 TOTALS = ("VDD_IN", "VIN")  # of Jetson Orin Nano and NX; of Thor: what the board takes, all other rails included
 PARTS = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}  # of AGX Orin: a rail that another one feeds
@@ -242,11 +243,15 @@ def counted_rails(found: Mapping[str, T]) -> dict[str, T]:
 
 
 def battery_watts(battery: Path) -> float | None:
-    """Of a battery that discharges; its current is negative on some devices and positive on others."""
+    """Of a battery that discharges; its current is negative on some devices and positive on others.
+
+    None where no device could run on so little: drivers of some phones give mA where the ABI says uA.
+    """
     volts, amperes = read_integer(battery / "voltage_now"), read_integer(battery / "current_now")
     if volts is None or amperes is None or not _discharges(battery):
         return None
-    return volts * abs(amperes) / 1e12
+    watts = volts * abs(amperes) / 1e12
+    return watts if watts >= LEAST_WATTS else None
 
 
 def _discharges(supply: Path) -> bool:

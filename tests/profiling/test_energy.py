@@ -198,6 +198,12 @@ def test_a_battery_that_does_not_discharge_says_nothing(tmp_path: Path, status: 
     assert battery_watts(tmp_path / PHONE) is None
 
 
+def test_a_battery_that_counts_in_other_units_than_it_should_leaves_no_figure(tmp_path: Path) -> None:
+    phone_tree(tmp_path, microamperes=-500)  # milliamperes, as drivers of some phones give them
+    device = Device(0.0)
+    assert device.measure(find_meter(tmp_path, device.now), 0.1, 0.0, 1.0) is None
+
+
 def test_plugging_in_during_a_run_leaves_no_figure(tmp_path: Path) -> None:
     phone_tree(tmp_path)
     device = Device(0.0, lambda _: phone_tree(tmp_path, "Charging"))

@@ -29,6 +29,7 @@ from edgeattn.targets.devices import (
     Job,
     Timeouts,
     TransportError,
+    adb,
     on_device,
     parse_device,
     session,
@@ -159,6 +160,34 @@ def test_the_battery_tells_the_energy_of_a_call_over_adb(phone: Phone, tiny_bund
     energy = measured.energy
     assert energy.mean_watts == pytest.approx(4.0 * 0.5, rel=0.05)  # the clock is read a little after the battery
     assert energy.joules_per_call == pytest.approx(energy.mean_watts * energy.seconds / energy.calls)
+
+
+@pytest.mark.parametrize(
+    ("state", "message", "kind"),
+    [
+        (
+            "no permissions (user in plugdev group; are your udev rules wrong?)",
+            "may not be opened by this",
+            DeviceError,
+        ),
+        ("recovery", "is in state 'recovery'", DeviceError),
+        ("authorizing", "is in state 'authorizing'", TransportError),  # tried again
+    ],
+)
+def test_a_phone_in_another_state_is_told(
+    monkeypatch: pytest.MonkeyPatch, state: str, message: str, kind: type[DeviceError]
+) -> None:
+    monkeypatch.setattr(adb, "listed", lambda _: {"R58M1": state})
+    with pytest.raises(kind, match=message) as caught:
+        adb.attached(parse_device("adb:R58M1"), SOON)
+    assert type(caught.value) is kind
+
+
+def test_an_adb_that_hangs(phone: Phone, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    phone.script(tmp_path / "adb", "exec sleep 600")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(TransportError, match="adb devices did not end within 1 s"):
+        replay(device(phone), tiny_bundle, timeouts=Timeouts(connect=0.6))
 
 
 def test_no_adb(phone: Phone, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -451,7 +451,7 @@ class Trainer:
         for i, value in enumerate(self.values):
             state = self.optimizer.state.get(value, {})
             tensors = {"now": value.detach(), "best": self.best[i], **state}
-            arrays.update({f"{kind}.{i}": np.asarray(tensor.numpy()) for kind, tensor in tensors.items()})
+            arrays.update({f"{kind}.{i}": np.asarray(tensor.cpu().numpy()) for kind, tensor in tensors.items()})
         told = {
             "key": self.key, "elapsed": self.saved, "steps": self.steps, "since": self.since, "before": self.before,
             "best": self.best_loss,
@@ -474,12 +474,15 @@ class Trainer:
         ]
         self.spent, self.steps, self.since = float(told["elapsed"]), int(told["steps"]), int(told["since"])
         self.before, self.best_loss = float(told["before"]), float(told["best"])
-        self.best = [torch.from_numpy(arrays[f"best.{i}"]) for i in range(len(self.values))]
+        self.best = [torch.from_numpy(arrays[f"best.{i}"]).to(value.device) for i, value in enumerate(self.values)]
         self._put([torch.from_numpy(arrays[f"now.{i}"]) for i in range(len(self.values))])
         for i, value in enumerate(self.values):
             kinds = [kind for kind in ("step", "exp_avg", "exp_avg_sq") if f"{kind}.{i}" in arrays]
-            if kinds:
-                self.optimizer.state[value] = {kind: torch.from_numpy(arrays[f"{kind}.{i}"]) for kind in kinds}
+            state = {kind: torch.from_numpy(arrays[f"{kind}.{i}"]) for kind in kinds}
+            if state:  # moments lie where the parameter does, the count of steps on the host
+                self.optimizer.state[value] = {
+                    kind: tensor if kind == "step" else tensor.to(value.device) for kind, tensor in state.items()
+                }
         self.note = "" if self.elapsed() < self.schedule.seconds else "the checkpoint's run was over"
 
 

@@ -65,6 +65,7 @@ class RecoveryOptions:
         truncate: steps of a run between two updates; gradients do not reach further back through states.
         seed: of the order of the runs.
         threads: of torch; 0 for one if the model is a stream, else for those that torch has.
+        device: that is trained on, by torch's name; empty for the first GPU that torch sees, else the processor.
         checkpoint: file that is written on the way and left in place; a run of the same models, data and options goes
             on from it, also with more seconds.
     """
@@ -77,6 +78,7 @@ class RecoveryOptions:
     truncate: int = 4
     seed: int = 0
     threads: int = 0
+    device: str = ""
     checkpoint: Path | None = None
 
     def __post_init__(self) -> None:
@@ -156,12 +158,14 @@ def recover(
     checked = {graph: checked_runs(given.model, graph, own) for graph, own in runs.items() if own}
     if not checked:
         raise InputError("there is nothing to recover on: give data, whose calibration samples are trained on")
-    if pruned.network is None or pruned.rebuild is None:
+    if any(model.network is None or model.rebuild is None for model in (given.model, pruned)):
         raise UnsupportedError(f"{pruned.spec.name}: it has no modules of its own to train")
-    student = pruned.rebuild(copied(pruned.network))
-    assert student.network is not None, "a rebuilt model has its network"
+    assert pruned.rebuild is not None
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    teacher = given.model if device.type == "cpu" else _copy(given.model, device)
+    student = _copy(pruned, device)
     with _threads(options.threads or (1 if pruned.spec.stream is not None else 0)), training():
-        learner = _Learner(given, cut, student, checked, options, hook)
+        learner = _Learner(teacher, matched(given.anatomy, cut), student, checked, options, hook, device)
         held_out, trained = split({graph: len(own) for graph, own in checked.items()})
         learner.prepare(held_out)
         samples = ((graph, arrays) for graph, own in checked.items() for run in own for arrays in run)
@@ -174,7 +178,7 @@ def recover(
             assert metric is not None, "asked for only then"
             assert pruned.rebuild is not None, "checked above"
             with torch.no_grad():
-                return metric(pruned.rebuild(copied(learner.network)))
+                return metric(pruned.rebuild(copied(learner.network).cpu()))
 
         run = Trainer(
             learner,
@@ -192,9 +196,19 @@ def recover(
         run.run()
         learner.finish()
     return Recovered(
-        pruned.rebuild(learner.network), tuple(run.losses), run.elapsed(), run.before, run.best_loss,
+        pruned.rebuild(learner.network.cpu()), tuple(run.losses), run.elapsed(), run.before, run.best_loss,
         tuple(run.history), all(learner.together.values()), run.note,
     )  # fmt: skip
+
+
+def _copy(model: EdgeModel, device: torch.device) -> EdgeModel:
+    """A copy of a model on a device; a builder may look at its network's values, so it is made before it moves."""
+    assert model.network is not None, "checked before"
+    assert model.rebuild is not None, "checked before"
+    made = model.rebuild(copied(model.network))
+    for module in made.modules.values():
+        module.to(device)
+    return made
 
 
 @contextlib.contextmanager
@@ -333,14 +347,14 @@ def matched(anatomy: Anatomy, cut: Cut) -> dict[str, tuple[tuple[str, int], tupl
 class _Side:
     """One of the two models, run on stacks of samples."""
 
-    def __init__(self, model: EdgeModel, layers: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(self, model: EdgeModel, layers: Mapping[str, tuple[str, int]], device: torch.device) -> None:
         assert model.network is not None, "checked before"
-        self.model, self.network, self.layers = model, model.network, layers
+        self.model, self.network, self.layers, self.device = model, model.network, layers, device
 
     def initial(self, graph: GraphSpec, count: int) -> Tensors:
         """States of so many runs at their start."""
         made = self.model.spec.graph(graph.name).initial_states()
-        return {name: torch.from_numpy(np.concatenate([state] * count)) for name, state in made.items()}
+        return {name: _tensor(np.concatenate([state] * count)).to(self.device) for name, state in made.items()}
 
     def step(self, name: str, inputs: Mapping[str, np.ndarray], states: Tensors) -> tuple[Tensors, Tensors]:
         """Float outputs with the residual streams, and the next states."""
@@ -350,7 +364,7 @@ class _Side:
         if stream is not None:  # the student's left context may be shorter; a cache fills from its right end
             keys = stream.left + stream.chunk
             arrays[stream.bias] = arrays[stream.bias][..., -keys:]
-        tensors = {key: _tensor(array) for key, array in arrays.items()}
+        tensors = {key: _tensor(array).to(self.device) for key, array in arrays.items()}
         with residuals(self.network, self.layers) as hidden:
             given = self.model.modules[name](**tensors, **states)
         outputs = {t.name: given[t.name] for t in graph.outputs if given[t.name].is_floating_point()}
@@ -397,17 +411,23 @@ class _Learner:
 
     def __init__(
         self,
-        given: Subject,
-        cut: Cut,
+        teacher: EdgeModel,
+        pairs: Mapping[str, tuple[tuple[str, int], tuple[str, int]]],
         student: EdgeModel,
         runs: Mapping[str, list[Run]],
         options: RecoveryOptions,
         hook: Hook | None,
+        device: torch.device,
     ) -> None:
+        """Prepare.
+
+        Args:
+            pairs: layers of the student and of the teacher, see :func:`matched`.
+        """
         assert student.network is not None
-        pairs = matched(given.anatomy, cut) if options.hidden else {}
-        self.teacher = _Side(given.model, {name: old for name, (_, old) in pairs.items()})
-        self.student = _Side(student, {name: new for name, (new, _) in pairs.items()})
+        pairs = pairs if options.hidden else {}
+        self.teacher = _Side(teacher, {name: old for name, (_, old) in pairs.items()}, device)
+        self.student = _Side(student, {name: new for name, (new, _) in pairs.items()}, device)
         self.network, self.runs, self.options, self.hook = student.network, runs, options, hook
         self.hidden = frozenset(pairs)
         self.flags = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
@@ -506,7 +526,8 @@ class _Learner:
         if hidden:
             loss = loss + self.options.hidden * torch.stack(hidden).mean()
         if self.hook is not None:
-            loss = loss + self.hook(outputs, {key: _tensor(array) for key, array in inputs.items()})
+            given = {key: _tensor(array).to(self.student.device) for key, array in inputs.items()}
+            loss = loss + self.hook(outputs, given)
         going.states = states
         going.place += 1
         return loss

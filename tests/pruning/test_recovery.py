@@ -278,6 +278,18 @@ def test_the_metric_is_that_of_the_best_weights_and_its_time_counts(clock: StepC
     assert result.seconds <= STEPS
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
+def test_a_gpu_trains_what_the_processor_trains(clock: StepClock) -> None:
+    runs = {"step": list(training_runs(stream().model, utterances())["step"])}
+    small = prune(stream(), STREAM_CUT)
+    here, there = (
+        recover(stream(), STREAM_CUT, small, runs, options(device=device), clock.tick) for device in ("cpu", "cuda")
+    )
+    assert there.model.network is not None
+    assert {parameter.device.type for parameter in there.model.network.parameters()} == {"cpu"}
+    assert there.losses[0] == pytest.approx(here.losses[0], rel=1e-4)
+
+
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +301,10 @@ def test_a_batch_of_runs_has_the_gradient_of_its_runs_one_by_one() -> None:
     gradients = []
     for together in (True, False):
         with distillation.training():
-            learner = recovery._Learner(stream(), STREAM_CUT, copy_of(student), data, options(truncate=99), None)
+            learner = recovery._Learner(
+                stream().model, matched(stream().anatomy, STREAM_CUT), copy_of(student), data,
+                options(truncate=99), None, torch.device("cpu"),
+            )  # fmt: skip
             assert learner.together == {"step": True}
             learner.together["step"] = together
             learner.prepare(items)
@@ -396,7 +411,7 @@ def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepC
     small = prune(stream(), cut)
     assert small.spec.stream is not None
     assert small.spec.stream.left == 4
-    side = recovery._Side(small, {})
+    side = recovery._Side(small, {}, torch.device("cpu"))
     states = side.initial(small.spec.graphs[0], 1)
     step = ReferenceStep(small)
     shorter = training_runs(small, utterances(6))["step"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import secrets
 import shlex
 import subprocess
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,13 +34,15 @@ INVENTORY = (
     f'echo "disk $(df -k {STORE} | tail -n 1)"; echo "memory $(grep MemAvailable: /proc/meminfo)"'
 )
 # Arguments: nonce, half seconds to wait for the lock, seconds to run, program, its arguments. The lock is the one that
-# our runner takes, too. When adb's end of stdin closes, the program is killed, and the directory goes. For Android's
-# mksh, which passes on no descriptor that is not named, and for dash, whose kill takes a group after -s alone.
+# our runner takes, too. When adb's end of stdin closes, the program is killed, and the directory goes; meanwhile a line
+# every 2 s says that the phone lives. For Android's mksh, which passes on no descriptor that is not named, and for
+# dash, whose kill takes a group after -s alone.
 RUN = (
     'umask 077; n="$1"; w="$2"; l="$3"; shift 3; '
     f'd="{CACHE}/runs/$n"; mkdir "$d" || {{ echo "$n no-directory"; exit 1; }}; '
-    'trap "cd /; kill -s KILL -- \\$p \\$t \\$c -\\$p -\\$t 2> /dev/null; rm -rf \\"\\$d\\"" EXIT; '
+    'trap "cd /; kill -s KILL -- \\$h \\$p \\$t \\$c -\\$p -\\$t 2> /dev/null; rm -rf \\"\\$d\\"" EXIT; '
     'trap "exit 1" HUP INT TERM; trap "" PIPE; cd "$d"; '
+    '( while sleep 2 > /dev/null 2>&1; do echo "$n alive"; done ) & h=$!; '
     f"exec 9>>{TEMPORARY}/edgeattn-device.lock; "
     'until flock -n 9 9>&9; do w=$((w - 1)); test $w -gt 0 || { echo "$n busy"; exit 1; }; sleep 0.5; done; '
     f"find {CACHE}/runs -mindepth 1 -maxdepth 1 -mtime +0 -exec rm -rf {{}} +; "
@@ -46,7 +50,7 @@ RUN = (
     'exec 3<&0; setsid "$@" > out 2>&1 < /dev/null 3<&- 9>&- & p=$!; '
     "( cat <&3; kill -s KILL -- -$p ) > /dev/null 2>&1 9>&- & c=$!; "
     'setsid sh -c "sleep $l; : > late; kill -s KILL -- -$p" > /dev/null 2>&1 < /dev/null 3<&- 9>&- & t=$!; '
-    f'wait $p; s=$?; test ! -f late || s=late; head -c {MAX_TEXT} out; echo; echo "$n done $s"'
+    f'wait $p; s=$?; test ! -f late || s=late; kill -s KILL $h; head -c {MAX_TEXT} out; echo; echo "$n done $s"'
 )
 
 
@@ -107,7 +111,7 @@ def _try(device: Device, program: Program, nonce: str, timeouts: Timeouts) -> tu
     phone.push(wanted, nonce, facts)
     places = {name: f"{STORE}/{wanted[path]}" for name, path in program.files.items()}
     words = [f"{STORE}/{wanted[program.path]}", *(argument.format(**places) for argument in program.arguments)]
-    return phone.run(words, nonce, program.timeout_seconds), facts
+    return phone.run(words, program.timeout_seconds), facts
 
 
 def facts_of(text: str) -> PhoneFacts:
@@ -187,12 +191,12 @@ class _Phone:
                 )
             self.ask(f"chmod 700 {part} && mv -f {part} {STORE}/{sha256}")
 
-    def run(self, words: list[str], nonce: str, seconds: float) -> str:
+    def run(self, words: list[str], seconds: float) -> str:
         """The text of the program."""
-        name, wait = self._device.text, self._timeouts.lock
+        name, wait, nonce = self._device.text, self._timeouts.lock, secrets.token_hex(16)
         arguments = (nonce, str(max(1, round(2 * wait))), str(round(seconds + 0.5)), *words)
         command = f"sh -c {shlex.quote(RUN)} edgeattn {shlex.join(arguments)}"
-        text, problem, status = self._listen(command, seconds + wait + self._timeouts.connect)
+        text, problem, status = self._listen(command, f"{nonce} alive")
         before, mark, after = text.rpartition(f"{nonce} ")
         if not mark:
             raise self._failure(problem, status)
@@ -219,8 +223,14 @@ class _Phone:
             raise DeviceError(f"{name}: the program failed there with status {value}: {program}")
         return before
 
-    def _listen(self, command: str, seconds: float) -> tuple[str, str, int]:
-        """stdout, stderr and status of adb; closing its stdin ends what it started, also when this process dies."""
+    def _listen(self, command: str, alive: str) -> tuple[str, str, int]:
+        """What adb wrote without signs of life, its stderr, and its status.
+
+        Closing its stdin ends what it started, also when this process dies.
+
+        Raises:
+            TransportError: if the phone falls silent.
+        """
         reading, writing = os.pipe()
         try:
             process = subprocess.Popen(
@@ -237,18 +247,33 @@ class _Phone:
             raise
         finally:
             os.close(reading)
+        said: queue.Queue[str | None] = queue.Queue()
+        problem: list[str] = []
+        threads = [
+            threading.Thread(target=hear, daemon=True) for hear in (_lines(process, said), _rest(process, problem))
+        ]
+        for thread in threads:
+            thread.start()
+        text = ""
         try:
-            text, problem = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            raise TransportError(f"{self._device.text}: no answer for {seconds:.0f} s; the phone hangs") from None
+            while (line := said.get(timeout=self._timeouts.silence)) is not None:
+                text += "" if line.strip() == alive else line
+        except queue.Empty:
+            raise TransportError(
+                f"{self._device.text}: no sign of life for {self._timeouts.silence:.0f} s; the phone or the link hangs"
+            ) from None
         finally:
             os.close(writing)
-            if process.poll() is None:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=5.0)  # the program there is killed and its directory removed
-                process.kill()
-                process.communicate()
-        return text, problem, process.returncode
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5.0)  # the program there is killed and its directory removed
+            process.kill()
+            process.wait()
+            for thread in threads:
+                thread.join(5.0)
+            for pipe in (process.stdout, process.stderr):
+                assert pipe is not None
+                pipe.close()
+        return text, "".join(problem), process.returncode
 
     def _failure(self, words: str, status: int) -> EdgeattnError:
         explained = explain(self._device, self._serial, words, status, self._timeouts)
@@ -256,3 +281,23 @@ class _Phone:
 
     def _no_space(self, words: str) -> DeviceError:
         return DeviceError(f"{self._device.text}: no space: {words}; make room in {CACHE}")
+
+
+def _lines(process: subprocess.Popen[str], said: queue.Queue[str | None]) -> Callable[[], None]:
+    def hear() -> None:
+        assert process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
+            while line := process.stdout.readline(MAX_TEXT):
+                said.put(line)
+        said.put(None)
+
+    return hear
+
+
+def _rest(process: subprocess.Popen[str], problem: list[str]) -> Callable[[], None]:
+    def hear() -> None:
+        assert process.stderr is not None
+        with contextlib.suppress(OSError, ValueError):
+            problem.append(process.stderr.read(MAX_TEXT))
+
+    return hear

@@ -64,6 +64,7 @@ class Phone:
     features: bytes = b"shell_v2,cmd"
     unauthorized: bool = False
     silent: bool = False  # it takes the connection and says nothing
+    still: bool = False  # nothing is closed, nothing comes through
     room: int | None = None  # bytes that may still be pushed
     damage: bool = False  # what is pushed lies there changed
     wrap: tuple[str, ...] = ()  # words before sh
@@ -152,6 +153,8 @@ class Connection:
     def send(self, command: bytes, first: int, second: int, data: bytes = b"") -> None:
         (number,) = struct.unpack("<I", command)
         header = struct.pack("<4s5I", command, first, second, len(data), sum(data) & 0xFFFFFFFF, number ^ 0xFFFFFFFF)
+        while self.phone.still:
+            time.sleep(0.02)
         with self._sending, contextlib.suppress(OSError):
             self._sock.sendall(header + data)
 

@@ -225,6 +225,27 @@ def test_a_cable_that_is_pulled_ends_the_program(
     assert attached.is_clean()
 
 
+def test_a_link_that_stands_still(
+    attached: Phone, tflite_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "PAUSES", ())
+    running = Running(attached, tflite_bundle, shell_program(tmp_path / "long", SLEEPING))
+    until(lambda: sleepers(attached))
+    attached.still = True
+    try:
+        assert "no sign of life for 4 s" in str(running.end())
+    finally:
+        attached.still = False
+
+
+def test_a_program_that_is_silent_for_long_is_no_phone_that_is(
+    attached: Phone, tflite_bundle: Path, binary: Path, tmp_path: Path
+) -> None:
+    slow = shell_program(tmp_path / "slow", binary.read_text().replace("#!/bin/sh\n", "sleep 6\n"))
+    figures, _ = run(attached, tflite_bundle, slow)
+    assert figures.runs == 7
+
+
 def test_a_cable_that_is_put_in_again_goes_on(
     attached: Phone, tflite_bundle: Path, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,7 +165,6 @@ class Compressor:
         self.shop = shop if own else Workshop(self.given.model, shop.base, shop.room("prunable"))
         self.measured: Importance | None = None
         self._made: dict[str, Made] = {}
-        self._shares: dict[tuple[str, str, str], float] = {}
 
     def for_target(self, target: Target, backend: str, progress: Progress) -> Compressed:
         """The pruned model of a target.
@@ -220,24 +219,26 @@ class Compressor:
         if request.max_drop is not None:
             return self.most_within(request.max_drop, table, target, progress)
         chosen = self.selected(table, request.limit_ms(table.full_ms), target)
-        if table.kind == "measured" and abs(self.share(chosen, table, target, backend, progress) - 1) > WRONG:
-            table = self.table(target, backend, progress, fresh=True)  # it was measured in a busy moment
+        if table.kind != "measured":
+            failures = () if chosen.reached else (unreachable(request, chosen, table),)
+            return self.planned(chosen, table, target, failures)
+        took = self.took([chosen], table, target, backend, progress)
+        if abs(took[0] / chosen.predicted_ms - 1) > WRONG:  # the table was measured in a busy moment
+            table = self.table(target, backend, progress, fresh=True)
             chosen = self.selected(table, request.limit_ms(table.full_ms), target)
+            took = self.took([chosen], table, target, backend, progress)
         if not chosen.reached:
             return self.planned(chosen, table, target, (unreachable(request, chosen, table),))
-        if table.kind == "measured":
-            chosen = self.corrected(chosen, table, request.limit_ms(table.full_ms), target, backend, progress)
+        chosen = self.corrected(chosen, took, table, request.limit_ms(table.full_ms), target, backend, progress)
         return self.planned(chosen, table, target)
 
-    def share(self, chosen: Selection, table: LatencyTable, target: Target, backend: str, progress: Progress) -> float:
-        """Measured over foreseen time of a selection, each as a share of the whole model's in its own run."""
-        key = (target.name, backend, json.dumps(chosen.cut.to_json(), sort_keys=True))
-        if key not in self._shares:
-            timed = self.times(target, backend, progress)(
-                {"unpruned": self.given.model, "pruned": prune(self.given, chosen.cut)}
-            )
-            self._shares[key] = timed["pruned"].ms / timed["unpruned"].ms
-        return self._shares[key] * table.full_ms / chosen.predicted_ms
+    def took(
+        self, tried: Sequence[Selection], table: LatencyTable, target: Target, backend: str, progress: Progress
+    ) -> list[float]:
+        """Milliseconds of selections, timed in one run with the whole model and told in those of the table."""
+        models = {str(number): prune(self.given, one.cut) for number, one in enumerate(tried)}
+        timed = self.times(target, backend, progress)({"unpruned": self.given.model, **models})
+        return [table.full_ms * timed[name].ms / timed["unpruned"].ms for name in models]
 
     def selected(self, table: LatencyTable, limit_ms: float, target: Target) -> Selection:
         """The least foreseen loss within a latency."""
@@ -256,20 +257,34 @@ class Compressor:
         return Planned(cut, chosen.predicted_ms, table.full_ms, table.kind, failures, notes)
 
     def corrected(
-        self, chosen: Selection, table: LatencyTable, limit: float, target: Target, backend: str, progress: Progress
+        self,
+        chosen: Selection,
+        took: Sequence[float],
+        table: LatencyTable,
+        limit: float,
+        target: Target,
+        backend: str,
+        progress: Progress,
     ) -> Selection:
-        """The selection, or one with a stricter limit where the engine takes longer than the table says."""
-        strict = limit
+        """The selection, or one with a stricter limit where the engine takes longer than the table says.
+
+        All that were tried are timed again with the next one: a moment in which the machine was busy does not decide.
+
+        Args:
+            took: what the selection took, see :meth:`took`.
+        """
+        tried, strict = [chosen], limit
         for _ in range(CORRECTIONS):
-            measured = chosen.predicted_ms * self.share(chosen, table, target, backend, progress)
-            if measured * REACHED <= limit:
-                return chosen
-            strict *= limit / measured
+            reaching = [one for one, ms in zip(tried, took, strict=True) if ms * REACHED <= limit]
+            if reaching:
+                return reaching[0]  # the least that is removed
+            strict *= limit / took[-1]
             tighter = self.selected(table, strict, target)
             if not tighter.reached:
-                return chosen
-            chosen = tighter
-        return chosen
+                break
+            tried.append(tighter)
+            took = self.took(tried, table, target, backend, progress)
+        return next((one for one, ms in zip(tried, took, strict=True) if ms * REACHED <= limit), tried[-1])
 
     def most_within(self, max_drop: float, table: LatencyTable, target: Target, progress: Progress) -> Planned:
         """The fastest cut of a few whose float model keeps the metric, found by bisection.
@@ -444,7 +459,7 @@ class Compressor:
             progress.begin("pruning: heads merged, ranks, 2:4, left context")
             model = form(model, self.given.anatomy, cut, self.guide(model, plain, cut))
             facts["order"].append("forms")
-        seconds = self.request.recover_seconds
+        seconds = self.recover_seconds
         if seconds and base.data is not None:
             model, facts["recovery"] = self.recovered(cut, model, seconds, progress)
             facts["order"].append("recover")
@@ -452,6 +467,12 @@ class Compressor:
         facts["order"].append("quantize")
         facts["score"] = score_facts(base.score, score)
         return Made(replace(model, source_size_bytes=self.given.model.source_size_bytes), score, facts)
+
+    @property
+    def recover_seconds(self) -> float:
+        """Of one distillation: the trials among which a cut is looked for by its metric share what was given."""
+        trials = 1 if self.request.max_drop is None else len(SPEEDUPS).bit_length()
+        return self.request.recover_seconds / trials
 
     def guide(self, model: EdgeModel, plain: Cut, cut: Cut) -> Guide:
         """What makes the forms lose less: inputs of the layers that get a low rank, similar heads side by side."""

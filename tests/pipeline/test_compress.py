@@ -117,6 +117,31 @@ def test_a_clock_that_is_slower_than_its_table_is_corrected(shop: Workshop, monk
     assert made.pruning.facts["speedup"] >= REACHED * 1.5
 
 
+def test_a_busy_moment_does_not_remove_more_than_was_asked(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cut that is a tenth too slow at first, and as fast as foreseen when it is timed beside a stricter one, stays."""
+    calm = compressed(shop, Request(speedup=1.5)).cut
+    calls: list[tuple[str, ...]] = []
+
+    def hiccup(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
+        def timed(models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+            calls.append(tuple(models))
+            late = {"0": 1.1} if len(calls) == 1 else {}
+            return {name: Timing(late.get(name, 1.0) * weights(model)) for name, model in models.items()}
+
+        return timed
+
+    monkeypatch.setattr(Compressor, "times", hiccup)
+    made = compressed(shop, Request(speedup=1.5))
+    assert calls[:2] == [("unpruned", "0"), ("unpruned", "0", "1")]  # the table is kept from before
+    assert made.cut == calm
+
+
+def test_trials_by_the_metric_share_the_minutes_of_recovery(shop: Workshop) -> None:
+    by_metric, by_speed = Request(max_drop=4.0, recover_seconds=40.0), Request(speedup=1.5, recover_seconds=40.0)
+    assert Compressor(shop, by_metric, 1).recover_seconds == 10.0  # at most four trials of nine
+    assert Compressor(shop, by_speed, 1).recover_seconds == 40.0
+
+
 def test_a_table_of_a_busy_moment_is_measured_anew(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kept table says that removing saves next to nothing; the first cut shows that it is wrong."""
     busy = True

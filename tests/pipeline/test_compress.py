@@ -118,7 +118,7 @@ def test_a_clock_that_is_slower_than_its_table_is_corrected(shop: Workshop, monk
 
 
 def test_a_busy_moment_does_not_remove_more_than_was_asked(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cut that is a tenth too slow at first, and as fast as foreseen when it is timed beside a stricter one, stays."""
+    """A cut is a tenth too slow when first timed; timed beside a stricter one it is as fast as foreseen, and stays."""
     calm = compressed(shop, Request(speedup=1.5)).cut
     calls: list[tuple[str, ...]] = []
 

@@ -11,7 +11,8 @@ import typer
 from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, note, print_json, print_table, progress_bar
 from edgeattn.cli.convert import DEFAULT_MODEL
-from edgeattn.errors import DeviceError, UnsupportedError
+from edgeattn.cli.loading import Inputs
+from edgeattn.errors import DeviceError, InputError, UnsupportedError
 
 if TYPE_CHECKING:
     from edgeattn.profiling.figures import Board
@@ -52,6 +53,8 @@ def profile(
             "and measured on its device, where --device or edgeattn.toml names one, else estimated."
         ),
     ] = [],  # noqa: B006
+    bucket: o.Buckets = [],  # noqa: B006
+    fill: o.Fills = [],  # noqa: B006
     as_json: o.Json = False,
 ) -> None:
     """Measure a bundle, or a model in float32, here or on devices: latency, real time, memory; or estimate it."""
@@ -69,7 +72,12 @@ def profile(
             lock_clocks=lock_clocks,
         )
         if bundle is None or not names_bundle(bundle):
-            report = of_model(bundle, target, device, settings, backend, benchmark_binary)
+            inputs = Inputs(bundle or DEFAULT_MODEL, bucket, fill, None, None, 1, 0)
+            if bundle is None:
+                note(f"no BUNDLE or MODEL given: {DEFAULT_MODEL}, the built-in streaming speech model")
+            report = of_model(inputs, target, device, settings, backend, benchmark_binary)
+        elif bucket or fill:
+            raise InputError(f"--bucket and --fill are for a MODEL; the sizes of {bundle} are fixed")
         elif target:
             report = of_estimate(Path(bundle), target, device, threads)
         else:
@@ -105,7 +113,6 @@ def of_estimate(bundle: Path, targets: Sequence[str], devices: Sequence[str], th
     """
     from edgeattn.checking import estimated
     from edgeattn.cli.loading import chosen_targets
-    from edgeattn.errors import InputError
 
     if devices:
         raise InputError(
@@ -115,7 +122,7 @@ def of_estimate(bundle: Path, targets: Sequence[str], devices: Sequence[str], th
 
 
 def of_model(
-    reference: str | None,
+    inputs: Inputs,
     targets: Sequence[str],
     devices: Sequence[str],
     settings: MeasureOptions,
@@ -128,9 +135,7 @@ def of_model(
         InputError: for devices given beside several targets, which would not say which is of which.
     """
     from edgeattn.checking import ProfileOptions, profile_model
-    from edgeattn.cli.loading import chosen_targets, devices_of
-    from edgeattn.errors import InputError
-    from edgeattn.sources import load_model
+    from edgeattn.cli.loading import chosen_targets, devices_of, load
 
     chosen = chosen_targets(targets or ["cpu"])
     if devices and len(chosen) > 1:
@@ -141,10 +146,8 @@ def of_model(
     there = {target.name: tuple(devices) or devices_of(target.name) for target in chosen}
     options = ProfileOptions(settings, {name: found for name, found in there.items() if found}, backend, benchmark)
     with progress_bar() as bar:
-        if reference is None:
-            note(f"no BUNDLE or MODEL given: {DEFAULT_MODEL}, the built-in streaming speech model")
-        bar.begin(f"loading {reference or DEFAULT_MODEL}")
-        return profile_model(load_model(reference or DEFAULT_MODEL), chosen, options, bar)
+        model, _ = load(inputs, bar)
+        return profile_model(model, chosen, options, bar)
 
 
 def _tell(result: Result, layers: bool) -> None:

@@ -13,14 +13,17 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgeattn.baseline import Quiet
 from edgeattn.bundle import read_manifest
-from edgeattn.checking import profile
+from edgeattn.checking import CheckOptions, check, profile
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.gates import Gates
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import GOLDEN, measure_on, wants
 from edgeattn.targets.devices import (
@@ -135,6 +138,13 @@ def test_profile_names_the_phone(phone: Phone, tiny_bundle: Path) -> None:
     result = profile(tiny_bundle, QUICK, None, (device(phone).text,)).results[0]
     assert result.notes[-1] == f"on {device(phone).text} (Test phone, T1000)"
     assert result.latency is not None
+
+
+def test_check_holds_a_phone_to_a_deadline(phone: Phone, tiny_bundle: Path) -> None:
+    options = CheckOptions(measure=QUICK, device=device(phone).text)
+    assert check(tiny_bundle, options, Quiet()).passed
+    failed = check(tiny_bundle, replace(options, gates=Gates(deadline_ms=1e-6)), Quiet()).results[0]
+    assert [failure.gate for failure in failed.failures] == ["deadline"]
 
 
 def test_the_battery_tells_the_energy_of_a_call_over_adb(phone: Phone, tiny_bundle: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeattn.checking import CheckOptions, check
+from edgeattn.checking import CheckOptions, ProfileOptions, check, profile_model
 from edgeattn.cli import app
 from edgeattn.errors import DataError
 from edgeattn.evaluation import parcel
@@ -91,6 +91,19 @@ def test_more_samples_than_are_sent_are_refused_and_the_command_exits_2(
     assert left.value.code == 2
     answer: Any = json.loads(capsys.readouterr().out)
     assert answer["error"]["type"] == "DataError"
+    assert board.is_clean()
+
+
+def test_a_model_is_converted_and_measured_on_the_board_of_its_target(
+    board: Board, converted: tuple[str, str, Path]
+) -> None:
+    options = ProfileOptions(BRIEF, {"cpu": (board.url,)})
+    report = profile_model(load_model(converted[0]), (get_target("cpu"),), options, Watch())
+    (result,) = report.results
+    assert result.notes[-1].startswith(f"on {board.url}")
+    assert result.latency is not None
+    assert (result.latency.kind, result.latency.runs) == ("measured", 5)
+    assert result.bundle is None
     assert board.is_clean()
 
 

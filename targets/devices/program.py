@@ -167,7 +167,9 @@ class _Phone:
         total = sum(path.stat().st_size for path in wanted)
         seconds = total / PUSH_RATE
         names = " ".join(wanted.values())
-        listing = self.ask(f"cd {STORE} && for f in {names}; do test ! -f $f || sha256sum $f; done", seconds)
+        listing = self.ask(
+            f"cd {STORE} && for f in {names}; do test ! -f $f || {{ sha256sum $f; touch $f; }}; done", seconds
+        )
         there = {tuple(line.split()[:2]) for line in listing.splitlines()}
         missing = {path: sha256 for path, sha256 in wanted.items() if (sha256, sha256) not in there}
         need = sum(path.stat().st_size for path in missing) + 2**20

@@ -41,7 +41,7 @@ ANDROID = {
     "mksh": ("sh",),
     "toybox": (
         "cat", "chmod", "df", "env", "find", "flock", "grep", "head", "mkdir", "mv", "rm", "setsid", "sha256sum",
-        "sleep", "tail", "uname",
+        "sleep", "tail", "touch", "uname",
     ),
 }  # fmt: skip
 FAILED_WRITE = "couldn't write"

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def test_a_second_run_pushes_nothing_and_a_damaged_store_is_pushed_again(
         path.write_bytes(path.read_bytes()[:-1] + b"!")
     run(attached, tflite_bundle, binary)
     assert len(attached.pushed) == 4
+
+
+def test_what_no_run_asked_for_in_a_month_is_removed_and_what_this_one_asks_for_is_not(
+    attached: Phone, tflite_bundle: Path, binary: Path
+) -> None:
+    run(attached, tflite_bundle, binary)
+    store = attached.cache / "store"
+    used = set(store.iterdir())
+    left = attached.cache / "runs" / "left-by-a-power-cut"
+    left.mkdir()
+    for path in (*used, store / "unused", store / "half.part", left):
+        path.touch()
+        os.utime(path, (time.time() - 40 * 86_400,) * 2)
+    run(attached, tflite_bundle, binary)
+    assert set(store.iterdir()) == used
+    assert not left.exists()
+    assert len(attached.pushed) == 2
 
 
 def test_profile_reports_what_it_gives_and_null_for_the_rest(

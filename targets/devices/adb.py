@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -70,11 +71,12 @@ def attached(device: Device, timeouts: Timeouts) -> str:
             f"{name}: no device is attached: plug it in, switch on USB debugging in its developer options and look "
             "whether adb devices lists it; over Wi-Fi, adb connect HOST:PORT"
         )
-    if not device.serial and len(states) > 1:
+    wanted = device.serial or os.environ.get("ANDROID_SERIAL", "")  # which adb itself honours
+    if not wanted and len(states) > 1:
         raise InputError(f"--device {name}: several devices are attached, name one of them: {there}")
-    serial = device.serial or next(iter(states))
+    serial = wanted or next(iter(states))
     if serial not in states:
-        raise DeviceError(f"{name}: no such device is attached; there is {there}")
+        raise DeviceError(f"{name}: no device {serial} is attached; there is {there}")
     state = states[serial]
     if state != "device":
         advice = next((words for known, words in STATES.items() if state.startswith(known)), f"is in state {state!r}")

@@ -56,6 +56,7 @@ def server() -> Iterator[Server]:
 def bare_phone(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Phone]:
     """Not attached, without a Python."""
     root = Path(tempfile.mkdtemp(prefix="edgeattn-phone-"))
+    monkeypatch.delenv("ANDROID_SERIAL", raising=False)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     try:

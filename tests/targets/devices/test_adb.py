@@ -193,6 +193,16 @@ def test_a_phone_in_another_state_is_told(
     assert type(caught.value) is kind
 
 
+def test_the_serial_of_the_environment_is_meant_where_none_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adb, "listed", lambda _: {"A": "device", "B": "device", "C": "offline"})
+    monkeypatch.setenv("ANDROID_SERIAL", "B")
+    assert adb.attached(parse_device("adb:"), SOON) == "B"
+    assert adb.attached(parse_device("adb:A"), SOON) == "A"
+    monkeypatch.setenv("ANDROID_SERIAL", "D")
+    with pytest.raises(DeviceError, match="no device D is attached; there is adb:A"):
+        adb.attached(parse_device("adb:"), SOON)
+
+
 def test_an_adb_that_hangs(phone: Phone, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     phone.script(tmp_path / "adb", "exec sleep 600")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -229,7 +239,7 @@ def test_several_devices_without_a_serial_are_listed(phone: Phone, tiny_bundle: 
 
 
 def test_an_unknown_serial_lists_those_that_there_are(phone: Phone, tiny_bundle: Path) -> None:
-    with pytest.raises(DeviceError, match=f"no such device is attached; there is adb:{phone.serial}"):
+    with pytest.raises(DeviceError, match=f"no device R58M123 is attached; there is adb:{phone.serial}"):
         replay(parse_device("adb:R58M123"), tiny_bundle)
 
 

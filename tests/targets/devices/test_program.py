@@ -21,10 +21,11 @@ from edgeattn.cli import app
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
 from edgeattn.profiling.benchmark_model import benchmark_on
 from edgeattn.profiling.measure import MeasureOptions
+from edgeattn.profiling.remote import measure_on
 from edgeattn.targets.devices import Timeouts, TransportError, parse_device, program
 from tests.runtimes.tiny import tiny_spec, write_tflite
 from tests.targets.devices.board import SITE, interpreter_for
-from tests.targets.devices.phone import Phone, Server, until
+from tests.targets.devices.phone import PYTHON, Phone, Server, until
 
 SOON = Timeouts(connect=10.0, silence=4.0, lock=0.6)
 SOURCE = Path(__file__).with_name("benchmark_model.py")
@@ -284,6 +285,17 @@ def test_the_lock_is_that_of_the_runner(attached: Phone, tflite_bundle: Path, bi
     os.kill(sleepers(attached)[0], signal.SIGKILL)
     assert "was killed there, as the system does" in str(first.end())
     run(attached, tflite_bundle, binary)  # given up with its end
+
+
+def test_a_python_and_a_program_on_one_phone_exclude_each_other(
+    phone: Phone, tflite_bundle: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    first = Running(phone, tflite_bundle, shell_program(tmp_path / "long", f"exec {SLEEPING}"))
+    until(lambda: sleepers(phone))
+    with pytest.raises(DeviceError, match="in use by another edgeattn for 1 s"):
+        measure_on(parse_device(f"adb:{phone.serial}{PYTHON}"), tiny_bundle, MeasureOptions(runs=5), timeouts=SOON)
+    os.kill(sleepers(phone)[0], signal.SIGKILL)
+    assert "was killed there" in str(first.end())
 
 
 def test_what_benchmark_model_cannot_do_is_refused(tflite_bundle: Path, tiny_bundle: Path, binary: Path) -> None:

@@ -173,12 +173,8 @@ def estimate(
         raise InputError(f"{target.name} has no engine {engine!r}; it has {', '.join(target.backends)}")
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
-    bandwidth = target.memory.bytes_per_second
-    if bandwidth is None and any(op.bytes for op in ops):
-        raise _missing(target, "[memory] bytes_per_second")
-    used = efficiency or (GPU if engine in ACCELERATED else CPU)
-    rates: dict[str, float] = {op.precision: peak_rate(target, engine, op.precision, threads) for op in ops if op.flops}
-    parts = [_estimate_op(op, rates.get(op.precision, math.inf), bandwidth or math.inf, used) for op in ops]
+    used = efficiency or _seen_elsewhere(engine)
+    parts = [estimate_op(op, target, engine, threads, used) for op in ops]
     mid = sum(part.mid_ms for part in parts)
     if not mid > 0:
         raise InputError(
@@ -201,7 +197,7 @@ def estimate(
         needs_bytes,
         None if room is None or needs_bytes is None else needs_bytes <= room,
         used.source,
-        _notes(target, engine, threads, rates),
+        _notes(target, engine, threads, ops),
     )
 
 
@@ -231,6 +227,10 @@ def peak_rate(target: Target, engine: str, precision: Computed, threads: int) ->
     raise _missing(target, f"[[cpu.clusters]] {precision}" if of_accelerator else f"[peaks] {precision}")
 
 
+def _seen_elsewhere(engine: str) -> Efficiency:
+    return GPU if engine in ACCELERATED else CPU
+
+
 def _peak(peaks: object, precision: str) -> float | None:
     value: float | None = getattr(peaks, precision)
     return value
@@ -243,7 +243,19 @@ def _missing(target: Target, field_name: str) -> UnsupportedError:
     )
 
 
-def _estimate_op(op: OpFigures, rate: float, bandwidth: float, used: Efficiency) -> OpEstimate:
+def estimate_op(
+    op: OpFigures, target: Target, engine: str, threads: int = 1, efficiency: Efficiency | None = None
+) -> OpEstimate:
+    """Estimate one operation; arguments as of :func:`estimate`.
+
+    Raises:
+        UnsupportedError: as :func:`estimate`.
+    """
+    used = efficiency or _seen_elsewhere(engine)
+    bandwidth = target.memory.bytes_per_second if op.bytes else math.inf
+    if bandwidth is None:
+        raise _missing(target, "[memory] bytes_per_second")
+    rate = peak_rate(target, engine, op.precision, threads) if op.flops else math.inf
     eta, memory, launch = used.of(op.precision), used.memory, used.launch_seconds
 
     def seconds(share: float, of_bandwidth: float, start: float) -> tuple[float, float, float]:
@@ -259,10 +271,10 @@ def _estimate_op(op: OpFigures, rate: float, bandwidth: float, used: Efficiency)
     return OpEstimate(op, low_ms, mid_ms, high_ms, names[mid.index(max(mid))])
 
 
-def _notes(target: Target, engine: str, threads: int, rates: Mapping[str, float]) -> tuple[str, ...]:
+def _notes(target: Target, engine: str, threads: int, ops: Sequence[OpFigures]) -> tuple[str, ...]:
     notes = [f"estimated from the rates stated for {target.name}, not measured"]
     if engine not in ACCELERATED:
-        if "fp16" in rates and target.cpu.rate("fp16", 1) is None:
+        if any(op.flops and op.precision == "fp16" for op in ops) and target.cpu.rate("fp16", 1) is None:
             notes.append("float16 is computed as float32 there")
         if threads > target.cores:
             notes.append(f"{threads} threads were asked for, {target.cores} cores are there")

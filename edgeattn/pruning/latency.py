@@ -33,6 +33,7 @@ from edgeattn.pruning.cut import Cut, snapped
 from edgeattn.pruning.surgery import remove
 from edgeattn.spec import from_json, to_json
 from edgeattn.targets import Target
+from edgeattn.targets.roofline import Computed, OpFigures, estimate_op, peak_rate
 
 FORMAT = 1
 FULL = "full"
@@ -42,9 +43,8 @@ NOISY = 0.25  # of the whole model's time: a table whose times vary more is not 
 MAX_TABLES = 256  # files in the cache
 MAX_TABLE_BYTES = 4 * 2**20
 
-GPU_SHARE, CPU_SHARE = 0.35, 0.4  # of the peak rate that matrix kernels reach
-MEMORY_SHARE = 0.8  # of the peak bandwidth
-GPU_LAUNCH_SECONDS, CPU_LAUNCH_SECONDS = 10e-6, 1e-6  # of one kernel
+BYTES: Mapping[Computed, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Of a weight or an activation."""
 
 
 @dataclass(frozen=True)
@@ -427,27 +427,6 @@ def _keep_table(path: Path, table: LatencyTable, on_step: Callable[[str], None])
 
 
 @dataclass(frozen=True)
-class _Machine:
-    """What an estimate divides by.
-
-    Attributes:
-        flops: operations per second that kernels reach.
-        bandwidth: bytes per second.
-        launch_ms: of one kernel.
-        width: bytes of a weight or an activation.
-    """
-
-    flops: float
-    bandwidth: float
-    launch_ms: float
-    width: int
-
-    def ms(self, flops: float, numbers: float) -> float:
-        """The longer of computing and moving."""
-        return 1e3 * max(flops / self.flops, numbers * self.width / self.bandwidth)
-
-
-@dataclass(frozen=True)
 class _Call:
     """One call of a linear or convolution layer: numbers in, out and of weights, and positions of a sequence in it."""
 
@@ -461,15 +440,15 @@ class _Call:
 def estimate_table(given: Subject, target: Target, precision: str = "fp32", threads: int = 1) -> LatencyTable:
     """The table of a model on a device that is not here: a roofline over its linear and convolution layers.
 
-    A layer takes the longer of its operations at a share of the peak rate and its bytes at a share of the bandwidth,
-    and a launch. So do the two products of attention, for the keys of the example; those that come from a cache are not
-    seen. float16 and int8 count as float32 on a device without a rate for them. Everything else a model does is left
-    out: savings are better known than the whole.
+    Each takes the middle of what :func:`edgeattn.targets.roofline.estimate_op` tells for the target's first engine. So
+    do the two products of attention, for the keys of the example; those that come from a cache are not seen. float16
+    and int8 count as float32 on a device without a rate for them. Everything else a model does is left out: savings
+    are better known than the whole.
 
     Raises:
         UnsupportedError: for a target whose peak rate or bandwidth is not known.
     """
-    machine = _machine(target, precision, threads)
+    device = _device(target, precision, threads)
     layers = [path for path, module in given.network.named_modules() if _multiplies(module)]
     calls: dict[str, list[_Call]] = {path: [] for path in layers}
 
@@ -486,45 +465,60 @@ def estimate_table(given: Subject, target: Target, precision: str = "fp32", thre
         for graph in given.model.spec.graphs:
             given.model.run(given.model.example[graph.name], graph.name)
     units = {unit.key: unit for unit in given.anatomy.units}
-    whole = {path: sum(_layer_ms(machine, call, 1.0, 1.0) for call in made) for path, made in calls.items()}
-    attended = {key: _attention_ms(machine, unit, calls, 1.0) for key, unit in units.items()}
+    whole = {path: sum(_layer_ms(device, call, 1.0, 1.0) for call in made) for path, made in calls.items()}
+    attended = {key: _attention_ms(device, unit, calls, 1.0) for key, unit in units.items()}
     return LatencyTable(
         max(sum(whole.values()) + sum(attended.values()), 1e-9),
-        {key: _estimated_curve(machine, unit, calls, target.kernels.channels) for key, unit in units.items()},
+        {key: _estimated_curve(device, unit, calls, target.kernels.channels) for key, unit in units.items()},
         {stack.path: _estimated_layer(given.anatomy, stack, whole, attended) for stack in given.anatomy.stacks},
         "estimated", "roofline", precision, target.title, threads,
         notes=(f"estimated from {target.name}'s stated rates, not measured",),
     )  # fmt: skip
 
 
-def _machine(target: Target, precision: str, threads: int) -> _Machine:
-    peaks, bandwidth = target.peaks, target.memory.bytes_per_second
-    if peaks is None or peaks.fp32 is None or bandwidth is None:
-        missing = "[memory] bytes_per_second" if peaks is not None and peaks.fp32 is not None else "[peaks] fp32"
-        raise UnsupportedError(
-            f"{target.name}: its latency cannot be estimated, {missing} is not known; give it in a target file of your "
-            "own (--target board.toml), or prune by a share instead of a time"
-        )
-    rates = {"fp16": (peaks.fp16, 2), "int8": (peaks.int8, 1), "int4": (peaks.int8, 1)}
-    rate, width = rates.get(precision, (peaks.fp32, 4))
-    rate, width = (rate, width) if rate is not None else (peaks.fp32, 4)
-    if target.backends[0] == "tensorrt":
-        return _Machine(GPU_SHARE * rate, MEMORY_SHARE * bandwidth, 1e3 * GPU_LAUNCH_SECONDS, width)
-    share = CPU_SHARE * min(threads, target.cores) / target.cores
-    return _Machine(share * rate, MEMORY_SHARE * bandwidth, 1e3 * CPU_LAUNCH_SECONDS, width)
+@dataclass(frozen=True)
+class _Device:
+    """What layers are estimated for."""
+
+    target: Target
+    precision: Computed
+    threads: int
+
+    def rate(self) -> float:
+        """Operations per second at most."""
+        return peak_rate(self.target, self.target.backends[0], self.precision, self.threads)
+
+    def ms(self, flops: float, numbers: float, kernels: int = 1) -> float:
+        """Milliseconds of operations on so many weights and activations."""
+        figures = OpFigures("layer", "MatMul", flops, numbers * BYTES[self.precision], self.precision, kernels)
+        return estimate_op(figures, self.target, self.target.backends[0], self.threads).mid_ms
+
+
+def _device(target: Target, precision: str, threads: int) -> _Device:
+    plain = _Device(target, "fp32", threads)
+    try:
+        plain.ms(1.0, 1.0)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}; or prune by a share instead of a time") from error
+    known: dict[str, Computed] = {"fp16": "fp16", "int8": "int8", "int4": "int8"}
+    narrow = _Device(target, known.get(precision, "fp32"), threads)
+    with contextlib.suppress(UnsupportedError):
+        if narrow.rate() > plain.rate():  # processors that unpack float16 move it as float32, too
+            return narrow
+    return plain
 
 
 def _multiplies(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or type(module).__name__ == "Conv1D"
 
 
-def _layer_ms(machine: _Machine, call: _Call, taken: float, given: float) -> float:
+def _layer_ms(device: _Device, call: _Call, taken: float, given: float) -> float:
     """Milliseconds of a layer of which shares of its inputs and outputs are left."""
     numbers = call.taken * taken + call.given * given + call.weights * taken * given
-    return machine.ms(call.flops * taken * given, numbers) + machine.launch_ms
+    return device.ms(call.flops * taken * given, numbers)
 
 
-def _attention_ms(machine: _Machine, unit: Unit, calls: Mapping[str, Sequence[_Call]], share: float) -> float:
+def _attention_ms(device: _Device, unit: Unit, calls: Mapping[str, Sequence[_Call]], share: float) -> float:
     """Milliseconds of the two products between queries, keys and values of which a share of heads is left."""
     if unit.kind != "attention" or len(unit.entries) == 0:
         return 0.0
@@ -533,16 +527,16 @@ def _attention_ms(machine: _Machine, unit: Unit, calls: Mapping[str, Sequence[_C
     for number, call in enumerate(calls[unit.exit]):
         length = keys[min(number, len(keys) - 1)].positions if keys else call.positions
         flops = 4.0 * call.taken * share * length
-        total += machine.ms(flops, 4.0 * call.taken * share) + 2 * machine.launch_ms
+        total += device.ms(flops, 4.0 * call.taken * share, 2)
     return total
 
 
-def _estimated_curve(machine: _Machine, unit: Unit, calls: Mapping[str, Sequence[_Call]], channels: int) -> Curve:
+def _estimated_curve(device: _Device, unit: Unit, calls: Mapping[str, Sequence[_Call]], channels: int) -> Curve:
     def ms(groups: int) -> float:
         share = groups / unit.groups
-        made = sum(_layer_ms(machine, call, 1.0, share) for path in unit.entries for call in calls[path])
-        left = sum(_layer_ms(machine, call, share, 1.0) for call in calls[unit.exit])
-        return made + left + _attention_ms(machine, unit, calls, share)
+        made = sum(_layer_ms(device, call, 1.0, share) for path in unit.entries for call in calls[path])
+        left = sum(_layer_ms(device, call, share, 1.0) for call in calls[unit.exit])
+        return made + left + _attention_ms(device, unit, calls, share)
 
     multiple = channels if unit.kind == "feedforward" else 1
     counts = sorted({snapped(unit.groups * share, unit.groups, multiple) for share in (0.0, 0.25, 0.5, 0.75, 1.0)})

@@ -44,6 +44,7 @@ from edgeattn.schemes import Workshop, build
 from edgeattn.sources import from_module
 from edgeattn.spec import from_json, to_json
 from edgeattn.targets import get_target
+from edgeattn.targets.roofline import CPU
 
 DIM, HEADS, NEURONS, LAYERS, TOKENS = 16, 4, 64, 4, 6
 
@@ -367,9 +368,14 @@ def test_an_estimate_of_long_sequences_is_the_operations_over_the_rate() -> None
     given = subject(model(tokens))
     target = get_target("raspberry-pi-5")
     assert target.peaks is not None
-    slow = replace(target, peaks=replace(target.peaks, fp32=1e9), memory=replace(target.memory, bytes_per_second=1e15))
+    slow = replace(
+        target,
+        cpu=replace(target.cpu, clusters=()),
+        peaks=replace(target.peaks, fp32=1e9),
+        memory=replace(target.memory, bytes_per_second=1e15),
+    )
     table = estimate_table(given, slow)
-    rate = 0.4 * 1e9 / 4  # of one core of four
+    rate = CPU.eta.mid * 1e9 / 4  # of one core of four
     neuron = 2 * 2 * tokens * DIM / rate * 1e3
     key = keyed(given, "feedforward")[0]
     assert table.saving(key, 16) == pytest.approx((NEURONS - 16) * neuron, rel=1e-6)
@@ -384,9 +390,18 @@ def test_more_threads_and_fewer_bytes_take_less_time(encoder: Subject) -> None:
     assert estimate_table(encoder, target, "int8").full_ms < one
 
 
+def test_a_precision_without_a_rate_of_its_own_counts_as_float32(encoder: Subject) -> None:
+    target = get_target("raspberry-pi-4")
+    assert target.peaks is not None
+    assert target.peaks.fp16 is None
+    half, single = (estimate_table(encoder, target, precision).full_ms for precision in ("fp16", "fp32"))
+    assert half == single
+
+
 def test_a_target_without_rates_is_refused_with_what_to_give(encoder: Subject) -> None:
-    with pytest.raises(UnsupportedError, match=r"x86-avx2: its latency cannot be estimated, \[peaks\] fp32"):
-        estimate_table(encoder, get_target("x86-avx2"))
+    told = r"x86-avx2: its latency cannot be estimated, \[peaks\] fp32.*; or prune by a share instead of a time"
+    with pytest.raises(UnsupportedError, match=told):
+        estimate_table(encoder, replace(get_target("x86-avx2"), memory=get_target("jetson").memory))
     target = get_target("jetson")
     without = replace(target, memory=replace(target.memory, bytes_per_second=None))
     with pytest.raises(UnsupportedError, match=r"\[memory\] bytes_per_second is not known; give it in a target file"):

@@ -245,7 +245,10 @@ def estimated(path: Path, targets: Sequence[Target], threads: int) -> Report:
         found = estimate_bundle(path, target, threads)
         notes = [f"estimated by a roofline, not measured; {found.source}", *found.notes]
         if found.fits is False:
-            notes.append(f"its memory is too small: the bundle needs {(found.needs_bytes or 0) / 1e6:.0f} MB")
+            notes.append(
+                "its memory is too small: weights, states and activations need "
+                f"{(found.needs_bytes or 0) / 1e6:.3g} MB of {(target.memory.bytes or 0) / 1e6:.3g} MB"
+            )
         results.append(
             Result(
                 target=target.name,

@@ -271,6 +271,8 @@ def _cells(result: Result) -> tuple[str, ...]:
         timing = f"{latency.p50_ms:.2f} / {latency.p99_ms:.2f} ms{mark}"
     elif result.estimate is not None:
         timing = f"{result.estimate['low_ms']:.3g} to {result.estimate['high_ms']:.3g} ms\n{result.estimate['kind']}"
+        if result.estimate["fits"] is False:
+            timing += "\nmemory too small"
     elif result.benchmark is not None:
         timing = f"mean {result.benchmark['mean_ms']:.2f} ms\n{result.benchmark['tool']}"
     elif result.kind is not None:

@@ -155,6 +155,10 @@ def _tell(result: Result, layers: bool) -> None:
         slowest = result.estimate["ops"][0]["figures"]
         shares = ", ".join(f"{what} {100 * part:.0f} %" for what, part in result.estimate["bound_by"].items() if part)
         note(f"{result.target}: bound by {shares}; slowest operation {slowest['type']} {slowest['name']}")
+        needs, fits = result.estimate["needs_bytes"], result.estimate["fits"]
+        if needs is not None:
+            room = {True: "which fits its memory", False: "MORE THAN ITS MEMORY"}.get(fits, "of a memory nobody tells")
+            note(f"{result.target}: needs {needs / 1e6:.3g} MB, {room}; the engine's own is not in it")
     if result.benchmark is not None:
         figures = {key: value for key, value in result.benchmark.items() if value is not None}
         note(", ".join(f"{key} {value:.6g}" for key, value in figures.items() if not isinstance(value, str)))

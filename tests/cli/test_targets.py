@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from edgeattn import calibrating
+from edgeattn import calibrating, targets
 from edgeattn.calibrating import Size
 from edgeattn.spec import to_json
 from edgeattn.targets import get_target, list_targets
@@ -96,6 +97,28 @@ def test_a_bundle_is_estimated_for_devices_that_are_not_here_and_says_so(edgeatt
     other = edgeattn("profile", small_bundle, "--target", "jetson")
     assert other.code in (2, 4)
     assert "openvino" in other.error
+
+
+@pytest.mark.parametrize(
+    ("size", "fits", "told"),
+    [(8 * 2**30, True, "which fits its memory"), (1000, False, "MORE THAN ITS MEMORY")],
+)
+def test_an_estimate_tells_whether_the_memory_is_large_enough(
+    edgeattn: Command, small_bundle: Path, tmp_path: Path, size: int, fits: bool, told: str
+) -> None:
+    text = (Path(targets.__file__).parent / "intel-n100.toml").read_text(encoding="utf-8")
+    changed, count = re.subn(r"(?m)^bytes = .*$", f"bytes = {size}", text)
+    assert count == 1
+    board = tmp_path / "board.toml"
+    board.write_text(changed, encoding="utf-8")
+    row = edgeattn("profile", small_bundle, "--target", board, "--json").json["results"][0]
+    assert row["estimate"]["fits"] is fits
+    assert row["estimate"]["needs_bytes"] > 1000
+    assert any("its memory is too small: weights, states and activations need" in n for n in row["notes"]) is not fits
+    people = edgeattn("profile", small_bundle, "--target", board)
+    assert people.code == 0
+    assert told in people.err
+    assert ("memory too small" in people.out) is not fits
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,8 @@ def _arch(target: str) -> Arch | None:
 
 def _answer(device: Device, answer: Mapping[str, Any], key: str) -> Any:
     if "error" in answer:
-        kind = getattr(edgeattn.errors, str(answer["error"]), EdgeattnError)
+        kind: Any = getattr(edgeattn.errors, str(answer["error"]), None)
+        if not (isinstance(kind, type) and issubclass(kind, EdgeattnError)):  # the other side names it
+            kind = EdgeattnError
         raise kind(f"{device.text}: {answer['message']}")
     return answer[key]

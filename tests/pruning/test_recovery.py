@@ -27,7 +27,7 @@ from edgeattn.pruning import recovery
 from edgeattn.pruning.apply import Subject, copied, prune, subject
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.recovery import Recovered, RecoveryOptions, Run, matched, recover, residuals
-from edgeattn.sources.modules import from_graphs
+from edgeattn.sources.modules import from_graphs, from_module
 
 DIM, LENGTH, CLASSES = 16, 6, 5
 STEPS = 30  # of a run whose clock goes by steps
@@ -288,6 +288,20 @@ def test_a_gpu_trains_what_the_processor_trains(clock: StepClock) -> None:
     assert there.model.network is not None
     assert {parameter.device.type for parameter in there.model.network.parameters()} == {"cpu"}
     assert there.losses[0] == pytest.approx(here.losses[0], rel=1e-4)
+
+
+def test_the_learning_rate_falls_with_the_width_of_the_residual_stream() -> None:
+    def of(width: int) -> float:
+        layer = nn.TransformerEncoderLayer(width, 2, 32, batch_first=True)
+        model = from_module(
+            nn.TransformerEncoder(layer, 1, enable_nested_tensor=False).eval(),
+            {"src": torch.randn(1, 4, width)},
+            "encoder",
+        )
+        return recovery.fitting_rate(subject(model))
+
+    assert of(64) == of(128) == 1e-3
+    assert of(512) == pytest.approx(1e-3 / 4)
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------

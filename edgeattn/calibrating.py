@@ -2,57 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgeattn.baseline import Progress, Quiet, recorded
 from edgeattn.errors import MissingExtraError, UnsupportedError
 from edgeattn.estimating import computes_int8, file_figures
-from edgeattn.model import EdgeModel, one_thread
+from edgeattn.model import one_thread
 from edgeattn.profiling.measure import time_step
 from edgeattn.runtimes import backends, open_session
 from edgeattn.schemes import TRIED, Workshop, build
-from edgeattn.sources.modules import from_module
 from edgeattn.targets import Target, host_target
 from edgeattn.targets.calibration import Calibration, Sample, fit, with_measured
 
+if TYPE_CHECKING:
+    from edgeattn.calibration_models import Load
+
 COPIED = 2**26  # bytes
-ROUNDS, RUNS = 5, 15
+ROUNDS, RUNS = 4, 15
 QUIET = 0.1  # quantile of the times that counts: what the machine does when others leave it alone
 SAMPLES = 8  # inputs that int8 is calibrated with
 CONVERTERS = {"litert": ("litert_torch", "ai_edge_quantizer"), "openvino": ("nncf",), "onnxruntime": ()}
 """Engine -> packages that its files are made with, beside torch and onnx."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """Of an encoder: positions, model width, layers; heads are of 32 entries, a feed-forward is four times as wide."""
-
-    tokens: int
-    width: int
-    layers: int
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"encoder {self.tokens}x{self.width}x{self.layers}"
-
-
-SIZES = (Size(8, 128, 4), Size(32, 64, 3), Size(64, 256, 2), Size(128, 384, 2), Size(196, 192, 3))
-"""From a streaming step of speech to the patches of an image."""
-
-
 def calibrate(
     progress: Progress,
     engines: Sequence[str] | None = None,
     threads: int = 1,
-    sizes: Sequence[Size] = SIZES,
+    loads: Sequence[Load] | None = None,
 ) -> Calibration:
     """Build the models for each engine in float32 and int8, time them in turns, and fit the roofline to the times.
 
@@ -60,6 +46,7 @@ def calibrate(
 
     Args:
         engines: those to calibrate; None for all of this machine's that are installed.
+        loads: what to measure; None for :data:`edgeattn.calibration_models.LOADS`.
 
     Raises:
         MissingExtraError: if none of the engines is installed with what its files are made with.
@@ -77,11 +64,11 @@ def calibrate(
     host = with_measured(host, host.cpu.clock_hz, bandwidth)
     samples: dict[str, list[Sample]] = {engine: [] for engine in usable}
     with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch, one_thread():
-        for size in sizes:
-            progress.begin(f"calibrating: {size.name}", len(usable))
-            shop = _workshop(size, Path(scratch) / size.name.replace(" ", "-"))
+        for load in loads if loads is not None else _all_loads():
+            progress.begin(f"calibrating: {load.name}", len(usable))
+            shop = _workshop(load, Path(scratch) / load.name.replace(" ", "-"))
             for engine in usable:
-                samples[engine] += _measured(shop, size, engine, host, threads)
+                samples[engine] += _measured(shop, load.name, engine, host, threads)
                 progress.advance()
     progress.begin("calibrating: fitting")
     fitted = {engine: fit(samples[engine], host, engine, threads, version) for engine, version in usable.items()}
@@ -106,59 +93,56 @@ def _buildable(engine: str) -> bool:
     return all(importlib.util.find_spec(package) is not None for package in CONVERTERS[engine])
 
 
-def _workshop(size: Size, scratch: Path) -> Workshop:
-    model = encoder(size)
-    rng = np.random.default_rng(0)
-    shape = (1, size.tokens, size.width)
-    inputs = tuple({"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(SAMPLES))
-    scratch.mkdir()
-    return Workshop(model, replace(recorded(model, None, Quiet()), calibration={"main": inputs}), scratch)
+def _all_loads() -> Sequence[Load]:
+    from edgeattn.calibration_models import LOADS  # torch, which _usable() asked for
+
+    return LOADS
 
 
-def encoder(size: Size) -> EdgeModel:
-    """A pre-norm Transformer encoder with random weights: its time depends on its shapes alone."""
+def _workshop(load: Load, scratch: Path) -> Workshop:
+    """With inputs that int8 is calibrated with: the example, and others as large."""
     import torch
-    from torch import nn
 
     torch.manual_seed(0)
-    layer = nn.TransformerEncoderLayer(
-        size.width, max(1, size.width // 32), 4 * size.width, dropout=0.0, batch_first=True, norm_first=True
+    model = load.make()
+    rng = np.random.default_rng(0)
+    (name,) = model.example
+    inputs = tuple(
+        {
+            key: rng.standard_normal(value.shape).astype(np.float32) if value.dtype == np.float32 else value
+            for key, value in model.example[name].items()
+        }
+        for _ in range(SAMPLES)
     )
-
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.TransformerEncoder(layer, size.layers, enable_nested_tensor=False)
-
-        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"y": self.layers(x)}
-
-    return from_module(Encoder().eval(), {"x": torch.randn(1, size.tokens, size.width)}, "encoder")
+    scratch.mkdir()
+    return Workshop(model, replace(recorded(model, None, Quiet()), calibration={name: inputs}), scratch)
 
 
-def _measured(shop: Workshop, size: Size, engine: str, host: Target, threads: int) -> list[Sample]:
+def _measured(shop: Workshop, name: str, engine: str, host: Target, threads: int) -> list[Sample]:
     """The model on an engine in float32 and int8, in turns, so that a slow moment of the host meets both."""
-    artifacts = {"fp32": build(engine, shop, "fp32", host), "int8": build(engine, shop, TRIED[engine][0], host)}
+    artifacts = {"fp32": build(engine, shop, "fp32", host)}
     assert host.peaks is not None
-    if host.peaks.int8 is None:
-        del artifacts["int8"]
-    sessions = {name: open_session(engine, made.models, shop.model.spec, threads) for name, made in artifacts.items()}
+    if host.peaks.int8 is not None:
+        with contextlib.suppress(UnsupportedError):  # engines that want ranges leave products of one row in float
+            artifacts["int8"] = build(engine, shop, TRIED[engine][0], host)
+    sessions = {key: open_session(engine, made.models, shop.model.spec, threads) for key, made in artifacts.items()}
     try:
-        steps = {name: session.step("main") for name, session in sessions.items()}
+        steps = {key: session.step("main") for key, session in sessions.items()}
         for step in steps.values():
-            np.copyto(step.inputs["x"], shop.model.example["main"]["x"])
-        times: Mapping[str, list[float]] = {name: [] for name in steps}
+            for key, buffer in step.inputs.items():
+                np.copyto(buffer, shop.model.example["main"][key])
+        times: Mapping[str, list[float]] = {key: [] for key in steps}
         for _ in range(ROUNDS):
-            for name, step in steps.items():
-                times[name] += time_step(step, RUNS)[1]
+            for key, step in steps.items():
+                times[key] += time_step(step, RUNS)[1]
         return [
             Sample(
-                size.name,
                 name,
-                file_figures(engine, artifacts[name].models, computes_int8(session.executed()))["main"].ops,
-                float(np.quantile(times[name], QUIET)),
+                key,
+                file_figures(engine, artifacts[key].models, computes_int8(session.executed()))["main"].ops,
+                float(np.quantile(times[key], QUIET)),
             )
-            for name, session in sessions.items()
+            for key, session in sessions.items()
         ]
     finally:
         for session in sessions.values():

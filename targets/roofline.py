@@ -2,7 +2,8 @@
 
 Williams, Waterman, Patterson: Roofline: an insightful visual performance model for multicore architectures (2009). An
 operation takes the longer of computing, FLOP / (eta x peak rate), and moving, bytes / (share x bandwidth), and what
-starting its kernel costs. eta, the share of the peak that an engine's kernels reach, is what nobody states: it is a
+starting its kernel costs. Where calibration found that the two do not overlap, it takes their sum. eta, the share of
+the peak that an engine's kernels reach, is what nobody states: it is a
 range of what was seen elsewhere, or measured on this machine (``edgeattn targets calibrate``).
 """
 
@@ -75,6 +76,7 @@ class Efficiency:
         launch_seconds: of starting one kernel.
         by_precision: eta of single precisions; ``eta`` stands for those that are not in it.
         source: where these figures come from.
+        overlap: whether an operation computes while it moves, as the roofline has it, or does one after the other.
     """
 
     eta: Range
@@ -82,6 +84,7 @@ class Efficiency:
     launch_seconds: Range
     source: str
     by_precision: Mapping[str, Range] = field(default_factory=dict)
+    overlap: bool = True
 
     def of(self, precision: str) -> Range:
         """The share of the peak at a precision."""
@@ -266,7 +269,10 @@ def estimate_op(
         seconds(eta.mid, memory.mid, launch.mid),
         seconds(eta.low, memory.low, launch.high),
     )
-    low_ms, mid_ms, high_ms = (1e3 * (max(compute, move) + start) for compute, move, start in (low, mid, high))
+    low_ms, mid_ms, high_ms = (
+        1e3 * ((max(compute, move) if used.overlap else compute + move) + start)
+        for compute, move, start in (low, mid, high)
+    )
     names: tuple[Bound, ...] = ("compute", "memory", "launch")
     return OpEstimate(op, low_ms, mid_ms, high_ms, names[mid.index(max(mid))])
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeattn import calibrating
 from edgeattn.baseline import Quiet
-from edgeattn.calibrating import Size, calibrate, copy_bandwidth, encoder
+from edgeattn.calibrating import calibrate, copy_bandwidth
+from edgeattn.calibration_models import LOADS, Load, Size, encoder, of_size, streaming
 from edgeattn.errors import MissingExtraError, UnsupportedError
 from edgeattn.model import one_thread
 from edgeattn.targets import host_target
@@ -23,6 +25,30 @@ NOISE = 3.0  # a busy host's factor; estimates promise a range on a quiet one
 def test_an_encoder_has_the_sizes_that_it_is_asked_for() -> None:
     graph = encoder(Size(8, 64, 2)).spec.graph()
     assert (graph.inputs[0].shape, graph.outputs[0].shape) == ((1, 8, 64), (1, 8, 64))
+
+
+@pytest.mark.parametrize("load", LOADS, ids=lambda load: load.name)
+def test_what_calibration_measures_has_fixed_shapes_and_carries_its_states(load: Load) -> None:
+    model = load.make()
+    graph = model.spec.graph()
+    outputs = model.run(model.example["main"])
+    assert all(np.isfinite(value).all() for value in outputs.values())
+    for state in graph.states:
+        assert outputs[state.output].shape == model.example["main"][state.input].shape
+    assert bool(graph.states) == (load.name in ("streaming step", "decoder token"))
+
+
+def test_the_caches_of_a_step_move_on_by_what_was_new() -> None:
+    model = streaming(4, 64, 16, 2)
+    example = model.example["main"]
+    outputs = model.run(example)
+    for name in ("keys", "values"):
+        np.testing.assert_array_equal(outputs[f"next_{name}"][:, :, :-4], example[name][:, :, 4:])
+    np.testing.assert_array_equal(outputs["next_seen"][:, :, :-4], example["seen"][:, :, 4:])
+
+
+def test_loads_have_names_of_their_own() -> None:
+    assert len({load.name for load in LOADS}) == len(LOADS)
 
 
 def test_copying_has_a_bandwidth() -> None:
@@ -39,14 +65,14 @@ def test_a_model_that_was_not_fitted_lies_in_the_range_of_its_estimate(
 
     def keeping_one(*arguments: object) -> list[Sample]:
         samples = measured(*arguments)  # type: ignore[arg-type]
-        if arguments[1] == SMALL[-1]:
+        if arguments[1] == SMALL[-1].name:
             held_out.extend(samples)
             return []
         return samples
 
     monkeypatch.setattr(calibrating, "_measured", keeping_one)
     with one_thread():
-        found = calibrate(Quiet(), ["onnxruntime"], sizes=SMALL)
+        found = calibrate(Quiet(), ["onnxruntime"], loads=[of_size(size) for size in SMALL])
     assert list(found.engines) == ["onnxruntime"]
     assert {(m.name, m.precision) for m in found.engines["onnxruntime"].models} == {
         (size.name, precision) for size in SMALL[:-1] for precision in ("fp32", "int8")

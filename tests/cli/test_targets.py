@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgeattn import calibrating, targets
-from edgeattn.calibrating import Size
+from edgeattn.calibration_models import Size, of_size
 from edgeattn.spec import to_json
 from edgeattn.targets import get_target, list_targets
 from edgeattn.targets.calibration import calibration_path, read_calibration
@@ -62,7 +62,7 @@ def test_an_engine_that_cannot_be_calibrated_here_is_refused(
 @pytest.mark.slow
 def test_calibrating_keeps_what_it_measured(edgeattn: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    few = functools.partial(calibrating.calibrate, sizes=(Size(8, 64, 1), Size(48, 96, 1)))
+    few = functools.partial(calibrating.calibrate, loads=(of_size(Size(8, 64, 1)), of_size(Size(48, 96, 1))))
     monkeypatch.setattr(calibrating, "calibrate", few)
     outcome = edgeattn("targets", "calibrate", "--engine", "onnxruntime", "--json")
     assert outcome.code == 0, outcome.err

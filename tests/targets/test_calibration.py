@@ -17,6 +17,7 @@ from edgeattn.targets.calibration import (
     Sample,
     calibrated_host,
     calibration_path,
+    covering,
     fit,
     keep_calibration,
     read_calibration,
@@ -48,8 +49,9 @@ def ops(size: int, precision: Any) -> tuple[OpFigures, ...]:
 def planted(etas: dict[str, float], memory: float, launch: float, slow: Sequence[int] = ()) -> list[Sample]:
     """Models whose times the roofline itself gave; those of ``slow`` took three times as long."""
     truth = Efficiency(
-        exactly(etas["fp32"]), exactly(memory), exactly(launch), "planted", {k: exactly(v) for k, v in etas.items()}
-    )
+        exactly(etas["fp32"]), exactly(memory), exactly(launch), "planted", {k: exactly(v) for k, v in etas.items()},
+        overlap=False,
+    )  # fmt: skip
     found = []
     for precision in etas:
         for size in (16, 32, 64, 128, 256, 512):
@@ -90,6 +92,26 @@ def test_models_that_the_roofline_misses_make_the_range_wide() -> None:
     assert found.spread > 1.9
     held = sum(m.estimated_ms / found.spread <= m.measured_ms <= m.estimated_ms * found.spread for m in found.models)
     assert held >= 0.8 * len(found.models)
+
+
+@pytest.mark.parametrize(
+    ("errors", "covers"),
+    [
+        ([0.3], 0.3),
+        ([0.1, 0.5, 0.2], 0.5),  # ceil(0.9 x 4) = 4 of 3: no rank covers so much, the largest is told
+        ([i / 100 for i in range(1, 19)], 0.18),  # 18 models: rank ceil(0.9 x 19) = 18
+        ([i / 100 for i in range(1, 20)], 0.18),  # 19 models: rank ceil(0.9 x 20) = 18
+        ([i / 100 for i in range(1, 40)], 0.36),  # 39 models: rank 36
+    ],
+)
+def test_the_range_covers_the_next_model_and_not_only_those_seen(errors: list[float], covers: float) -> None:
+    assert covering(errors[::-1]) == covers
+
+
+def test_a_model_that_is_unlike_the_others_makes_the_range_as_wide_as_it_is_off() -> None:
+    samples = planted({"fp32": 0.4, "int8": 0.1}, 0.8, 2e-6)
+    odd = [replace(s, seconds=2.5 * s.seconds) if s.name == "model 128" else s for s in samples]
+    assert fit(odd, HOST, "openvino", 1, "1.0").spread == pytest.approx(2.5, rel=0.15)
 
 
 def test_without_a_float32_model_nothing_is_fitted() -> None:
@@ -160,7 +182,7 @@ def damage(edit: Callable[[str], str]) -> Callable[[Path], None]:
     [
         (damage(lambda text: text[: len(text) // 2]), "cannot be used"),
         (damage(lambda text: text.replace('"threads"', '"threds"')), "unknown field 'threds'"),
-        (damage(lambda text: text.replace('"format": 1', '"format": 9')), "format 9, expected 1"),
+        (damage(lambda text: text.replace('"format": 2', '"format": 9')), "format 9, expected 2"),
         (damage(lambda text: text.replace('"low": 0.2', '"low": 0.9')), "a range must be positive and ascend"),
         (damage(lambda _: "[" * 100_000), "cannot be used"),
         (damage(lambda text: text + " " * 2**20), "larger than"),

@@ -64,6 +64,15 @@ def test_a_small_op_is_bound_by_starting_its_kernel_and_a_fused_one_starts_none(
     assert fused.mid_ms == pytest.approx(1.0, rel=1e-9)
 
 
+def test_without_overlap_computing_and_moving_add_up() -> None:
+    both = op(flops=20e6, moved=8e6, kernels=0)  # 1 ms of computing and 1 ms of moving
+    assert told([both]).mid_ms == pytest.approx(1.0, rel=1e-9)
+    found = estimate([both], BOARD, "litert", 4, replace(EXACT, overlap=False))
+    assert found.mid_ms == pytest.approx(2.0, rel=1e-9)
+    assert found.low_ms == pytest.approx(0.5 + 0.8, rel=1e-9)
+    assert found.high_ms == pytest.approx(2.0 + 1.6, rel=1e-9)
+
+
 def test_each_precision_has_its_own_rate_and_share() -> None:
     found = told([op(flops=32e6, precision="int8", kernels=0)])
     assert found.mid_ms == pytest.approx(32e6 / (0.2 * 160e9) * 1e3, rel=1e-9)

@@ -23,7 +23,7 @@ KERNEL = 9  # of the causal convolution
 
 @dataclass(frozen=True)
 class Size:
-    """Of an encoder: positions, model width, layers, width of a head, sequences; feed-forwards are four times as wide."""
+    """Of an encoder: positions, model width, layers, width of a head, sequences; feed-forwards are 4 times as wide."""
 
     tokens: int
     width: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
     from edgeattn.calibration_models import Load
 
 COPIED = 2**26  # bytes
-ROUNDS, RUNS = 4, 15
-QUIET = 0.1  # quantile of the times that counts: what the machine does when others leave it alone
+ROUNDS, RUNS = 3, 15
 SAMPLES = 8  # inputs that int8 is calibrated with
 CONVERTERS = {"litert": ("litert_torch", "ai_edge_quantizer"), "openvino": ("nncf",), "onnxruntime": ()}
 """Engine -> packages that its files are made with, beside torch and onnx."""
@@ -140,7 +140,7 @@ def _measured(shop: Workshop, name: str, engine: str, host: Target, threads: int
                 name,
                 key,
                 file_figures(engine, artifacts[key].models, computes_int8(session.executed()))["main"].ops,
-                float(np.quantile(times[key], QUIET)),
+                statistics.median(times[key]),  # as a profile's p50, which an estimate foretells
             )
             for key, session in sessions.items()
         ]

@@ -315,6 +315,8 @@ def convert_target(shop: Workshop, target: Target, options: ConvertOptions, prog
     """Candidates, verification, choice and bundle for one target."""
     began = time.monotonic()
     options = with_deadline(options, target)
+    if shop.pruning is not None and shop.pruning.failures:  # it missed what was asked: a better plan will not mend it
+        options = replace(options, effort=Effort(0.0))
     with ExitStack() as open_sessions:
         tried = try_schemes(shop, target, options, open_sessions, progress)
         candidates = (

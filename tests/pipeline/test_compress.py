@@ -12,13 +12,14 @@ import pytest
 
 pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 
-from edgeattn import compress
+from edgeattn import compress, pipeline
 from edgeattn.baseline import baseline
 from edgeattn.candidates import PAYS
 from edgeattn.compress import REACHED, Compressor, promise
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.data import ArrayData
-from edgeattn.gates import Gates
+from edgeattn.gates import Failure, Gates
+from edgeattn.mixed import Effort
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline import ConvertOptions, convert
 from edgeattn.pruning.apply import Subject, prune
@@ -26,6 +27,7 @@ from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.latency import Timing
 from edgeattn.pruning.request import Request
 from edgeattn.pruning.saved import write_pruned
+from edgeattn.report import Pruning
 from edgeattn.schemes import Workshop
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import get_target
@@ -317,3 +319,21 @@ def test_convert_ships_the_pruned_model_and_says_so(source: tuple[EdgeModel, Arr
     kept = manifest["provenance"]["pruning"]["cut"]["groups"]
     assert [len(groups) for groups in kept.values()] == [NEURONS // 2] * LAYERS
     json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_what_missed_its_budget_is_not_searched_for_better_plans(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Seen(Exception):  # noqa: N818 - no error
+        """With the effort that was to be made."""
+
+    def look(_: Workshop, __: object, options: ConvertOptions, *___: object) -> None:
+        raise Seen(options.effort)
+
+    monkeypatch.setattr(pipeline, "try_schemes", look)
+    options = ConvertOptions((get_target("cpu"),), effort=Effort(600.0, 60.0))
+    for failures, effort in (((), Effort(600.0, 60.0)), ((Failure("speedup", "9x", "2x"),), Effort(0.0))):
+        pruned = Workshop(shop.model, shop.base, shop.room(f"{len(failures)}"), Pruning({}, failures))
+        with pytest.raises(Seen) as seen:
+            pipeline.convert_target(pruned, get_target("cpu"), options, Watch())
+        assert seen.value.args == (effort,)

@@ -28,6 +28,7 @@ from edgeattn.pruning.apply import Subject, copied, prune, subject
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.recovery import Recovered, RecoveryOptions, Run, matched, recover, residuals
 from edgeattn.sources.modules import from_graphs, from_module
+from tests.clocks import StepClock
 
 DIM, LENGTH, CLASSES = 16, 6, 5
 STEPS = 30  # of a run whose clock goes by steps
@@ -140,19 +141,6 @@ def utterances(count: int = 12) -> SpeechData:
         for number in range(count)
     ]
     return SpeechData("noise", tuple(made), (Utterance(np.zeros(100, np.float32), ("no",)),))
-
-
-class StepClock:
-    """A clock that only steps move, so that two runs do the same."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def tick(self, _: float) -> None:
-        self.now += 1.0
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from edgeattn.quantize.qdq import (
 from edgeattn.quantize.recovery import Recovered, RecoveryOptions, recover
 from edgeattn.silence import silenced
 from edgeattn.sources import exported, onnx_file
+from tests.clocks import StepClock
 from tests.converters.samples import AttentionBlock, MaskedTokens, as_model
 from tests.several import two_towers
 
@@ -91,19 +92,6 @@ def samples(model: EdgeModel, count: int = 60) -> dict[str, list[dict[str, np.nd
                 sample[tensor.name] = (free @ mix[tensor.name]).astype(np.float32)
         made.append(sample)
     return {"main": made}
-
-
-class StepClock:
-    """A clock that only steps move, so that two runs do the same."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def tick(self, _: float) -> None:
-        self.now += 1.0
 
 
 @pytest.fixture

@@ -32,12 +32,12 @@ VERSIONS = ("8.6.2", "10.3.0", "11.0.0")
 class Board:
     """A board with TensorRT on it, as far as simulators go."""
 
-    library: ctypes.CDLL
+    cudart: ctypes.CDLL
     model: Path
     patch: pytest.MonkeyPatch
 
     def install(self, version: str = "10.3.0", **options: Any) -> Any:
-        module = simulated_tensorrt(version, self.library, onnxruntime_network(self.library), **options)
+        module = simulated_tensorrt(version, self.cudart, onnxruntime_network(self.cudart), **options)
         self.patch.setitem(sys.modules, "tensorrt", module)
         return module
 
@@ -48,12 +48,12 @@ class Board:
     def live(self) -> int:
         """Memory, streams, events and graphs that were not given back."""
         gc.collect()
-        return int(self.library.simulatedLive())
+        return int(self.cudart.simulatedLive())
 
     @property
     def launches(self) -> int:
         """Captured graphs that were started."""
-        return int(self.library.simulatedLaunches())
+        return int(self.cudart.simulatedLaunches())
 
 
 @pytest.fixture(scope="module")

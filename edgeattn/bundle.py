@@ -325,10 +325,20 @@ def writing(destination: Path) -> Iterator[None]:
 
 def _entry(path: Path) -> FileEntry:
     with path.open("rb") as file:
-        return FileEntry(_sha256(file), path.stat().st_size)
+        return FileEntry(sha256_of(file), path.stat().st_size)
 
 
-def _sha256(file: IO[bytes]) -> str:
+def user_cache() -> Path:
+    """Where edgeattn keeps what it can make again: ``$XDG_CACHE_HOME/edgeattn``, by default ``~/.cache/edgeattn``.
+
+    A relative ``$XDG_CACHE_HOME`` counts as none (XDG Base Directory Specification).
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (root if root.is_absolute() else Path.home() / ".cache") / "edgeattn"
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Hexadecimal digits of what is left in a file, read in blocks."""
     digest = hashlib.sha256()
     while block := file.read(BLOCK):
         digest.update(block)
@@ -464,7 +474,7 @@ def _check_present(root: Path, manifest: Manifest) -> None:
 def _check_content(source: Path, name: str, entry: FileEntry, size: int, file: IO[bytes]) -> None:
     if size != entry.size:
         raise BundleError(f"{source}: {name} has {size} bytes, the manifest says {entry.size}; copy the bundle again")
-    if _sha256(file) != entry.sha256:
+    if sha256_of(file) != entry.sha256:
         raise BundleError(f"{source}: {name} was changed: its sha256 is not the manifest's; copy the bundle again")
 
 

@@ -31,6 +31,7 @@ from edgeattn.gates import (
     timing_notes,
 )
 from edgeattn.model import EdgeModel
+from edgeattn.pipeline import describe
 from edgeattn.profiling.benchmark_model import benchmark_on
 from edgeattn.profiling.contract import contract
 from edgeattn.profiling.figures import Profile
@@ -197,13 +198,7 @@ def profile_model(model: EdgeModel, targets: Sequence[Target], options: ProfileO
         trials = Trials(model, Path(folder), progress)
         for target in targets:
             results += _tried(trials, target, options, progress, alone=len(targets) == 1)
-    facts = {
-        "name": model.spec.name,
-        "task": model.spec.task,
-        "source_sha256": model.source_sha256,
-        "graphs": [graph.name for graph in model.spec.graphs],
-    }
-    return Report(facts, tuple(results))
+    return Report(describe(model), tuple(results))
 
 
 def _tried(trials: Trials, target: Target, options: ProfileOptions, progress: Progress, alone: bool) -> list[Result]:

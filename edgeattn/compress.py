@@ -274,17 +274,15 @@ class Compressor:
             took: what the selection took, see :meth:`took`.
         """
         tried, strict = [chosen], limit
-        for _ in range(CORRECTIONS):
-            reaching = [one for one, ms in zip(tried, took, strict=True) if ms * REACHED <= limit]
-            if reaching:
-                return reaching[0]  # the least that is removed
+        while not any(ms * REACHED <= limit for ms in took) and len(tried) <= CORRECTIONS:
             strict *= limit / took[-1]
             tighter = self.selected(table, strict, target)
             if not tighter.reached:
                 break
             tried.append(tighter)
             took = self.took(tried, table, target, backend, progress)
-        return next((one for one, ms in zip(tried, took, strict=True) if ms * REACHED <= limit), tried[-1])
+        reaching = [one for one, ms in zip(tried, took, strict=True) if ms * REACHED <= limit]
+        return reaching[0] if reaching else tried[-1]  # of those that reach it, the one that removes least
 
     def most_within(self, max_drop: float, table: LatencyTable, target: Target, progress: Progress) -> Planned:
         """The fastest cut of a few whose float model keeps the metric, found by bisection.

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 
@@ -71,6 +71,22 @@ class UnsupportedError(EdgeattnError):
 
 class ConversionError(UnsupportedError):
     """A converter failed on this model."""
+
+
+def error_facts(error: EdgeattnError) -> dict[str, str]:
+    """An error as plain JSON, for another process; see :func:`error_from`."""
+    return {"error": type(error).__name__, "message": str(error)}
+
+
+def error_from(facts: Mapping[str, str], where: str = "") -> EdgeattnError:
+    """The error that another process told; one of a class that is not ours is an :class:`EdgeattnError`.
+
+    Args:
+        where: it was raised, in front of the message.
+    """
+    named = globals().get(facts["error"])
+    kind = named if isinstance(named, type) and issubclass(named, EdgeattnError) else EdgeattnError
+    return kind(f"{where}: {facts['message']}" if where else facts["message"])
 
 
 def load_extra(module: str, extra: str) -> ModuleType:

@@ -189,14 +189,11 @@ def device_bytes(trt: Any, engine: Any, plan_bytes: int, contexts: int) -> int:
 
 
 def engine_cache() -> Path:
-    """Where engines and timings are kept: ``$EDGEATTN_CACHE/engines``, else ``edgeattn/engines`` in the user's cache.
+    """Where engines and timings are kept: ``$EDGEATTN_CACHE/engines``, else ``engines`` in the user's cache."""
+    from edgeattn.bundle import user_cache
 
-    That is ``$XDG_CACHE_HOME`` or ``~/.cache`` (XDG Base Directory Specification).
-    """
     root = os.environ.get("EDGEATTN_CACHE")
-    if root:
-        return Path(root) / "engines"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeattn" / "engines"
+    return (Path(root) if root else user_cache()) / "engines"
 
 
 def engine_key(onnx: Path, recipe: BuildRecipe, board: Board) -> str:

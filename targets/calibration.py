@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from edgeattn.bundle import write_atomically, writing
+from edgeattn.bundle import user_cache, write_atomically, writing
 from edgeattn.errors import InputError
 from edgeattn.spec import from_json, to_json
 from edgeattn.targets.host import host_target
@@ -229,15 +228,13 @@ def _least(
 
 
 def calibration_path(threads: int) -> Path:
-    """Where this machine's calibration is kept: below ``$XDG_CACHE_HOME/edgeattn``, by default ``~/.cache/edgeattn``.
+    """Where this machine's calibration is kept, in the user's cache.
 
     The name holds what decides the figures, as a home directory may be shared by several machines.
     """
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    cache = Path(root) if Path(root).is_absolute() else Path.home() / ".cache"
     host = host_target()
     key = hashlib.sha256(json.dumps([host.title, host.cores, host.isa, threads]).encode()).hexdigest()[:16]
-    return cache / "edgeattn" / "calibration" / f"{key}.json"
+    return user_cache() / "calibration" / f"{key}.json"
 
 
 def keep_calibration(found: Calibration) -> Path:

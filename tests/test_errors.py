@@ -67,3 +67,17 @@ def test_a_present_extra_is_the_module() -> None:
 )
 def test_an_unknown_name_lists_the_valid_ones(name: str, sentence: str) -> None:
     assert errors.unknown_name("engine", name, ["openvino", "litert"]) == sentence
+
+
+def test_an_error_of_another_process_is_raised_as_what_it_was() -> None:
+    there = errors.error_from(errors.error_facts(errors.UnsupportedError("no int4")), "ssh://pi@board")
+    assert type(there) is errors.UnsupportedError
+    assert str(there) == "ssh://pi@board: no int4"
+    assert str(errors.error_from(errors.error_facts(errors.DeviceError("lost")))) == "lost"
+
+
+@pytest.mark.parametrize("name", ["unknown_name", "difflib", "KeyboardInterrupt", "__doc__", ""])
+def test_another_process_names_no_class_but_ours(name: str) -> None:
+    there = errors.error_from({"error": name, "message": "hello"})
+    assert type(there) is errors.EdgeattnError
+    assert str(there) == "hello"

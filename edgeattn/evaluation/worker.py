@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeattn.errors import EdgeattnError
+from edgeattn.errors import EdgeattnError, error_facts
 from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
 from edgeattn.evaluation.parcel import Parcel, unpacked
 from edgeattn.evaluation.parity import Parity
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         with load(path, asked["backend"], asked["threads"]) as session, unpacked(Path(parcel)) as opened:
             answer: dict[str, Any] = {"evaluated": to_json(evaluate(session, opened))}
     except EdgeattnError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        answer = {**error_facts(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 

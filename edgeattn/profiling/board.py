@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from edgeattn.profiling.figures import Board, ClockSetting
@@ -48,5 +49,5 @@ def _memory_mhz() -> float | None:
     running = start_tegrastats()
     if running is None:
         return None
-    with running:
+    with contextlib.closing(running):
         return emc_mhz(running.line() or "")

@@ -10,7 +10,7 @@ import json
 import sys
 from typing import Any
 
-from edgeattn.errors import EdgeattnError
+from edgeattn.errors import EdgeattnError, error_facts
 from edgeattn.profiling.holding import held
 from edgeattn.runtimes.selftest import selftest
 from edgeattn.spec import to_json
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
         with held(asked.get("power_mode"), asked.get("lock_clocks", False)):
             answer: dict[str, Any] = {"golden": to_json(selftest(path, asked["backend"], asked["threads"]))}
     except EdgeattnError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        answer = {**error_facts(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 

@@ -27,8 +27,15 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import edgeattn.errors
-from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError, unknown_name
+from edgeattn.errors import (
+    DeviceError,
+    EdgeattnError,
+    InputError,
+    UnsupportedError,
+    error_facts,
+    error_from,
+    unknown_name,
+)
 from edgeattn.runtimes.jetson import PowerMode, find_program, power_mode
 
 LOG = logging.getLogger(__name__)
@@ -94,14 +101,12 @@ def _told(keeper: subprocess.Popen[str], expected: str) -> EdgeattnError | None:
     """None if the keeper's next line tells what is expected, else what went wrong."""
     assert keeper.stdout is not None, "it was asked for"
     try:
-        answer: dict[str, str] = {"error": "", "message": ENDED} | json.loads(keeper.stdout.readline())
+        answer: dict[str, str] = error_facts(DeviceError(ENDED)) | json.loads(keeper.stdout.readline())
     except ValueError:
         return DeviceError(ENDED)
     if expected in answer:
         return None
-    kind = getattr(edgeattn.errors, answer["error"] or "DeviceError", EdgeattnError)
-    error: EdgeattnError = kind(answer["message"])
-    return error
+    return error_from(answer)
 
 
 def _end(keeper: subprocess.Popen[str]) -> EdgeattnError | None:
@@ -143,7 +148,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _say(done: str, error: EdgeattnError | None) -> None:
-    line = {done: ""} if error is None else {"error": type(error).__name__, "message": str(error)}
+    line = {done: ""} if error is None else error_facts(error)
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 

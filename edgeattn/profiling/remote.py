@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-import edgeattn.errors
 from edgeattn.bundle import Manifest, read_manifest
-from edgeattn.errors import EdgeattnError, InputError, UnsupportedError
+from edgeattn.errors import InputError, UnsupportedError, error_from, unknown_name
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import THREAD_VARIABLES, TIMEOUT_SECONDS
@@ -203,7 +202,7 @@ def wants(manifest: Manifest, backend: str | None) -> Wants:
     """
     engine = backend or manifest.backend
     if engine not in PACKAGES:
-        raise InputError(edgeattn.errors.unknown_name("backend", engine, PACKAGES))
+        raise InputError(unknown_name("backend", engine, PACKAGES))
     tools: Mapping[str, Any] = manifest.provenance.get("tools") or {}
     # TensorRT builds its engine there, from ONNX: what made the bundle here says nothing of what must run there.
     packages = PACKAGES[engine] if engine != "tensorrt" else ()
@@ -223,8 +222,5 @@ def _arch(target: str) -> Arch | None:
 
 def _answer(device: Device, answer: Mapping[str, Any], key: str) -> Any:
     if "error" in answer:
-        kind: Any = getattr(edgeattn.errors, str(answer["error"]), None)
-        if not (isinstance(kind, type) and issubclass(kind, EdgeattnError)):  # the other side names it
-            kind = EdgeattnError
-        raise kind(f"{device.text}: {answer['message']}")
+        raise error_from(answer, device.text)
     return answer[key]

@@ -12,13 +12,8 @@ import re
 import select
 import subprocess
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 from edgeattn.runtimes.jetson import find_program
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 INTERVAL_MS = 100
 FIRST_LINE_SECONDS = 3.0
@@ -29,7 +24,7 @@ UNCONNECTED = "NC"  # the label of a channel that measures nothing
 
 
 class Tegrastats:
-    """The program, running; its lines are read without waiting for one. Use it as a context manager, or close it."""
+    """The program, running; its lines are read without waiting for one. Close it when it is done with."""
 
     def __init__(self, program: str) -> None:
         """Start it, and wait for its first line.
@@ -61,14 +56,6 @@ class Tegrastats:
         self._process.kill()
         self._process.wait(STOP_SECONDS)
         self._output.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _drain(self) -> None:
         """Read what there is."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeattn.errors import EdgeattnError
+from edgeattn.errors import EdgeattnError, error_facts
 from edgeattn.runtimes import load
 from edgeattn.spec import to_json
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
             heard = {"backend": session.backend, "engine_version": session.engine_version, "events": to_json(events)}
             answer: dict[str, Any] = {"transcript": heard}
     except EdgeattnError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        answer = {**error_facts(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 

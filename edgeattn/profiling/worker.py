@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import edgeattn.errors
-from edgeattn.errors import DeviceError, EdgeattnError
+from edgeattn.errors import DeviceError, EdgeattnError, error_facts, error_from
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions, measure
 from edgeattn.spec import from_json, to_json
@@ -45,8 +44,7 @@ def profile_bundle(path: Path, options: MeasureOptions, backend: str | None = No
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise DeviceError(f"{path}: the measuring process died with status {done.returncode}: {last}") from error
     if "error" in answer:
-        kind = getattr(edgeattn.errors, answer["error"], EdgeattnError)
-        raise kind(answer["message"])
+        raise error_from(answer)
     return from_json(Profile, answer["profile"])
 
 
@@ -58,7 +56,7 @@ def main(arguments: list[str]) -> int:
         profile = measure(Path(path), from_json(MeasureOptions, asked["options"]), asked["backend"])
         answer: dict[str, Any] = {"profile": to_json(profile)}
     except EdgeattnError as error:
-        answer = {"error": type(error).__name__, "message": str(error)}
+        answer = {**error_facts(error)}
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 

@@ -14,7 +14,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from typing import Any, Literal, final
 import torch
 from torch import nn
 
-from edgeattn.bundle import write_atomically
+from edgeattn.bundle import user_cache, write_atomically
 from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.anatomy import Anatomy, Stack, Unit
@@ -369,9 +368,8 @@ def measure_table(
 
 
 def cache_directory() -> Path:
-    """Where tables are kept: ``$XDG_CACHE_HOME/edgeattn/latency``, by default below ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "edgeattn" / "latency"
+    """Where tables are kept."""
+    return user_cache() / "latency"
 
 
 def table_key(given: Subject, options: MeasureOptions) -> str:

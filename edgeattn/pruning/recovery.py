@@ -206,8 +206,7 @@ def recover(
 def fitting_rate(given: Subject) -> float:
     """The learning rate of Adam that fits a model: it falls with the width of the residual stream.
 
-    Yang et al. 2022, arXiv 2203.03466, table 3. It is 1e-3 up to 128, where streaming Conformers train well with it; of
-    1e-3, 3e-4 and 1e-4 for a BERT of width 384 the one closest to this recovered most.
+    Yang et al. 2022, arXiv 2203.03466, table 3. It is 1e-3 up to the width of the built-in stream.
     """
     widths = [dense(linear_at(given.network, unit.exit)).shape[0] for unit in given.anatomy.units]
     return HIGHEST_RATE * min(1.0, NARROW / max(widths, default=NARROW))

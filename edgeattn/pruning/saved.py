@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import math
 import re
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeattn.bundle import write_atomically, writing
+from edgeattn.bundle import sha256_of, write_atomically, writing
 from edgeattn.errors import EdgeattnError, InputError, ModelError, OutputError, UnsupportedError, load_extra
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.apply import Subject, copied, subject
@@ -265,11 +264,8 @@ def _write_graph(draft: Path, pruned: EdgeModel, source: str, export: Export) ->
 
 def file_sha256(path: Path) -> str:
     """Of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(file)
 
 
 # --- Hugging Face -----------------------------------------------------------------------------------------------------

@@ -14,13 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from edgeattn.errors import DeviceError, EdgeattnError, UnsupportedError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+T = TypeVar("T")
+
+PAUSES = (1.0, 3.0)  # seconds before the second and the third try
 OLDEST_PYTHON = (3, 10)
 KEEPALIVE = 2.0  # seconds between signs of life to the runner
 BLOCK = 2**16
@@ -51,6 +54,15 @@ LOADER = (
 
 class TransportError(DeviceError):
     """The link itself failed: nothing was wrong with what was asked, and asking again can succeed."""
+
+
+def retried(work: Callable[[], T]) -> T:
+    """Do it, and again after a pause where only the link failed; nothing else is tried again."""
+    for pause in PAUSES:
+        with contextlib.suppress(TransportError):
+            return work()
+        time.sleep(pause)
+    return work()
 
 
 @dataclass(frozen=True)

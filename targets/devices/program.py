@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import queue
 import secrets
 import shlex
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeattn.bundle import sha256_of
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
 from edgeattn.targets.devices.adb import TEMPORARY, attached, explain, last_line, run_adb, shell
 from edgeattn.targets.devices.device import Device
-from edgeattn.targets.devices.link import Timeouts, TransportError
+from edgeattn.targets.devices.link import Timeouts, TransportError, retried
 
-PAUSES = (1.0, 3.0)  # seconds before the second and the third try
 PUSH_RATE = 2e5  # bytes per second of a link too slow to be of use
 MAX_TEXT = 2**20  # bytes of a program's output that are read
 CACHE = f"{TEMPORARY}/edgeattn"
@@ -96,18 +94,14 @@ def run_program(device: Device, program: Program, timeouts: Timeouts = Timeouts(
         InputError: if a file cannot be read here.
     """
     nonce = secrets.token_hex(16)
-    for pause in PAUSES:
-        with contextlib.suppress(TransportError):
-            return _try(device, program, nonce, timeouts)
-        time.sleep(pause)
-    return _try(device, program, nonce, timeouts)
+    return retried(lambda: _try(device, program, nonce, timeouts))
 
 
 def _try(device: Device, program: Program, nonce: str, timeouts: Timeouts) -> tuple[str, PhoneFacts]:
     serial = attached(device, timeouts)
     phone = _Phone(device, serial, timeouts)
     facts = facts_of(phone.ask(INVENTORY))
-    wanted = {path: sha256_of(path) for path in (program.path, *program.files.values())}
+    wanted = {path: _sha256(path) for path in (program.path, *program.files.values())}
     phone.push(wanted, nonce, facts)
     places = {name: f"{STORE}/{wanted[path]}" for name, path in program.files.items()}
     words = [f"{STORE}/{wanted[program.path]}", *(argument.format(**places) for argument in program.arguments)]
@@ -126,20 +120,17 @@ def facts_of(text: str) -> PhoneFacts:
     )
 
 
-def sha256_of(path: Path) -> str:
+def _sha256(path: Path) -> str:
     """Hexadecimal digits.
 
     Raises:
         InputError: if it is no file that can be read.
     """
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+            return sha256_of(file)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 class _Phone:

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeattn.bundle import writing
+from edgeattn.bundle import user_cache, writing
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, OutputError
 from edgeattn.spec import from_json, to_json
 
@@ -83,9 +83,8 @@ class Prepared:
 
 
 def default_path() -> Path:
-    """``$XDG_CACHE_HOME/edgeattn/qemu-aarch64``, by default below ``~/.cache``."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "edgeattn" / "qemu-aarch64"
+    """Of the root in the user's cache."""
+    return user_cache() / "qemu-aarch64"
 
 
 def python_of(path: Path) -> Path:

@@ -8,24 +8,22 @@ import io
 import json
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgeattn.bundle import open_bundle, zip_bundle
+from edgeattn.bundle import open_bundle, sha256_of, zip_bundle
 from edgeattn.errors import DeviceError, UnsupportedError
 from edgeattn.targets.devices.archive import runtime_archive
 from edgeattn.targets.devices.device import Device
-from edgeattn.targets.devices.link import Job, Link, Timeouts, TransportError
+from edgeattn.targets.devices.link import Job, Link, Timeouts, retried
 from edgeattn.targets.devices.ways import connect
 from edgeattn.targets.host import ARCH
 from edgeattn.targets.target import Arch
 
 T = TypeVar("T")
 
-PAUSES = (1.0, 3.0)  # seconds before the second and the third try
 SMALLEST_MEMORY = 64 * 2**20  # bytes for Python, numpy and an engine
 OLDEST_NUMPY = (1, 26)
 OLDEST_TENSORRT = (8, 6)  # of JetPack 6; the calls that we make are not in older ones
@@ -153,12 +151,12 @@ def on_device(
         BundleError: if the bundle is not whole.
     """
     with _packed(bundle) as (sha256, archive):
-        for pause in PAUSES:
-            with contextlib.suppress(TransportError), connect(device, timeouts) as link:
+
+        def once() -> T:
+            with connect(device, timeouts) as link:
                 return work(_prepare(link, sha256, archive, wants, timeouts))
-            time.sleep(pause)
-        with connect(device, timeouts) as link:
-            return work(_prepare(link, sha256, archive, wants, timeouts))
+
+        return retried(once)
 
 
 @contextlib.contextmanager
@@ -167,14 +165,7 @@ def _packed(bundle: Path) -> Iterator[tuple[str, Path]]:
     with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder, open_bundle(bundle) as opened:
         archive = zip_bundle(opened.root, Path(folder) / "bundle.zip")
         with archive.open("rb") as file:
-            yield _sha256(file), archive
-
-
-def _sha256(file: io.BufferedReader) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()
+            yield sha256_of(file), archive
 
 
 def _prepare(link: Link, sha256: str, archive: Path, wants: Wants, timeouts: Timeouts) -> DeviceSession:

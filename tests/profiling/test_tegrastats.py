@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -50,7 +51,7 @@ def test_a_line_tells_rails_and_the_memorys_clock(line: str, watts: dict[str, fl
 def test_the_newest_line_is_told_without_waiting(board: Jetson) -> None:
     running = start_tegrastats()
     assert running is not None
-    with running:
+    with contextlib.closing(running):
         assert running.line() == LINE
         board.tells(AGX_ORIN)
         give_up = time.monotonic() + 30
@@ -62,7 +63,7 @@ def test_the_newest_line_is_told_without_waiting(board: Jetson) -> None:
 def test_a_program_that_ended_tells_nothing_any_more(board: Jetson) -> None:
     running = start_tegrastats()
     assert running is not None
-    with running:
+    with contextlib.closing(running):
         board.tells(None)
         give_up = time.monotonic() + 30
         while running.line() is not None:

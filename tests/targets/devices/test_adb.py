@@ -33,9 +33,9 @@ from edgeattn.targets.devices import (
     Timeouts,
     TransportError,
     adb,
+    link,
     on_device,
     parse_device,
-    session,
 )
 from tests.targets.devices.board import SITE
 from tests.targets.devices.phone import PYTHON, Phone, Server, give_python, running_phone, until
@@ -46,7 +46,7 @@ SOON = Timeouts(connect=10.0, silence=4.0, lock=0.6)
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(link, "PAUSES", (0.05, 0.05))
 
 
 def device(phone: Phone, python: str = PYTHON) -> Device:
@@ -282,7 +282,7 @@ def test_an_app_that_cannot_be_entered(phone: Phone, tiny_bundle: Path, app: str
 def test_a_cable_that_is_pulled_is_tried_again(
     phone: Phone, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "PAUSES", (2.0, 5.0))  # adb's server looks about once a second
+    monkeypatch.setattr(link, "PAUSES", (2.0, 5.0))  # adb's server looks about once a second
     slow = phone.root / "slow"
     slow.mkdir()
     (slow / "sitecustomize.py").write_text(

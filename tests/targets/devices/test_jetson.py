@@ -16,7 +16,7 @@ from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedE
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import measure_on
-from edgeattn.targets.devices import Device, Timeouts, parse_device, session
+from edgeattn.targets.devices import Device, Timeouts, link, parse_device
 from tests.profiling.conftest import write_tiny_bundle
 from tests.profiling.jetson import FREE, LOCKED, Jetson, make_jetson
 from tests.runtimes import simulated_tensorrt
@@ -30,7 +30,7 @@ HANGING = "import time\n__version__ = '99.0'\ntime.sleep(600)\n"
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(link, "PAUSES", (0.05, 0.05))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedE
 from edgeattn.profiling.benchmark_model import benchmark_on
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import measure_on
-from edgeattn.targets.devices import Timeouts, TransportError, parse_device, program
+from edgeattn.targets.devices import Timeouts, TransportError, link, parse_device
 from tests.runtimes.tiny import tiny_spec, write_tflite
 from tests.targets.devices.board import SITE, interpreter_for
 from tests.targets.devices.phone import PYTHON, Phone, Server, until
@@ -34,7 +34,7 @@ SLEEPING = "sleep 600"
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(link, "PAUSES", (0.05, 0.05))
 
 
 @pytest.fixture(scope="session")
@@ -247,7 +247,7 @@ def test_a_cable_that_is_pulled_ends_the_program(
 def test_a_link_that_stands_still(
     attached: Phone, tflite_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "PAUSES", ())
+    monkeypatch.setattr(link, "PAUSES", ())
     running = Running(attached, tflite_bundle, shell_program(tmp_path / "long", SLEEPING))
     until(lambda: sleepers(attached))
     attached.still = True
@@ -268,7 +268,7 @@ def test_a_program_that_is_silent_for_long_is_no_phone_that_is(
 def test_a_cable_that_is_put_in_again_goes_on(
     attached: Phone, tflite_bundle: Path, binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "PAUSES", (2.0, 5.0))  # adb's server looks about once a second
+    monkeypatch.setattr(link, "PAUSES", (2.0, 5.0))  # adb's server looks about once a second
     mark = attached.temporary / "once"
     once = binary.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\nmkdir {mark} && {SLEEPING}\n")
     running = Running(attached, tflite_bundle, shell_program(tmp_path / "once", once))

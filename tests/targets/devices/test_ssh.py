@@ -36,9 +36,9 @@ from edgeattn.targets.devices import (
     Job,
     Timeouts,
     TransportError,
+    link,
     on_device,
     parse_device,
-    session,
 )
 from tests.targets.devices.board import SITE, Board, Relay, write_client
 
@@ -49,7 +49,7 @@ SOON = Timeouts(connect=10.0, silence=4.0, lock=0.6)
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "PAUSES", (0.05, 0.05))
+    monkeypatch.setattr(link, "PAUSES", (0.05, 0.05))
 
 
 def replay(device: Device, bundle: Path, seconds: float = 60.0, timeouts: Timeouts = SOON) -> Any:
@@ -427,7 +427,7 @@ def test_a_client_that_is_killed_leaves_nothing_there(board: Board, tiny_bundle:
 def test_a_network_that_stands_still_ends_both_ends(
     board: Board, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "PAUSES", ())
+    monkeypatch.setattr(link, "PAUSES", ())
     hanging(board)
     relay, device = through(board)
     running = Running(device, tiny_bundle)

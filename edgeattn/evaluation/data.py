@@ -16,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from edgeattn.audio import Floats, read_audio
+from edgeattn.confined import confined, confined_file, regular_file
 from edgeattn.errors import DataError
 from edgeattn.spec import BucketSpec, GraphSpec, ModelSpec
 
@@ -102,6 +103,7 @@ def read_transcripts(directory: Path) -> tuple[Row, ...]:
         DataError: naming the line and what was expected there.
     """
     table = directory / TRANSCRIPTS
+    confined_file(table, directory, DataError)
     try:
         with table.open(encoding="utf-8", newline="") as file:
             return tuple(_rows(directory, table, file))
@@ -117,15 +119,16 @@ def _rows(directory: Path, table: Path, lines: Iterator[str]) -> Iterator[Row]:
     if not {"path", "text"} <= set(header):
         got = " ".join(header) or "none"
         raise DataError(f"{table}:1: expected a header with the columns path and text, got {got}")
-    root = directory.resolve()
     for number, row in enumerate(reader, 2):
         if number > MAX_ROWS:
             raise DataError(f"{table}: more than {MAX_ROWS} lines; split it")
         if None in row or any(row[name] is None for name in header):
             raise DataError(f"{table}:{number}: expected {len(header)} columns separated by tabs")
         path = directory / row["path"]
-        if not path.resolve().is_relative_to(root):
-            raise DataError(f"{table}:{number}: {row['path']} lies outside {directory}")
+        try:
+            confined(path, directory, DataError)
+        except DataError as error:
+            raise DataError(f"{table}:{number}: {error}") from error
         yield Row(path, row["text"], row.get("speaker") or "", row.get("split") or "")
 
 
@@ -218,6 +221,7 @@ def load_arrays(path: Path, spec: ModelSpec) -> ArrayData:
     Raises:
         DataError: if it is no plain npz, or as :func:`array_data`.
     """
+    regular_file(path, DataError)
     try:
         with path.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

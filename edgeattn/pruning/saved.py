@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeattn.bundle import sha256_of, write_atomically, writing
+from edgeattn.confined import confined_file
 from edgeattn.errors import EdgeattnError, InputError, ModelError, OutputError, UnsupportedError, load_extra
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.apply import Subject, copied, subject
@@ -96,6 +97,7 @@ def read_saved(directory: Path) -> Saved:
         ModelError: if it is missing, too large, damaged, or from a newer edgeattn.
     """
     path = directory / PRUNING
+    confined_file(path, directory, ModelError)
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ModelError(f"{path}: {path.stat().st_size} bytes; it has at most {MAX_JSON_BYTES}")
@@ -418,6 +420,7 @@ def check_weights(path: Path, saved: Saved) -> None:
     """
     if not path.is_file():
         raise ModelError(f"{path}: the weights are missing; copy the directory again")
+    confined_file(path, path.parent, ModelError)
     if file_sha256(path) != saved.weights_sha256:
         raise ModelError(f"{path}: was changed: its sha256 is not the one in {PRUNING}; copy the directory again")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeattn.confined import confined_file
 from edgeattn.errors import ModelError, load_extra
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     Raises:
         ModelError: naming the field that is out of bounds.
     """
+    confined_file(directory / CONFIG, directory, ModelError)
     config = read_json(directory / CONFIG)
     for place, value in _numbers(config, ""):
         if abs(value) > MAX_NUMBER:
@@ -108,7 +110,7 @@ def weight_files(directory: Path) -> list[Path]:
             a file that is missing or one that is not in the directory.
     """
     if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
+        return [confined_file(directory / WEIGHTS, directory, ModelError)]
     if not (directory / INDEX).is_file():
         there = [name for name in PICKLED if (directory / name).exists()]
         found = f"only {there[0]}, which is not read" if there else "no weights"
@@ -116,6 +118,7 @@ def weight_files(directory: Path) -> list[Path]:
             f"{directory}: holds {found}; {WEIGHTS} is needed. Write it with "
             "model.save_pretrained(directory, safe_serialization=True)"
         )
+    confined_file(directory / INDEX, directory, ModelError)
     index = read_json(directory / INDEX).get("weight_map")
     if not isinstance(index, dict) or not index or not all(isinstance(name, str) for name in index.values()):
         raise ModelError(f"{directory / INDEX}: weight_map must map tensor names to files")
@@ -125,7 +128,7 @@ def weight_files(directory: Path) -> list[Path]:
             raise ModelError(f"{directory / INDEX}: {name!r} is no safetensors file of this directory")
         if not (directory / name).is_file():
             raise ModelError(f"{directory}: shard {name} is missing; {INDEX} lists {len(names)}: copy them all")
-    return [directory / name for name in names]
+    return [confined_file(directory / name, directory, ModelError) for name in names]
 
 
 def read_weights(files: list[Path]) -> Weights:

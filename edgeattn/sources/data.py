@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeattn.confined import regular_file
 from edgeattn.errors import DataError, unknown_name
 from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, load_arrays, load_speech, sample_data
 from edgeattn.models import MODELS
@@ -49,6 +50,7 @@ def load_data(
     if not path.exists():
         raise DataError(f"{path}: no such data")
     if path.suffix == ".py":
+        regular_file(path, DataError)
         return _load_samples(source, spec, limit)
     if path.suffix == ".npz":
         return load_arrays(path, spec)

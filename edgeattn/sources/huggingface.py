@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeattn.confined import confined_file
 from edgeattn.errors import EdgeattnError, ModelError, load_extra
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.pruning.configs import plain_config
@@ -24,6 +25,7 @@ from edgeattn.sources.checkpoint import CONFIG, WEIGHTS, Weights, check_depth, r
 from edgeattn.sources.encoder_decoder import step_graphs
 from edgeattn.sources.example_inputs import Source, example_inputs, text_dims, text_fills
 from edgeattn.sources.modules import GRAPH, from_graphs, name_outputs
+from edgeattn.sources.pruned import PRUNING
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +103,9 @@ def load(reference: str) -> EdgeModel:
         raise ModelError(
             f"{directory}: no {CONFIG}; a Hugging Face directory is what save_pretrained(directory) writes"
         )
+    for name in (*ASSETS, PRUNING):
+        if (directory / name).exists():
+            confined_file(directory / name, directory, ModelError)
     data = read_config(directory)
     _refuse_special(directory, data)
     transformers: Any = load_extra("transformers", "hf")
@@ -131,7 +136,11 @@ def _made(model: torch.nn.Module, directory: Path, notes: tuple[str, ...]) -> Ed
     return replace(
         made,
         spec=replace(made.spec, task=_task(type(model).__name__)),
-        assets={name: directory / name for name in ASSETS if (directory / name).is_file()},
+        assets={
+            name: confined_file(directory / name, directory, ModelError)
+            for name in ASSETS
+            if (directory / name).is_file()
+        },
         fills=fills,
         notes=(*notes, *more),
         network=model,

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.model import Arrays
+from edgeattn.sources.onnx_read import folders_of
 from edgeattn.spec import DTYPES
 
 if TYPE_CHECKING:
@@ -186,9 +187,17 @@ def _lookups(node: onnx.NodeProto) -> list[tuple[str, str]]:
 
 
 def side_file(path: Path) -> Path | None:
-    """``NAME.npz`` beside ``NAME.onnx``: example inputs that the user gives."""
+    """``NAME.npz`` beside ``NAME.onnx``: example inputs that the user gives.
+
+    Raises:
+        ModelError: if it links out of the folders of the file.
+    """
     beside = path.with_suffix(".npz")
-    return beside if beside.is_file() else None
+    if not beside.is_file():
+        return None
+    if not any(beside.resolve().is_relative_to(home) for home in folders_of(path)):
+        raise ModelError(f"{beside}: links out of the model's folder; copy it there, or move it away")
+    return beside
 
 
 def read_side_file(file: Path, inputs: Iterable[Opened]) -> Arrays:

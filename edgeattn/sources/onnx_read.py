@@ -7,13 +7,13 @@ its structure is known here. Weights beside the file are read from its own folde
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeattn.confined import regular_file
 from edgeattn.converters.onnx_graph import STANDARD, describe
 from edgeattn.converters.onnx_static import captured
 from edgeattn.errors import ModelError, UnsupportedError, load_extra, unknown_name
@@ -42,7 +42,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     """
     onnx: Any = load_extra("onnx", "convert")
     message: Any = load_extra("google.protobuf.message", "convert")
-    _check_regular(path, path)
+    regular_file(path, ModelError)
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise ModelError(f"{path}: {size / 2**30:.1f} GiB; at most 2 GiB are read, with larger weights beside the file")
@@ -92,13 +92,6 @@ def _check_standard(model: onnx.ModelProto) -> None:
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def _check_regular(file: Path, shown: Path) -> None:
-    if not file.exists():
-        raise ModelError(f"{shown}: no such file")
-    if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe or a device would never end
-        raise ModelError(f"{shown}: not a regular file")
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
@@ -277,7 +270,7 @@ def load_external(model: onnx.ModelProto, path: Path) -> None:
     """
     import onnx
 
-    homes = {path.parent.resolve(), path.resolve().parent}
+    homes = folders_of(path)
     total = sum(len(tensor.raw_data) for tensor in tensors(model.graph))
     for tensor in tensors(model.graph):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
@@ -305,6 +298,11 @@ def load_external(model: onnx.ModelProto, path: Path) -> None:
         tensor.data_location = onnx.TensorProto.DEFAULT
 
 
+def folders_of(path: Path) -> set[Path]:
+    """The folders of a file: that of its name, and that of what the name links to."""
+    return {path.parent.resolve(), path.resolve().parent}
+
+
 def _external_file(name: str, location: str, path: Path, homes: set[Path]) -> Path:
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     outside = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
@@ -318,8 +316,8 @@ def _external_file(name: str, location: str, path: Path, homes: set[Path]) -> Pa
     if not any(resolved.is_relative_to(home) for home in homes):
         raise ModelError(f"tensor {name!r}: external data at {location!r} links outside the model's folder: refused")
     try:
-        _check_regular(resolved, file)
-    except (ModelError, OSError) as error:
+        regular_file(file, ModelError)
+    except ModelError as error:
         raise ModelError(f"tensor {name!r}: external data missing: {_line(error)}") from error
     return resolved
 

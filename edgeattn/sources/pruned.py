@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from edgeattn.confined import confined_file
 from edgeattn.errors import ModelError
 from edgeattn.model import EdgeModel
 from edgeattn.sources import builtin, onnx_file
@@ -40,11 +41,13 @@ def load(reference: str) -> EdgeModel:
     Raises:
         ModelError: if it is damaged, or its source is another one.
     """
-    from edgeattn.pruning.saved import GRAPH, PROGRAM, apply_saved, read_saved
+    from edgeattn.pruning.saved import EXAMPLE, GRAPH, PROGRAM, apply_saved, read_saved
 
     directory = Path(reference)
     saved = read_saved(directory)
     if (directory / GRAPH).is_file():
+        for name in (GRAPH, EXAMPLE):
+            confined_file(directory / name, directory, ModelError)
         model = onnx_file.load(str(directory / GRAPH))
         return replace(model, spec=replace(model.spec, name=onnx_file.model_name(Path(saved.source))))
     if not builtin.owns(saved.source):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeattn.confined import confined_file, regular_file
 from edgeattn.errors import DataError
 from edgeattn.evaluation.data import MAX_ROWS, TARGET_PREFIX, ArrayData, divide, sample_data, spread
 from edgeattn.model import Arrays
@@ -104,13 +105,15 @@ def read_texts(path: Path) -> tuple[Row, ...]:
         DataError: naming the line and what was expected there.
     """
     if not path.is_dir():
-        return tuple(_rows(path, None))
+        return tuple(_rows(regular_file(path, DataError), None))
     rows: list[Row] = []
     for split in SPLITS:
         there = [path / (split + end) for end in SUFFIXES if (path / (split + end)).is_file()]
         if len(there) > 1:
             raise DataError(f"{path}: holds {there[0].name} and {there[1].name}; keep one of them")
-        rows += [row for table in there for row in _rows(table, split)]
+        for table in there:
+            confined_file(table, path, DataError)
+            rows += _rows(table, split)
     return tuple(rows)
 
 

@@ -60,7 +60,7 @@ def test_transcripts_are_read_with_optional_columns(tmp_path: Path) -> None:
         ("path,text\na.wav,one\n", r":1: expected a header"),
         ("path\ttext\na.wav\tone\nb.wav\n", r":3: expected 2 columns separated by tabs"),
         ("path\ttext\na.wav\tone\textra\n", r":2: expected 2 columns separated by tabs"),
-        ("path\ttext\n../a.wav\tone\n", r":2: \.\./a\.wav lies outside"),
+        ("path\ttext\n../a.wav\tone\n", r":2: .*\.\./a\.wav lies outside"),
         ("path\ttext\na.wav\tone\n/etc/passwd\tone\n", r":3: /etc/passwd lies outside"),
         (b"path\ttext\na.wav\t\xff\xfe\n", r"not a UTF-8 table with tabs"),
         (b"path\ttext\na.wav\t" + b"x" * 200_000 + b"\n", r"not a UTF-8 table with tabs"),
@@ -76,12 +76,12 @@ def test_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
     write_wav(tmp_path / "secret.wav", 1)
     inside = write_table(tmp_path / "data", "path\ttext\nlink.wav\tone\n")
     (inside / "link.wav").symlink_to(tmp_path / "secret.wav")
-    with pytest.raises(DataError, match=r":2: link\.wav lies outside"):
+    with pytest.raises(DataError, match=r":2: .*link\.wav lies outside"):
         read_transcripts(inside)
 
 
 def test_a_missing_table_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"transcripts\.tsv: cannot be read"):
+    with pytest.raises(DataError, match=r"transcripts\.tsv: no such file"):
         read_transcripts(tmp_path)
 
 

@@ -67,7 +67,7 @@ def test_a_corpus_is_read_with_words_speakers_and_splits(tmp_path: Path) -> None
     ("line", "message"),
     [
         ("x.wav\tone", r"transcripts.tsv:2: expected 4 tab-separated fields, got 2"),
-        ("none.wav\tone\tann\ttrain", r"transcripts.tsv:2: no such file: 'none.wav'"),
+        ("none.wav\tone\tann\ttrain", r"transcripts.tsv:2: .*none\.wav: no such file"),
         ("0.wav\tone\tann\tvalid", r"transcripts.tsv:2: split must be train, dev or test, got 'valid'"),
         ("bad.wav\tone\tann\ttrain", r"transcripts.tsv:2: .*bad.wav"),
     ],

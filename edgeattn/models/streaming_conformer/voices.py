@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeattn.confined import confined_file
 from edgeattn.errors import InputError
 from edgeattn.models.streaming_conformer.accents import SPELLINGS
 from edgeattn.models.streaming_conformer.augment import SAMPLE_RATE, Samples
@@ -127,6 +128,7 @@ def read_rows(table: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
     """
     if not table.is_file():
         raise InputError(f"{table} is missing; expected a tab-separated file with columns {', '.join(columns)}")
+    confined_file(table, table.parent, InputError)
     with table.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         header = next(reader, [])
@@ -170,8 +172,10 @@ def read_folder(folder: Path, source: str) -> list[Clip]:
     table = folder / "transcripts.tsv"
     for number, row in read_rows(table, ("path", "text", "speaker", "split")):
         path = folder / row["path"]
-        if not row["path"] or not path.is_file():
-            raise InputError(f"{table}:{number}: no such file: {row['path']!r}")
+        try:
+            confined_file(path, folder, InputError)
+        except InputError as error:
+            raise InputError(f"{table}:{number}: {error}") from error
         if row["split"] not in ("train", "dev", "test"):
             raise InputError(f"{table}:{number}: split must be train, dev or test, got {row['split']!r}")
         try:

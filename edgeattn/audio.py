@@ -17,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeattn.errors import AudioError, load_extra
-from edgeattn.spec import FbankConfig
+from edgeattn.spec import MAX_SAMPLE_RATE, FbankConfig
 
 Floats = npt.NDArray[np.float32]
 
 PCM_SCALE = 32_768.0  # Kaldi's features are defined on int16 amplitudes
 LOG_FLOOR = float(np.finfo(np.float32).eps)  # Kaldi floors energies here before the logarithm
+RAW = ".raw"
+BLOCK_SAMPLES = 2**20  # of all channels that are read at a time
 MAX_SECONDS = 4 * 3_600  # a longer recording is refused instead of read into memory
 
 
@@ -131,11 +133,10 @@ def read_audio(path: Path, sample_rate: int) -> Floats:
     """
     if not path.is_file():
         raise AudioError(f"{path}: no such recording")
-    samples, rate = _read_wav(path) if _is_pcm_wav(path) else _read_soundfile(path)
-    if not np.isfinite(samples).all():
+    mono, rate = _read_wav(path) if _is_pcm_wav(path) else _read_soundfile(path)
+    if not np.isfinite(mono).all():
         raise AudioError(f"{path}: the recording holds NaN or infinite samples")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if rate != sample_rate:
+    if rate != sample_rate and len(mono):
         mono = load_extra("soxr", "speech").resample(mono, rate, sample_rate)
     if len(mono) == 0:
         raise AudioError(f"{path}: the recording is empty")
@@ -175,7 +176,7 @@ def _read_wav(path: Path) -> tuple[Floats, int]:
         raise AudioError(
             f"{path}: truncated: the header promises {count} samples, the file holds {len(data) // (channels * width)}"
         )
-    return _pcm_to_float(data, width).reshape(-1, channels), rate
+    return _pcm_to_float(data, width).reshape(-1, channels).mean(axis=1, dtype=np.float32), rate
 
 
 def _pcm_to_float(data: bytes, width: int) -> Floats:
@@ -191,21 +192,32 @@ def _pcm_to_float(data: bytes, width: int) -> Floats:
 
 
 def _read_soundfile(path: Path) -> tuple[Floats, int]:
+    if path.suffix.lower() == RAW:
+        raise AudioError(
+            f"{path}: raw samples tell neither their rate nor their width: write a wav, or give them on stdin to "
+            "edgeattn stream BUNDLE -"
+        )
     soundfile = load_extra("soundfile", "speech")
     try:
         with soundfile.SoundFile(str(path)) as file:
-            _check_length(path, file.frames, file.samplerate)
-            samples = file.read(dtype="float32", always_2d=True)
-            promised, rate = file.frames, int(file.samplerate)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+            promised, rate = int(file.frames), int(file.samplerate)
+            _check_length(path, promised, rate)
+            # In blocks: a header may promise hours that are not there, or thousands of channels.
+            rows = max(1, BLOCK_SAMPLES // file.channels)
+            blocks = [
+                block.mean(axis=1, dtype=np.float32)
+                for block in file.blocks(blocksize=rows, dtype="float32", always_2d=True)
+            ]
+    except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
         raise AudioError(f"{path}: not a readable recording ({error})") from error
-    if len(samples) != promised:
-        raise AudioError(f"{path}: truncated: the header promises {promised} samples, the file holds {len(samples)}")
-    return samples, rate
+    mono = np.concatenate([np.zeros(0, np.float32), *blocks])
+    if len(mono) != promised:
+        raise AudioError(f"{path}: truncated: the header promises {promised} samples, the file holds {len(mono)}")
+    return mono, rate
 
 
 def _check_length(path: Path, count: int, rate: int) -> None:
-    if rate <= 0:
-        raise AudioError(f"{path}: the sample rate must be positive, got {rate}")
+    if not 0 < rate <= MAX_SAMPLE_RATE:
+        raise AudioError(f"{path}: the sample rate must be from 1 to {MAX_SAMPLE_RATE} Hz, got {rate}")
     if count > MAX_SECONDS * rate:
         raise AudioError(f"{path}: longer than {MAX_SECONDS // 3600} hours; split it")

@@ -387,10 +387,10 @@ def _evaluated_on(
     if base is not None:
         steps = {graph: Steps(graph in base.carried, records) for graph, records in base.records.items()}
         reference = base.reference
-    task = Task(EVALUATION, pack(steps, reference, data), "evaluated")
+    task = Task(EVALUATION, pack(steps, reference, data), "evaluated", Evaluated)
     seconds = TIMEOUT_SECONDS + SLOWEST_SAMPLE * (0 if data is None else len(data.evaluation))
     answer, _ = task_on(device, path, task, options.backend, options.measure.threads, seconds)
-    return from_json(Evaluated, answer, "evaluated")
+    return answer
 
 
 def _told(

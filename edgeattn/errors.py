@@ -22,11 +22,21 @@ import importlib
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
+from edgeattn.printable import excerpt, one_line
+
+LONGEST_NAME = 256  # characters that a near miss is looked for in
+
 
 class EdgeattnError(Exception):
-    """Base of every deliberate error. The message says what was expected, what came, and what to do."""
+    """Base of every deliberate error. The message says what was expected, what came, and what to do.
+
+    What it quotes is others' text: as a string it is one printable line of at most 3,800 characters.
+    """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class InputError(EdgeattnError):
@@ -78,15 +88,16 @@ def error_facts(error: EdgeattnError) -> dict[str, str]:
     return {"error": type(error).__name__, "message": str(error)}
 
 
-def error_from(facts: Mapping[str, str], where: str = "") -> EdgeattnError:
+def error_from(facts: Mapping[str, object], where: str = "") -> EdgeattnError:
     """The error that another process told; one of a class that is not ours is an :class:`EdgeattnError`.
 
     Args:
         where: it was raised, in front of the message.
     """
-    named = globals().get(facts["error"])
+    named = globals().get(str(facts["error"]))
     kind = named if isinstance(named, type) and issubclass(named, EdgeattnError) else EdgeattnError
-    return kind(f"{where}: {facts['message']}" if where else facts["message"])
+    message = str(facts.get("message", "it gave no reason"))
+    return kind(f"{where}: {message}" if where else message)
 
 
 def load_extra(module: str, extra: str) -> ModuleType:
@@ -111,6 +122,6 @@ def load_extra(module: str, extra: str) -> ModuleType:
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
     """The sentence for a name that is not known: a near miss is suggested and the valid ones are listed."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else "."
-    return f"unknown {kind} {name!r}{hint} Valid: {', '.join(names)}"
+    near = difflib.get_close_matches(name[:LONGEST_NAME], names, n=1)
+    hint = f", did you mean {excerpt(near[0])}?" if near else "."
+    return f"unknown {kind} {excerpt(name)}{hint} Valid: {', '.join(names)}"

@@ -181,7 +181,7 @@ def table(results: Sequence[Result]) -> Table:
         grid.add_column(name, overflow="fold", justify="right" if name in RIGHT else "left")
     grid.add_column("gates")
     for result in results:
-        verdict = "[green]passed[/green]" if result.passed else "[red]FAILED[/red]"
+        verdict = Text("passed", style="green") if result.passed else Text("FAILED", style="red")
         grid.add_row(*map(Text, _cells(result)), verdict)
         for row in (*result.buckets, *result.graphs):
             grid.add_row(*map(Text, _part_cells(row)), "")

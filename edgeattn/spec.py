@@ -18,7 +18,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from edgeattn.errors import InputError
+from edgeattn.errors import LONGEST_NAME, InputError
+from edgeattn.printable import excerpt
 
 T = TypeVar("T")
 
@@ -32,6 +33,19 @@ HIDDEN = -1e4
 -1e4 still fits float16."""
 
 
+def check_name(kind: str, name: str) -> None:
+    """Refuse a name that a terminal would obey, or that a reader could not tell from another.
+
+    Tokens and labels are no names: they may be a line end or a space without width, and are made printable where they
+    are printed.
+
+    Raises:
+        InputError: for characters that are not printable.
+    """
+    if not name.isprintable():
+        raise InputError(f"the name of a {kind} must be printable, got {excerpt(name)}")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """One named tensor with a static shape."""
@@ -41,6 +55,7 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        check_name("tensor", self.name)
         if self.dtype not in DTYPES:
             raise ValueError(f"tensor {self.name!r}: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if any(size < 1 for size in self.shape):
@@ -78,6 +93,7 @@ class StateSpec:
 
     def __post_init__(self) -> None:
         TensorSpec(self.input, self.dtype, self.shape)  # its checks are ours
+        check_name("state", self.output)
         if not math.isfinite(self.initial):
             raise ValueError(f"state {self.input!r}: initial must be finite, got {self.initial}")
 
@@ -97,6 +113,7 @@ class GraphSpec:
     states: tuple[StateSpec, ...] = ()
 
     def __post_init__(self) -> None:
+        check_name("graph", self.name)
         for kind, names in (("input", self.input_names), ("output", self.output_names)):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
@@ -272,6 +289,12 @@ class ModelSpec:
     buckets: tuple[BucketSpec, ...] = ()
 
     def __post_init__(self) -> None:
+        check_name("model", self.name)
+        check_name("task", self.task)
+        for bucket in self.buckets:
+            check_name("bucket", bucket.name)
+            for pad in bucket.pad:
+                check_name("dimension", pad.dim)
         names = [graph.name for graph in self.graphs]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"model {self.name!r} needs graphs with different names, got {names}")
@@ -440,29 +463,45 @@ def _read(kind: Any, data: Any, where: str) -> Any:
     if kind is Any:
         return data
     if origin is Literal:
-        if data not in args:
-            raise InputError(f"{where}: expected one of {', '.join(map(str, args))}, got {data!r}")
+        if not isinstance(data, (str, int)) or data not in args:
+            raise InputError(f"{where}: expected one of {', '.join(map(str, args))}, got {excerpt(data)}")
         return data
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in args:
             return None
         return _read(next(arg for arg in args if arg is not type(None)), data, where)
     if origin is tuple:
-        if not isinstance(data, list):
-            raise InputError(f"{where}: expected a list, got {type(data).__name__}")
-        return tuple(_read(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+        return _read_tuple(args, data, where)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(data, dict):
             raise InputError(f"{where}: expected an object, got {type(data).__name__}")
-        return {key: _read(args[1], item, f"{where}.{key}") for key, item in data.items()}
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        try:
-            return float(data)
-        except OverflowError as error:
-            raise InputError(f"{where}: the number is too large") from error
+        return {key: _read(args[1], item, f"{where}.{key[:LONGEST_NAME]}") for key, item in data.items()}
+    if kind is float:
+        return _read_float(data, where)
     if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise InputError(f"{where}: expected {kind.__name__}, got {data!r:.80}")
+        raise InputError(f"{where}: expected {kind.__name__}, got {excerpt(data)}")
     return data
+
+
+def _read_tuple(args: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(data, list):
+        raise InputError(f"{where}: expected a list, got {type(data).__name__}")
+    kinds = args[:1] * len(data) if args[-1] is Ellipsis else args
+    if len(kinds) != len(data):
+        raise InputError(f"{where}: expected a list of {len(kinds)}, got {len(data)}")
+    return tuple(_read(kinds[i], item, f"{where}[{i}]") for i, item in enumerate(data))
+
+
+def _read_float(data: Any, where: str) -> float:
+    if not isinstance(data, (int, float)) or isinstance(data, bool):
+        raise InputError(f"{where}: expected float, got {excerpt(data)}")
+    try:
+        value = float(data)
+    except OverflowError as error:
+        raise InputError(f"{where}: the number is too large") from error
+    if not math.isfinite(value):
+        raise InputError(f"{where}: expected a finite number, got {value}")
+    return value
 
 
 def _read_dataclass(kind: type, data: Any, where: str) -> Any:
@@ -471,9 +510,9 @@ def _read_dataclass(kind: type, data: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(fields))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], fields, n=1)
+        near = difflib.get_close_matches(unknown[0][:LONGEST_NAME], fields, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise InputError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(fields)}{hint}")
+        raise InputError(f"{where}: unknown field {excerpt(unknown[0])}; known: {', '.join(fields)}{hint}")
     missing = [
         name
         for name, field in fields.items()
@@ -485,5 +524,5 @@ def _read_dataclass(kind: type, data: Any, where: str) -> Any:
     values = {name: _read(hints[name], item, f"{where}.{name}") for name, item in data.items()}
     try:
         return kind(**values)
-    except ValueError as error:
+    except (ValueError, OverflowError, InputError) as error:
         raise InputError(f"{where}: {error}") from error

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import fnmatch
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from edgeattn.errors import InputError
+from edgeattn.plain import read_toml
 from edgeattn.spec import from_json
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Treatment = Literal["float", "int8", "int8-weights", "int4-weights"]
 """``float`` is the float of the rest of the model; ``int8`` has int8 weights and activations; the last two store narrow
 weights and compute as the engine does with these."""
 
 TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
-MAX_PLAN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -82,18 +76,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: for a file that cannot be read, is no TOML, or has an unknown or missing field.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_PLAN_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path}: the plan cannot be read ({error.strerror})") from error
-    if len(data) > MAX_PLAN_BYTES:
-        raise InputError(f"{path}: a plan has at most {MAX_PLAN_BYTES} bytes")
-    try:
-        values = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise InputError(f"{path}: not a TOML file: {error}") from error
-    return from_json(Plan, values, f"{path}: plan")
+    return from_json(Plan, read_toml(path, "plan"), f"{path}: plan")
 
 
 def counted(treatments: Mapping[str, Treatment]) -> str:

@@ -214,14 +214,17 @@ class LiteRtSession(Session):
         census: Census = {}
         for path, interpreter in {loaded.path: loaded.interpreter for loaded in self._loaded.values()}.items():
             dtypes = {tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()}
-            for op in interpreter._get_ops_details():  # noqa: SLF001  # no public call tells the ops
+            with loading("LiteRT", path):  # a custom operation's name may be no text
+                ops = interpreter._get_ops_details()  # noqa: SLF001  # no public call tells the ops
+            for op in ops:
                 if op["op_name"] == "DELEGATE":
                     kinds = census.setdefault("DELEGATE", {})
                     kinds["partitions"] = kinds.get("partitions", 0) + 1
                 else:
                     count_op(census, op["op_name"], [dtypes[index] for index in op["inputs"] if index in dtypes])
             others = {loaded.subgraph for loaded in self._loaded.values() if loaded.path == path} - {0}
-            _count_file(census, path, others)
+            with loading("LiteRT", path):
+                _count_file(census, path, others)
         return census
 
     def layers(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from edgeattn.errors import InputError, unknown_name
+from edgeattn.plain import parse_toml, read_toml
 from edgeattn.spec import from_json
 from edgeattn.targets.host import host_target
 from edgeattn.targets.target import Target
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def get_target(name_or_path: str | Path) -> Target:
@@ -45,20 +41,13 @@ def _built_in() -> tuple[Target, ...]:
     from importlib.resources import files  # slow to import, and only needed here
 
     entries = [entry for entry in files("edgeattn.targets").iterdir() if entry.name.endswith(".toml")]
-    return tuple(sorted((_parse(entry.read_bytes(), entry.name) for entry in entries), key=lambda target: target.name))
+    read = ((entry.name, parse_toml(entry.read_bytes(), entry.name)) for entry in entries)
+    return tuple(sorted((_target(values, name) for name, values in read), key=lambda target: target.name))
 
 
 def _read(path: Path) -> Target:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: the target file cannot be read ({error.strerror})") from error
-    return _parse(data, str(path))
+    return _target(read_toml(path, "target file"), str(path))
 
 
-def _parse(data: bytes, where: str) -> Target:
-    try:
-        values = tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise InputError(f"{where}: not a TOML file: {error}") from error
+def _target(values: dict[str, Any], where: str) -> Target:
     return from_json(Target, values, f"{where}: target")

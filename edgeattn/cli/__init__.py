@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -26,8 +27,12 @@ from edgeattn.cli import (
     targets,
     train,
 )
+from edgeattn.cli.console import INTERRUPTED, note
 from edgeattn.cli.settings import read_settings, settings_of
 from edgeattn.errors import EdgeattnError
+from edgeattn.printable import one_line
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # click's, or that of the click in newer typers
 
 app = typer.Typer(
     name="edgeattn",
@@ -63,6 +68,22 @@ def main() -> None:
     try:
         defaults = read_settings({name: settings_of(c.params) for name, c in command.commands.items()})
     except EdgeattnError as error:
-        sys.stderr.write(f"error: {error}\n")
+        note(f"error: {error}")
         sys.exit(error.exit_code)
-    command(default_map=defaults)
+    try:
+        status = command(default_map=defaults, standalone_mode=False)
+    except USAGE_ERROR as error:
+        sys.exit(usage_error(error))
+    except typer.Abort:
+        sys.exit(INTERRUPTED)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def usage_error(error: Any) -> int:
+    """Say what is wrong with the command line, or with edgeattn.toml: typer prints a word of it as it is."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        usage = error.ctx.get_usage() if error.ctx is not None else ""
+        note("\n".join(filter(None, (usage, f"error: {one_line(error.format_message())}"))))
+    return int(error.exit_code)

@@ -1,67 +1,140 @@
-"""What the commands share: errors to exit codes, progress on a terminal, results as a table or as JSON."""
+"""What the commands share: errors to exit codes, progress on a terminal, results as a table or as JSON.
+
+Everything that a command prints passes here, and all of it is made printable (:mod:`edgeattn.printable`): names, labels
+and messages come from files, engines and devices of others, and a terminal obeys what it is given. No text is read as
+rich's markup, either.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import typer
 
 from edgeattn.errors import EdgeattnError
+from edgeattn.printable import PrintableStream, encodable, one_line, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleRenderable, RenderResult
+    from rich.console import ConsoleOptions as Options
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
     from edgeattn.report import Report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+CLOSED = 141  # 128 + SIGPIPE
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate
+BACK = "\r\033[K"  # to the start of the line, which is cleared
 
 
 @contextlib.contextmanager
 def exit_codes(as_json: bool) -> Iterator[None]:
     """Turn errors into one line on stderr (and one JSON object on stdout) and the right exit code."""
+    with printable_streams():
+        try:
+            yield
+            sys.stdout.flush()  # a full disk is told here, not when the interpreter ends
+        except EdgeattnError as error:
+            _fail(type(error).__name__, str(error), error.exit_code, as_json)
+        except KeyboardInterrupt:
+            note("interrupted; nothing half-written is left")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # nobody reads on; a gate may have failed or not, which 0 and 1 would tell
+            _drop_stdout()
+            raise typer.Exit(CLOSED) from None
+        except OSError as error:  # a full temporary directory, a file that vanished: the system's own words
+            message = ": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error))))
+            if error.errno in FULL and not error.filename:
+                _drop_stdout()
+            _fail("OSError", one_line(message), EdgeattnError.exit_code, as_json)
+        except typer.Exit:
+            raise
+        except Exception as error:
+            sys.stderr.write(traceback.format_exc())
+            note("this is a bug in edgeattn: please report it with the lines above")
+            raise typer.Exit(BUG) from error
+
+
+def _fail(kind: str, message: str, code: int, as_json: bool) -> None:
+    if as_json:
+        print_json({"schema": 1, "error": {"type": kind, "message": message}})
+    note(f"error: {message}")
+    raise typer.Exit(code)
+
+
+def _drop_stdout() -> None:
+    """What is still buffered for a stdout that takes no more goes nowhere, and not into a second error at the end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, _raw(stderr=False).fileno())
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
+def printable_streams() -> Iterator[None]:
+    """Inside, what Python writes to stdout and stderr is printable, warnings and logs of libraries included."""
+    saved = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(Any, PrintableStream(stream)) for stream in saved)
     try:
         yield
-    except EdgeattnError as error:
-        if as_json:
-            print_json({"schema": 1, "error": {"type": type(error).__name__, "message": str(error)}})
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing half-written is left", err=True)
-        raise typer.Exit(INTERRUPTED) from None
-    except BrokenPipeError:
-        raise typer.Exit(0) from None
-    except OSError as error:  # a full temporary directory, a file that vanished: the system's own words
-        message = ": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error))))
-        if as_json:
-            print_json({"schema": 1, "error": {"type": "OSError", "message": message}})
-        typer.echo(f"error: {message}", err=True)
-        raise typer.Exit(EdgeattnError.exit_code) from error
-    except typer.Exit:
-        raise
-    except Exception as error:
-        traceback.print_exc()
-        typer.echo("this is a bug in edgeattn: please report it with the lines above", err=True)
-        raise typer.Exit(BUG) from error
+    finally:
+        sys.stdout, sys.stderr = saved
+
+
+def is_terminal(stderr: bool = False) -> bool:
+    """Whether people look at stdout (or stderr) directly."""
+    return _raw(stderr).isatty()
+
+
+def _raw(stderr: bool) -> IO[str]:
+    """The stream itself, for colours and movements of the cursor that are ours."""
+    stream = sys.stderr if stderr else sys.stdout
+    return stream.raw if isinstance(stream, PrintableStream) else stream
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One machine-readable object on stdout. NaN and infinity are refused: they are not JSON."""
-    typer.echo(json.dumps(value, indent=1, allow_nan=False))
+    """One machine-readable object on stdout. It holds no NaN or infinity, and texts that any reader takes."""
+    say(json.dumps(_plain(value), indent=1, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """JSON values without surrogates that have no other half, and with null for NaN and infinity."""
+    if isinstance(value, dict):
+        return {encodable(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return encodable(value)
+    return None if isinstance(value, float) and value - value != 0.0 else value
+
+
+def say(message: str, err: bool = False) -> None:
+    """A line of the result, on stdout; ``err`` for stderr, where stdout is for JSON."""
+    stream = sys.stderr if err else sys.stdout
+    stream.write(printable(message) + "\n")
+    stream.flush()
 
 
 def note(message: str) -> None:
     """A line for people, on stderr."""
-    typer.echo(message, err=True)
+    say(message, err=True)
+
+
+def say_over(message: str, end: str) -> None:
+    """In place of the last line of a terminal, which the next one replaces unless ``end`` is a line end."""
+    _raw(stderr=False).write(BACK)
+    sys.stdout.write(one_line(message) + end)
+    sys.stdout.flush()
 
 
 def finish(report: Report, as_json: bool) -> None:
@@ -87,19 +160,17 @@ def print_table(report: Report) -> None:
     for result in report.results:
         if result.bundle:
             kind = "pruned model" if result.bundle.endswith(".pruned") else "bundle"
-            terminal.print(f"{kind}: {result.bundle}", highlight=False, soft_wrap=True)
+            terminal.print(f"{kind}: {result.bundle}", soft_wrap=True)
 
 
 def save_picture(report: Report, path: Path) -> None:
     """The table as an SVG, as a terminal shows it."""
     import io
 
-    from rich.console import Console
-
     from edgeattn.bundle import write_atomically, writing
     from edgeattn.report import table
 
-    recorder = Console(record=True, width=165, file=io.StringIO(), force_terminal=True)
+    recorder = _console(file=io.StringIO(), record=True, width=165, force_terminal=True)
     recorder.print(table(report.results))
     with writing(path):
         write_atomically(path, recorder.export_svg(title="edgeattn").encode())
@@ -107,10 +178,41 @@ def save_picture(report: Report, path: Path) -> None:
 
 def console(stderr: bool = False) -> Console:
     """A rich console that honours NO_COLOR and does not squeeze tables into 80 columns of a log file."""
+    raw = _raw(stderr)
+    return _console(file=raw, stderr=stderr, width=None if raw.isatty() else 200)
+
+
+def _console(**options: Any) -> Console:
+    """A console that takes text for text: no markup, no emoji codes, nothing that is not printable."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 200)
+    made = Console(markup=False, emoji=False, highlight=False, **options)
+    made.push_render_hook(cast(Any, _PrintableHook()))
+    return made
+
+
+class _PrintableHook:
+    """A render hook of rich: what is shown is printable; the movements of its own live displays stay."""
+
+    def process_renderables(self, renderables: Iterable[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [cast(Any, _Printable(renderable)) for renderable in renderables]
+
+
+class _Printable:
+    """A renderable as it was, but for what is not printable in its text, and without links."""
+
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: Options) -> RenderResult:
+        from rich.segment import Segment
+
+        for segment in console.render(self._inner, options):
+            if segment.control:
+                yield segment
+            else:
+                style = segment.style.update_link(None) if segment.style and segment.style.link else segment.style
+                yield Segment(printable(segment.text), style)
 
 
 class Bar:
@@ -148,14 +250,14 @@ class Bar:
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Bar]:
     """A bar on stderr when that is a terminal."""
-    if not sys.stderr.isatty():
+    if not is_terminal(stderr=True):
         yield Bar(None)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

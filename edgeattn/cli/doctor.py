@@ -48,10 +48,10 @@ def doctor(as_json: o.Json = False) -> None:
         from rich.table import Table
 
         terminal = console()
-        terminal.print(f"edgeattn {__version__}, Python {platform.python_version()}", highlight=False)
+        terminal.print(f"edgeattn {__version__}, Python {platform.python_version()}")
         int8 = "int8 products in one instruction" if cpu.int8_dot else "no int8 dot product: int8 is slow, may saturate"
         isa = ", ".join(cpu.isa) or "unknown"
-        terminal.print(f"{cpu.model or cpu.arch}, {cpu.cores} cores: {isa} ({int8})", highlight=False)
+        terminal.print(f"{cpu.model or cpu.arch}, {cpu.cores} cores: {isa} ({int8})")
         table = Table("part", "for", "here", "install")
         for engine in engines:
             here = "-" if engine.module is None else (engine.version or "yes")

@@ -194,7 +194,7 @@ def print_prunable(parts: Prunable) -> None:
 
     terminal = console()
     if parts.why_not:
-        terminal.print(f"cannot be pruned: {parts.why_not}", highlight=False, markup=False, soft_wrap=True)
+        terminal.print(f"cannot be pruned: {parts.why_not}", soft_wrap=True)
         return
     grid = Table("block", "kind", "family", title="what edgeattn prune can cut", title_justify="left")
     for name in ("heads", "key/value heads", "head width", "neurons"):
@@ -209,10 +209,10 @@ def print_prunable(parts: Prunable) -> None:
     terminal.print(grid)
     for stack in parts.stacks:
         stays = f", of which {len(stack.pinned)} must stay" if stack.pinned else ""
-        terminal.print(f"{stack.path}: {stack.layers} layers that can be left out{stays}", highlight=False)
+        terminal.print(f"{stack.path}: {stack.layers} layers that can be left out{stays}")
     for found in parts.unknown:
         line = f"left whole: {found.path or 'the model'} ({found.kind}): {found.why}"
-        terminal.print(line, highlight=False, markup=False, soft_wrap=True)
+        terminal.print(line, soft_wrap=True)
 
 
 def is_bundle(reference: str) -> bool:
@@ -246,7 +246,7 @@ def print_graphs(graphs: Sequence[GraphFacts]) -> None:
     console().print(grid)
     for graph in graphs:
         if graph.ranges != "recorded":
-            console().print(f"{graph.name}: no value ranges, {graph.ranges}", highlight=False, markup=False)
+            console().print(f"{graph.name}: no value ranges, {graph.ranges}")
 
 
 def tensors(specs: Sequence[Any]) -> str:
@@ -260,7 +260,7 @@ def print_findings(findings: Sequence[Finding], targets: Sequence[str]) -> None:
     from rich.text import Text
 
     if not findings:
-        console().print(f"nothing to say against {', '.join(targets)}", highlight=False)
+        console().print(f"nothing to say against {', '.join(targets)}")
         return
     grid = Table("target", "severity", "rule", "where", "reason", "what helps")
     for row in findings:
@@ -306,7 +306,7 @@ def print_manifest(manifest: Manifest) -> None:
     }
     terminal = console()
     for name, text in lines.items():
-        terminal.print(f"{name:10} {text}", highlight=False, markup=False, soft_wrap=True)
+        terminal.print(f"{name:10} {text}", soft_wrap=True)
     grid = Table("graph", "file", "inputs", "outputs", "states")
     for graph in manifest.spec.graphs:
         grid.add_row(*map(Text, graph_cells(graph, manifest.models[graph.name])))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from edgeattn.cli import options as o
-from edgeattn.cli.console import exit_codes, print_json
+from edgeattn.cli.console import exit_codes, print_json, say
 
 
 def models(as_json: o.Json = False) -> None:
@@ -18,4 +16,4 @@ def models(as_json: o.Json = False) -> None:
             print_json({"schema": 1, "models": entries})
             return
         for name, model in MODELS.items():
-            typer.echo(f"{name}  {model.task}: {model.description}")
+            say(f"{name}  {model.task}: {model.description}")

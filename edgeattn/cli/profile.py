@@ -180,7 +180,7 @@ def _tell(result: Result, layers: bool) -> None:
         if layers and latency.layers is None:
             note(f"{result.backend} tells no time per layer")
         for layer in latency.layers or ():
-            console().print(f"{layer['microseconds']:10.1f} us  {layer['type']}  {layer['name']}", highlight=False)
+            console().print(f"{layer.microseconds:10.1f} us  {layer.type}  {layer.name}")
 
 
 def _board_words(board: Board) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import exit_codes, print_json
+from edgeattn.cli.console import exit_codes, print_json, say
 
 
 def selftest(
@@ -24,7 +24,7 @@ def selftest(
             print_json({"schema": 1, **to_json(result)})
         else:
             for name, output in result.outputs.items():
-                typer.echo(f"{'ok' if output.passed else 'FAILED':6s} {name}: {output.sqnr_db:.1f} dB")
-            typer.echo(f"{result.backend} {result.engine_version}: {'passed' if result.passed else 'FAILED'}")
+                say(f"{'ok' if output.passed else 'FAILED':6s} {name}: {output.sqnr_db:.1f} dB")
+            say(f"{result.backend} {result.engine_version}: {'passed' if result.passed else 'FAILED'}")
         if not result.passed:
             raise typer.Exit(1)

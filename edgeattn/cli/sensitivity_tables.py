@@ -37,7 +37,7 @@ def print_sensitivity(found: ModelSensitivity) -> None:
     terminal.print(_costs("block", (*found.report.blocks, found.report.whole), found.report))
     metric = "" if found.metric is None else f"; {found.metric} {found.source:.2f} % in float on {found.scored} samples"
     compared = f"outputs compared on {found.report.samples} samples of {found.data}{metric}"
-    terminal.print(compared, highlight=False, markup=False, soft_wrap=True)
+    terminal.print(compared, soft_wrap=True)
     if found.attention.heads:
         terminal.print(_heads(found.attention.heads))
     if found.attention.residuals:

@@ -65,18 +65,9 @@ def read_devices() -> dict[str, tuple[str, ...]]:
 def _tables() -> dict[str, Any]:
     if not SETTINGS.is_file():
         return {}
-    import sys
+    from edgeattn.plain import read_toml
 
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        with SETTINGS.open("rb") as file:
-            tables: dict[str, Any] = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{SETTINGS}: not a TOML file ({error})") from error
-    return tables
+    return read_toml(SETTINGS, "settings file")
 
 
 def _devices(target: str, table: dict[str, Any]) -> tuple[str, ...]:

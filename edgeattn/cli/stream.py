@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import exit_codes, note, print_json
+from edgeattn.cli.console import exit_codes, is_terminal, note, print_json, say, say_over
 
 if TYPE_CHECKING:
     from edgeattn.profiling.figures import Realtime
@@ -42,15 +42,15 @@ def stream(
             live = session.stream()
             assert spec is not None  # stream() refused a model that does not stream
             heard: list[Event] = []
-            quiet = as_json or not sys.stdout.isatty()
+            quiet = as_json or not is_terminal()
 
             def show(event: Event) -> None:
                 heard.append(event)
                 if event.kind == "final":
                     line = f"{event.time:7.2f} s  {event.text}"
-                    typer.echo(line if quiet else f"\r\033[K{line}", err=as_json)
+                    say(line, err=as_json) if quiet else say_over(line, "\n")
                 elif not quiet:
-                    typer.echo(f"\r\033[K{event.time:7.2f} s  {event.text} ...", nl=False)
+                    say_over(f"{event.time:7.2f} s  {event.text} ...", "")
 
             realtime = None
             if recording == "-":
@@ -110,7 +110,7 @@ def _stream_there(
     transcript, found = stream_on(parsed, bundle, samples, backend, threads)
     for event in transcript.events:
         if event.kind == "final":
-            typer.echo(f"{event.time:7.2f} s  {event.text}", err=as_json)
+            say(f"{event.time:7.2f} s  {event.text}", err=as_json)
     emulated = f", emulated by {found.emulator}" if found.emulator else ""
     note(f"heard by {transcript.backend} {transcript.engine_version} on {device} ({found.arch}{emulated})")
     if as_json:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, note, print_json
+from edgeattn.cli.console import console, exit_codes, is_terminal, note, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,10 +45,15 @@ def train(
         module = importlib.import_module(MODELS[name].train.partition(":")[0])
         patterns = tuple(part.strip() for part in held_out.split(",") if part.strip())
         settings = module.TrainOptions(data, out, steps, seed, resume, patterns, threads, synthetic)
-        if sys.stderr.isatty():
+        if is_terminal(stderr=True):
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             with Progress(*columns, console=console(stderr=True)) as bar:
                 result = module.train(settings, _bar(bar))
         else:
@@ -57,7 +61,7 @@ def train(
         if as_json:
             print_json({"schema": 1, **to_json(result), "weights": str(result.weights)})
             return
-        typer.echo(f"weights: {result.weights}")
+        say(f"weights: {result.weights}")
 
 
 def _bar(progress: RichProgress) -> Callable[[Progress], None]:

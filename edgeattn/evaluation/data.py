@@ -6,8 +6,6 @@ A file of the wrong form is refused with its line and what was expected.
 from __future__ import annotations
 
 import csv
-import zipfile
-import zlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +15,15 @@ import numpy as np
 
 from edgeattn.audio import Floats, read_audio
 from edgeattn.confined import confined, confined_file, regular_file
-from edgeattn.errors import DataError
+from edgeattn.errors import DataError, InputError
+from edgeattn.npz import read_npz
 from edgeattn.spec import BucketSpec, GraphSpec, ModelSpec
 
 TRANSCRIPTS = "transcripts.tsv"
 TARGET_PREFIX = "target_"
 CALIBRATION_SHARE = 5  # without a split column every fifth sample calibrates and the others measure
 MAX_ROWS = 1_000_000
+MAX_TABLE_BYTES = 2**28
 
 T = TypeVar("T")
 
@@ -105,6 +105,8 @@ def read_transcripts(directory: Path) -> tuple[Row, ...]:
     table = directory / TRANSCRIPTS
     confined_file(table, directory, DataError)
     try:
+        if table.stat().st_size > MAX_TABLE_BYTES:
+            raise DataError(f"{table}: larger than {MAX_TABLE_BYTES} bytes; split it")
         with table.open(encoding="utf-8", newline="") as file:
             return tuple(_rows(directory, table, file))
     except OSError as error:
@@ -223,10 +225,11 @@ def load_arrays(path: Path, spec: ModelSpec) -> ArrayData:
     """
     regular_file(path, DataError)
     try:
-        with path.open("rb") as opened, np.lib.npyio.NpzFile(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a plain npz file ({error})") from error
+        arrays = read_npz(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except InputError as error:
+        raise DataError(str(error)) from error
     return array_data(arrays, path.name, spec)
 
 
@@ -374,15 +377,33 @@ def _array_sample(
             )
         if value.dtype.kind != np.dtype(spec.dtype).kind:
             raise DataError(f"{origin}: {spec.name} is {value.dtype}, the model takes {spec.dtype}")
-        inputs[spec.name] = np.ascontiguousarray(value.reshape(shape), dtype=spec.dtype)
+        inputs[spec.name] = _as_dtype(f"{origin}: {spec.name}[{index}]", value.reshape(shape), spec.dtype)
     if bucket is not None:
         _check_lengths(origin, bucket, inputs, index)
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.kind not in "biuf":
+            raise DataError(f"{origin}: {name}[{index}] holds {np.asarray(array).dtype}, not numbers")
     targets = {
         name.removeprefix(TARGET_PREFIX): np.asarray(array)
         for name, array in arrays.items()
         if name.startswith(TARGET_PREFIX)
     }
     return ArraySample(inputs, targets, frozenset(arrays) & inputs.keys())
+
+
+def _as_dtype(where: str, value: np.ndarray, dtype: str) -> np.ndarray:
+    """The same numbers in another width.
+
+    Raises:
+        DataError: for numbers that the width does not hold.
+    """
+    with np.errstate(over="ignore"):
+        made = np.ascontiguousarray(value, dtype=dtype)
+    if made.dtype.kind == "f" and not np.isfinite(made).all():
+        raise DataError(f"{where} holds numbers that {dtype} does not")
+    if made.dtype.kind in "iu" and not np.array_equal(made, value):
+        raise DataError(f"{where} holds {value.min()} to {value.max()}, which {dtype} does not")
+    return made
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], varying: Sequence[int]) -> bool:

@@ -7,6 +7,7 @@ builds also print percentiles. It feeds random inputs and shows no output, so wh
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from edgeattn.bundle import open_bundle
 from edgeattn.errors import DeviceError, UnsupportedError
+from edgeattn.printable import excerpt
 from edgeattn.targets.devices import Device, Timeouts
 from edgeattn.targets.devices.program import PhoneFacts, Program, run_program
 
@@ -47,9 +49,9 @@ class BenchmarkFigures:
     tool: str
     runs: int
     threads: int
-    init_ms: float
-    first_ms: float
-    mean_ms: float
+    init_ms: float | None
+    first_ms: float | None
+    mean_ms: float | None
     std_ms: float | None
     min_ms: float | None
     max_ms: float | None
@@ -119,21 +121,29 @@ def figures_of(text: str, threads: int, name: str) -> BenchmarkFigures:
     if timings is None or not counts:
         last = (text.strip().splitlines() or ["nothing"])[-1]
         raise DeviceError(
-            f"{name}: what ran there is no benchmark_model of LiteRT: it told no timings, at last {last!r}"
+            f"{name}: what ran there is no benchmark_model of LiteRT: it told no timings, at last {excerpt(last)}"
         )
-    count, same, smallest, largest, mean, deviation, _, median, p95 = counts[-1].groups()
+    try:
+        return _figures(timings, counts[-1], MEMORY.search(text), threads)
+    except (ValueError, OverflowError) as error:  # 1.2.3, 1e999, thousands of digits
+        raise DeviceError(f"{name}: what ran there told timings that are no numbers: {error}") from error
+
+
+def _figures(
+    timings: re.Match[str], counts: re.Match[str], memory: re.Match[str] | None, threads: int
+) -> BenchmarkFigures:
+    count, same, smallest, largest, mean, deviation, _, median, p95 = counts.groups()
     init, first, _, mean_of_all = timings.groups()
     if mean is None:  # all the same, which it says with one number
         smallest = largest = same
         deviation = "0" if int(count) > 1 else None
-    memory = MEMORY.search(text)
     return BenchmarkFigures(
         tool="benchmark_model",
         runs=int(count),
         threads=threads,
-        init_ms=float(init) / 1e3,
-        first_ms=float(first) / 1e3,
-        mean_ms=float(mean_of_all) / 1e3,
+        init_ms=_ms(init),
+        first_ms=_ms(first),
+        mean_ms=_ms(mean_of_all),
         std_ms=_ms(deviation),
         min_ms=_ms(smallest),
         max_ms=_ms(largest),
@@ -145,4 +155,8 @@ def figures_of(text: str, threads: int, name: str) -> BenchmarkFigures:
 
 
 def _ms(microseconds: Any) -> float | None:
-    return None if microseconds is None else float(microseconds) / 1e3
+    if microseconds is None:
+        return None
+    if not math.isfinite(value := float(microseconds) / 1e3):
+        raise ValueError(f"{microseconds} us")
+    return value

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from edgeattn.profiling.stability import Trend
+from edgeattn.runtimes.session import LayerTime
 
 Kind = Literal["measured", "emulated", "estimated"]
 EnergySource = Literal["rapl", "ina3221", "tegrastats", "battery"]
@@ -141,7 +142,7 @@ class Latency:
     warmup_ms: float
     load_ms: float
     affinity: tuple[int, ...]
-    layers: tuple[Mapping[str, object], ...] | None = None
+    layers: tuple[LayerTime, ...] | None = None
     graphs: Mapping[str, GraphLatency] | None = None
     warmup_calls: int | None = None
     settled: bool | None = None

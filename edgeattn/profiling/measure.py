@@ -34,7 +34,7 @@ from edgeattn.profiling.pacing import arrivals, follow, follow_stream, realtime
 from edgeattn.profiling.stability import NOISE_LIMIT, Warmup, block_noise, warm_up
 from edgeattn.profiling.throttling import Watch
 from edgeattn.runtimes import Session, Step, Stream, load
-from edgeattn.runtimes.session import EngineStep
+from edgeattn.runtimes.session import EngineStep, LayerTime
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
 from edgeattn.targets import cpu_features
 
@@ -287,8 +287,8 @@ def white_noise(count: int) -> np.ndarray:
     return noise
 
 
-def _layers(session: Session) -> tuple[dict[str, object], ...] | None:
-    found = []
+def _layers(session: Session) -> tuple[LayerTime, ...] | None:
+    found: list[LayerTime] = []
     units = session.spec.units()
     for name, graphs in units.items():
         inputs = {t.name: _plausible(t) for t in graphs[-1].all_inputs}
@@ -296,8 +296,8 @@ def _layers(session: Session) -> tuple[dict[str, object], ...] | None:
         if rows is None:
             return None
         prefix = f"{name}: " if len(units) > 1 else ""
-        found += [{"name": f"{prefix}{r.name}", "type": r.type, "microseconds": r.microseconds} for r in rows]
-    return tuple(sorted(found, key=lambda row: -float(str(row["microseconds"])))[:SLOWEST_LAYERS])
+        found += [replace(row, name=f"{prefix}{row.name}") for row in rows]
+    return tuple(sorted(found, key=lambda row: -row.microseconds)[:SLOWEST_LAYERS])
 
 
 def device_name() -> str:

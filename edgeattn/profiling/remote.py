@@ -7,22 +7,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from edgeattn.bundle import Manifest, read_manifest
-from edgeattn.errors import InputError, UnsupportedError, error_from, unknown_name
+from edgeattn.errors import InputError, UnsupportedError, unknown_name
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import THREAD_VARIABLES, TIMEOUT_SECONDS
 from edgeattn.runtimes import Event
 from edgeattn.runtimes.engines import INSTALL, PACKAGES
 from edgeattn.runtimes.selftest import SelftestResult
-from edgeattn.spec import from_json, to_json
+from edgeattn.spec import to_json
 from edgeattn.targets import get_target
 from edgeattn.targets.devices import Device, DeviceSession, Inventory, Job, Timeouts, Wants, on_device
 from edgeattn.targets.target import Arch
+
+T = TypeVar("T")
 
 GOLDEN = "edgeattn.profiling.golden"
 WORKER = "edgeattn.profiling.worker"
@@ -39,7 +41,7 @@ class Transcript:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Generic[T]):
     """Work on a bundle beside measuring it: ``python -m MODULE BUNDLE PARCEL REQUEST_JSON``, one line of JSON.
 
     The request: ``backend`` (null for the bundle's own) and ``threads``.
@@ -47,11 +49,13 @@ class Task:
     Attributes:
         parcel: bytes of the file that it reads; removed there when it is done.
         key: of its answer.
+        answer: dataclass of it.
     """
 
     module: str
     parcel: bytes
     key: str
+    answer: type[T]
 
 
 def measure_on(
@@ -106,12 +110,12 @@ def measure_on(
                     "compared there, and the bundle has none: convert it again"
                 )
         if manifest.golden is not None:
-            answer = session.run(Job(GOLDEN, ("{bundle}", json.dumps(replay)), seconds, environment))
-            golden = from_json(SelftestResult, _answer(device, answer, "golden"))
+            job = Job(GOLDEN, ("{bundle}", json.dumps(replay)), seconds, environment)
+            golden = session.run(job, SelftestResult, "golden")
         if found.emulator:
             return golden, None, found
-        answer = session.run(Job(WORKER, ("{bundle}", json.dumps(measure)), limit, environment))
-        return golden, from_json(Profile, _answer(device, answer, "profile")), found
+        job = Job(WORKER, ("{bundle}", json.dumps(measure)), limit, environment)
+        return golden, session.run(job, Profile, "profile"), found
 
     return on_device(device, path, wants(manifest, backend), work, timeouts)
 
@@ -137,20 +141,19 @@ def stream_on(
     """
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(samples, np.float32), allow_pickle=False)
-    task = Task(TRANSCRIPT, buffer.getvalue(), "transcript")
-    answer, found = task_on(device, path, task, backend, threads, seconds, timeouts)
-    return from_json(Transcript, answer, "transcript"), found
+    task = Task(TRANSCRIPT, buffer.getvalue(), "transcript", Transcript)
+    return task_on(device, path, task, backend, threads, seconds, timeouts)
 
 
 def task_on(
     device: Device,
     path: Path,
-    task: Task,
+    task: Task[T],
     backend: str | None = None,
     threads: int = 1,
     seconds: float = TIMEOUT_SECONDS,
     timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
-) -> tuple[Any, Inventory]:
+) -> tuple[T, Inventory]:
     """Run a task beside a bundle on a device, in a process of its own.
 
     Args:
@@ -158,7 +161,7 @@ def task_on(
         seconds: that it may take there.
 
     Returns:
-        its answer, plain JSON, and what the device has.
+        its answer, and what the device has.
 
     Raises:
         EdgeattnError: as :func:`measure_on`.
@@ -166,10 +169,10 @@ def task_on(
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     request = json.dumps({"backend": backend, "threads": threads})
 
-    def work(session: DeviceSession) -> tuple[Any, Inventory]:
+    def work(session: DeviceSession) -> tuple[T, Inventory]:
         parcel = session.keep("parcel", task.parcel)
-        answer = session.run(Job(task.module, ("{bundle}", parcel, request), seconds, environment))
-        return _answer(device, answer, task.key), session.inventory
+        job = Job(task.module, ("{bundle}", parcel, request), seconds, environment)
+        return session.run(job, task.answer, task.key), session.inventory
 
     asked = wants(read_manifest(path), backend)
     return on_device(device, path, replace(asked, runtime=(*asked.runtime, task.module)), work, timeouts)
@@ -218,9 +221,3 @@ def _arch(target: str) -> Arch | None:
         return get_target(target).cpu.arch
     except InputError:
         return None
-
-
-def _answer(device: Device, answer: Mapping[str, Any], key: str) -> Any:
-    if "error" in answer:
-        raise error_from(answer, device.text)
-    return answer[key]

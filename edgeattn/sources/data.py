@@ -6,6 +6,7 @@ import importlib
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from edgeattn.confined import regular_file
 from edgeattn.errors import DataError, unknown_name
 from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, load_arrays, load_speech, sample_data
 from edgeattn.models import MODELS
+from edgeattn.printable import excerpt
 from edgeattn.sources import pruned
 from edgeattn.sources.code import functions_of, run_file, split_reference
 from edgeattn.sources.text import is_text, load_texts
@@ -82,7 +84,29 @@ def _load_samples(source: str, spec: ModelSpec, limit: int) -> ArrayData:
         samples = list(itertools.islice(yielded, limit)) if isinstance(yielded, Iterable) else []
     if not samples or not all(isinstance(sample, Mapping) for sample in samples):
         raise DataError(f"{source}: must yield dicts of arrays named like the model's inputs")
-    named = [{name: np.asarray(value) for name, value in sample.items()} for sample in samples]
+    named = [_named(f"{source}: sample {number}", sample) for number, sample in enumerate(samples)]
     if any(sample.keys() != named[0].keys() for sample in named):
         raise DataError(f"{source}: all samples need the same names; the first has {', '.join(named[0])}")
     return sample_data(named, source, spec)
+
+
+def _named(where: str, sample: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    """What a user's function yielded, as arrays of numbers by name.
+
+    Raises:
+        DataError: naming what is none.
+    """
+    named = {}
+    for name, value in sample.items():
+        if not isinstance(name, str):
+            raise DataError(f"{where}: expected names of inputs, got {excerpt(name)}")
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            raise DataError(f"{where}: {excerpt(name)} is a masked array: fill what is masked, no engine leaves it out")
+        try:
+            array = np.asarray(value)
+        except Exception as error:  # of a list of unequal rows, a tensor on a GPU, a class of the user's
+            raise DataError(f"{where}: {excerpt(name)} is no array: {error}") from error
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"{where}: {excerpt(name)} holds {array.dtype}, not numbers")
+        named[name] = array
+    return named

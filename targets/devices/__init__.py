@@ -1,8 +1,9 @@
 """Devices that bundles are run on: this machine, and boards that are reached over a link."""
 
 from edgeattn.targets.devices.device import Device, parse_device
+from edgeattn.targets.devices.events import Inventory
 from edgeattn.targets.devices.link import Job, Timeouts, TransportError
-from edgeattn.targets.devices.session import DeviceSession, Inventory, Wants, on_device
+from edgeattn.targets.devices.session import DeviceSession, Wants, on_device
 
 __all__ = [
     "Device",

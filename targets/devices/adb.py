@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Sequence
+from typing import IO
 
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.printable import one_line
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.link import Link, Timeouts, TransportError
 
@@ -25,6 +29,9 @@ STATES = {
     "udev rule",
 }
 NO_RAW_SHELL = ("only supports allocating a pty", "support PTY args", "support shell protocol")  # by adb's version
+MAX_TEXT = 2**20  # bytes of what a program there writes
+BLOCK = 2**16
+MAX_LAST_WORDS = 400  # characters of a program's that an error repeats
 CUT = (0, 255)  # adb's own status when the other end went away: a shell there would have told its own
 PASSING = ("offline", "authorizing", "connecting")  # a state that may be another one in a second
 
@@ -104,23 +111,51 @@ def run_adb(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess
     Raises:
         InputError: if there is none on this machine.
         TransportError: if it does not end in time.
+        DeviceError: if it writes without end.
     """
     try:
-        return subprocess.run(
-            ["adb", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=seconds,
-            check=False,
+        process = subprocess.Popen(
+            ["adb", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
     except FileNotFoundError as error:
         raise InputError(
             "adb: needs Android's adb on this machine: apt install adb, or the platform tools of the Android SDK"
         ) from error
+    texts: dict[str, bytes] = {}
+    assert process.stdout is not None
+    assert process.stderr is not None
+    threads = [
+        threading.Thread(target=_read_bounded, args=(process, pipe, texts, name), daemon=True)
+        for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr))
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        process.wait(seconds)
     except subprocess.TimeoutExpired as error:
         raise TransportError(f"adb {words[0]} did not end within {seconds:.0f} s; adb kill-server may help") from error
+    finally:
+        process.kill()
+        process.wait()
+        for thread in threads:
+            thread.join(1.0)  # what adb started, such as its server, may hold the pipe open: what came until now counts
+    out, err = (texts.get(name, b"") for name in ("stdout", "stderr"))
+    if max(len(out), len(err)) > MAX_TEXT:
+        raise DeviceError(f"adb {words[0]}: the phone answers with more than {MAX_TEXT} bytes; it is none of ours")
+    said = (text.decode("utf-8", "replace") for text in (out, err))
+    return subprocess.CompletedProcess(["adb", *words], process.returncode, *said)
+
+
+def _read_bounded(process: subprocess.Popen[bytes], pipe: IO[bytes], texts: dict[str, bytes], name: str) -> None:
+    """Keep what a pipe gives; a program that writes without end is ended."""
+    kept = bytearray()
+    with contextlib.suppress(OSError, ValueError), pipe:
+        while block := os.read(pipe.fileno(), BLOCK):
+            kept += block
+            texts[name] = bytes(kept)
+            if len(kept) > MAX_TEXT:
+                process.kill()
+                return
 
 
 def explain(device: Device, serial: str, words: str, status: int, timeouts: Timeouts) -> EdgeattnError | None:
@@ -148,7 +183,7 @@ def explain(device: Device, serial: str, words: str, status: int, timeouts: Time
 def last_line(words: str) -> str:
     """The last words of a program."""
     lines = [line.strip() for line in words.splitlines() if line.strip()]
-    return lines[-1] if lines else "no word"
+    return one_line(lines[-1], MAX_LAST_WORDS) if lines else "no word"
 
 
 def _shell(python: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import secrets
+import select
 import shlex
 import subprocess
 import threading
@@ -14,20 +16,41 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar, overload
 
-from edgeattn.errors import DeviceError, EdgeattnError, UnsupportedError
+from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.printable import one_line
+from edgeattn.targets.devices.events import (
+    Alive,
+    End,
+    Event,
+    Failed,
+    Hello,
+    NoDirectory,
+    NoPython,
+    Python,
+    Refused,
+    Stored,
+    Waiting,
+    read_event,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
+A = TypeVar("A", bound=Event)
+B = TypeVar("B", bound=Event)
+C = TypeVar("C", bound=Event)
 
 PAUSES = (1.0, 3.0)  # seconds before the second and the third try
 OLDEST_PYTHON = (3, 10)
 KEEPALIVE = 2.0  # seconds between signs of life to the runner
 BLOCK = 2**16
-MAX_LINE = 32 * 2**20
+MAX_LINE = 16 * 2**20  # bytes of an event; a job's 8 MiB of text among them
+MAX_EVENTS = 64  # that wait to be looked at; a runner answers one request at a time
+MAX_LAST_WORDS = 4096
+SLOWEST = 2e4  # bytes per second of a link that is of any use
 RUNNER = Path(__file__).with_name("runner.py")
 
 # Arguments: nonce, python, program for it, bytes of the runner, seconds of silence. Nothing that csh or fish expand.
@@ -73,11 +96,14 @@ class Timeouts:
         connect: to the first word of the device.
         silence: without any word of the other end, on either side; both speak every 2 s.
         lock: to wait for a device that another uses.
+        answer: to wait for what was asked, beyond what it may take, of a device that lives: one that says so for ever
+            and never answers must not hold us.
     """
 
     connect: float = 20.0
     silence: float = 30.0
     lock: float = 120.0
+    answer: float = 120.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +148,8 @@ class Link:
         self._timeouts = timeouts
         self._explain = explain
         self._nonce = secrets.token_hex(16)
-        self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._events: queue.Queue[Event | InputError | None] = queue.Queue(MAX_EVENTS)
+        self._flooded = False
         self._errors = ""
         self._writing = threading.Lock()
         self._closed = threading.Event()
@@ -136,6 +163,8 @@ class Link:
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is ours: we end the runner in order
         )
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)  # a device that reads nothing must not hold us
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._hear, self._hear_errors)]
         for thread in self._threads:
             thread.start()
@@ -152,7 +181,7 @@ class Link:
         try:
             if kind is None:
                 self.request("end")
-                if not self.wait("end")["clean"]:
+                if not self.wait(End).clean:
                     raise DeviceError(f"{self.name}: the directory of this run could not be removed there")
         finally:
             self.close()
@@ -167,37 +196,48 @@ class Link:
         Raises:
             DeviceError: if it did not arrive whole, or there is no room for it.
         """
+        end = time.monotonic() + size / SLOWEST + self._timeouts.answer
         with self._writing:
             self._write(json.dumps({"do": "put", "sha256": sha256, "size": size}).encode() + b"\n")
             while block := source.read(BLOCK):
                 self._write(block)
-        answer = self.wait("stored", "refused")
-        if answer["event"] == "refused":
-            if answer["problem"]:
+                if time.monotonic() > end:
+                    raise TransportError(f"{self.name}: it takes less than {SLOWEST / 1e3:.0f} kB in a second")
+        answer = self.wait(Stored, Refused, seconds=size / SLOWEST + self._timeouts.answer)
+        if isinstance(answer, Refused):
+            if answer.problem:
                 raise DeviceError(
-                    f"{self.name}: {size} bytes cannot be written there: {answer['problem']}; make room where edgeattn "
+                    f"{self.name}: {size} bytes cannot be written there: {answer.problem}; make room where edgeattn "
                     "keeps its files there (~/.cache/edgeattn; on a phone /data/local/tmp/edgeattn)"
                 )
             raise TransportError(
                 f"{self.name}: a file of {size} bytes arrived changed: sha256 {sha256[:12]}... was sent, "
-                f"{answer['found'][:12]}... lies there; its storage or the link is not to be trusted"
+                f"{answer.found[:12]}... lies there; its storage or the link is not to be trusted"
             )
 
-    def wait(self, *events: str, seconds: float | None = None) -> dict[str, Any]:
-        """The next of these events; signs of life go by, and their absence ends the wait.
+    @overload
+    def wait(self, a: type[A], /, *, seconds: float | None = None) -> A: ...
+
+    @overload
+    def wait(self, a: type[A], b: type[B], /, *, seconds: float | None = None) -> A | B: ...
+
+    @overload
+    def wait(self, a: type[A], b: type[B], c: type[C], /, *, seconds: float | None = None) -> A | B | C: ...
+
+    def wait(self, *events: type[Event], seconds: float | None = None) -> Event:
+        """The next event, which must be one of these; signs of life go by, and their absence ends the wait.
 
         Args:
-            seconds: to wait at most; None for as long as the runner lives.
+            seconds: to wait at most; None for those that an answer may take.
 
         Raises:
             TransportError: if the link was cut or fell silent.
-            DeviceError: if the runner died, or what was asked failed there.
+            DeviceError: if the runner died, if what was asked failed there, or if it says what it should not.
         """
-        limit = None if seconds is None else time.monotonic() + seconds
+        longest = self._timeouts.answer if seconds is None else seconds
+        limit = time.monotonic() + longest
         while True:
-            silence = self._timeouts.silence
-            if limit is not None:
-                silence = min(silence, max(0.0, limit - time.monotonic()))
+            silence = min(self._timeouts.silence, max(0.0, limit - time.monotonic()))
             try:
                 event = self._events.get(timeout=silence)
             except queue.Empty:
@@ -207,11 +247,18 @@ class Link:
             if event is None:
                 self._events.put(None)  # it stays so
                 raise self._gone()
-            if event["event"] in events:
+            if isinstance(event, events):
                 return event
-            if event["event"] == "failed":
-                where = f" ({event['path']})" if event["path"] else ""
-                raise DeviceError(f"{self.name}: failed there: {event['problem']}{where}")
+            if isinstance(event, InputError):
+                raise DeviceError(f"{self.name}: it answered what no runner of ours does: {event}")
+            if isinstance(event, Failed):
+                where = f" ({event.path})" if event.path else ""
+                raise DeviceError(f"{self.name}: failed there: {event.problem}{where}")
+            if not isinstance(event, (Alive, Waiting)):
+                wanted = " or ".join(kind.__name__ for kind in events)
+                raise DeviceError(f"{self.name}: it answered {type(event).__name__} where {wanted} was to come")
+            if time.monotonic() >= limit:
+                raise TransportError(f"{self.name}: no answer within {longest:.0f} s, though it lives")
 
     def close(self) -> None:
         """End the process; the runner sees the end of its input and cleans up."""
@@ -231,23 +278,23 @@ class Link:
             pipe.close()
 
     def _boot(self, runner: bytes) -> None:
-        event = self.wait("python", "no-python", "no-directory", seconds=self._timeouts.connect)
+        event = self.wait(Python, NoPython, NoDirectory, seconds=self._timeouts.connect)
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        if event["event"] == "no-directory":
+        if isinstance(event, NoDirectory):
             raise DeviceError(f"{self.name}: no directory can be made there: {self._last_words()}")
-        if event["event"] == "no-python":
+        if isinstance(event, NoPython):
             raise UnsupportedError(
                 f"{self.name}: no {self._python} there; Python >= {oldest} with numpy and the engine is needed: "
                 f"install it, or name its path, as {self._example}"
             )
-        if tuple(event["version"][:2]) < OLDEST_PYTHON:
-            version = ".".join(map(str, event["version"]))
+        if event.version[:2] < OLDEST_PYTHON:
+            version = ".".join(map(str, event.version))
             raise UnsupportedError(
                 f"{self.name}: {self._python} there is Python {version}, at least {oldest} is needed: install one, or "
                 f"name its path, as {self._example}"
             )
         self._send(runner)
-        self.wait("hello", seconds=self._timeouts.connect)
+        self.wait(Hello, seconds=self._timeouts.connect)
         thread = threading.Thread(target=self._beat, daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -258,9 +305,19 @@ class Link:
 
     def _write(self, data: bytes) -> None:
         assert self._process.stdin is not None
+        left = memoryview(data)
         try:
-            self._process.stdin.write(data)
-            self._process.stdin.flush()
+            descriptor = self._process.stdin.fileno()
+            waiting = select.poll()
+            waiting.register(descriptor, select.POLLOUT)
+            while left:
+                if not waiting.poll(1e3 * self._timeouts.silence):
+                    raise TransportError(
+                        f"{self.name}: it took nothing of what was sent for {self._timeouts.silence:.0f} s; the device "
+                        "or the network hangs"
+                    )
+                with contextlib.suppress(BlockingIOError):
+                    left = left[os.write(descriptor, left) :]
         except (OSError, ValueError):
             raise self._gone() from None
 
@@ -273,26 +330,48 @@ class Link:
         assert self._process.stdout is not None
         with contextlib.suppress(OSError, ValueError):
             while line := self._process.stdout.readline(MAX_LINE):
-                event = _event(line)
-                if event.get("nonce") == self._nonce:
-                    self._events.put(event)
-                else:  # a login's greeting, or why it lets nobody in
-                    self._errors = (self._errors + line.decode("utf-8", "replace"))[-4096:]
+                if not self._take(line):
+                    break
+        with contextlib.suppress(queue.Empty):  # the end is told, whatever waits before it
+            while self._events.full():
+                self._events.get_nowait()
         self._events.put(None)
+
+    def _take(self, line: bytes) -> bool:
+        """Look at a line; whether more are to be read."""
+        whole = line.endswith(b"\n")
+        event: Event | InputError | None = None
+        try:
+            event = read_event(line, self._nonce) if whole else None
+        except InputError as error:
+            event = error
+        if event is None:  # a login's greeting, or why it lets nobody in
+            self._errors = (self._errors + line[-MAX_LAST_WORDS:].decode("utf-8", "replace"))[-MAX_LAST_WORDS:]
+            return True
+        if isinstance(event, Alive) and not self._events.empty():
+            return True  # what waits says as much
+        try:
+            self._events.put_nowait(event)
+        except queue.Full:
+            self._flooded = True
+            self._process.kill()
+        return not self._flooded
 
     def _hear_errors(self) -> None:
         assert self._process.stderr is not None
         with contextlib.suppress(OSError, ValueError):
             while line := self._process.stderr.readline(BLOCK):
-                self._errors = (self._errors + line.decode("utf-8", "replace"))[-4096:]
+                self._errors = (self._errors + line.decode("utf-8", "replace"))[-MAX_LAST_WORDS:]
 
     def _last_words(self) -> str:
         self._threads[1].join(1.0)
         lines = [line.strip() for line in self._errors.splitlines() if line.strip()]
-        return lines[-1] if lines else "it said nothing"
+        return one_line(lines[-1], 400) if lines else "it said nothing"
 
     def _gone(self) -> EdgeattnError:
         """The error of a process that ended before the runner did."""
+        if self._flooded:
+            return DeviceError(f"{self.name}: it says more than it was asked; what runs there is no runner of ours")
         try:
             status = self._process.wait(5.0)
         except subprocess.TimeoutExpired:
@@ -304,12 +383,3 @@ class Link:
             f"{self.name}: the runner there ended before its work did (status {status}: {words}); it was killed, or "
             "the device ran out of memory"
         )
-
-
-def _event(line: bytes) -> dict[str, Any]:
-    """The JSON object in a line; an empty one if there is none."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}
-    return event if isinstance(event, dict) else {}

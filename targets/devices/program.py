@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import secrets
 import shlex
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeattn.bundle import sha256_of
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
-from edgeattn.targets.devices.adb import TEMPORARY, attached, explain, last_line, run_adb, shell
+from edgeattn.targets.devices.adb import MAX_TEXT, TEMPORARY, attached, explain, last_line, run_adb, shell
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.link import Timeouts, TransportError, retried
 
 PUSH_RATE = 2e5  # bytes per second of a link too slow to be of use
-MAX_TEXT = 2**20  # bytes of a program's output that are read
+NUMBER = re.compile(r"[0-9]{1,15}")  # of kilobytes
 CACHE = f"{TEMPORARY}/edgeattn"
 STORE = f"{CACHE}/store"
+MAX_LINES = 1_000  # that wait to be looked at
 KILLED = "137"
 NOT_RUN = ("126", "127")  # of a shell: no permission, not a program for this machine, not found
 
@@ -115,8 +118,8 @@ def facts_of(text: str) -> PhoneFacts:
     return PhoneFacts(
         ", ".join(filter(None, (rows.get("model", ""), rows.get("chip", "")))),
         rows.get("arch", ""),
-        1024 * int(disk[3]) if len(disk) > 3 and disk[3].isdecimal() else None,
-        1024 * int(memory[1]) if len(memory) > 1 and memory[1].isdecimal() else None,
+        1024 * int(disk[3]) if len(disk) > 3 and NUMBER.fullmatch(disk[3]) else None,
+        1024 * int(memory[1]) if len(memory) > 1 and NUMBER.fullmatch(memory[1]) else None,
     )
 
 
@@ -175,7 +178,7 @@ class _Phone:
                     raise TransportError(f"{name}: {path.name} could not be pushed: {last_line(done.stderr)}")
                 self.ask(f"rm -f {part}")
                 raise self._no_space(f"{path.name} has {path.stat().st_size / 1e6:.1f} MB")
-            found = self.ask(f"sha256sum {part}", seconds).split()[0]
+            found = (self.ask(f"sha256sum {part}", seconds).split() or ["nothing"])[0]
             if found != sha256:
                 self.ask(f"rm -f {part}")
                 raise TransportError(
@@ -189,7 +192,7 @@ class _Phone:
         name, wait, nonce = self._device.text, self._timeouts.lock, secrets.token_hex(16)
         arguments = (nonce, str(max(1, round(2 * wait))), str(round(seconds + 0.5)), *words)
         command = f"sh -c {shlex.quote(RUN)} edgeattn {shlex.join(arguments)}"
-        text, problem, status = self._listen(command, f"{nonce} alive")
+        text, problem, status = self._listen(command, f"{nonce} alive", seconds + wait + self._timeouts.answer)
         before, mark, after = text.rpartition(f"{nonce} ")
         if not mark:
             raise self._failure(problem, status)
@@ -216,13 +219,17 @@ class _Phone:
             raise DeviceError(f"{name}: the program failed there with status {value}: {program}")
         return before
 
-    def _listen(self, command: str, alive: str) -> tuple[str, str, int]:
+    def _listen(self, command: str, alive: str, seconds: float) -> tuple[str, str, int]:
         """What adb wrote without signs of life, its stderr, and its status.
 
         Closing its stdin ends what it started, also when this process dies.
 
+        Args:
+            seconds: that all of it may take, of a phone that says that it lives.
+
         Raises:
-            TransportError: if the phone falls silent.
+            TransportError: if the phone falls silent, or does not come to an end.
+            DeviceError: if it says more than a program's output.
         """
         reading, writing = os.pipe()
         try:
@@ -240,7 +247,8 @@ class _Phone:
             raise
         finally:
             os.close(reading)
-        said: queue.Queue[str | None] = queue.Queue()
+        said: queue.Queue[str | None] = queue.Queue(MAX_LINES)
+        end = time.monotonic() + seconds
         problem: list[str] = []
         threads = [
             threading.Thread(target=hear, daemon=True) for hear in (_lines(process, said), _rest(process, problem))
@@ -251,6 +259,12 @@ class _Phone:
         try:
             while (line := said.get(timeout=self._timeouts.silence)) is not None:
                 text += "" if line.strip() == alive else line
+                if len(text) > 2 * MAX_TEXT:
+                    raise DeviceError(
+                        f"{self._device.text}: says more than {MAX_TEXT} bytes, which no program of ours does"
+                    )
+                if time.monotonic() > end:
+                    raise TransportError(f"{self._device.text}: no end within {seconds:.0f} s, though it lives")
         except queue.Empty:
             raise TransportError(
                 f"{self._device.text}: no sign of life for {self._timeouts.silence:.0f} s; the phone or the link hangs"
@@ -261,6 +275,9 @@ class _Phone:
                 process.wait(5.0)  # the program there is killed and its directory removed
             process.kill()
             process.wait()
+            with contextlib.suppress(queue.Empty):  # a reader that waits for room goes on to the end
+                while threads[0].is_alive():
+                    said.get(timeout=0.2)
             for thread in threads:
                 thread.join(5.0)
             for pipe in (process.stdout, process.stderr):

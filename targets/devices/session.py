@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from edgeattn.bundle import open_bundle, sha256_of, zip_bundle
 from edgeattn.errors import DeviceError, UnsupportedError
+from edgeattn.printable import one_line
 from edgeattn.targets.devices.archive import runtime_archive
 from edgeattn.targets.devices.device import Device
+from edgeattn.targets.devices.events import Busy, Done, Inventory, Kept, Ready, Unpacked, read_answer
 from edgeattn.targets.devices.link import Job, Link, Timeouts, retried
 from edgeattn.targets.devices.ways import connect
 from edgeattn.targets.host import ARCH
@@ -25,37 +26,9 @@ from edgeattn.targets.target import Arch
 T = TypeVar("T")
 
 SMALLEST_MEMORY = 64 * 2**20  # bytes for Python, numpy and an engine
+MAX_LAST_WORDS = 400  # characters of a job's that an error repeats
 OLDEST_NUMPY = (1, 26)
 OLDEST_TENSORRT = (8, 6)  # of JetPack 6; the calls that we make are not in older ones
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """What a device has.
-
-    Attributes:
-        modules: module -> version; None where it is not there, empty where its package does not tell.
-        libc: name and version.
-        model: of the board, as its firmware names it; empty where it does not.
-        tegra: first line of /etc/nv_tegra_release; empty elsewhere.
-        free_disk_bytes: where files are put.
-        free_memory_bytes: None where the system does not tell.
-        emulator: the program that stands in for the processor; empty on a real one.
-        nvinfer: TensorRT's library, where ``tegra`` is not empty and the linker finds it.
-    """
-
-    python: str
-    executable: str
-    system: str
-    arch: str
-    libc: str
-    model: str
-    tegra: str
-    modules: Mapping[str, str | None]
-    free_disk_bytes: int
-    free_memory_bytes: int | None
-    emulator: str = ""
-    nvinfer: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,11 +55,12 @@ class Wants:
 class DeviceSession:
     """What :func:`on_device` hands to the work: the device with the bundle on it."""
 
-    def __init__(self, link: Link, found: Inventory, bundle: str, runtime: str) -> None:
+    def __init__(self, link: Link, found: Inventory, places: Unpacked, timeouts: Timeouts) -> None:
         self.inventory = found
         self._link = link
-        self._bundle = bundle
-        self._runtime = runtime
+        self._bundle = places.path
+        self._runtime = places.runtime
+        self._answer_seconds = timeouts.answer
 
     def keep(self, name: str, data: bytes) -> str:
         """Send a file that is gone when this run ends.
@@ -103,14 +77,19 @@ class DeviceSession:
         sha256 = hashlib.sha256(data).hexdigest()
         self._link.put(sha256, io.BytesIO(data), len(data))
         self._link.request("keep", sha256=sha256, name=name)
-        return str(self._link.wait("kept")["path"])
+        return self._link.wait(Kept).path
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job, kind: type[T], key: str) -> T:
         """Run a job and read the line of JSON that it ended with.
 
+        Args:
+            kind: dataclass of its answer.
+            key: under which the answer stands in that line.
+
         Raises:
+            EdgeattnError: the same error that the job told.
             TransportError: if the link was cut.
-            DeviceError: if the job died, or did not end in time; it is dead then.
+            DeviceError: if the job died, or did not end in time; it is dead then. Also for what is no such answer.
         """
         self._link.request(
             "run",
@@ -120,18 +99,17 @@ class DeviceSession:
             environment=dict(job.environment),
             path=self._runtime,
         )
-        done = self._link.wait("done")
-        if done["timeout"]:
+        done = self._link.wait(Done, seconds=job.timeout_seconds + self._answer_seconds)
+        if done.timeout:
             raise DeviceError(
                 f"{self._link.name}: {job.module} did not end within {job.timeout_seconds:.0f} s and was killed there; "
                 "the engine hangs, or the device is too slow for so many runs"
             )
-        try:
-            answer: dict[str, Any] = json.loads(done["stdout"].strip().splitlines()[-1])
-        except (IndexError, ValueError) as error:
-            last = (done["stderr"].strip().splitlines() or ["no output"])[-1]
-            raise DeviceError(f"{self._link.name}: {job.module} died with status {done['status']}: {last}") from error
-        return answer
+        lines = done.stdout.strip().splitlines()
+        if not lines or not lines[-1].startswith("{"):
+            last = one_line((done.stderr.strip().splitlines() or ["no output"])[-1], MAX_LAST_WORDS)
+            raise DeviceError(f"{self._link.name}: {job.module} died with status {done.status}: {last}")
+        return read_answer(lines[-1], kind, key, self._link.name)
 
 
 def on_device(
@@ -171,29 +149,23 @@ def _packed(bundle: Path) -> Iterator[tuple[str, Path]]:
 def _prepare(link: Link, sha256: str, archive: Path, wants: Wants, timeouts: Timeouts) -> DeviceSession:
     size = archive.stat().st_size
     link.request("inventory", modules=[["numpy", "numpy"], *wants.modules])
-    found = inventory_of(link.wait("inventory"))
+    found = link.wait(Inventory)
     check_inventory(link.name, found, wants, size)
     runtime_sha256, runtime = runtime_archive(wants.runtime)
     link.request("lock", seconds=timeouts.lock, wanted=[sha256, runtime_sha256])
-    answer = link.wait("ready", "busy")
-    if answer["event"] == "busy":
+    answer = link.wait(Ready, Busy, seconds=timeouts.lock + timeouts.answer)
+    if isinstance(answer, Busy):
         raise DeviceError(
-            f"{link.name}: in use by another edgeattn for {timeouts.lock:.0f} s (it holds {answer['lock']} there); "
+            f"{link.name}: in use by another edgeattn for {timeouts.lock:.0f} s (it holds {answer.lock} there); "
             "two at once would spoil both measurements: try again when it is done"
         )
-    if runtime_sha256 in answer["missing"]:
+    if runtime_sha256 in answer.missing:
         link.put(runtime_sha256, io.BytesIO(runtime), len(runtime))
-    if sha256 in answer["missing"]:
+    if sha256 in answer.missing:
         with archive.open("rb") as file:
             link.put(sha256, file, size)
     link.request("unpack", sha256=sha256, runtime=runtime_sha256)
-    places = link.wait("unpacked")
-    return DeviceSession(link, found, places["path"], places["runtime"])
-
-
-def inventory_of(event: Mapping[str, Any]) -> Inventory:
-    """The runner's answer without what belongs to the link."""
-    return Inventory(**{key: value for key, value in event.items() if key not in ("nonce", "event")})
+    return DeviceSession(link, found, link.wait(Unpacked), timeouts)
 
 
 def check_inventory(name: str, found: Inventory, wants: Wants, size: int) -> None:
@@ -277,5 +249,5 @@ def numbers(version: str) -> tuple[int, ...]:
     >>> numbers("1.20.1"), numbers("2025.4.0-dev"), numbers("")
     ((1, 20), (2025, 4), ())
     """
-    match = re.match(r"(\d+)(?:\.(\d+))?", version)
+    match = re.match(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?", version)
     return () if match is None else tuple(int(part) for part in match.groups(default="0"))

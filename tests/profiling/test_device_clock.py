@@ -47,7 +47,7 @@ def test_the_devices_clock_stands_beside_the_hosts(board: Path, tmp_path: Path, 
     assert profile.memory.engine_bytes == 2 * SCRATCH + engine.stat().st_size
     assert latency.layers is not None
     assert len(latency.layers) == 10
-    assert str(latency.layers[0]["name"]).rpartition("_")[0] in profile.executed
+    assert latency.layers[0].name.rpartition("_")[0] in profile.executed
     assert from_json(Profile, to_json(profile)) == profile
 
 

@@ -37,7 +37,7 @@ def test_a_profile_has_every_figure(tiny_bundle: Path) -> None:
     assert latency.load_ms > 0
     assert latency.affinity
     assert latency.layers
-    assert all(row["microseconds"] for row in latency.layers)
+    assert all(row.microseconds for row in latency.layers)
     assert realtime is not None
     assert realtime.paced
     assert realtime.rtf > 0

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeattn.errors import InputError
-from edgeattn.quantize.plan import MAX_PLAN_BYTES, TREATMENTS, Plan, Rule, counted, plan_text, read_plan
+from edgeattn.plain import MAX_TOML_BYTES
+from edgeattn.quantize.plan import TREATMENTS, Plan, Rule, counted, plan_text, read_plan
 
 PATHS = ("subsampling.project", "blocks.0.attention.query", "blocks.0.ffn1.expand", "blocks.1.ffn1.expand", "classify")
 names = st.text(st.sampled_from("ab.01*?[]!-_/"), min_size=1, max_size=8)
@@ -126,9 +127,9 @@ def test_a_file_with_a_fault_is_refused_at_its_place(text: str | bytes, message:
 def test_a_file_that_is_missing_or_too_large_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the plan cannot be read"):
         read_plan(tmp_path / "none.toml")
-    with pytest.raises(InputError, match="a plan has at most 1048576 bytes"):
-        read_plan(written(tmp_path, "#" * (MAX_PLAN_BYTES + 1)))
-    assert read_plan(written(tmp_path, "#" * MAX_PLAN_BYTES)) == Plan()
+    with pytest.raises(InputError, match="at most 1048576 bytes"):
+        read_plan(written(tmp_path, "#" * (MAX_TOML_BYTES + 1)))
+    assert read_plan(written(tmp_path, "#" * MAX_TOML_BYTES)) == Plan()
 
 
 def test_layers_are_counted_by_treatment() -> None:

@@ -26,6 +26,7 @@ from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedE
 from edgeattn.gates import Gates
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import GOLDEN, measure_on, wants
+from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.targets.devices import (
     Device,
     DeviceSession,
@@ -57,7 +58,9 @@ def replay(device: Device, bundle: Path, seconds: float = 60.0, timeouts: Timeou
     """The golden inputs alone: what goes wrong with a link goes wrong with any job."""
 
     def work(there: DeviceSession) -> Any:
-        return there.run(Job(GOLDEN, ("{bundle}", '{"backend": null, "threads": 1}'), seconds))["golden"]
+        return there.run(
+            Job(GOLDEN, ("{bundle}", '{"backend": null, "threads": 1}'), seconds), SelftestResult, "golden"
+        )
 
     return on_device(device, bundle, wants(read_manifest(bundle), None), work, timeouts)
 
@@ -122,9 +125,9 @@ def test_a_bundle_is_checked_and_measured_by_a_python_on_the_phone(phone: Phone,
 def test_without_a_path_it_is_the_python_of_termux_and_its_files_are_the_apps(
     phone: Phone, tiny_bundle: Path, server: Server
 ) -> None:
-    assert replay(device(phone, ""), tiny_bundle)["bundle"].startswith(str(phone.termux / "cache" / "edgeattn"))
+    assert replay(device(phone, ""), tiny_bundle).bundle.startswith(str(phone.termux / "cache" / "edgeattn"))
     assert not phone.cache.exists()
-    assert replay(parse_device("adb:"), tiny_bundle)["passed"]  # the only one that is attached
+    assert replay(parse_device("adb:"), tiny_bundle).passed  # the only one that is attached
 
 
 def test_a_second_run_sends_nothing(phone: Phone, tiny_bundle: Path) -> None:
@@ -232,7 +235,7 @@ def test_several_devices_without_a_serial_are_listed(phone: Phone, tiny_bundle: 
                 replay(parse_device("adb:"), tiny_bundle)
             assert f"adb:{phone.serial} (device)" in str(caught.value)
             assert f"adb:{other.serial} (device)" in str(caught.value)
-            assert replay(device(phone), tiny_bundle)["passed"]
+            assert replay(device(phone), tiny_bundle).passed
             server.unplug(other)
     finally:
         shutil.rmtree(root, ignore_errors=True)

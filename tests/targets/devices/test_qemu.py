@@ -28,6 +28,7 @@ from edgeattn.profiling import remote
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import GOLDEN, measure_on, stream_on, wants
 from edgeattn.runtimes import load
+from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.sources import load_data, load_model
 from edgeattn.spec import to_json
 from edgeattn.targets import get_target
@@ -167,7 +168,9 @@ def test_an_emulated_board_is_found_out_behind_ssh(
 @pytest.mark.slow
 def test_a_job_that_hangs_in_the_emulator_is_killed_there(board: Board, root: Path, tiny_bundle: Path) -> None:
     def work(session: DeviceSession) -> Any:
-        return session.run(Job(GOLDEN, ("{bundle}", "{}"), 0.5))  # its Python takes longer to start
+        return session.run(
+            Job(GOLDEN, ("{bundle}", "{}"), 0.5), SelftestResult, "golden"
+        )  # its Python takes longer to start
 
     device = parse_device(f"{board.url}{python_of(root)}")
     with pytest.raises(DeviceError, match=r"did not end within 0 s and was killed there"):

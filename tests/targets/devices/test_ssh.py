@@ -30,6 +30,7 @@ from edgeattn.cli import app
 from edgeattn.errors import DeviceError, EdgeattnError, UnsupportedError
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import GOLDEN, measure_on, stream_on, wants
+from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.targets.devices import (
     Device,
     DeviceSession,
@@ -57,7 +58,7 @@ def replay(device: Device, bundle: Path, seconds: float = 60.0, timeouts: Timeou
     request = json.dumps({"backend": None, "threads": 1})
 
     def work(there: DeviceSession) -> Any:
-        return there.run(Job(GOLDEN, ("{bundle}", request), seconds))["golden"]
+        return there.run(Job(GOLDEN, ("{bundle}", request), seconds), SelftestResult, "golden")
 
     return on_device(device, bundle, wants(read_manifest(bundle), None), work, timeouts)
 
@@ -201,7 +202,7 @@ def test_a_second_run_sends_nothing_and_a_damaged_store_is_sent_again(board: Boa
 
 def test_a_greeting_of_the_login_is_not_taken_for_an_answer(board: Board, tiny_bundle: Path) -> None:
     board.python(f'echo "Welcome!"; echo "{{\\"event\\": \\"end\\"}}"; PYTHONPATH={SITE} exec PYTHON3 "$@"')
-    assert replay(parse_device(board.url), tiny_bundle)["passed"]
+    assert replay(parse_device(board.url), tiny_bundle).passed
     assert board.is_clean()
 
 

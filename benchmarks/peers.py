@@ -213,7 +213,8 @@ def run_script(peer: Peer, source: Path | None, stored: Path, work: Path, enviro
     made = work / f"model{peer.suffix}"
     command = [str(python), "-m", f"benchmarks.peer_scripts.{peer.script}", peer.recipe]
     # One thread as everywhere else; no hub, no reports home.
-    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "OLIVE_DISABLE_TELEMETRY": "1"}
+    settings = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    settings |= {"OLIVE_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1"}
     with (work / "stdout.txt").open("wb") as said, (work / "stderr.txt").open("wb") as complaints:
         try:
             ended = subprocess.run(

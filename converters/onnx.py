@@ -350,8 +350,7 @@ def _check_layer_norms(proto: onnx.ModelProto, program: torch.export.ExportedPro
 
 
 def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    import onnxruntime
-
+    onnxruntime: Any = load_extra("onnxruntime", "convert")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeattn.converters.onnx import describe_node, with_exporter
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
 from edgeattn.model import Artifact
-from edgeattn.silence import silenced, telemetry_off
+from edgeattn.silence import silenced
 
 if TYPE_CHECKING:
     import openvino
@@ -52,7 +52,6 @@ def read_onnx(path: Path, graph: str) -> openvino.Model:
     Raises:
         ConversionError: naming the node and its module.
     """
-    telemetry_off()
     openvino_module = load_extra("openvino", "openvino")
     with silenced():
         try:

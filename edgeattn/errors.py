@@ -25,6 +25,7 @@ from types import ModuleType
 from edgeattn.printable import excerpt, one_line
 
 LONGEST_NAME = 256  # characters that a near miss is looked for in
+from edgeattn.traces import leave_none
 
 
 class EdgeattnError(Exception):
@@ -101,7 +102,7 @@ def error_from(facts: Mapping[str, object], where: str = "") -> EdgeattnError:
 
 
 def load_extra(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency inside the function that needs it.
+    """Import an optional dependency inside the function that needs it; it leaves nothing in the user's home.
 
     Args:
         module: dotted name, for example ``"openvino"``.
@@ -111,6 +112,7 @@ def load_extra(module: str, extra: str) -> ModuleType:
         MissingExtraError: if the package is not installed. A package that is installed but broken raises its own
             ImportError unchanged: hiding it would send the user to reinstall what is there.
     """
+    leave_none(module)
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

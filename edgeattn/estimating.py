@@ -15,7 +15,6 @@ from typing import Any
 from edgeattn.bundle import Bundle, open_bundle
 from edgeattn.errors import BundleError, UnsupportedError, load_extra
 from edgeattn.runtimes.openvino import SHARED_WEIGHTS
-from edgeattn.silence import telemetry_off
 from edgeattn.targets import Target
 from edgeattn.targets.calibration import calibrated_host
 from edgeattn.targets.roofline import Computed, Efficiency, Estimate, OpFigures, estimate
@@ -410,7 +409,6 @@ def _onnx_dtype(name: str) -> str:
 
 
 def _read_ir(path: Path, graph: str) -> Graph:
-    telemetry_off()
     openvino = load_extra("openvino", "openvino")
     shared = path.with_name(SHARED_WEIGHTS)
     files = [str(path)] if path.with_suffix(".bin").is_file() or not shared.is_file() else [str(path), str(shared)]

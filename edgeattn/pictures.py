@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from edgeattn.bundle import write_atomically, writing
+from edgeattn.bundle import user_cache, write_atomically, writing
 from edgeattn.errors import InputError, OutputError, load_extra, unknown_name
 
 SUFFIXES = (".png", ".svg")
@@ -25,7 +28,27 @@ def check_picture(path: Path) -> None:
         raise InputError(f"{path}: {unknown_name('kind of picture', path.suffix, SUFFIXES)}")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: cannot be written: there is no directory {path.parent}")
-    load_extra("matplotlib", "report")
+    _load_matplotlib()
+
+
+def _load_matplotlib() -> None:
+    """Matplotlib keeps a list of fonts and a directory for settings: in our cache, unless the user has said where.
+
+    It asks where once and remembers it. A picture of ours then looks the same whatever the user's matplotlibrc says.
+    """
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ:
+        load_extra("matplotlib", "report")
+        return
+    place = user_cache() / "matplotlib"
+    with contextlib.suppress(OSError):  # it takes a temporary directory then
+        place.mkdir(parents=True, exist_ok=True)
+    os.environ["MPLCONFIGDIR"] = str(place)
+    try:
+        loaded = load_extra("matplotlib", "report")
+        loaded.get_configdir()
+        loaded.get_cachedir()
+    finally:
+        del os.environ["MPLCONFIGDIR"]
 
 
 def save_picture(figure: Any, path: Path) -> None:

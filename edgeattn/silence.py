@@ -114,16 +114,3 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.flush()
-
-
-def telemetry_off() -> None:
-    """Decline what openvino and nncf would send home; call it before importing either.
-
-    Importing openvino already reports to Google Analytics where the user has no consent file in the home directory.
-    Declining there would write that file; answering for this process alone leaves the user's choice alone.
-    """
-    try:
-        from openvino_telemetry.main import ConsentCheckResult, OptInChecker
-    except ImportError:
-        return
-    OptInChecker.check = lambda *_, **__: ConsentCheckResult.DECLINED

@@ -15,7 +15,7 @@ from edgeattn.model import Artifact
 from edgeattn.quantize.calibration import Calibration, checked_samples, even
 from edgeattn.quantize.plan import EVERYTHING, Plan, Treatment, counted
 from edgeattn.runtimes.openvino import safe_properties
-from edgeattn.silence import silenced, telemetry_off
+from edgeattn.silence import silenced
 
 Samples = list[dict[str, np.ndarray]]
 
@@ -83,7 +83,6 @@ def int8_nncf(
     samples = {graph: even(checked_samples(calibration, graph, path), MAX_SAMPLES) for graph, path in onnx.items()}
     layers = {graph: _layers(path) for graph, path in onnx.items()}
     asked = _asked(plan or EVERYTHING, layers)
-    telemetry_off()
     for module in ("openvino", "nncf"):
         with silenced():
             load_extra(module, "openvino")

@@ -50,7 +50,7 @@ tensors (``session.qdqisint8allowed``) are no way out: half as fast."""
 def open_onnxruntime(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
     """One inference session per graph."""
     ort = load_extra("onnxruntime", "convert")
-    ort.disable_telemetry_events()
+    ort.disable_telemetry_events()  # for a process that had imported it before us, with its telemetry on
     started = time.perf_counter()
     sessions = {graph.name: _session(ort, models[graph.name], graph, threads, None) for graph in spec.graphs}
     session = OnnxRuntimeSession(ort, sessions, models, spec, threads)

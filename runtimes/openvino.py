@@ -34,9 +34,6 @@ NOT_WORK = frozenset({"Input", "Output", "Const"})  # layer types of the runtime
 
 def open_openvino(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
     """Compile one IR (or ONNX) file per graph for the CPU."""
-    from edgeattn.silence import telemetry_off
-
-    telemetry_off()  # the import itself would report home
     openvino = load_extra("openvino", "openvino")
     started = time.perf_counter()
     core = openvino.Core()

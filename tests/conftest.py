@@ -8,8 +8,11 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from edgeattn.traces import ORT_VARIABLE
 from tests.small import write_small_bundle
 from tests.wheels import build, copy_sources
+
+os.environ[ORT_VARIABLE] = "1"  # tests import ONNX Runtime themselves, as an oracle
 
 # The same examples in every run: what is red for one is red for all. HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)

@@ -7,7 +7,6 @@ same program. What is ONNX already is written as it is. :data:`edgeattn.converte
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from edgeattn.errors import ConversionError, load_extra
 from edgeattn.layers import MODULE_KEY, module_path
 from edgeattn.model import EdgeModel
 from edgeattn.runtimes.onnxruntime import BROKEN_FUSIONS
+from edgeattn.scratch import scratch_room
 from edgeattn.silence import silenced
 from edgeattn.spec import GraphSpec, to_json
 
@@ -216,8 +216,8 @@ def _exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.E
             results = self.traced(*inputs)
             return tuple(results[name] for name in graph.output_names)
 
-    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-        file = Path(scratch) / "graph.onnx"
+    with torch.no_grad(), scratch_room() as scratch:
+        file = scratch / "graph.onnx"
         torch.onnx.export(
             Ordered(),
             tuple(example_tensors(model, graph).values()),

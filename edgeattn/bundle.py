@@ -14,7 +14,6 @@ import lzma
 import os
 import shutil
 import stat
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,6 +25,7 @@ from typing import IO, Any, final
 import numpy as np
 
 from edgeattn.errors import BundleError, EdgeattnError, InputError, OutputError, unknown_name
+from edgeattn.scratch import Room, put_in_place, scratch_room
 from edgeattn.spec import ModelSpec, TensorSpec, from_json, to_json
 
 FORMAT_VERSION = 2
@@ -138,8 +138,8 @@ def open_bundle(path: Path | str) -> Iterator[Bundle]:
         manifest = _check_directory(source)
         yield Bundle(source, source, manifest)
     elif source.is_file():
-        with tempfile.TemporaryDirectory(prefix="edgeattn-") as unpacked:
-            yield Bundle(source, Path(unpacked), _unpack(source, Path(unpacked)))
+        with scratch_room() as unpacked:
+            yield Bundle(source, unpacked, _unpack(source, unpacked))
     else:
         raise BundleError(f"{source}: no such bundle (a NAME.TARGET{SUFFIX} directory or zip)")
 
@@ -210,22 +210,20 @@ class BundleDraft:
     def __init__(self, destination: Path, overwrite: bool = False) -> None:
         self.destination = destination
         self._overwrite = overwrite
-        self._published = False
         if destination.exists() and not overwrite:
             raise OutputError(f"{destination} exists; remove it, choose another --out, or pass --force")
         if destination.exists() and not (destination / MANIFEST).is_file():
             raise OutputError(f"{destination} exists and is not a bundle; it is left alone, choose another --out")
         with writing(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-            self.path.chmod(0o755)  # mkdtemp makes it private; a bundle is to be read by others
+            self._room = Room(destination.parent, f".{destination.name}.")
+            self.path = self._room.files
 
     def __enter__(self) -> BundleDraft:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if not self._published:
-            shutil.rmtree(self.path, ignore_errors=True)
+        self._room.close()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{self.destination}: the disk is full; nothing was written") from error
 
@@ -241,27 +239,12 @@ class BundleDraft:
     def publish(self) -> Path:
         """Move the draft to its destination in one rename and return that."""
         with writing(self.destination):
-            if self._overwrite and self.destination.exists():
-                self._replace()
+            if self._overwrite:
+                put_in_place(self.path, self.destination)
             else:
                 self.path.rename(self.destination)
-        self._published = True
+        self._room.close()
         return self.destination
-
-    def _replace(self) -> None:
-        """Put the old bundle aside, and back again if anything comes between the two renames (Ctrl-C included)."""
-        aside = Path(tempfile.mkdtemp(prefix=f".{self.destination.name}.old.", dir=self.destination.parent))
-        old = aside / "bundle"
-        try:
-            self.destination.rename(old)
-            self.path.rename(self.destination)
-        except BaseException:
-            if old.exists() and not self.destination.exists():
-                old.rename(self.destination)
-            if not old.exists():
-                aside.rmdir()
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def zip_bundle(bundle: Path, archive: Path, overwrite: bool = False) -> Path:
@@ -299,16 +282,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A temporary sibling to write to, moved to ``path`` at the end, or removed if there is an error."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with Room(path.parent, f".{path.name}.") as room:
+        temporary = room.files / "new"
+        with temporary.open("xb") as file:
             yield file
-        temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

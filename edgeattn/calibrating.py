@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import statistics
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from edgeattn.model import one_thread
 from edgeattn.profiling.measure import time_step
 from edgeattn.runtimes import backends, open_session
 from edgeattn.schemes import TRIED, Workshop, build
+from edgeattn.scratch import scratch_room
 from edgeattn.targets import Target, host_target
 from edgeattn.targets.calibration import Calibration, Sample, fit, with_measured
 
@@ -63,10 +63,10 @@ def calibrate(
     bandwidth = copy_bandwidth()
     host = with_measured(host, host.cpu.clock_hz, bandwidth)
     samples: dict[str, list[Sample]] = {engine: [] for engine in usable}
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch, one_thread():
+    with scratch_room() as scratch, one_thread():
         for load in loads if loads is not None else _all_loads():
             progress.begin(f"calibrating: {load.name}", len(usable))
-            shop = _workshop(load, Path(scratch) / load.name.replace(" ", "-"))
+            shop = _workshop(load, scratch / load.name.replace(" ", "-"))
             for engine in usable:
                 samples[engine] += _measured(shop, load.name, engine, host, threads)
                 progress.advance()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +41,7 @@ from edgeattn.profiling.worker import TIMEOUT_SECONDS, profile_bundle
 from edgeattn.report import Candidate, Precision, Report, Result, graph_results
 from edgeattn.runtimes import load
 from edgeattn.runtimes.selftest import SelftestResult, selftest
+from edgeattn.scratch import scratch_room
 from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, from_json, to_json
 from edgeattn.targets import Target
@@ -194,8 +194,8 @@ def profile_model(model: EdgeModel, targets: Sequence[Target], options: ProfileO
             but one target.
     """
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder:
-        trials = Trials(model, Path(folder), progress)
+    with scratch_room() as folder:
+        trials = Trials(model, folder, progress)
         for target in targets:
             results += _tried(trials, target, options, progress, alone=len(targets) == 1)
     return Report(describe(model), tuple(results))

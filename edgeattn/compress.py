@@ -12,7 +12,6 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -66,6 +65,7 @@ from edgeattn.pruning.sparsity import GROUP
 from edgeattn.report import Pruning
 from edgeattn.runtimes import Session
 from edgeattn.schemes import Workshop, build
+from edgeattn.scratch import scratch_room
 from edgeattn.spec import to_json
 from edgeattn.targets import Target, head_dim_note, supports_2_4
 
@@ -409,10 +409,10 @@ class Compressor:
 
         def timed(models: Mapping[str, EdgeModel]) -> Mapping[str, Timing]:
             progress.begin(f"{target.name}: building {len(models)} models to time", len(models))
-            with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
+            with ExitStack() as stack, scratch_room() as scratch:
                 sessions: dict[str, Session] = {}
                 for number, name in enumerate(models):
-                    room = Path(scratch) / str(number)
+                    room = scratch / str(number)
                     room.mkdir()
                     shop = Workshop(models[name], Baseline({}, {}, None, None), room)
                     artifact = build(backend, shop, "fp32", target)

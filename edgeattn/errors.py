@@ -23,9 +23,9 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 
 from edgeattn.printable import excerpt, one_line
+from edgeattn.traces import leave_none
 
 LONGEST_NAME = 256  # characters that a near miss is looked for in
-from edgeattn.traces import leave_none
 
 
 class EdgeattnError(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from edgeattn.model import EdgeModel
 from edgeattn.quantize.attention_maps import AttentionReport, diagnose
 from edgeattn.quantize.sensitivity import Evaluate, SensitivityOptions, SensitivityReport, measure, quantize_all, steps
 from edgeattn.runtimes import open_session
+from edgeattn.scratch import scratch_room
 
 ENGINE = "onnxruntime"  # executes Q/DQ as it stands, on every host
 
@@ -69,8 +69,8 @@ def inspect_sensitivity(
         )
     base = baseline(model, limited(data, options.samples), progress)
     chosen = options.sensitivity
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-        rooms = [Path(scratch) / name for name in ("float", "quantized")]
+    with scratch_room() as scratch:
+        rooms = [scratch / name for name in ("float", "quantized")]
         for room in rooms:
             room.mkdir()
         progress.begin("sensitivity: exporting")

@@ -71,6 +71,7 @@ from edgeattn.report import Candidate, Precision, Pruning, Report, Result, graph
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.selftest import make_golden
 from edgeattn.schemes import BUILDERS, FALLBACK, TREATMENT, Choices, Workshop, precision_of, schemes
+from edgeattn.scratch import scratch_room
 from edgeattn.spec import to_json
 from edgeattn.targets import Target, list_targets
 
@@ -136,10 +137,10 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         if options.dla:
             check_dla(target, engine(target, options))
     contract(model.spec, options.measure)
-    with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-        check_room(model, Path(scratch))
+    with removed_if_empty(options.out), scratch_room() as scratch:
+        check_room(model, scratch)
         foreseen = preflight(model, data, options, progress)
-        workshop = Workshop(model, baseline(model, data, progress), Path(scratch))
+        workshop = Workshop(model, baseline(model, data, progress), scratch)
         results = [
             replace(convert_target(shop, target, options, progress), preflight=foreseen[target.name])
             for target, shop in pruned(workshop, options, progress)
@@ -214,7 +215,7 @@ def check_room(model: EdgeModel, scratch: Path) -> None:
     free = shutil.disk_usage(scratch).free
     if free < needed:
         raise OutputError(
-            f"{scratch.parent}: the disk is full: {free / 1e6:.1f} MB are free and conversion takes about "
+            f"{tempfile.gettempdir()}: the disk is full: {free / 1e6:.1f} MB are free and conversion takes about "
             f"{needed / 1e6:.1f} MB; make room or set TMPDIR to another directory"
         )
 

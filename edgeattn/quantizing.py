@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -31,6 +30,7 @@ from edgeattn.profiling.measure import device_name
 from edgeattn.quantize.plan import plan_text
 from edgeattn.report import Candidate, Precision, Report, Result
 from edgeattn.schemes import Workshop, schemes
+from edgeattn.scratch import Room, put_in_place, scratch_room
 from edgeattn.targets import Target
 
 SUFFIX = ".quantized"
@@ -49,10 +49,10 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
     for target in options.targets:
         schemes(target, engine(target, options), options.precision)  # refused before any waiting
         refuse_existing(destination(model, target, options), options.force)
-    with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-        check_room(model, Path(scratch))
+    with removed_if_empty(options.out), scratch_room() as scratch:
+        check_room(model, scratch)
         preflight(model, data, options, progress)
-        shop = Workshop(model, baseline(model, data, progress), Path(scratch))
+        shop = Workshop(model, baseline(model, data, progress), scratch)
         results = tuple(_quantize_target(shop, target, options, progress) for target in options.targets)
     return Report(describe(model), results)
 
@@ -123,18 +123,16 @@ def _written(path: Path, verified: Verified, result: Result, force: bool) -> Res
         return result
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        sibling = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        try:
+        with Room(path.parent, f".{path.name}.") as room:
+            sibling = room.files
             for name, file in artifact_files(verified.artifact).items():
                 shutil.copyfile(file, sibling / name)
             treatments = verified.artifact.treatments
             (sibling / PLAN).write_text(plan_text(treatments), encoding="utf-8")
             text = json.dumps(Report({}, (result,)).to_json(), indent=1, allow_nan=False)
             (sibling / RESULT).write_text(f"{text}\n", encoding="utf-8")
-            sibling.chmod(0o755)
-            if force and path.exists():
-                shutil.rmtree(path)
-            sibling.rename(path)
-        finally:
-            shutil.rmtree(sibling, ignore_errors=True)
+            if force:
+                put_in_place(sibling, path)
+            else:
+                sibling.rename(path)
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from edgeattn.pruning.figure import importance_figure
 from edgeattn.pruning.saved import write_pruned
 from edgeattn.report import Precision, Report, Result
 from edgeattn.schemes import Workshop
+from edgeattn.scratch import scratch_room
 from edgeattn.targets import Target
 
 SUFFIX = ".pruned"
@@ -69,9 +69,9 @@ def prune(
         path = destination(model, target, options)
         if path.exists() and not options.force:
             raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
-    with removed_if_empty(options.out), tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-        check_room(model, Path(scratch))
-        shop = Workshop(model, baseline(model, data, progress), Path(scratch))
+    with removed_if_empty(options.out), scratch_room() as scratch:
+        check_room(model, scratch)
+        shop = Workshop(model, baseline(model, data, progress), scratch)
         checkpoint = prune_file(shop, options)
         compressor = Compressor(shop, options.prune, options.measure.threads, checkpoint, options.loss)
         results = tuple(_prune_target(compressor, target, options, more, progress) for target in options.targets)

@@ -11,7 +11,6 @@ A graph before the first layer that changes gives what it gave in float, so only
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from edgeattn.quantize.plan import Plan, Rule, Treatment
 from edgeattn.quantize.probe import Arrays, probe
 from edgeattn.quantize.qdq import QdqOptions, QuantizedOnnx, quantize_onnx
 from edgeattn.runtimes.selftest import SQNR_LIMIT
+from edgeattn.scratch import scratch_room
 
 if TYPE_CHECKING:
     import onnx
@@ -119,8 +119,8 @@ def sensitivity(
         UnsupportedError: if none of the layers can be quantized.
         MissingExtraError: without onnx or onnxruntime.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-        quantized = quantize_all(onnx, calibration, Path(scratch), options)
+    with scratch_room() as scratch:
+        quantized = quantize_all(onnx, calibration, scratch, options)
         return measure(onnx, quantized, calibration, options, evaluate, on_step)
 
 
@@ -325,8 +325,8 @@ def _sqnr_db(pairs: Sequence[_Pair], paths: frozenset[str]) -> float:
 def _drop(pairs: Sequence[_Pair], paths: frozenset[str], evaluate: Evaluate) -> float:
     import onnx
 
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-        files = {pair.graph: Path(scratch) / f"{pair.graph}.onnx" for pair in pairs}
+    with scratch_room() as scratch:
+        files = {pair.graph: scratch / f"{pair.graph}.onnx" for pair in pairs}
         for pair in pairs:
             onnx.save(_mixed(pair, paths, 0), files[pair.graph])
         return evaluate(files)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgeattn.runtimes.session import (
     loading,
     run_failed,
 )
+from edgeattn.scratch import scratch_room
 from edgeattn.spec import GraphSpec, ModelSpec
 
 DTYPES = {"float": "float32", "double": "float64"}  # the others are called as numpy calls them
@@ -99,8 +99,8 @@ def _dtype(name: str) -> str:
 
 def _profile(ort: Any, path: Path, graph: GraphSpec, threads: int, inputs: Arrays, runs: int) -> list[dict[str, Any]]:
     """Events of the kernels that ran, from ONNX Runtime's own profiler: the optimised graph, without needing onnx."""
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder:
-        session = _session(ort, path, graph, threads, Path(folder) / "profile")
+    with scratch_room() as folder:
+        session = _session(ort, path, graph, threads, folder / "profile")
         for _ in range(runs):
             session.run(None, inputs)
         events = json.loads(Path(session.end_profiling()).read_text())

@@ -27,10 +27,11 @@ from edgeattn.cli import (
     targets,
     train,
 )
-from edgeattn.cli.console import INTERRUPTED, note
+from edgeattn.cli.console import INTERRUPTED, exit_codes, note
+from edgeattn.cli.ending import refuse_arguments, run, words_of
 from edgeattn.cli.settings import read_settings, settings_of
-from edgeattn.errors import EdgeattnError
 from edgeattn.printable import one_line
+from edgeattn.traces import leave_none
 
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # click's, or that of the click in newer typers
 
@@ -63,13 +64,17 @@ app.add_typer(targets.app)
 
 def main() -> None:
     """Entry point of the ``edgeattn`` script: settings from edgeattn.toml become defaults, flags win."""
+    leave_none("onnxruntime")  # a MODEL of the user's may import it before we do
+    sys.exit(run(_command))
+
+
+def _command() -> None:
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
-    try:
+    with exit_codes("--json" in sys.argv[1:]):
+        refuse_arguments(sys.argv[1:])
         defaults = read_settings({name: settings_of(c.params) for name, c in command.commands.items()})
-    except EdgeattnError as error:
-        note(f"error: {error}")
-        sys.exit(error.exit_code)
+        refuse_arguments(words_of(defaults))
     try:
         status = command(default_map=defaults, standalone_mode=False)
     except USAGE_ERROR as error:

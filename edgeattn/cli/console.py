@@ -8,9 +8,8 @@ rich's markup, either.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
@@ -19,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import typer
 
+from edgeattn.cli.ending import end_words, ended_by, output_failed
 from edgeattn.errors import EdgeattnError
 from edgeattn.printable import PrintableStream, encodable, one_line, printable
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from edgeattn.report import Report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-CLOSED = 141  # 128 + SIGPIPE
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate
 BACK = "\r\033[K"  # to the start of the line, which is cleared
 
@@ -45,39 +43,29 @@ def exit_codes(as_json: bool) -> Iterator[None]:
             yield
             sys.stdout.flush()  # a full disk is told here, not when the interpreter ends
         except EdgeattnError as error:
-            _fail(type(error).__name__, str(error), error.exit_code, as_json)
+            _tell(type(error).__name__, str(error), as_json)
+            raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
-            note("interrupted; nothing half-written is left")
-            raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # nobody reads on; a gate may have failed or not, which 0 and 1 would tell
-            _drop_stdout()
-            raise typer.Exit(CLOSED) from None
+            number = ended_by() or signal.SIGINT
+            note(end_words(number))
+            raise typer.Exit(128 + number) from None  # as shells count
         except OSError as error:  # a full temporary directory, a file that vanished: the system's own words
+            code = output_failed()
+            if code is not None:  # told at the very end
+                raise typer.Exit(code) from None
             message = ": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error))))
-            if error.errno in FULL and not error.filename:
-                _drop_stdout()
-            _fail("OSError", one_line(message), EdgeattnError.exit_code, as_json)
+            _tell("OSError", one_line(message), as_json)
+            raise typer.Exit(EdgeattnError.exit_code) from error
         except typer.Exit:
             raise
         except Exception as error:
+            number = ended_by()
+            if number is not None:  # a library took the interruption for an error of its own
+                note(end_words(number))
+                raise typer.Exit(128 + number) from None
             sys.stderr.write(traceback.format_exc())
             note("this is a bug in edgeattn: please report it with the lines above")
             raise typer.Exit(BUG) from error
-
-
-def _fail(kind: str, message: str, code: int, as_json: bool) -> None:
-    if as_json:
-        print_json({"schema": 1, "error": {"type": kind, "message": message}})
-    note(f"error: {message}")
-    raise typer.Exit(code)
-
-
-def _drop_stdout() -> None:
-    """What is still buffered for a stdout that takes no more goes nowhere, and not into a second error at the end."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, _raw(stderr=False).fileno())
-        os.close(nowhere)
 
 
 @contextlib.contextmanager
@@ -100,6 +88,13 @@ def _raw(stderr: bool) -> IO[str]:
     """The stream itself, for colours and movements of the cursor that are ours."""
     stream = sys.stderr if stderr else sys.stdout
     return stream.raw if isinstance(stream, PrintableStream) else stream
+
+
+def _tell(kind: str, message: str, as_json: bool) -> None:
+    if as_json:
+        with contextlib.suppress(OSError):  # the error's exit code says more than that stdout is full
+            print_json({"schema": 1, "error": {"type": kind, "message": message}})
+    note(f"error: {message}")
 
 
 def print_json(value: dict[str, Any]) -> None:

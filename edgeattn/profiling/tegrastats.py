@@ -13,6 +13,7 @@ import select
 import subprocess
 import time
 
+from edgeattn.children import bound
 from edgeattn.runtimes.jetson import find_program
 
 INTERVAL_MS = 100
@@ -34,7 +35,7 @@ class Tegrastats:
         """
         nothing = subprocess.DEVNULL
         self._process = subprocess.Popen(
-            [program, "--interval", str(INTERVAL_MS)], stdin=nothing, stdout=subprocess.PIPE, stderr=nothing
+            bound([program, "--interval", str(INTERVAL_MS)]), stdin=nothing, stdout=subprocess.PIPE, stderr=nothing
         )
         assert self._process.stdout is not None, "it was asked for"
         self._output = self._process.stdout

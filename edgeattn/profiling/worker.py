@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgeattn.children import bound
 from edgeattn.errors import DeviceError, EdgeattnError, error_facts, error_from
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions, measure
@@ -34,7 +35,9 @@ def profile_bundle(path: Path, options: MeasureOptions, backend: str | None = No
     environment = dict(os.environ) | dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     limit = TIMEOUT_SECONDS + options.longest_seconds
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
+        done = subprocess.run(
+            bound(command), capture_output=True, text=True, timeout=limit, env=environment, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"{path}: the measuring process did not end within {limit:.0f} s") from error
     lines = done.stdout.strip().splitlines()

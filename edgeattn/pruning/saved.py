@@ -16,7 +16,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +35,7 @@ from edgeattn.pruning.cut import Cut, cut_from_json
 from edgeattn.pruning.families import find
 from edgeattn.pruning.forms import shape_forms
 from edgeattn.pruning.surgery import remove
+from edgeattn.scratch import Room, put_in_place
 from edgeattn.silence import silenced
 from edgeattn.spec import from_json, to_json
 
@@ -192,22 +192,11 @@ def _draft(directory: Path, force: bool) -> Iterator[Path]:
         raise OutputError(f"{directory} exists and holds no pruned model; it is left alone, choose another name")
     with writing(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    draft, old = room / "new", room / "old"
-    try:
+        room = Room(directory.parent, f".{directory.name}.")
+    with room:
+        yield room.files
         with writing(directory):
-            draft.mkdir()
-        yield draft
-        with writing(directory):
-            if directory.exists():
-                directory.rename(old)
-            draft.rename(directory)
-    except BaseException:
-        if old.exists() and not directory.exists():
-            old.rename(directory)
-        raise
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
+            put_in_place(room.files, directory)
 
 
 def _write_weights(path: Path, network: nn.Module) -> None:

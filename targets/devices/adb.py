@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import IO
 
+from edgeattn.children import bound
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
 from edgeattn.printable import one_line
 from edgeattn.targets.devices.device import Device
@@ -115,7 +116,7 @@ def run_adb(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess
     """
     try:
         process = subprocess.Popen(
-            ["adb", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            bound(["adb", *words]), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
     except FileNotFoundError as error:
         raise InputError(

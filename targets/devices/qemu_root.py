@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.bundle import user_cache, writing
+from edgeattn.children import bound
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, OutputError
 from edgeattn.spec import from_json, to_json
 
@@ -328,7 +329,7 @@ def _run(
         DeviceError: if it fails: the problem, its own last words, and the hint.
     """
     done = subprocess.run(
-        command,
+        bound(command),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

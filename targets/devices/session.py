@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import io
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TypeVar
 from edgeattn.bundle import open_bundle, sha256_of, zip_bundle
 from edgeattn.errors import DeviceError, UnsupportedError
 from edgeattn.printable import one_line
+from edgeattn.scratch import scratch_room
 from edgeattn.targets.devices.archive import runtime_archive
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.events import Busy, Done, Inventory, Kept, Ready, Unpacked, read_answer
@@ -140,8 +140,8 @@ def on_device(
 @contextlib.contextmanager
 def _packed(bundle: Path) -> Iterator[tuple[str, Path]]:
     """The bundle, verified, as a zip, with its hash."""
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder, open_bundle(bundle) as opened:
-        archive = zip_bundle(opened.root, Path(folder) / "bundle.zip")
+    with scratch_room() as folder, open_bundle(bundle) as opened:
+        archive = zip_bundle(opened.root, folder / "bundle.zip")
         with archive.open("rb") as file:
             yield sha256_of(file), archive
 

@@ -288,7 +288,7 @@ def test_a_full_temporary_directory_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "/tmp/edgeattn-x")
 
-    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
     outcome = edgeattn("convert", kept.reference, "--precision", "fp32", *QUICK)
     assert outcome.code == 2
     assert outcome.error == "error: /tmp/edgeattn-x: No space left on device"

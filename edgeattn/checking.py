@@ -15,22 +15,13 @@ from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedE
 from edgeattn.estimating import HOST, estimate_bundle
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
 from edgeattn.evaluation.data import Data
+from edgeattn.evaluation.identity import identified
 from edgeattn.evaluation.parcel import Steps, pack
 from edgeattn.evaluation.parity import Parity
 from edgeattn.evaluation.worker import Evaluated
-from edgeattn.gates import (
-    Failure,
-    Gates,
-    accuracy_failures,
-    clock_failures,
-    deadline_failures,
-    executed_failures,
-    parity_failures,
-    size_failures,
-    timing_notes,
-)
+from edgeattn.gates import Failure, Gates, executed_failures, parity_failures, timing_notes
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline import describe
+from edgeattn.pipeline import describe, size_judged
 from edgeattn.profiling.benchmark_model import benchmark_on
 from edgeattn.profiling.contract import contract
 from edgeattn.profiling.figures import Profile
@@ -38,7 +29,7 @@ from edgeattn.profiling.holding import held
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import Task, measure_on, task_on
 from edgeattn.profiling.worker import TIMEOUT_SECONDS, profile_bundle
-from edgeattn.report import Candidate, Precision, Report, Result, graph_results
+from edgeattn.report import Candidate, Precision, Report, Result, graph_results, with_gates
 from edgeattn.runtimes import load
 from edgeattn.runtimes.selftest import SelftestResult, selftest
 from edgeattn.scratch import scratch_room
@@ -46,7 +37,27 @@ from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, from_json, to_json
 from edgeattn.targets import Target
 from edgeattn.targets.devices import Device, Inventory, parse_device
+from edgeattn.targets.roofline import Estimate
 from edgeattn.trial import NOTE, PRECISION, Trials
+from edgeattn.verdicts import (
+    NO_METRIC,
+    Asked,
+    Deadline,
+    Judgement,
+    accuracy_judged,
+    clock_judged,
+    deadline_foreseen,
+    deadline_judged,
+    deadline_of,
+    elsewhere,
+    executed_judged,
+    foreseen,
+    golden_judged,
+    hashes_judged,
+    known_target,
+    metric_unmeasured,
+    parity_judged,
+)
 
 EVALUATION = "edgeattn.evaluation.worker"
 SLOWEST_SAMPLE = 10.0  # seconds of a board for one sample, a recording of some seconds among them
@@ -62,7 +73,8 @@ class CheckOptions:
         model: MODEL that it came from; without it parity is that of the golden outputs.
         data: as ``--data`` of convert; without it the metric is not measured.
         samples: at most so many samples to measure on.
-        device: as ``--device``; golden outputs, executed precision, time and memory are those found there.
+        device: as ``--device``; golden outputs, executed precision, time and memory are those found there. None for
+            this machine, whose clock then judges the target ``cpu`` alone; "local" says that it is the target.
     """
 
     gates: Gates = field(default_factory=Gates)
@@ -72,7 +84,7 @@ class CheckOptions:
     data: str | None = None
     split: str | None = None
     samples: int = 400
-    device: str = "local"
+    device: str | None = None
 
 
 def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
@@ -83,50 +95,117 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     """
     manifest = read_manifest(path)
     contract(manifest.spec, options.measure)  # refuses what makes no sense before minutes of work
-    device = parse_device(options.device)
+    _refuse_gates_without_data(options)
+    device = parse_device(options.device or "local")
     if device.kind != "local":
         return _check_on(device, path, manifest, options, progress)
     shipped = str(manifest.precision["shipped"])
     parities: dict[str, Parity] = {}
-    parity, figures = None, None
+    parity, score = None, None
     with held(options.measure.power_mode, options.measure.lock_clocks):  # what is built here is tied to that
         progress.begin("golden outputs")
-        failures = _golden_failures(selftest(path, options.backend, options.measure.threads))
+        rows = [hashes_judged(manifest), *golden_judged(selftest(path, options.backend, options.measure.threads))]
         with load(path, backend=options.backend, threads=options.measure.threads) as session:
             base, data = _source(manifest, session.assets, options, progress)
             if base is not None:
                 progress.begin("parity", sum(len(records) for records in base.records.values()))
                 parities = replay_baseline(base, session, progress)
                 parity = whole_parity(session.spec, parities)
-                failures += parity_failures(parity, shipped)
+                rows += parity_judged(parity, shipped, parity_failures(parity, shipped))
             if data is not None:
                 score = score_of(session, data, "check", progress)
-                if score is not None:
-                    figures = _accuracy(base, manifest, score, data)
-                    failures += accuracy_failures(figures, options.gates.max_drop)
-            if session.backend == manifest.backend:  # what a substitute executes says nothing of the engine
-                failures += executed_failures(shipped, session.executed(), manifest.provenance.get("layers") or None)
+            figures, more = _metric(manifest, base, data, score, options)
+            rows += more
+            rows += _executed(manifest, session.backend, session.executed())
     progress.begin("profile")
-    profile = profile_bundle(path, options.measure, options.backend)
-    if profile.latency.kind == "measured":
-        failures += deadline_failures(profile, options.gates.deadline_ms)
-        failures += clock_failures(profile)
-    size = sum(entry.size for entry in manifest.files.values())
-    failures += size_failures(size, options.gates.max_size_bytes)
-    return Report(_model(manifest), (_result(path, manifest, profile, failures, (parity, parities), figures),))
+    measured = profile_bundle(path, options.measure, options.backend)
+    rows += _in_time(path, manifest, measured, options.measure, options.gates, _not_here(manifest, options.device))
+    rows += size_judged(_size(manifest), options.gates)
+    return Report(_model(manifest), (_result(path, manifest, measured, rows, (parity, parities), figures),))
+
+
+def _refuse_gates_without_data(options: CheckOptions) -> None:
+    """Gates on a metric that nothing can measure.
+
+    Raises:
+        InputError: naming them.
+    """
+    gates = options.gates
+    given = {"--min-metric": gates.min_metric is not None, "--max-metric": gates.max_metric is not None}
+    if names := [name for name, asked in given.items() if asked and options.data is None and options.model is None]:
+        raise InputError(f"{' and '.join(names)}: the metric is measured on data, and none is given: give --data")
+
+
+def _metric(
+    manifest: Manifest, base: Baseline | None, data: Data | None, score: Score | None, options: CheckOptions
+) -> tuple[Accuracy | None, list[Judgement]]:
+    """The metric, and what it is held to: the source's, beside it or as it was recorded, and absolute limits."""
+    asked: Asked = "no" if options.data is None else "flag"
+    if data is None or score is None:
+        origin = NO_METRIC if data is None else f"{data.origin} holds no labels (target_NAME) that a metric is made of"
+        return None, metric_unmeasured(options.gates, origin, asked)
+    found = identified(accuracy(None if base is None else base.score, score, data.origin), data)
+    recorded = manifest.measured.get("accuracy")
+    before = from_json(Accuracy, recorded, "manifest.measured.accuracy") if recorded else None
+    return accuracy_judged(found, before, options.gates, asked)
+
+
+def _executed(manifest: Manifest, engine: str, executed: Mapping[str, Mapping[str, int]]) -> list[Judgement]:
+    """What a substitute executes says nothing of the bundle's engine."""
+    shipped, own = str(manifest.precision["shipped"]), engine == manifest.backend
+    layers = manifest.provenance.get("layers") or None
+    return executed_judged(shipped, executed_failures(shipped, executed, layers) if own else [], own)
+
+
+def _in_time(
+    path: Path, manifest: Manifest, profile: Profile | None, options: MeasureOptions, gates: Gates, away: str
+) -> list[Judgement]:
+    """The deadline of a bundle, by the clock that it was measured with or by an estimate.
+
+    Args:
+        profile: None where nothing was timed.
+        away: why that clock says nothing of the target; empty if it does.
+    """
+    target = known_target(manifest.target)
+    deadline = deadline_of(manifest.spec, target, gates, options)
+    if profile is not None and profile.latency.kind != "measured":
+        away = f"{profile.backend} ran as a substitute for {manifest.backend}"
+    if profile is not None and not away:
+        return [*([] if deadline is None else deadline_judged(profile, deadline)), *clock_judged(profile)]
+    return [] if deadline is None else [_foreseen(path, manifest.target, target, deadline, options.threads, away)]
+
+
+def _foreseen(path: Path, name: str, target: Target | None, deadline: Deadline, threads: int, why: str) -> Judgement:
+    if target is None:
+        found: Estimate | str = f"{name} is a target of your own, and bundles do not hold its figures"
+    elif target.name == HOST:
+        found = "the target is the machine that converted it"
+    else:
+        found = foreseen(path, target, threads)
+    return deadline_foreseen(deadline, name, found, why)
+
+
+def _not_here(manifest: Manifest, device: str | None) -> str:
+    """Why this machine's clock says nothing of the bundle's target; empty if it does."""
+    return elsewhere(manifest, named=device is not None)
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files.values())
 
 
 def profile(
     path: Path,
     options: MeasureOptions,
     backend: str | None,
-    devices: Sequence[str] = ("local",),
+    devices: Sequence[str] = (),
     benchmark: Path | None = None,
 ) -> Report:
     """Measure a bundle, in a process of its own, on this machine or on others at the same time.
 
     Args:
-        devices: as ``--device``. Of several, one that fails is a result with the failure "device"; the others go on.
+        devices: as ``--device``, and as that of :class:`CheckOptions` where none is given. Of several, one that fails
+            is a result with the failure "device"; the others go on.
         benchmark: LiteRT's ``benchmark_model``, built for phones; it measures where it is given.
 
     Raises:
@@ -135,19 +214,20 @@ def profile(
             is but one device.
     """
     manifest = read_manifest(path)
-    parsed = [parse_device(text) for text in devices]
+    parsed = [parse_device(text) for text in devices or ("local",)]
     if len(set(devices)) != len(devices):
         raise InputError(f"--device: each may be given once, got {', '.join(devices)}")
     if benchmark is not None:
         _check_benchmark(parsed, options, backend)
     if len(parsed) == 1:
-        return Report(_model(manifest), (_profiled(parsed[0], path, manifest, options, backend, benchmark),))
+        result = _profiled(parsed[0], path, manifest, options, backend, benchmark, bool(devices))
+        return Report(_model(manifest), (result,))
 
     outcomes: dict[Device, Result | BaseException] = {}
 
     def one(device: Device) -> None:
         try:
-            outcomes[device] = _profiled(device, path, manifest, options, backend, benchmark)
+            outcomes[device] = _profiled(device, path, manifest, options, backend, benchmark, True)
         except EdgeattnError as error:
             outcomes[device] = _unmeasured(device, path, manifest, error)
         except BaseException as error:  # noqa: BLE001 - raised again below, where somebody sees it
@@ -176,12 +256,14 @@ class ProfileOptions:
         devices: target -> its devices; one without is estimated, and ``cpu`` is this machine.
         backend: engine, if not the target's first.
         benchmark: as for :func:`profile`.
+        deadlines: target -> its deadline in milliseconds, where it is not that of ``measure``.
     """
 
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     devices: Mapping[str, Sequence[str]] = field(default_factory=dict)
     backend: str | None = None
     benchmark: Path | None = None
+    deadlines: Mapping[str, float] = field(default_factory=dict)
 
 
 def profile_model(model: EdgeModel, targets: Sequence[Target], options: ProfileOptions, progress: Progress) -> Report:
@@ -203,13 +285,14 @@ def profile_model(model: EdgeModel, targets: Sequence[Target], options: ProfileO
 
 def _tried(trials: Trials, target: Target, options: ProfileOptions, progress: Progress, alone: bool) -> list[Result]:
     devices = tuple(options.devices.get(target.name, ("local",) if target.name == HOST else ()))
+    measure = replace(options.measure, deadline_ms=options.deadlines.get(target.name, options.measure.deadline_ms))
     try:
-        path = trials.bundle(target, options.backend, options.measure.threads, golden=bool(devices))
+        path = trials.bundle(target, options.backend, measure.threads, golden=bool(devices))
         if devices:
             progress.begin(f"{target.name}: profile on {', '.join(devices)}")
-            report = profile(path, options.measure, None, devices, options.benchmark)
+            report = profile(path, measure, None, devices, options.benchmark)
         else:
-            report = estimated(path, (target,), options.measure.threads)
+            report = estimated(path, (target,), measure.threads, {target.name: measure.deadline_ms})
     except EdgeattnError as error:
         if alone:
             raise
@@ -227,8 +310,15 @@ def _tried(trials: Trials, target: Target, options: ProfileOptions, progress: Pr
     return [replace(result, bundle=None, notes=(NOTE, *result.notes)) for result in report.results]
 
 
-def estimated(path: Path, targets: Sequence[Target], threads: int) -> Report:
+def estimated(
+    path: Path, targets: Sequence[Target], threads: int, deadlines: Mapping[str, float | None] | None = None
+) -> Report:
     """What a bundle would take on devices that are not here: a range for each, by the roofline, never a measurement.
+
+    Nothing passes by it: what lies wholly above the deadline failed, and all else is not measured.
+
+    Args:
+        deadlines: target -> milliseconds per chunk or call; without, its default or the stream's hop.
 
     Raises:
         EdgeattnError: as :func:`edgeattn.estimating.estimate_bundle`.
@@ -244,21 +334,27 @@ def estimated(path: Path, targets: Sequence[Target], threads: int) -> Report:
                 "its memory is too small: weights, states and activations need "
                 f"{(found.needs_bytes or 0) / 1e6:.3g} MB of {(target.memory.bytes or 0) / 1e6:.3g} MB"
             )
-        results.append(
-            Result(
-                target=target.name,
-                device=f"{target.title}, {threads} thread(s)",
-                backend=manifest.backend,
-                bundle=str(path),
-                passed=True,
-                failures=(),
-                precision=Precision(str(manifest.precision["asked"]), shipped),
-                size_bytes=sum(entry.size for entry in manifest.files.values()),
-                notes=tuple(notes),
-                estimate={**to_json(found), "ops": to_json(found.ops[:SLOWEST_OPS])},
-                kind="estimated",
-            )
+        nothing_ran = "an estimate runs nothing"
+        rows = [hashes_judged(manifest), *(replace(row, why=nothing_ran) for row in golden_judged(None))]
+        deadline = deadline_of(
+            manifest.spec, target, Gates(deadline_ms=(deadlines or {}).get(target.name)), MeasureOptions()
         )
+        if deadline is not None:
+            rows.append(deadline_foreseen(deadline, target.name, found, "an estimate is no measurement"))
+        result = Result(
+            target=target.name,
+            device=f"{target.title}, {threads} thread(s)",
+            backend=manifest.backend,
+            bundle=str(path),
+            passed=False,
+            failures=(),
+            precision=Precision(str(manifest.precision["asked"]), shipped),
+            size_bytes=_size(manifest),
+            notes=tuple(notes),
+            estimate={**to_json(found), "ops": to_json(found.ops[:SLOWEST_OPS])},
+            kind="estimated",
+        )
+        results.append(with_gates(result, rows))
     return Report(_model(manifest), tuple(results))
 
 
@@ -292,19 +388,21 @@ def _benchmarked(device: Device, path: Path, manifest: Manifest, options: Measur
         f"on {device.text}",
     )
     asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
-    return Result(
+    result = Result(
         target=manifest.target,
         device=facts.model or device.text,
         backend=manifest.backend,
         bundle=str(path),
-        passed=True,
+        passed=False,
         failures=(),
         precision=Precision(asked, shipped),
-        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        size_bytes=_size(manifest),
         notes=notes,
         benchmark=to_json(figures),
         kind="measured",
     )
+    unseen = [replace(row, why="benchmark_model shows no output") for row in golden_judged(None)]
+    return with_gates(result, [hashes_judged(manifest), *unseen])
 
 
 def _profiled(
@@ -314,19 +412,46 @@ def _profiled(
     options: MeasureOptions,
     backend: str | None,
     benchmark: Path | None,
+    named: bool,
 ) -> Result:
+    """A bundle measured on a device; ``named`` says whether the user named that."""
     if benchmark is not None:
         return _benchmarked(device, path, manifest, options, benchmark)
+    gates = Gates(deadline_ms=options.deadline_ms)
     if device.kind == "local":
-        return _result(path, manifest, profile_bundle(path, options, backend), [], (None, {}), None)
-    golden, measured, found = measure_on(device, path, options, backend)
-    failures = [] if golden is None else _golden_failures(golden)
-    if failures:
-        raise UnsupportedError(
-            f"{device.text}: outputs there are not the golden ones ({failures[0].wanted}, got {failures[0].got}): "
-            "figures of another computation mean nothing; update the engine, or convert for this device"
-        )
-    return _on(device, found, _told(path, manifest, golden, measured, found, []))
+        with held(options.power_mode, options.lock_clocks):  # what is built here is tied to that
+            golden = None if manifest.golden is None else selftest(path, backend, options.threads)
+        _refuse_other_outputs(device, golden)
+        measured = profile_bundle(path, options, backend)
+        rows = [hashes_judged(manifest), *golden_judged(golden)]
+        rows += _in_time(path, manifest, measured, options, gates, elsewhere(manifest, named))
+        return _result(path, manifest, measured, rows, (None, {}), None)
+    golden, there, found = measure_on(device, path, options, backend)
+    _refuse_other_outputs(device, golden)
+    rows = [hashes_judged(manifest), *golden_judged(golden)]
+    rows += _in_time(path, manifest, there, options, gates, _emulated(found))
+    return _on(device, found, _told(path, manifest, golden, there, found, rows))
+
+
+def _refuse_other_outputs(device: Device, golden: SelftestResult | None) -> None:
+    """What computes something else is not timed.
+
+    Raises:
+        UnsupportedError: naming the output.
+    """
+    if golden is None or golden.passed:
+        return
+    worst = next(row for row in golden_judged(golden) if row.verdict == "failed")
+    where = "this machine" if device.kind == "local" else device.text
+    raise UnsupportedError(
+        f"{where}: outputs there are not the golden ones ({worst.wanted}, got {worst.got}): "
+        "figures of another computation mean nothing; update the engine, or convert for this device"
+    )
+
+
+def _emulated(found: Inventory) -> str:
+    """Why a device's clock says nothing; empty if it does."""
+    return f"its processor is emulated ({found.emulator})" if found.emulator else ""
 
 
 def _unmeasured(device: Device, path: Path, manifest: Manifest, error: EdgeattnError) -> Result:
@@ -349,29 +474,26 @@ def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOpti
         base, data = _source(manifest, assets, options, progress)
     progress.begin(f"golden outputs and profile on {device.text}")
     golden, measured, found = measure_on(device, path, options.measure, options.backend)
-    failures = [] if golden is None else _golden_failures(golden)
+    rows = [hashes_judged(manifest), *golden_judged(golden)]
     shipped = str(manifest.precision["shipped"])
     parities: Mapping[str, Parity] = {}
-    parity, figures = None, None
+    parity, score = None, None
     if base is not None or data is not None:
         progress.begin(f"parity and metric on {device.text}")
         evaluated = _evaluated_on(device, path, options, base, data)
         parities = evaluated.parities
         if base is not None:
             parity = whole_parity(manifest.spec, parities)
-            failures += parity_failures(parity, shipped)
-        if data is not None and evaluated.score is not None:
-            figures = _accuracy(base, manifest, evaluated.score, data)
-            failures += accuracy_failures(figures, options.gates.max_drop)
+            rows += parity_judged(parity, shipped, parity_failures(parity, shipped))
+        score = evaluated.score
+    figures, more = _metric(manifest, base, data, score, options)
+    rows += more
     ran = golden if measured is None else measured
-    if ran is not None and ran.backend == manifest.backend:
-        failures += executed_failures(shipped, ran.executed, manifest.provenance.get("layers") or None)
-    if measured is not None and measured.latency.kind == "measured":
-        failures += deadline_failures(measured, options.gates.deadline_ms)
-        failures += clock_failures(measured)
-    size = sum(entry.size for entry in manifest.files.values())
-    failures += size_failures(size, options.gates.max_size_bytes)
-    result = _told(path, manifest, golden, measured, found, failures, (parity, parities), figures)
+    if ran is not None:
+        rows += _executed(manifest, ran.backend, ran.executed)
+    rows += _in_time(path, manifest, measured, options.measure, options.gates, _emulated(found))
+    rows += size_judged(_size(manifest), options.gates)
+    result = _told(path, manifest, golden, measured, found, rows, (parity, parities), figures)
     return Report(_model(manifest), (_on(device, found, result),))
 
 
@@ -399,13 +521,13 @@ def _told(
     golden: SelftestResult | None,
     measured: Profile | None,
     found: Inventory,
-    failures: list[Failure],
+    rows: list[Judgement],
     parity: tuple[Parity | None, Mapping[str, Parity]] = (None, {}),
     figures: Accuracy | None = None,
 ) -> Result:
     """What a device told; of an emulated processor what it computes, and no figure of time."""
     if measured is not None:
-        return _result(path, manifest, measured, failures, parity, figures)
+        return _result(path, manifest, measured, rows, parity, figures)
     assert golden is not None, "an emulated processor is refused without"
     asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
     lowest = min(output.sqnr_db for output in golden.outputs.values())
@@ -413,28 +535,21 @@ def _told(
         f"{golden.backend} {golden.engine_version} for {found.arch}: golden outputs over {golden.steps} steps at SQNR "
         f">= {lowest:.1f} dB; emulated, so nothing is told of its time, deadline, memory or energy"
     )
-    return Result(
+    result = Result(
         target=manifest.target,
         device=f"{found.arch}, emulated by {found.emulator}",
         backend=golden.backend,
         bundle=str(path),
-        passed=not failures,
-        failures=tuple(failures),
+        passed=True,
+        failures=(),
         precision=Precision(asked, shipped, golden.executed),
-        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        size_bytes=_size(manifest),
         parity=parity[0],
         accuracy=figures,
         notes=(note,),
         kind="emulated",
     )
-
-
-def _golden_failures(golden: SelftestResult) -> list[Failure]:
-    return [
-        Failure("golden", f"{name} at SQNR >= {golden.min_sqnr_db:g} dB", f"{output.sqnr_db:.1f} dB")
-        for name, output in golden.outputs.items()
-        if not output.passed
-    ]
+    return with_gates(result, rows)
 
 
 def _on(device: Device, found: Inventory, result: Result) -> Result:
@@ -468,19 +583,6 @@ def _sized(model: EdgeModel, spec: ModelSpec) -> EdgeModel:
     return with_buckets(replace(model, buckets={}), {dim: tuple(sorted(found)) for dim, found in sizes.items()}, fills)
 
 
-def _accuracy(base: Baseline | None, manifest: Manifest, score: Score, data: Data) -> Accuracy:
-    if base is not None:
-        return accuracy(base.score, score, data.origin)
-    figures = accuracy(None, score, data.origin)
-    recorded = manifest.measured.get("accuracy")
-    if not recorded:
-        return figures
-    before = from_json(Accuracy, recorded, "manifest.measured.accuracy")
-    same = (before.data, before.samples, before.metric) == (figures.data, figures.samples, figures.metric)
-    source = before.source if same else None  # another set of samples has another source figure
-    return Accuracy(figures.metric, source, figures.deployed, figures.ci95, figures.samples, figures.data)
-
-
 def _model(manifest: Manifest) -> dict[str, Any]:
     return {
         "name": manifest.name,
@@ -494,24 +596,25 @@ def _result(
     path: Path,
     manifest: Manifest,
     profile: Profile,
-    failures: list[Failure],
+    rows: list[Judgement],
     parity: tuple[Parity | None, Mapping[str, Parity]],  # of all graphs together, and by graph
     figures: Accuracy | None,
 ) -> Result:
     emulated = profile.latency.kind != "measured"
     note = f"a substitute: {profile.backend} on this machine runs what {manifest.backend} would run"
+    tried_on = str(manifest.measured.get("device") or "a machine that the bundle does not tell")
     asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
     candidates = tuple(from_json(Candidate, c, "candidate") for c in manifest.precision.get("candidates", ()))
     buckets, graphs = graph_results(manifest.spec, parity[1], profile.latency)
-    return Result(
+    result = Result(
         target=manifest.target,
         device=profile.device,
         backend=profile.backend,
         bundle=str(path),
-        passed=not failures,
-        failures=tuple(failures),
-        precision=Precision(asked, shipped, profile.executed, candidates),
-        size_bytes=sum(entry.size for entry in manifest.files.values()),
+        passed=True,
+        failures=(),
+        precision=Precision(asked, shipped, profile.executed, candidates, tried_on if candidates else None),
+        size_bytes=_size(manifest),
         parity=parity[0],
         accuracy=figures,
         latency=profile.latency,
@@ -525,3 +628,4 @@ def _result(
         graphs=graphs,
         kind=profile.latency.kind,
     )
+    return with_gates(result, rows)

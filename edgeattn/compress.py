@@ -32,6 +32,7 @@ from edgeattn.baseline import (
 from edgeattn.bundle import writing
 from edgeattn.candidates import PAYS, SUBSTITUTE, time_candidates
 from edgeattn.errors import DataError, InputError, UnsupportedError
+from edgeattn.estimating import HOST
 from edgeattn.evaluation.accuracy import Score, paired_drop
 from edgeattn.evaluation.data import limited, spread
 from edgeattn.gates import Failure
@@ -68,6 +69,7 @@ from edgeattn.schemes import Workshop, build
 from edgeattn.scratch import scratch_room
 from edgeattn.spec import to_json
 from edgeattn.targets import Target, head_dim_note, supports_2_4
+from edgeattn.verdicts import Judgement, failed
 
 REACHED = 0.97  # of the speed that was asked for: timings of one run repeat within 3 %
 WRONG = 0.15  # a table that is so far off for the first cut is measured anew
@@ -195,12 +197,13 @@ class Compressor:
         gain = facts["speedup"]
         if gain is not None and gain < PAYS and self.request.budget is None:
             why = f"{target.name}: pruned it is {gain:.2f}x as fast, less than the {PAYS}x that it must pay: not pruned"
-            pruning = Pruning({**facts, "kept": False}, planned.failures, (*notes, why))
+            pruning = Pruning({**facts, "kept": False}, notes=(*notes, why))  # amounts have no budget to fail
             return Compressed(self.shop.model, self.shop.base, Cut(), pruning)
         whole = self.shop.base
         base = replace(recorded(made.model, whole.data, progress), score=whole.score, reference=PRUNED)
-        failures = (*planned.failures, *(() if planned.failures else self.missed(facts)))
-        return Compressed(made.model, base, planned.cut, Pruning({**facts, "kept": True}, failures, notes))
+        rows = [_unreachable_there(target, one) for one in planned.failures] or self.budget_judged(facts, target)
+        gates = tuple(row for row in rows if row.verdict != "failed")
+        return Compressed(made.model, base, planned.cut, Pruning({**facts, "kept": True}, failed(rows), notes, gates))
 
     # --- the plan -----------------------------------------------------------------------------------------------------
 
@@ -544,20 +547,40 @@ class Compressor:
         facts = {key: value for key, value in read_saved(directory).facts.items() if key in SUMMARY}
         return Made(model, score, {**facts, "score": score_facts(original, score)})
 
-    def missed(self, facts: Mapping[str, Any]) -> tuple[Failure, ...]:
-        """What was asked for and is not what was measured."""
+    def budget_judged(self, facts: Mapping[str, Any], target: Target) -> list[Judgement]:
+        """What was asked for beside what was measured; of a target that is not this machine nothing is judged by it."""
+        rows = []
         asked, got = self.request.speedup, facts["speedup"]
-        if asked is not None and got is not None and got < REACHED * asked:
-            return (Failure("speedup", f"{asked:g}x the unpruned float model", f"{got:.2f}x"),)
+        if asked is not None:
+            found = None if got is None else f"{got:.2f}x"
+            kept = got is not None and got >= REACHED * asked
+            rows.append(("speedup", f"{asked:g}x the unpruned float model", found, kept))
         deadline, took = self.request.deadline_ms, facts["pruned_ms"]
-        if deadline is not None and took is not None and took * REACHED > deadline:
-            return (Failure("deadline", f"{deadline:g} ms", f"{took:.2f} ms"),)
-        return ()
+        if deadline is not None:
+            found = None if took is None else f"{took:.2f} ms"
+            kept = took is not None and took * REACHED <= deadline
+            rows.append(("deadline", f"{deadline:g} ms by pruning", found, kept))
+        return [_budget(target, *row) for row in rows]
 
     def head_notes(self, target: Target) -> tuple[str, ...]:
         """Head dimensions that the target's kernels do not like, each once."""
         sizes = dict.fromkeys(unit.head_dim for unit in self.given.anatomy.units if unit.kind == "attention")
         return tuple(note for size in sizes if (note := head_dim_note(target, size)))
+
+
+def _unreachable_there(target: Target, failure: Failure) -> Judgement:
+    """A budget that the latency table cannot reach: a plan that fails, unless it is milliseconds of another machine."""
+    if target.name == HOST or failure.gate != "deadline":
+        return Judgement(failure.gate, "failed", failure.wanted, failure.got, asked="flag")
+    return _budget(target, failure.gate, failure.wanted, failure.got, False)
+
+
+def _budget(target: Target, gate: str, wanted: str, got: str | None, kept: bool) -> Judgement:
+    if target.name == HOST and got is not None:
+        return Judgement(gate, "passed" if kept else "failed", wanted, got, asked="flag")
+    known = "" if got is None else f"{got} on this machine"
+    why = f"this machine is not {target.name}: measure the bundle there"
+    return Judgement(gate, "not measured", f"{wanted} on {target.name}", known, why, "flag")
 
 
 def score_facts(original: Score | None, pruned: Score | None) -> dict[str, Any] | None:

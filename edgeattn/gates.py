@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgeattn.errors import InputError
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import MAX_ABS_FP32, MIN_SQNR_FP16, MIN_SQNR_FP32, Parity
 from edgeattn.profiling.figures import Clocks, Profile, Realtime
@@ -38,11 +39,28 @@ class Gates:
         max_drop: absolute points of the task's metric that may be lost against the source.
         deadline_ms: per chunk (or call); None for the stream's own hop, by which the next chunk is due.
         max_size_bytes: of the whole bundle; None for any.
+        min_metric, max_metric: of the deployed metric itself, as it is printed (percent); None for any.
+        max_drop_asked: whether the user gave ``max_drop``, so that it must be judged or the exit code says that it was
+            not.
     """
 
     max_drop: float = DEFAULT_MAX_DROP
     deadline_ms: float | None = None
     max_size_bytes: int | None = None
+    min_metric: float | None = None
+    max_metric: float | None = None
+    max_drop_asked: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_drop", "deadline_ms", "min_metric", "max_metric"):
+            value = getattr(self, name)
+            if value is not None and math.isnan(value):
+                raise InputError(f"--{name.removesuffix('_ms').replace('_', '-')} must be a number, got NaN")
+        if self.min_metric is not None and self.max_metric is not None and self.min_metric > self.max_metric:
+            raise InputError(
+                f"no metric is at least {self.min_metric:g} (--min-metric) and at most {self.max_metric:g} "
+                "(--max-metric): leave one out, or swap them"
+            )
 
 
 @dataclass(frozen=True)

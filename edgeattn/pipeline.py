@@ -23,7 +23,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -47,9 +47,11 @@ from edgeattn.candidates import (
 from edgeattn.converters.preflight import Ask, Finding, GraphView, judge, look, refuse
 from edgeattn.converters.tensorrt import on_dla
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError, unknown_name
-from edgeattn.evaluation.accuracy import accuracy
+from edgeattn.estimating import HOST
+from edgeattn.evaluation.accuracy import Accuracy, accuracy
 from edgeattn.evaluation.data import ArrayData, Data
-from edgeattn.gates import Gates, deadline_failures, size_failures
+from edgeattn.evaluation.identity import identified
+from edgeattn.gates import Failure, Gates, size_failures
 from edgeattn.mixed import (
     Bench,
     Effort,
@@ -67,15 +69,30 @@ from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
 from edgeattn.pruning.request import Request
 from edgeattn.quantize.plan import Plan
-from edgeattn.report import Candidate, Precision, Pruning, Report, Result, graph_results
+from edgeattn.report import Candidate, Precision, Pruning, Report, Result, graph_results, with_gates
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.selftest import make_golden
 from edgeattn.schemes import BUILDERS, FALLBACK, TREATMENT, Choices, Workshop, precision_of, schemes
 from edgeattn.scratch import scratch_room
 from edgeattn.spec import to_json
-from edgeattn.targets import Target, list_targets
+from edgeattn.targets import Target, host_target, list_targets
+from edgeattn.verdicts import (
+    NO_METRIC,
+    Judgement,
+    deadline_foreseen,
+    deadline_judged,
+    deadline_of,
+    drop_judged,
+    executed_judged,
+    failed_rows,
+    foreseen,
+    judged,
+    metric_unmeasured,
+    parity_judged,
+)
 
 if TYPE_CHECKING:
+    from edgeattn.compress import Compressor
     from edgeattn.pruning.importance import Hook
 
 GOLDEN_STEPS = 6
@@ -83,6 +100,15 @@ MENDED_GAIN = 1.1  # a candidate that loses too much is worth mending if it is s
 # What other kernels of the same precision must reach.
 GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0, "int4": 10.0}
 SCRATCH_COPIES, SCRATCH_BYTES = 8, 16 * 2**20  # of the weights: one per export and precision; graphs, compilers
+
+
+@dataclass(frozen=True)
+class Own:
+    """What one target has for itself; None for what all have. See :class:`ConvertOptions`."""
+
+    precision: str | None = None
+    deadline_ms: float | None = None
+    prune: Request | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +128,7 @@ class ConvertOptions:
         prune: what to remove before anything is quantized; None for nothing.
         loss: a loss of the user's, for the importance of what may be removed and for recovery.
         dla: have the device build its engine for its DLA, as far as that can run it.
+        own: by the name of a target, what it has for itself.
     """
 
     targets: tuple[Target, ...]
@@ -118,6 +145,20 @@ class ConvertOptions:
     prune: Request | None = None
     loss: Hook | None = None
     dla: bool = False
+    own: Mapping[str, Own] = field(default_factory=dict)
+
+    def of(self, target: Target) -> ConvertOptions:
+        """The options of one target: its own, else those of all; its default deadline where none was asked for."""
+        own = self.own.get(target.name, Own())
+        asked = self.gates.deadline_ms if own.deadline_ms is None else own.deadline_ms
+        return replace(
+            self,
+            precision=own.precision or self.precision,
+            gates=replace(self.gates, deadline_ms=asked),
+            measure=replace(self.measure, deadline_ms=target.default_deadline_ms if asked is None else asked),
+            prune=own.prune or self.prune,
+            own={},
+        )
 
 
 def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress) -> Report:
@@ -132,17 +173,18 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         EdgeattnError: for anything that stops a target; what was published before stays.
     """
     for target in options.targets:
-        schemes(target, engine(target, options), options.precision)  # refused before any waiting
-        destination(model, target, options)
-        if options.dla:
-            check_dla(target, engine(target, options))
-    contract(model.spec, options.measure)
+        own = options.of(target)
+        schemes(target, engine(target, own), own.precision)  # refused before any waiting
+        destination(model, target, own)
+        if own.dla:
+            check_dla(target, engine(target, own))
+        contract(model.spec, own.measure)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)
-        foreseen = preflight(model, data, options, progress)
+        findings = preflight(model, data, options, progress)
         workshop = Workshop(model, baseline(model, data, progress), scratch)
         results = [
-            replace(convert_target(shop, target, options, progress), preflight=foreseen[target.name])
+            replace(convert_target(shop, target, options.of(target), progress), preflight=findings[target.name])
             for target, shop in pruned(workshop, options, progress)
         ]
     return Report(describe(model), tuple(results))
@@ -150,17 +192,21 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
 
 def pruned(workshop: Workshop, options: ConvertOptions, progress: Progress) -> Iterator[tuple[Target, Workshop]]:
     """Each target with what is converted for it: the source itself, or what pruning made of it."""
-    if options.prune is None:
-        yield from ((target, workshop) for target in options.targets)
-        return
-    from edgeattn.compress import Compressor  # it loads torch
-
-    checkpoint = prune_file(workshop, options)
-    compressor = Compressor(workshop, options.prune, options.measure.threads, checkpoint, options.loss)
+    compressors: dict[Request, Compressor] = {}  # what does not depend on the target is done once for each request
     for target in options.targets:
-        made = compressor.for_target(target, engine(target, options), progress)
+        request = options.of(target).prune
+        if request is None:
+            yield target, workshop
+            continue
+        if request not in compressors:
+            from edgeattn.compress import Compressor  # it loads torch
+
+            checkpoint = prune_file(workshop, options)
+            compressors[request] = Compressor(workshop, request, options.measure.threads, checkpoint, options.loss)
+        made = compressors[request].for_target(target, engine(target, options), progress)
         yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
-    compressor.forget()
+    for compressor in compressors.values():
+        compressor.forget()
 
 
 def prune_file(workshop: Workshop, options: ConvertOptions) -> Path:
@@ -178,12 +224,12 @@ def preflight(
     """
     progress.begin("preflight")
     views = look(model, calibration_sample(model, data))
-    foreseen = {}
+    told = {}
     for target in options.targets:
-        findings = foresee(model, views, target, data, options)
+        findings = foresee(model, views, target, data, options.of(target))
         refuse(findings)
-        foreseen[target.name] = tuple(to_json(finding) for finding in findings)
-    return foreseen
+        told[target.name] = tuple(to_json(finding) for finding in findings)
+    return told
 
 
 def foresee(
@@ -290,18 +336,6 @@ def removed_if_empty(directory: Path) -> Iterator[None]:
                 directory.rmdir()
 
 
-def with_deadline(options: ConvertOptions, target: Target) -> ConvertOptions:
-    """The options with the target's own deadline, where none was asked for."""
-    if options.gates.deadline_ms is not None or target.default_deadline_ms is None:
-        return options
-    deadline = target.default_deadline_ms
-    return replace(
-        options,
-        gates=replace(options.gates, deadline_ms=deadline),
-        measure=replace(options.measure, deadline_ms=deadline),
-    )
-
-
 @dataclass
 class Tried:
     """The candidates of one target, by scheme, and those that could not be made."""
@@ -313,9 +347,8 @@ class Tried:
 
 
 def convert_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
-    """Candidates, verification, choice and bundle for one target."""
+    """Candidates, verification, choice and bundle for one target, with the options that are its own."""
     began = time.monotonic()
-    options = with_deadline(options, target)
     if shop.pruning is not None and shop.pruning.failures:  # it missed what was asked: a better plan will not mend it
         options = replace(options, effort=Effort(0.0))
     with ExitStack() as open_sessions:
@@ -486,9 +519,9 @@ def pack(
             )
         )
         size = sum(entry.size for entry in written.files.values())
-        failures = (*result.failures, *size_failures(size, options.gates.max_size_bytes))
-        result = replace(result, size_bytes=size, failures=failures, passed=not failures, bundle=str(path))
-        if not result.passed and not options.keep_failed:
+        rows = [*in_time(draft.path, shop, target, profile, options), *size_judged(size, options.gates)]
+        result = replace(with_gates(result, rows), size_bytes=size, bundle=str(path))
+        if result.verdict == "failed" and not options.keep_failed:
             note = "not written: a gate failed (--keep-failed writes it)"
             return replace(result, bundle=None, notes=(*result.notes, note))
         if options.archive:
@@ -497,6 +530,25 @@ def pack(
         else:
             draft.publish()
     return result
+
+
+def in_time(path: Path, shop: Workshop, target: Target, profile: Profile, options: ConvertOptions) -> list[Judgement]:
+    """The deadline, by this machine's clock where it is the target, else by an estimate, which can pass nothing."""
+    deadline = deadline_of(shop.model.spec, target, options.gates, options.measure)
+    if deadline is None:
+        return []
+    if target.name == HOST:
+        return deadline_judged(profile, deadline)
+    found = foreseen(path, target, options.measure.threads)
+    return [deadline_foreseen(deadline, target.name, found, f"this machine is not {target.name}")]
+
+
+def size_judged(size: int, gates: Gates) -> list[Judgement]:
+    """The size of a bundle, where one was asked for."""
+    limit = gates.max_size_bytes
+    if limit is None:
+        return []
+    return judged("size", size_failures(size, limit), f"at most {limit} bytes", f"{size} bytes", "flag")
 
 
 def draft_bundle(
@@ -551,32 +603,28 @@ def assemble(
     notes = list(target.notes)
     if substitute is not None:
         notes.append(f"checked with {substitute} on this host; time and memory are known on the device only")
-    elif target.name != "cpu":
-        notes.append("timed on this host, which is not the target")
+    elif target.name != HOST:
+        notes.append(on_this_host(target, candidates))
     if artifact.build is not None:
         notes.append(_build_note(artifact.build))
-    failures = list(chosen.failures)
     if shop.pruning is not None:
-        failures += shop.pruning.failures
         notes += shop.pruning.notes
-    if substitute is None:
-        failures += deadline_failures(profile, options.gates.deadline_ms)
-    data = shop.base.data
+    figures, rows = verified_gates(shop, chosen, options.gates)
     latency = None if substitute else profile.latency
     buckets, graphs = graph_results(shop.model.spec, chosen.graphs, latency)
-    return Result(
+    result = Result(
         target=target.name,
         device=profile.device if substitute is None else f"{profile.device} ({substitute})",
         backend=artifact.backend,
         bundle=None,
-        passed=not failures,
-        failures=tuple(failures),
+        passed=True,
+        failures=(),
         precision=Precision(
             options.precision, artifact.precision, None if substitute else profile.executed, candidates
         ),
         source_size_bytes=shop.model.source_size_bytes,
         parity=chosen.parity,
-        accuracy=None if chosen.score is None or data is None else accuracy(shop.base.score, chosen.score, data.origin),
+        accuracy=figures,
         latency=latency,
         realtime=None if substitute else profile.realtime,
         memory=None if substitute else profile.memory,
@@ -588,6 +636,36 @@ def assemble(
         pruning=pruning_facts(shop, chosen, candidates),
         kind=None if latency is None else latency.kind,
     )
+    return with_gates(result, rows)
+
+
+def on_this_host(target: Target, candidates: Sequence[Candidate]) -> str:
+    """What to know of times that another machine than the target took."""
+    several = sum(row.latency_ms is not None for row in candidates) > 1
+    guess = f": which candidate is the fastest on {target.name} is a guess" if several else ""
+    return f"timed on this host, which is not the target{guess}"
+
+
+def verified_gates(shop: Workshop, chosen: Verified, gates: Gates) -> tuple[Accuracy | None, list[Judgement]]:
+    """The metric of a candidate, and what became of the gates that need no clock and no bundle."""
+    artifact, data, score = chosen.artifact, shop.base.data, chosen.score
+    failures: dict[str, list[Failure]] = {}
+    for failure in chosen.failures:
+        failures.setdefault(failure.gate, []).append(failure)
+    told = artifact.backend not in SUBSTITUTE or bool((artifact.build or {}).get("checked", {}).get("layers"))
+    rows = parity_judged(chosen.parity, artifact.precision, failures.pop("parity", []))
+    rows += executed_judged(artifact.precision, failures.pop("executed", []), told)
+    figures = None
+    if score is not None and data is not None:
+        figures = identified(accuracy(shop.base.score, score, data.origin), data)
+        rows += drop_judged(figures, failures.pop("accuracy", []), gates.max_drop)
+    else:
+        rows += metric_unmeasured(gates, NO_METRIC, "no")
+    for others in failures.values():
+        rows += failed_rows(others)
+    if shop.pruning is not None:
+        rows += [*failed_rows(shop.pruning.failures, "flag"), *shop.pruning.gates]
+    return figures, rows
 
 
 def pruning_facts(shop: Workshop, chosen: Verified, candidates: tuple[Candidate, ...]) -> dict[str, Any] | None:
@@ -633,11 +711,13 @@ def provenance(model: EdgeModel, artifact: Artifact, pruning: Pruning | None = N
         "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "litert-torch", "ai-edge-quantizer",
         "ai-edge-litert",
     )  # fmt: skip
+    host = host_target()
     return {
         "source_sha256": model.source_sha256,
         "recipe": artifact.recipe,
         **({} if pruning is None else {"pruning": {key: pruning.facts.get(key) for key in ("asked", "kept", "cut")}}),
         "layers": dict(artifact.treatments),
+        "machine": {"arch": host.cpu.arch, "isa": list(host.cpu.isa)},
         "tools": {"edgeattn": edgeattn.__version__, **{name: _version(name) for name in tools if _version(name)}},
     }
 

@@ -13,7 +13,7 @@ from edgeattn.baseline import Progress, baseline
 from edgeattn.bundle import writing
 from edgeattn.candidates import SUBSTITUTE, Verified, artifact_files, choose
 from edgeattn.errors import OutputError
-from edgeattn.evaluation.accuracy import accuracy
+from edgeattn.estimating import HOST
 from edgeattn.evaluation.data import Data
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline import (
@@ -22,13 +22,15 @@ from edgeattn.pipeline import (
     describe,
     engine,
     forget_trials,
+    on_this_host,
     preflight,
     removed_if_empty,
     try_schemes,
+    verified_gates,
 )
 from edgeattn.profiling.measure import device_name
 from edgeattn.quantize.plan import plan_text
-from edgeattn.report import Candidate, Precision, Report, Result
+from edgeattn.report import Candidate, Precision, Report, Result, with_gates
 from edgeattn.schemes import Workshop, schemes
 from edgeattn.scratch import Room, put_in_place, scratch_room
 from edgeattn.targets import Target
@@ -47,13 +49,14 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
         EdgeattnError: as convert.
     """
     for target in options.targets:
-        schemes(target, engine(target, options), options.precision)  # refused before any waiting
-        refuse_existing(destination(model, target, options), options.force)
+        own = options.of(target)
+        schemes(target, engine(target, own), own.precision)  # refused before any waiting
+        refuse_existing(destination(model, target, own), own.force)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)
         preflight(model, data, options, progress)
         shop = Workshop(model, baseline(model, data, progress), scratch)
-        results = tuple(_quantize_target(shop, target, options, progress) for target in options.targets)
+        results = tuple(_quantize_target(shop, target, options.of(target), progress) for target in options.targets)
     return Report(describe(model), results)
 
 
@@ -84,7 +87,7 @@ def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, pr
     result = _result(shop, target, verified, candidates, options, executed)
     path = destination(shop.model, target, options)
     result = _written(path, verified, result, options.force)
-    if result.passed:
+    if result.verdict != "failed":
         forget_trials(shop.model, target, options)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
 
@@ -99,27 +102,29 @@ def _result(
 ) -> Result:
     artifact = verified.artifact
     substitute = SUBSTITUTE.get(artifact.backend)
-    data, score = shop.base.data, verified.score
-    return Result(
+    foreign = (on_this_host(target, candidates),) if substitute is None and target.name != HOST else ()
+    figures, rows = verified_gates(shop, verified, options.gates)
+    result = Result(
         target=target.name,
         device=device_name() if substitute is None else f"{device_name()} ({substitute})",
         backend=artifact.backend,
         bundle=None,
-        passed=not verified.failures,
-        failures=verified.failures,
+        passed=True,
+        failures=(),
         precision=Precision(options.precision, artifact.precision, None if substitute else executed, candidates),
         size_bytes=verified.size_bytes,
         source_size_bytes=shop.model.source_size_bytes,
         parity=verified.parity,
-        accuracy=None if score is None or data is None else accuracy(shop.base.score, score, data.origin),
+        accuracy=figures,
         build=artifact.build,
-        notes=(artifact.recipe,),
+        notes=(artifact.recipe, *foreign),
     )
+    return with_gates(result, rows)
 
 
 def _written(path: Path, verified: Verified, result: Result, force: bool) -> Result:
     """Write the directory whole: into a sibling first, then renamed."""
-    if not result.passed:
+    if result.verdict == "failed":
         return result
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from edgeattn.evaluation.accuracy import Accuracy
@@ -11,6 +11,7 @@ from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
 from edgeattn.profiling.figures import Board, Energy, Kind, Latency, Memory, Realtime
 from edgeattn.spec import ModelSpec, to_json
+from edgeattn.verdicts import Judgement, Verdict, failed, overall
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,12 +44,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Precision:
-    """What was asked, what ships, what the engine executes (op type -> dtype -> count)."""
+    """What was asked, what ships, what the engine executes (op type -> dtype -> count).
+
+    Attributes:
+        tried_on: where the candidates were measured when the bundle was made; None where this very run measured them.
+    """
 
     asked: str
     shipped: str
     executed: Mapping[str, Mapping[str, int]] | None = None
     candidates: tuple[Candidate, ...] = ()
+    tried_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,11 +79,13 @@ class Pruning:
     Attributes:
         facts: plain JSON: what was asked and removed, the time foreseen and measured, the metric, the training.
         failures: of what was asked for.
+        gates: of what was asked for and did not fail.
     """
 
     facts: Mapping[str, Any]
     failures: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
+    gates: tuple[Judgement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,8 @@ class Result:
     """One bundle on one device. An absent figure is None, never 0.
 
     Attributes:
+        passed: whether all that matters was judged and nothing failed; see :attr:`verdict`.
+        failures: the gates that failed.
         buckets: every size of every graph that stands in several.
         graphs: the other graphs, where there is more than one in all.
         preflight: what was foreseen before anything was converted, as plain JSON objects.
@@ -94,6 +104,7 @@ class Result:
             so that outputs and precisions are told and no figure of time is. None where nothing was to be timed.
         board: how a Jetson was set while it was measured; None elsewhere.
         benchmark: what LiteRT's own tool measured on a device without a Python, in its own figures; no latency then.
+        gates: what became of each gate, those among them that nobody could judge.
     """
 
     target: str
@@ -122,6 +133,22 @@ class Result:
     kind: Kind | None = None
     benchmark: Mapping[str, Any] | None = None
     board: Board | None = None
+    gates: tuple[Judgement, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """Failed if a gate did, passed if all that matters was judged, else not measured."""
+        if self.failures:
+            return "failed"
+        return "passed" if self.passed else "not measured"
+
+
+def with_gates(result: Result, gates: Sequence[Judgement]) -> Result:
+    """The result with more gates, and with what they make of it."""
+    every = (*result.gates, *gates)
+    failures = tuple(dict.fromkeys((*result.failures, *failed(gates))))
+    passed = not failures and overall(every) == "passed"
+    return replace(result, gates=every, failures=failures, passed=passed)
 
 
 @dataclass(frozen=True)
@@ -137,9 +164,37 @@ class Report:
         """Whether every gate of every result passed."""
         return all(result.passed for result in self.results)
 
+    @property
+    def failed(self) -> bool:
+        """Whether a gate of a result failed."""
+        return any(result.verdict == "failed" for result in self.results)
+
+    @property
+    def unjudged(self) -> tuple[Judgement, ...]:
+        """Gates that the user asked for and nobody could judge."""
+        every = (gate for result in self.results for gate in result.gates)
+        return tuple(gate for gate in every if gate.verdict == "not measured" and gate.asked == "flag")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"schema": self.schema, "model": to_json(self.model), "results": to_json(self.results)}
+        results = [{**to_json(result), "verdict": result.verdict} for result in self.results]
+        return {"schema": self.schema, "model": to_json(self.model), "results": results}
+
+
+def joined(reports: Sequence[Report], order: Sequence[str]) -> Report:
+    """Reports of one model in several sets of sizes as one.
+
+    Args:
+        order: names of targets, in which the results stand.
+    """
+    model = dict(reports[0].model)
+    model["graphs"] = list(dict.fromkeys(name for report in reports for name in report.model["graphs"]))
+    model["buckets"] = {
+        name: list(dict.fromkeys(graph for report in reports for graph in report.model["buckets"].get(name, ())))
+        for name in dict.fromkeys(name for report in reports for name in report.model["buckets"])
+    }
+    results = sorted((r for report in reports for r in report.results), key=lambda result: order.index(result.target))
+    return Report(model, tuple(results))
 
 
 def graph_results(
@@ -168,6 +223,12 @@ def _only(spec: ModelSpec, latency: Latency | None) -> float | None:
 
 COLUMNS = ("target", "engine", "precision", "size", "parity", "metric", "p50 / p99", "RTF", "late", "measured on")
 RIGHT = frozenset({"size", "p50 / p99", "RTF", "late"})
+VERDICTS: Mapping[Verdict, str] = {
+    "passed": "[green]passed[/green]",
+    "failed": "[red]FAILED[/red]",
+    "not measured": "[yellow]not measured[/yellow]",
+}
+TOLD = ("hashes", "golden")  # gates that are told although they passed
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -179,21 +240,27 @@ def table(results: Sequence[Result]) -> Table:
     grid = Table(caption=Text(_caption(results)), caption_justify="left")
     for name in COLUMNS:
         grid.add_column(name, overflow="fold", justify="right" if name in RIGHT else "left")
-    grid.add_column("gates")
+    grid.add_column("verdict")
     for result in results:
-        verdict = Text("passed", style="green") if result.passed else Text("FAILED", style="red")
-        grid.add_row(*map(Text, _cells(result)), verdict)
+        grid.add_row(*map(Text, _cells(result)), VERDICTS[result.verdict])
         for row in (*result.buckets, *result.graphs):
             grid.add_row(*map(Text, _part_cells(row)), "")
     return grid
 
 
 def candidate_table(results: Sequence[Result]) -> Table:
-    """Every candidate of every target: what it gave, and why it ships or not."""
+    """Every candidate of every target: what it gave, and why it ships or not.
+
+    Of a bundle that exists they are what its conversion saw: the heading says so, and on which device that was.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table("target", "candidate", title="candidates", title_justify="left")
+    then = dict.fromkeys(result.precision.tried_on for result in results if result.precision.candidates)
+    title = "candidates"
+    if None not in then:
+        title = f"candidates at conversion, measured then on {' and '.join(map(str, then))}; none of it is of this run"
+    grid = Table("target", "candidate", title=Text(title), title_justify="left")
     for name in ("ms", "metric", "lost (at most)", "size"):
         grid.add_column(name, justify="right")
     grid.add_column("ships")
@@ -283,7 +350,7 @@ def _cells(result: Result) -> tuple[str, ...]:
         result.precision.shipped,
         _size(result),
         _parity(result.parity),
-        _metric(result.accuracy),
+        _metric(result),
         timing,
         ABSENT if realtime is None else f"{realtime.rtf:.4f}",
         ABSENT if realtime is None or realtime.misses is None else f"{realtime.misses} of {realtime.chunks}",
@@ -318,9 +385,10 @@ def _worst(outputs: Mapping[str, OutputParity]) -> str:
     return f"{largest:.1e}\n{lowest:.0f} dB"
 
 
-def _metric(accuracy: Accuracy | None) -> str:
+def _metric(result: Result) -> str:
+    accuracy = result.accuracy
     if accuracy is None:
-        return ABSENT
+        return "no metric" if any(gate.gate == "accuracy" for gate in result.gates) else ABSENT
     low, high = accuracy.ci95
     source = "" if accuracy.source is None else f"source {accuracy.source:.2f}, "
     return f"{accuracy.metric} {accuracy.deployed:.2f} %\n{source}CI {low:.1f}..{high:.1f}"
@@ -330,6 +398,9 @@ def _caption(results: Sequence[Result]) -> str:
     lines = []
     for result in results:
         lines += [f"{result.target}: {failure}" for failure in result.failures]
+        untold = [g for g in result.gates if g.verdict == "not measured" and (g.asked != "no" or g.gate == "accuracy")]
+        lines += [f"{result.target}: {gate}" for gate in untold]
+        lines += [f"{result.target}: {g}" for g in result.gates if g.gate in TOLD and g.verdict == "passed"]
         lines += [f"{result.target}: {note}" for note in result.notes]
     data = sorted({f"{r.accuracy.samples} samples of {r.accuracy.data}" for r in results if r.accuracy is not None})
     lines += [f"metric: {entry}; CI: 95 %" for entry in data]

@@ -95,12 +95,21 @@ def schemes(target: Target, backend: str, asked: str) -> tuple[str, ...]:
     tried = tuple(s for s in offered if s in ("fp32", "fp16", *TRIED[backend]))
     if asked == "auto":
         return tried
-    if asked not in (*PRECISIONS, *SCHEME_NAMES):
-        raise InputError(unknown_name("precision", asked, {"auto", *PRECISIONS, *SCHEME_NAMES}))
+    check_precision(asked)
     chosen = tuple(s for s in tried if precision_of(s) == asked) if asked == "int8" else (asked,)
     if not chosen or chosen[0] not in offered:
         raise UnsupportedError(f"{backend} on {target.name} has no {asked}; it has {', '.join(offered)}")
     return chosen
+
+
+def check_precision(asked: str) -> None:
+    """Refuse what names neither a precision nor a scheme.
+
+    Raises:
+        InputError: listing the names.
+    """
+    if asked not in (names := ("auto", *PRECISIONS, *SCHEME_NAMES)):
+        raise InputError(unknown_name("precision", asked, set(names)))
 
 
 class Workshop:

@@ -13,8 +13,8 @@ from edgeattn.candidates import SUBSTITUTE, Verified
 from edgeattn.compress import Compressed, Compressor
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import InputError, OutputError
-from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import Data
+from edgeattn.gates import Gates
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline import (
     ConvertOptions,
@@ -26,11 +26,12 @@ from edgeattn.pipeline import (
     prune_file,
     pruning_facts,
     removed_if_empty,
+    verified_gates,
 )
 from edgeattn.profiling.measure import device_name
 from edgeattn.pruning.figure import importance_figure
 from edgeattn.pruning.saved import write_pruned
-from edgeattn.report import Precision, Report, Result
+from edgeattn.report import Precision, Report, Result, with_gates
 from edgeattn.schemes import Workshop
 from edgeattn.scratch import scratch_room
 from edgeattn.targets import Target
@@ -94,7 +95,7 @@ def _prune_target(
     tried = Tried()
     with ExitStack() as stack:
         add_scheme(tried, shop, target, "fp32", options, stack, progress, alone=True)
-    result = _result(shop, target, tried.verified["fp32"])
+    result = _result(shop, target, tried.verified["fp32"], options.gates)
     facts = result.pruning
     assert facts is not None, "this is a pruned model"
     if more.plot is not None and compressor.measured is not None:
@@ -112,25 +113,25 @@ def _told(facts: Any, made: Compressed) -> dict[str, Any]:
     return {**facts, "failures": [str(failure) for failure in made.pruning.failures]}
 
 
-def _result(shop: Workshop, target: Target, verified: Verified) -> Result:
+def _result(shop: Workshop, target: Target, verified: Verified, gates: Gates) -> Result:
     artifact, pruning = verified.artifact, shop.pruning
     assert pruning is not None, "this is a pruned model"
     substitute = SUBSTITUTE.get(artifact.backend)
-    failures = (*pruning.failures, *verified.failures)
-    data, score = shop.base.data, verified.score
-    return Result(
+    figures, rows = verified_gates(shop, verified, gates)
+    result = Result(
         target=target.name,
         device=device_name() if substitute is None else f"{device_name()} ({substitute})",
         backend=artifact.backend,
         bundle=None,
-        passed=not failures,
-        failures=failures,
+        passed=True,
+        failures=(),
         precision=Precision("fp32", artifact.precision),
         size_bytes=verified.size_bytes,
         source_size_bytes=shop.model.source_size_bytes,
         parity=verified.parity,
-        accuracy=None if score is None or data is None else accuracy(shop.base.score, score, data.origin),
+        accuracy=figures,
         build=artifact.build,
         notes=pruning.notes,
         pruning=pruning_facts(shop, verified, ()),
     )
+    return with_gates(result, rows)

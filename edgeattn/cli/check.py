@@ -12,6 +12,7 @@ from edgeattn.cli.console import exit_codes, finish, progress_bar
 
 
 def check(
+    context: typer.Context,
     bundle: o.Bundle,
     model: Annotated[
         str | None, typer.Option(help="The MODEL that the bundle came from, to compare with it anew.")
@@ -19,7 +20,13 @@ def check(
     data: Annotated[str | None, typer.Option(help="As for convert; without it the metric is not measured.")] = None,
     split: o.Split = None,
     samples: o.Samples = 400,
-    max_drop: o.MaxDrop = 0.5,
+    max_drop: o.MaxDropAsked = None,
+    min_metric: Annotated[
+        float | None, typer.Option(help="Least metric of the bundle, as it is printed: 90 for 90 %.")
+    ] = None,
+    max_metric: Annotated[
+        float | None, typer.Option(help="Largest metric of the bundle, where less is better: 8 for 8 % word error.")
+    ] = None,
     deadline: o.Deadline = None,
     max_size: o.MaxSize = None,
     threads: o.Threads = 1,
@@ -54,15 +61,18 @@ def check(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Verify a bundle: hashes, golden outputs, parity, metric, size, real-time contract. Exit 1 if a gate fails.
+    """Verify a bundle: hashes, golden outputs, parity, metric, size, real-time contract.
+
+    Exit 1 if a gate fails, 5 if none does and one that was asked for (--data, --deadline) could not be judged here.
 
     The contract: paced by the clock for --duration, each chunk (or call, one every --hop) is done --deadline after it
     was due, with packets that come up to --jitter late, alone and beside --load busy processes.
     """
     with exit_codes(as_json):
+        from edgeattn.bundle import read_manifest
         from edgeattn.checking import CheckOptions
         from edgeattn.checking import check as run
-        from edgeattn.cli.loading import one_device
+        from edgeattn.cli.loading import deadline_for, one_device, typed
         from edgeattn.gates import Gates
         from edgeattn.pictures import check_picture
         from edgeattn.profiling.contract import MeasureOptions
@@ -70,10 +80,16 @@ def check(
 
         if plot is not None:
             check_picture(plot)
+        target = read_manifest(bundle).target
+        device = device or one_device(target)
+        limit = deadline_for(target, deadline, typed(context))
+        emulated = device is not None and device.startswith("qemu:")  # where options of time are refused
+        asked = max_drop is not None
+        drop = o.MAX_DROP if max_drop is None else max_drop
         settings = CheckOptions(
-            gates=Gates(max_drop, deadline, max_size),
+            gates=Gates(drop, limit, max_size, min_metric, max_metric, asked),
             measure=MeasureOptions(
-                deadline_ms=deadline,
+                deadline_ms=deadline if emulated else limit,
                 paced_seconds=paced_seconds if duration is None else duration,
                 threads=threads,
                 hop_ms=hop,
@@ -89,7 +105,7 @@ def check(
             data=data,
             split=split,
             samples=samples,
-            device=device or one_device(bundle),
+            device=device,
         )
         with progress_bar() as bar:
             report = run(bundle, settings, bar)

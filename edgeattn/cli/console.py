@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from edgeattn.report import Report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+NOT_MEASURED = 5  # nothing failed, and a gate that a flag asked for could not be judged here
 BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate
 BACK = "\r\033[K"  # to the start of the line, which is cleared
 
@@ -133,13 +134,21 @@ def say_over(message: str, end: str) -> None:
 
 
 def finish(report: Report, as_json: bool) -> None:
-    """Print a report and leave with 1 if a gate failed."""
+    """Print a report and leave with its verdict."""
     if as_json:
         print_json(report.to_json())
     else:
         print_table(report)
-    if not report.passed:
+    leave(report)
+
+
+def leave(report: Report) -> None:
+    """Exit 1 if a gate failed, 5 if none did and one that the user asked for could not be judged here."""
+    if report.failed:
         raise typer.Exit(1)
+    if report.unjudged:
+        note(f"not measured: {'; '.join(dict.fromkeys(map(str, report.unjudged)))}")
+        raise typer.Exit(NOT_MEASURED)
 
 
 def print_table(report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,12 +10,13 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish, progress_bar
-from edgeattn.cli.loading import Inputs, chosen_targets, load, load_loss
+from edgeattn.cli.loading import Inputs, chosen_targets, in_sizes, load_loss, own_options, typed
 
 DEFAULT_MODEL = "streaming-conformer"
 
 
 def convert(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -59,8 +61,11 @@ def convert(
         from edgeattn.pipeline import convert as run
         from edgeattn.profiling.measure import MeasureOptions
 
+        targets, flags = chosen_targets(target), typed(context)
+        own = own_options(targets, flags, recover_minutes)
+        prunes = prune is not None or any(one.prune is not None for one in own.values())
         settings = ConvertOptions(
-            targets=chosen_targets(target),
+            targets=targets,
             precision=precision,
             backend=backend,
             out=out,
@@ -71,11 +76,15 @@ def convert(
             keep_failed=keep_failed,
             plan=o.plan_of(plan, precision, recover, data),
             effort=Effort(time_budget, recover),
-            prune=o.prune_of(prune, recover_minutes, loss),
+            prune=o.prune_of(prune, recover_minutes, loss, prunes),
             loss=load_loss(loss),
             dla=dla,
+            own=own,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
         with progress_bar() as bar:
-            report = run(*load(inputs, bar), settings, bar)
+            report = in_sizes(
+                inputs, targets, flags, bar,
+                lambda source, given, members: run(source, given, replace(settings, targets=members), bar),
+            )  # fmt: skip
         finish(report, as_json)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, note, print_json, print_table, progress_bar, save_picture
+from edgeattn.cli.console import console, exit_codes, leave, note, print_json, print_table, progress_bar, save_picture
 
 DEMO_TARGETS = ("cpu", "mobile", "jetson")
 
@@ -73,5 +73,4 @@ def demo(
         else:
             console().print()
             print_table(report)
-        if not report.passed:
-            raise typer.Exit(1)
+        leave(report)

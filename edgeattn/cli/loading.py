@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import typer
 
 from edgeattn.cli.console import Bar
 
 if TYPE_CHECKING:
+    from edgeattn.cli.settings import TargetTable
     from edgeattn.evaluation.data import Data
     from edgeattn.model import EdgeModel
+    from edgeattn.pipeline import Own
     from edgeattn.pruning.importance import Hook
+    from edgeattn.report import Report
     from edgeattn.targets import Target
 
 
@@ -40,44 +44,132 @@ def chosen_targets(names: Sequence[str]) -> tuple[Target, ...]:
     return tuple({found.name: found for found in map(get_target, names)}.values())
 
 
-def devices_of(target: str) -> tuple[str, ...]:
-    """The devices that edgeattn.toml names for a target, by any of its names; empty for none.
+def table_of(target: str) -> TargetTable:
+    """What edgeattn.toml has for a target, by any of its names.
 
     Raises:
         InputError: for a file that cannot be used, an unknown target in it, or one that has two tables.
     """
-    from edgeattn.cli.settings import SETTINGS, TARGETS, read_devices
+    from edgeattn.cli.settings import SETTINGS, TARGETS, TargetTable, read_targets
     from edgeattn.errors import InputError
     from edgeattn.targets import get_target
 
-    found: dict[str, tuple[str, ...]] = {}
-    for written, devices in read_devices().items():
+    found: dict[str, TargetTable] = {}
+    for written, table in read_targets().items():
         try:
             name = get_target(written).name
         except InputError as error:
             raise InputError(f"{SETTINGS}: [{TARGETS}.{written}]: {error}") from error
         if name in found:
             raise InputError(f"{SETTINGS}: [{TARGETS}.{written}]: {name} has two tables; keep one")
-        found[name] = devices
-    return found.get(target, ())
+        found[name] = table
+    return found.get(target, TargetTable())
 
 
-def one_device(bundle: Path) -> str:
-    """The device that edgeattn.toml names for a bundle's target, else this machine.
+def devices_of(target: str) -> tuple[str, ...]:
+    """The devices that edgeattn.toml names for a target, empty for none.
 
     Raises:
-        InputError: as :func:`devices_of`, or for several.
+        InputError: as :func:`table_of`.
     """
-    from edgeattn.bundle import read_manifest
+    return table_of(target).devices
+
+
+def typed(context: typer.Context) -> frozenset[str]:
+    """Names of the parameters that stand on the command line: those win over edgeattn.toml."""
+    sources = ((name, context.get_parameter_source(name)) for name in context.params)
+    return frozenset(name for name, source in sources if source is not None and source.name == "COMMANDLINE")
+
+
+def deadline_for(target: str, deadline_ms: float | None, flags: frozenset[str]) -> float | None:
+    """The deadline of a target: of the command line, else its own in edgeattn.toml, else that of the command there.
+
+    Args:
+        flags: as :func:`typed` tells.
+
+    Raises:
+        InputError: as :func:`table_of`.
+    """
+    own = None if "deadline" in flags else table_of(target).deadline_ms
+    return deadline_ms if own is None else own
+
+
+def own_options(targets: Sequence[Target], flags: frozenset[str], recover_minutes: float = 0.0) -> dict[str, Own]:
+    """What each target has for itself in edgeattn.toml, where no flag of the command line says it for all.
+
+    Args:
+        flags: as :func:`typed` tells.
+
+    Raises:
+        InputError: naming the table whose value cannot be used.
+    """
+    from edgeattn.cli.settings import SETTINGS, TARGETS
+    from edgeattn.errors import InputError
+    from edgeattn.pipeline import Own
+    from edgeattn.pruning.request import parse_request
+    from edgeattn.schemes import check_precision
+
+    own = {}
+    for target in targets:
+        table = table_of(target.name)
+        try:
+            if table.precision is not None:
+                check_precision(table.precision)
+            prune = None if table.prune is None else parse_request(table.prune, 60.0 * recover_minutes)
+        except InputError as error:
+            raise InputError(f"{SETTINGS}: [{TARGETS}.{target.name}]: {error}") from error
+        own[target.name] = Own(
+            None if "precision" in flags else table.precision,
+            None if "deadline" in flags else table.deadline_ms,
+            None if "prune" in flags else prune,
+        )
+    return own
+
+
+def in_sizes(
+    inputs: Inputs,
+    targets: Sequence[Target],
+    flags: frozenset[str],
+    bar: Bar,
+    run: Callable[[EdgeModel, Data | None, tuple[Target, ...]], Report],
+) -> Report:
+    """Run once for each set of sizes that targets have for themselves in edgeattn.toml, mostly one; one report of all.
+
+    Raises:
+        EdgeattnError: as :func:`load` and ``run``.
+    """
+    from edgeattn.buckets import parse_buckets
+    from edgeattn.report import joined
+
+    groups: dict[tuple[str, ...], list[Target]] = {}
+    for target in targets:
+        own = None if "bucket" in flags else table_of(target.name).bucket
+        groups.setdefault(tuple(inputs.buckets) if own is None else own, []).append(target)
+    for buckets in groups:
+        parse_buckets(buckets)  # refused before any waiting
+    sized = any(groups)
+    reports = []
+    for buckets, members in groups.items():
+        fills = inputs.fills if buckets or not sized else ()  # they belong to those that are padded
+        model, data = load(replace(inputs, buckets=buckets, fills=fills), bar)
+        reports.append(run(model, data, tuple(members)))
+    return joined(reports, [target.name for target in targets])
+
+
+def one_device(target: str) -> str | None:
+    """The device that edgeattn.toml names for a bundle's target; None for none.
+
+    Raises:
+        InputError: as :func:`table_of`, or for several.
+    """
     from edgeattn.errors import InputError
 
-    target = read_manifest(bundle).target
-    devices = devices_of(target) or ("local",)
+    devices = devices_of(target)
     if len(devices) > 1:
         raise InputError(
             f"edgeattn.toml names {len(devices)} devices for {target}: choose one, as --device {devices[0]}"
         )
-    return devices[0]
+    return devices[0] if devices else None
 
 
 def load(inputs: Inputs, bar: Bar) -> tuple[EdgeModel, Data | None]:

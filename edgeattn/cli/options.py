@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgeattn.pruning.request import Request
     from edgeattn.quantize.plan import Plan
 
+MAX_DROP = 0.5  # points, as edgeattn.gates has it
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "": 1.0}
 UNITS_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -77,6 +78,16 @@ Deadline = Annotated[
     typer.Option(parser=milliseconds, metavar="TIME", help="Per chunk or call, e.g. 40ms. Default: a stream's hop."),
 ]
 MaxDrop = Annotated[float, typer.Option(min=0.0, help="Points of the metric that may be lost against the source.")]
+MaxDropAsked = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        min=0.0,
+        help="Points of the metric that may be lost against the source, which --model measures or the manifest tells. "
+        f"Default: {MAX_DROP:g}.",
+        show_default=False,
+    ),
+]
 MaxSize = Annotated[int | None, typer.Option(parser=size_bytes, metavar="SIZE", help="Of the bundle, e.g. 4MB.")]
 PowerMode = Annotated[
     str | None,
@@ -159,8 +170,11 @@ Loss = Annotated[
 ]
 
 
-def prune_of(text: str | None, recover_minutes: float, loss: str | None) -> Request | None:
+def prune_of(text: str | None, recover_minutes: float, loss: str | None, prunes: bool) -> Request | None:
     """The request of ``--prune``, held to the other flags.
+
+    Args:
+        prunes: whether anything is pruned; targets may ask for it in edgeattn.toml.
 
     Raises:
         InputError: for flags that contradict each other, or as :func:`~edgeattn.pruning.request.parse_request`.
@@ -170,7 +184,7 @@ def prune_of(text: str | None, recover_minutes: float, loss: str | None) -> Requ
 
     if text is None:
         for flag, given in (("--recover-minutes", recover_minutes > 0), ("--loss", loss is not None)):
-            if given:
+            if given and not prunes:
                 raise InputError(f"{flag} belongs to pruning: give --prune, such as --prune speedup=1.5")
         return None
     return parse_request(text, 60.0 * recover_minutes)

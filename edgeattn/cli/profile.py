@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, note, print_json, print_table, progress_bar
+from edgeattn.cli.console import console, exit_codes, leave, note, print_json, print_table, progress_bar
 from edgeattn.cli.convert import DEFAULT_MODEL
-from edgeattn.cli.loading import Inputs
+from edgeattn.cli.loading import Inputs, typed
 from edgeattn.errors import DeviceError, InputError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def profile(
+    context: typer.Context,
     bundle: Annotated[
         str | None,
         typer.Argument(
@@ -75,50 +77,63 @@ def profile(
             inputs = Inputs(bundle or DEFAULT_MODEL, bucket, fill, None, None, 1, 0)
             if bundle is None:
                 note(f"no BUNDLE or MODEL given: {DEFAULT_MODEL}, the built-in streaming speech model")
-            report = of_model(inputs, target, device, settings, backend, benchmark_binary)
+            report = of_model(inputs, target, device, settings, backend, benchmark_binary, typed(context))
         elif bucket or fill:
             raise InputError(f"--bucket and --fill are for a MODEL; the sizes of {bundle} are fixed")
         elif target:
-            report = of_estimate(Path(bundle), target, device, threads)
+            report = of_estimate(Path(bundle), target, device, settings, typed(context))
         else:
-            report = of_bundle(Path(bundle), device, settings, backend, benchmark_binary)
+            report = of_bundle(Path(bundle), device, settings, backend, benchmark_binary, typed(context))
         if as_json:
             print_json(report.to_json())
         else:
             print_table(report)
             for result in report.results:
                 _tell(result, layers)
-        if not report.passed:  # a device or a target of several; of one alone it is an error
-            lost = any(failure.gate == "device" for result in report.results for failure in result.failures)
-            raise typer.Exit((DeviceError if lost else UnsupportedError).exit_code)
+        gates = {failure.gate for result in report.results for failure in result.failures}
+        if gates & {"device", "target"}:  # one of several; of one alone it is an error
+            raise typer.Exit((DeviceError if "device" in gates else UnsupportedError).exit_code)
+        leave(report)
 
 
 def of_bundle(
-    bundle: Path, devices: Sequence[str], settings: MeasureOptions, backend: str | None, benchmark: Path | None
+    bundle: Path,
+    devices: Sequence[str],
+    settings: MeasureOptions,
+    backend: str | None,
+    benchmark: Path | None,
+    flags: frozenset[str],
 ) -> Report:
     """A bundle measured: on the devices given, else on those of its target in edgeattn.toml, else here."""
     from edgeattn.bundle import read_manifest
     from edgeattn.checking import profile as run
-    from edgeattn.cli.loading import devices_of
+    from edgeattn.cli.loading import deadline_for, devices_of
 
-    chosen = devices or devices_of(read_manifest(bundle).target) or ("local",)
+    target = read_manifest(bundle).target
+    chosen = devices or devices_of(target)
+    if benchmark is None and not any(device.startswith("qemu:") for device in chosen):  # where deadlines are refused
+        settings = replace(settings, deadline_ms=deadline_for(target, settings.deadline_ms, flags))
     return run(bundle, settings, backend, chosen, benchmark)
 
 
-def of_estimate(bundle: Path, targets: Sequence[str], devices: Sequence[str], threads: int) -> Report:
+def of_estimate(
+    bundle: Path, targets: Sequence[str], devices: Sequence[str], settings: MeasureOptions, flags: frozenset[str]
+) -> Report:
     """What a bundle would take on targets.
 
     Raises:
         InputError: if a device is given as well, which would be measured.
     """
     from edgeattn.checking import estimated
-    from edgeattn.cli.loading import chosen_targets
+    from edgeattn.cli.loading import chosen_targets, deadline_for
 
     if devices:
         raise InputError(
             "--target estimates a bundle for a device that is not here and --device measures one: leave one out"
         )
-    return estimated(bundle, chosen_targets(targets), threads)
+    chosen = chosen_targets(targets)
+    deadlines = {each.name: deadline_for(each.name, settings.deadline_ms, flags) for each in chosen}
+    return estimated(bundle, chosen, settings.threads, deadlines)
 
 
 def of_model(
@@ -128,6 +143,7 @@ def of_model(
     settings: MeasureOptions,
     backend: str | None,
     benchmark: Path | None,
+    flags: frozenset[str],
 ) -> Report:
     """A model that is no bundle yet, for each target: measured on its devices, else estimated.
 
@@ -135,7 +151,7 @@ def of_model(
         InputError: for devices given beside several targets, which would not say which is of which.
     """
     from edgeattn.checking import ProfileOptions, profile_model
-    from edgeattn.cli.loading import chosen_targets, devices_of, load
+    from edgeattn.cli.loading import chosen_targets, deadline_for, devices_of, in_sizes
 
     chosen = chosen_targets(targets or ["cpu"])
     if devices and len(chosen) > 1:
@@ -144,10 +160,17 @@ def of_model(
             'edgeattn.toml, as [targets.jetson] device = "ssh://board"'
         )
     there = {target.name: tuple(devices) or devices_of(target.name) for target in chosen}
-    options = ProfileOptions(settings, {name: found for name, found in there.items() if found}, backend, benchmark)
+    deadlines = {
+        target.name: found
+        for target in chosen
+        if benchmark is None and (found := deadline_for(target.name, settings.deadline_ms, flags)) is not None
+    }
+    named = {name: found for name, found in there.items() if found}
+    options = ProfileOptions(settings, named, backend, benchmark, deadlines)
     with progress_bar() as bar:
-        model, _ = load(inputs, bar)
-        return profile_model(model, chosen, options, bar)
+        return in_sizes(
+            inputs, chosen, flags, bar, lambda model, _, members: profile_model(model, members, options, bar)
+        )
 
 
 def _tell(result: Result, layers: bool) -> None:

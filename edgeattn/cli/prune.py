@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,13 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish, progress_bar
-from edgeattn.cli.loading import Inputs, chosen_targets, load, load_loss
+from edgeattn.cli.loading import Inputs, chosen_targets, in_sizes, load_loss, typed
 
 Share = Annotated[float | None, typer.Option(help="Share to remove of each, between 0 and 1.", show_default=False)]
 
 
 def prune(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="MODEL as for convert, or what prune wrote.", show_default=False)],
     target: o.Targets = ["cpu"],  # noqa: B006
     speedup: Annotated[
@@ -76,8 +78,9 @@ def prune(
             speedup, deadline, max_drop, heads, neurons, layers, kv_heads, rank, left, sparsity,
             samples=importance_samples, recover_seconds=60.0 * recover_minutes,
         )  # fmt: skip
+        targets = chosen_targets(target)
         settings = ConvertOptions(
-            targets=chosen_targets(target),
+            targets=targets,
             precision="fp32",
             backend=backend,
             out=out,
@@ -91,5 +94,10 @@ def prune(
             check_picture(plot)
         inputs = Inputs(model, bucket, fill, data, split, samples, 0)
         with progress_bar() as bar:
-            report = run(*load(inputs, bar), settings, PruneOptions(model, plot), bar)
+            report = in_sizes(
+                inputs, targets, typed(context), bar,
+                lambda source, given, members: run(
+                    source, given, replace(settings, targets=members), PruneOptions(model, plot), bar
+                ),
+            )  # fmt: skip
         finish(report, as_json)

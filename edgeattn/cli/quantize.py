@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,10 +10,11 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish, progress_bar
-from edgeattn.cli.loading import Inputs, chosen_targets, load
+from edgeattn.cli.loading import Inputs, chosen_targets, in_sizes, own_options, typed
 
 
 def quantize(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="MODEL as for convert.", show_default=False)],
     target: o.Targets = ["cpu"],  # noqa: B006
     precision: o.PrecisionName = "auto",
@@ -40,8 +42,10 @@ def quantize(
         from edgeattn.profiling.measure import MeasureOptions
         from edgeattn.quantizing import quantize as run
 
+        targets, flags = chosen_targets(target), typed(context)
+        own = own_options(targets, flags)
         settings = ConvertOptions(
-            targets=chosen_targets(target),
+            targets=targets,
             precision=precision,
             backend=backend,
             out=out,
@@ -50,8 +54,12 @@ def quantize(
             force=force,
             plan=o.plan_of(plan, precision, recover, data),
             effort=Effort(time_budget, recover),
+            own=own,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
         with progress_bar() as bar:
-            report = run(*load(inputs, bar), settings, bar)
+            report = in_sizes(
+                inputs, targets, flags, bar,
+                lambda source, given, members: run(source, given, replace(settings, targets=members), bar),
+            )  # fmt: skip
         finish(report, as_json)

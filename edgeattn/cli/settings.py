@@ -1,16 +1,36 @@
-"""edgeattn.toml: options that a project keeps, one table per command, spelled as the flags are; devices per target."""
+"""edgeattn.toml: options that a project keeps, one table per command, spelled as the flags are, and one per target."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import typer
+
+from edgeattn.cli.options import milliseconds
 from edgeattn.errors import InputError, unknown_name
 
 SETTINGS = Path("edgeattn.toml")
 TARGETS = "targets"
-TARGET_KEYS = ("device",)  # of a [targets.NAME] table
+TARGET_KEYS = ("device", "deadline", "precision", "bucket", "prune")  # of a [targets.NAME] table
+
+
+@dataclass(frozen=True)
+class TargetTable:
+    """A ``[targets.NAME]`` table: what one target has for itself, as the flags of the same names are written.
+
+    Attributes:
+        devices: empty for none.
+        deadline_ms, precision, bucket, prune: None for what all targets have.
+    """
+
+    devices: tuple[str, ...] = ()
+    deadline_ms: float | None = None
+    precision: str | None = None
+    bucket: tuple[str, ...] | None = None
+    prune: str | None = None
 
 
 class Parameter(Protocol):
@@ -46,20 +66,20 @@ def read_settings(commands: Mapping[str, Mapping[str, Parameter]]) -> dict[str, 
         if command == TARGETS and isinstance(table, dict):  # the tables in it are targets, not options of the command
             for name, inner in table.items():
                 if isinstance(inner, dict):
-                    _devices(name, inner)
+                    _target_table(name, inner)
             own = {key: value for key, value in table.items() if not isinstance(value, dict)}
         options[command] = _options(command, own, commands)
     return options
 
 
-def read_devices() -> dict[str, tuple[str, ...]]:
-    """Devices per target from the ``[targets.NAME]`` tables of ./edgeattn.toml, names as they are written there.
+def read_targets() -> dict[str, TargetTable]:
+    """The ``[targets.NAME]`` tables of ./edgeattn.toml, names as they are written there.
 
     Raises:
         InputError: as :func:`read_settings`.
     """
     tables = _tables().get(TARGETS, {})
-    return {name: _devices(name, table) for name, table in tables.items() if isinstance(table, dict)}
+    return {name: _target_table(name, table) for name, table in tables.items() if isinstance(table, dict)}
 
 
 def _tables() -> dict[str, Any]:
@@ -70,17 +90,44 @@ def _tables() -> dict[str, Any]:
     return read_toml(SETTINGS, "settings file")
 
 
-def _devices(target: str, table: dict[str, Any]) -> tuple[str, ...]:
-    """The devices of a ``[targets.NAME]`` table."""
+def _target_table(target: str, table: dict[str, Any]) -> TargetTable:
     where = f"{SETTINGS}: [{TARGETS}.{target}]"
     for key in table:
         if key not in TARGET_KEYS:
             raise InputError(f"{where}: {unknown_name('option', key, TARGET_KEYS)}")
-    value = table.get("device", [])
-    devices = [value] if isinstance(value, str) else value
-    if not (isinstance(devices, list) and devices and all(isinstance(text, str) for text in devices)):
-        raise InputError(f'{where}: device must be as for --device, such as "ssh://pi@board", or a list of such texts')
-    return tuple(devices)
+    if not table:
+        raise InputError(f"{where}: the table is empty; it takes {', '.join(TARGET_KEYS)}")
+    forms = {
+        "device": 'as for --device, such as "ssh://pi@board", or a list of such texts',
+        "bucket": 'as for --bucket, such as "seq=64,128", or a list of such texts',
+    }
+    lists = {key: _texts(f"{where}: {key} must be {form}", table[key]) for key, form in forms.items() if key in table}
+    for key, example in (("precision", "fp16"), ("prune", "speedup=1.5")):
+        if key in table and not (isinstance(table[key], str) and table[key]):
+            raise InputError(f'{where}: {key} must be a text as for --{key}, such as "{example}"')
+    deadline = None
+    if "deadline" in table:
+        try:
+            if isinstance(table["deadline"], bool):
+                raise typer.BadParameter(f"expected a time such as 40ms or 0.3s, got {table['deadline']}")
+            deadline = milliseconds(table["deadline"])
+        except typer.BadParameter as error:
+            raise InputError(f"{where}: deadline: {error}") from error
+    return TargetTable(
+        lists.get("device", ()), deadline, table.get("precision"), lists.get("bucket"), table.get("prune")
+    )
+
+
+def _texts(message: str, value: Any) -> tuple[str, ...]:
+    """One text or a list of them.
+
+    Raises:
+        InputError: with the message.
+    """
+    texts = [value] if isinstance(value, str) else value
+    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+        raise InputError(message)
+    return tuple(texts)
 
 
 def _options(command: str, table: Any, commands: Mapping[str, Mapping[str, Parameter]]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Accuracy:
     Attributes:
         ci95: bootstrap interval of ``deployed``.
         data: what it was measured on.
+        inputs_sha256, labelled_sha256: of those samples, see :mod:`edgeattn.evaluation.identity`; None where not told.
     """
 
     metric: str
@@ -53,6 +54,8 @@ class Accuracy:
     ci95: tuple[float, float]
     samples: int
     data: str
+    inputs_sha256: str | None = None
+    labelled_sha256: str | None = None
 
     @property
     def drop(self) -> float | None:

@@ -497,7 +497,7 @@ def test_a_stream_without_data_is_compared_on_noise(tmp_path: Path) -> None:
 
 def test_a_target_brings_its_own_deadline_unless_one_is_asked_for() -> None:
     target = replace(get_target("cpu"), default_deadline_ms=40.0)
-    own = pipeline.with_deadline(ConvertOptions((target,)), target)
-    asked = pipeline.with_deadline(ConvertOptions((target,), gates=Gates(deadline_ms=5.0)), target)
-    assert (own.gates.deadline_ms, own.measure.deadline_ms) == (40.0, 40.0)
-    assert asked.gates.deadline_ms == 5.0
+    own = ConvertOptions((target,)).of(target)
+    asked = ConvertOptions((target,), gates=Gates(deadline_ms=5.0)).of(target)
+    assert (own.gates.deadline_ms, own.measure.deadline_ms) == (None, 40.0)  # nobody asked: told, and never exit 5
+    assert (asked.gates.deadline_ms, asked.measure.deadline_ms) == (5.0, 5.0)

@@ -119,9 +119,10 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
             rows += _executed(manifest, session.backend, session.executed())
     progress.begin("profile")
     measured = profile_bundle(path, options.measure, options.backend)
-    rows += _in_time(path, manifest, measured, options.measure, options.gates, _not_here(manifest, options.device))
-    rows += size_judged(_size(manifest), options.gates)
-    return Report(_model(manifest), (_result(path, manifest, measured, rows, (parity, parities), figures),))
+    here, notes = _in_time_here(path, manifest, measured, options.measure, options.gates, options.device is not None)
+    rows += [*here, *size_judged(_size(manifest), options.gates)]
+    result = _result(path, manifest, measured, rows, (parity, parities), figures)
+    return Report(_model(manifest), (replace(result, notes=(*notes, *result.notes)),))
 
 
 def _refuse_gates_without_data(options: CheckOptions) -> None:
@@ -185,9 +186,21 @@ def _foreseen(path: Path, name: str, target: Target | None, deadline: Deadline, 
     return deadline_foreseen(deadline, name, found, why)
 
 
-def _not_here(manifest: Manifest, device: str | None) -> str:
-    """Why this machine's clock says nothing of the bundle's target; empty if it does."""
-    return elsewhere(manifest, named=device is not None)
+def _in_time_here(
+    path: Path, manifest: Manifest, profile: Profile, options: MeasureOptions, gates: Gates, named: bool
+) -> tuple[list[Judgement], tuple[str, ...]]:
+    """As :func:`_in_time` for this machine, and what to know of its times.
+
+    Args:
+        named: whether the user named this machine as the device.
+    """
+    away = elsewhere(manifest, named)
+    rows = _in_time(path, manifest, profile, options, gates, away)
+    if away:
+        return rows, (f"timed here, and {away}",)
+    if manifest.target == HOST:
+        return rows, ()
+    return rows, (f"this machine is taken for {manifest.target}, since it was named as the device",)
 
 
 def _size(manifest: Manifest) -> int:
@@ -423,9 +436,10 @@ def _profiled(
             golden = None if manifest.golden is None else selftest(path, backend, options.threads)
         _refuse_other_outputs(device, golden)
         measured = profile_bundle(path, options, backend)
-        rows = [hashes_judged(manifest), *golden_judged(golden)]
-        rows += _in_time(path, manifest, measured, options, gates, elsewhere(manifest, named))
-        return _result(path, manifest, measured, rows, (None, {}), None)
+        rows, notes = _in_time_here(path, manifest, measured, options, gates, named)
+        rows = [hashes_judged(manifest), *golden_judged(golden), *rows]
+        result = _result(path, manifest, measured, rows, (None, {}), None)
+        return replace(result, notes=(*notes, *result.notes))
     golden, there, found = measure_on(device, path, options, backend)
     _refuse_other_outputs(device, golden)
     rows = [hashes_judged(manifest), *golden_judged(golden)]

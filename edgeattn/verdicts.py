@@ -117,7 +117,8 @@ def golden_judged(golden: SelftestResult | None, asked: Asked = "default") -> li
     ]
     lowest = min(output.sqnr_db for output in golden.outputs.values())
     wanted = f"every output at SQNR >= {golden.min_sqnr_db:g} dB"
-    got = f"{golden.steps} steps at >= {lowest:.1f} dB with {golden.backend} {golden.engine_version}"
+    bound = f"bound {golden.min_sqnr_db:g} dB"
+    got = f"{golden.steps} steps at >= {lowest:.1f} dB ({bound}) with {golden.backend} {golden.engine_version}"
     return judged("golden", failures, wanted, got, asked)
 
 

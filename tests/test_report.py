@@ -13,7 +13,8 @@ from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
 from edgeattn.profiling.figures import Latency, Memory, Realtime
-from edgeattn.report import Candidate, Precision, Report, Result, table
+from edgeattn.report import Candidate, Precision, Report, Result, candidate_table, joined, table, with_gates
+from edgeattn.verdicts import Judgement
 
 LATENCY = Latency("measured", 1.0, 2.0, 3.0, 4.0, 100, 1, 5.0, 60.0, (0, 1))
 FULL = Result(
@@ -81,9 +82,11 @@ def test_an_absent_figure_is_null() -> None:
         "buckets",
         "graphs",
         "preflight",
+        "gates",
+        "verdict",
     }
     assert {name for name, value in found.items() if value is not None} == given
-    assert {field.name for field in fields(Result)} == set(found)
+    assert {field.name for field in fields(Result)} | {"verdict"} == set(found)
 
 
 def test_no_figure_is_nan_or_infinite() -> None:
@@ -106,6 +109,41 @@ def test_the_table_says_what_failed_and_what_is_absent() -> None:
     assert "0 of 15" in text
     assert "1.50 MB" in text
     assert "0.50x" in text
+
+
+def test_the_table_has_three_verdicts_and_says_what_was_not_judged() -> None:
+    unjudged = [
+        Judgement("hashes", "passed", "x", "9 files, all hashes right"),
+        Judgement("accuracy", "not measured", "a metric", "", "no data", "no"),
+        Judgement("deadline", "not measured", "5 ms", "estimated 1.6 to 8.1 ms: may miss 5 ms", "no phone"),
+    ]
+    text = text_of(FULL, BARE, with_gates(replace(FULL, target="mobile", accuracy=None), unjudged))
+    assert all(verdict in text for verdict in ("passed", "FAILED", "not measured", "no metric"))
+    assert "mobile: deadline: not measured: wanted 5 ms; estimated 1.6 to 8.1 ms: may miss 5 ms; no phone" in text
+    assert "mobile: hashes: 9 files, all hashes right" in text
+
+
+@pytest.mark.parametrize(
+    ("tried_on", "title"),
+    [(None, "candidates"), ("a board [1]", "candidates at conversion, measured then on a board [1];")],
+)
+def test_candidates_of_another_run_are_headed_as_such(tried_on: str | None, title: str) -> None:
+    from rich.console import Console
+
+    out = io.StringIO()
+    result = replace(FULL, precision=replace(FULL.precision, tried_on=tried_on))
+    Console(file=out, width=200, no_color=True).print(candidate_table([result]))
+    assert out.getvalue().startswith(title)
+    assert ("at conversion" in out.getvalue()) == (tried_on is not None)
+
+
+def test_reports_of_several_sizes_are_one_in_the_order_of_the_targets() -> None:
+    first = Report({"name": "x", "graphs": ["a_8"], "buckets": {"a": ["a_8"]}}, (FULL,))
+    second = Report({"name": "x", "graphs": ["a_4", "a_8"], "buckets": {"a": ["a_4", "a_8"]}}, (BARE,))
+    both = joined([first, second], ["jetson", "cpu"])
+    assert both.results == (BARE, FULL)
+    assert both.model == {"name": "x", "graphs": ["a_8", "a_4"], "buckets": {"a": ["a_8", "a_4"]}}
+    assert joined([first], ["cpu"]) == first
 
 
 @pytest.mark.parametrize("kind", ["emulated", "estimated"])

@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from edgeattn import pipeline
+from edgeattn.errors import UnsupportedError
+from edgeattn.pipeline import ConvertOptions
+from edgeattn.pruning.request import request_text
+from edgeattn.targets import Target
 from tests.cli.conftest import Command
 from tests.conversions import Converted
 
@@ -22,7 +27,7 @@ def test_options_of_the_file_are_defaults(edgeattn: Command, kept: Converted, to
         'paced-seconds = 0\nout = "made"\nzip = true\njson = true\nmax-size = "4MB"\ndeadline = "40ms"\n'
     )
     outcome = edgeattn("convert")
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == 5, outcome.err  # a deadline was asked for, and no Jetson is here to keep it
     assert outcome.json["results"][0]["bundle"] == "made/small-attention.jetson-orin-nano.edge.zip"
     assert outcome.json["results"][0]["precision"]["asked"] == "fp16"
 
@@ -82,3 +87,117 @@ def test_a_value_of_the_wrong_type_exits_2(edgeattn: Command, toml: Path) -> Non
 
 def test_without_a_file_nothing_changes(edgeattn: Command) -> None:
     assert edgeattn("models").code == 0
+
+
+# --- what one target has for itself -----------------------------------------------------------------------------------
+
+QUICK = ("--paced-seconds", "0", "--json")
+
+
+def test_a_target_has_its_own_deadline_and_precision(edgeattn: Command, kept: Converted, toml: Path) -> None:
+    toml.write_text(
+        '[convert]\nprecision = "fp32"\ndeadline = "90s"\n'
+        '[targets.mobile]\ndeadline = "100s"\nprecision = "fp16"\n'
+        '[targets.pixel-8]\ndevice = "ssh://board"\n'
+    )
+    names = ("--target", "cpu", "--target", "android-arm64", "--target", "pixel-8")
+    outcome = edgeattn("convert", kept.reference, *names, *QUICK)
+    assert outcome.code == 5, outcome.err  # no phone is here
+    results = outcome.json["results"]
+    assert [row["precision"]["shipped"] for row in results] == ["fp32", "fp16", "fp32"]
+    deadlines = [next(gate for gate in row["gates"] if gate["gate"] == "deadline") for row in results]
+    assert [gate["verdict"] for gate in deadlines] == ["passed", "not measured", "not measured"]
+    for gate, limit in zip(deadlines, (90_000, 100_000, 90_000), strict=True):
+        assert f"within {limit} ms (asked for)" in gate["wanted"]
+
+
+def test_a_flag_wins_over_the_table_of_a_target(edgeattn: Command, kept: Converted, toml: Path) -> None:
+    flags = ("--deadline", "100s", "--precision", "fp32")
+    toml.write_text('[targets.cpu]\ndeadline = "0.001us"\nprecision = "fp16"\n')
+    outcome = edgeattn("convert", kept.reference, *flags, *QUICK)
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["results"][0]["precision"]["asked"] == "fp32"
+    assert edgeattn("convert", kept.reference, *QUICK, "--force").code == 1  # its own cannot be met
+
+
+def test_check_and_profile_hold_a_bundle_to_the_deadline_of_its_target(
+    edgeattn: Command, small_bundle: Path, toml: Path
+) -> None:
+    toml.write_text('[check]\ndeadline = "100s"\n[targets.cpu]\ndeadline = "0.001us"\n')
+    assert edgeattn("check", small_bundle, *QUICK).code == 1
+    assert edgeattn("profile", small_bundle, "--runs", "5", *QUICK).code == 1
+    assert edgeattn("check", small_bundle, "--deadline", "100s", *QUICK).code == 0
+
+
+def test_each_target_is_pruned_as_it_says(
+    edgeattn: Command, kept: Converted, toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    def look(_: object, target: Target, options: ConvertOptions, *__: object) -> None:
+        asked[target.name] = None if options.prune is None else request_text(options.prune)
+        raise UnsupportedError("seen")
+
+    monkeypatch.setattr(pipeline, "convert_target", look)
+    monkeypatch.setattr(pipeline, "pruned", lambda shop, options, _: ((each, shop) for each in options.targets))
+    toml.write_text('[targets.cpu]\nprune = "speedup=1.5"\n')
+    edgeattn("convert", kept.reference, *QUICK)
+    edgeattn("convert", kept.reference, "--target", "mobile", "--prune", "neurons=0.5", *QUICK)
+    assert asked == {"cpu": "speedup=1.5", "android-arm64": "neurons=0.5"}
+    edgeattn("convert", kept.reference, "--prune", "neurons=0.25", *QUICK)
+    assert asked["cpu"] == "neurons=0.25"
+
+
+def test_each_target_has_its_own_sizes(edgeattn: Command, toml: Path) -> None:
+    pytest.importorskip("onnxscript", reason="conversion needs edgeattn[convert]")
+    Path("encoder.py").write_text("from tests.several import masked_encoder as model\n")
+    toml.write_text('[convert]\nbucket = "seq=16"\n[targets.jetson]\nbucket = ["seq=4,8"]\n')
+    common = ("--precision", "fp32", "--backend", "onnxruntime", *QUICK)
+    outcome = edgeattn("convert", "encoder.py", "--target", "jetson", "--target", "cpu", *common)
+    assert outcome.code == 0, outcome.err
+    jetson, cpu = outcome.json["results"]
+    assert (jetson["target"], cpu["target"]) == ("jetson-orin-nano", "cpu")
+    assert [row["sizes"] for row in jetson["buckets"]] == [{"seq": 4}, {"seq": 8}]
+    assert [row["sizes"] for row in cpu["buckets"]] == [{"seq": 16}]
+    assert outcome.json["model"]["buckets"] == {"main": ["main_4", "main_8", "main_16"]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('deadlin = "4ms"', "unknown option 'deadlin', did you mean 'deadline'? Valid: bucket, deadline, device"),
+        ('deadline = "soon"', "deadline: expected a time such as 40ms or 0.3s, got 'soon'"),
+        ("deadline = true", "deadline: expected a time such as 40ms or 0.3s"),
+        ("deadline = 0", "deadline: expected a time such as 40ms or 0.3s, got 0"),
+        ('deadline = ["4ms"]', "deadline: expected a time"),
+        ("precision = 16", 'precision must be a text as for --precision, such as "fp16"'),
+        ('prune = ""', 'prune must be a text as for --prune, such as "speedup=1.5"'),
+        ("bucket = 16", 'bucket must be as for --bucket, such as "seq=64,128", or a list of such texts'),
+        ('bucket = ["seq=4", 5]', "bucket must be as for --bucket"),
+    ],
+)
+def test_a_wrong_table_of_a_target_is_refused_by_every_command(
+    edgeattn: Command, toml: Path, line: str, message: str
+) -> None:
+    toml.write_text(f"[targets.mobile]\n{line}\n")
+    outcome = edgeattn("models")
+    assert outcome.code == 2
+    assert f"edgeattn.toml: [targets.mobile]: {message}" in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('precision = "int88"', "[targets.cpu]: unknown precision 'int88', did you mean 'int8'?"),
+        ('prune = "speed=2"', "[targets.cpu]: --prune speed=2: unknown option 'speed'"),
+        ('bucket = "seq"', "--bucket seq: expected NAME=SIZE,SIZE"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_before_any_waiting(
+    edgeattn: Command, kept: Converted, toml: Path, line: str, message: str
+) -> None:
+    toml.write_text(f"[targets.cpu]\n{line}\n")
+    outcome = edgeattn("convert", kept.reference, *QUICK)
+    assert outcome.code == 2
+    assert message in outcome.error
+    assert "loading" not in outcome.err

@@ -178,6 +178,22 @@ def test_what_cannot_be_reached_names_the_nearest(shop: Workshop) -> None:
     assert made.pruning.facts["kept"]  # the best so far
 
 
+def test_milliseconds_of_a_phone_are_not_judged_by_this_machines_clock(shop: Workshop) -> None:
+    full = weights(shop.model)
+    reached = compressed(shop, Request(deadline_ms=full / 1.6), "mobile", "litert").pruning
+    missed = compressed(shop, Request(deadline_ms=full / 1000), "mobile", "litert").pruning
+    faster = compressed(shop, Request(speedup=1.6), "mobile", "litert").pruning
+    for pruning, gate in ((reached, "deadline"), (missed, "deadline"), (faster, "speedup")):
+        assert pruning.failures == ()
+        (row,) = pruning.gates
+        assert (row.gate, row.verdict, row.asked) == (gate, "not measured", "flag")
+        assert "this machine is not android-arm64" in row.why
+    (row,) = compressed(shop, Request(deadline_ms=full / 1.6)).pruning.gates
+    assert (row.gate, row.verdict) == ("deadline", "passed")
+    (failure,) = compressed(shop, Request(deadline_ms=full / 1000)).pruning.failures
+    assert failure.gate == "deadline"
+
+
 def test_the_most_that_keeps_the_metric_is_found(shop: Workshop) -> None:
     made = compressed(shop, Request(max_drop=4.0))
     score = made.pruning.facts["score"]

@@ -12,7 +12,8 @@
     `-- UnsupportedError          exit 4: the model or precision is not supported on that target
         `-- ConversionError       exit 4: a converter failed; names the node and the module path where known
 
-Exit 1 is no exception: a failed gate is a result (``Report.passed`` is false).
+Exits 1 and 5 are no exceptions: a failed gate, and one that was asked for and could not be judged, are results
+(``Report.failed``, ``Report.unjudged``).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 HALF_MAX = 65504.0  # largest finite float16
 HALF_TINY = 2.0**-24  # smallest positive float16
+HALF_NORMAL = 2.0**-14  # below, float16 loses bits with every halving
 MASK = -1e30  # constants below mean "hidden"; -65504 hides as well in float16
 QDQ_OPSET = 19  # QuantizeLinear and DequantizeLinear take float16 from here on
 
@@ -39,6 +40,7 @@ ARITHMETIC = frozenset((
     "Add", "Sub", "Mul", "Div", "Neg", "Abs",
     "Max", "Min", "Clip",
 ))  # fmt: skip
+EPSILON_TAKERS = frozenset(("Add", "Sub", "Max", "Clip", "Where"))
 MOVING = frozenset((
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
     "Slice", "Split", "Gather", "Expand", "Concat", "Pad",
@@ -135,6 +137,7 @@ class _Plan:
         single: set[int] = set()
         from_single: set[str] = set()  # tensors that a float32 node made
         deviations: set[str] = set()  # what a norm divides by, or multiplies with
+        guarded: set[str] = set()  # kept off zero by an epsilon, which a Cast to float16 would take away again
         raw = set(self.inputs)  # graph inputs, and what arithmetic alone made of them
         for index, node in enumerate(self.graph.node):
             varying = [name for name in node.input if name in self.floats and name not in self.constants]
@@ -147,9 +150,14 @@ class _Plan:
                 or (node.op_type in COMPARISONS and is_raw)  # a mask's -inf and lowest float32 differ there only
                 # The rest of a norm in pieces: 1 / sqrt(mean(x^2)) of large x is subnormal in float16.
                 or (node.op_type in ("Mul", "Div") and any(name in deviations for name in varying))
+                or (node.op_type in MOVING | {"Div"} and any(name in guarded for name in varying))
             ):
                 single.add(index)
                 from_single.update(node.output)
+                if self._has_epsilon(node) or (node.op_type in MOVING and set(varying) & guarded):
+                    guarded.update(node.output)
+                if node.op_type == "Div" and set(varying) & guarded and node.input[0] in self.constants:
+                    deviations.update(node.output)  # a reciprocal: 1 / epsilon overflows
                 if node.op_type in NORMALISERS:
                     deviations.update(node.output)
                 if is_raw and node.op_type in ARITHMETIC | MOVING:
@@ -185,10 +193,20 @@ class _Plan:
             return True  # a square, written out
         if node.op_type in QDQ:
             return False
-        if not self._allows_half(node):
+        if not self._allows_half(node) or self._has_epsilon(node):
             return True
         constants = [self.constants[name] for name in node.input if name in self.constants and name in self.floats]
         return not all(_fits(tensor) for tensor in constants)
+
+    def _has_epsilon(self, node: onnx.NodeProto) -> bool:
+        """Whether it adds, bounds or puts in one tiny number, as what keeps a division off zero."""
+        import onnx
+
+        if node.op_type not in EPSILON_TAKERS:
+            return False
+        constants = [self.constants[name] for name in node.input if name in self.constants and name in self.floats]
+        values = [np.abs(onnx.numpy_helper.to_array(t)) for t in constants if int(np.prod(t.dims)) == 1]
+        return any(0.0 < float(value.max()) < HALF_NORMAL for value in values)
 
     def _allows_half(self, node: onnx.NodeProto) -> bool:
         import onnx

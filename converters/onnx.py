@@ -6,8 +6,9 @@ same program. What is ONNX already is written as it is. :data:`edgeattn.converte
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,7 +189,7 @@ def _proto(model: EdgeModel, graph: GraphSpec) -> tuple[onnx.ModelProto, str]:
 def _exported_first(program: torch.export.ExportedProgram, graph: GraphSpec) -> onnx.ModelProto:
     import torch
 
-    with torch.no_grad():
+    with torch.no_grad(), exact_rules():
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -199,6 +200,32 @@ def _exported_first(program: torch.export.ExportedProgram, graph: GraphSpec) -> 
         )
     assert exported is not None
     return exported.model_proto
+
+
+@contextlib.contextmanager
+def exact_rules() -> Iterator[None]:
+    """Let the rewrite rules of torch's exporter match a constant only where it is the number of their pattern.
+
+    The optimizer of onnxscript, which the exporter runs, takes numbers within 1e-8 or a part in 1e5 of each other for
+    the same. Its rule for ``x + 0`` then drops the epsilon of ``p / (p.sum() + 1e-9)``, and a row of zeros, which torch
+    leaves zero, becomes 0 / 0.
+    """
+    matcher: Any = load_extra("onnxscript.rewriter._matcher", "convert").SimplePatternMatcher
+    original = matcher._match_constant  # noqa: SLF001  # rules have no option for it; put back below
+
+    def exact(self: Any, pattern: Any, value: Any) -> bool:
+        tolerances = pattern._rel_tol, pattern._abs_tol  # noqa: SLF001
+        pattern._rel_tol = pattern._abs_tol = 0.0  # noqa: SLF001
+        try:
+            return bool(original(self, pattern, value))
+        finally:
+            pattern._rel_tol, pattern._abs_tol = tolerances  # noqa: SLF001
+
+    matcher._match_constant = exact  # noqa: SLF001
+    try:
+        yield
+    finally:
+        matcher._match_constant = original  # noqa: SLF001
 
 
 def _exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.ExportedProgram) -> onnx.ModelProto:

@@ -223,11 +223,13 @@ def _only(spec: ModelSpec, latency: Latency | None) -> float | None:
 
 COLUMNS = ("target", "engine", "precision", "size", "parity", "metric", "p50 / p99", "RTF", "late", "measured on")
 RIGHT = frozenset({"size", "p50 / p99", "RTF", "late"})
-VERDICTS: Mapping[Verdict, str] = {
-    "passed": "[green]passed[/green]",
-    "failed": "[red]FAILED[/red]",
-    "not measured": "[yellow]not measured[/yellow]",
+VERDICTS: Mapping[Verdict, tuple[str, str]] = {
+    "passed": ("passed", "green"),
+    "failed": ("FAILED", "red"),
+    "not measured": ("not measured", "yellow"),
 }
+"""Verdict -> its words in a table, and their style."""
+
 TOLD = ("hashes", "golden")  # gates that are told although they passed
 
 
@@ -242,7 +244,7 @@ def table(results: Sequence[Result]) -> Table:
         grid.add_column(name, overflow="fold", justify="right" if name in RIGHT else "left")
     grid.add_column("verdict")
     for result in results:
-        grid.add_row(*map(Text, _cells(result)), VERDICTS[result.verdict])
+        grid.add_row(*map(Text, _cells(result)), Text(*VERDICTS[result.verdict]))
         for row in (*result.buckets, *result.graphs):
             grid.add_row(*map(Text, _part_cells(row)), "")
     return grid

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from edgeattn.adversarial import Adversary
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
 from edgeattn.evaluation.data import TARGET_PREFIX, ArrayData, ArraySample, Data, SpeechData, spread
@@ -58,6 +59,7 @@ class Baseline:
         records: steps to replay on every candidate, by graph.
         carried: graphs whose records are one run with carried states; those of the others are calls of their own.
         reference: what was recorded, in words.
+        adversary: inputs that the records do not hold, for every graph; None where nothing is recorded.
         calibration: full input sets per graph, states included; empty without data.
         score: the task's metric of the source, None without one.
         data: what the metric is measured on, None without.
@@ -69,6 +71,7 @@ class Baseline:
     data: Data | None
     carried: frozenset[str] = frozenset()
     reference: str = REFERENCE
+    adversary: Adversary | None = None
 
 
 def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
@@ -104,6 +107,11 @@ def recorded(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
     Raises:
         DataError: for data of another kind of model.
     """
+    base = _recorded(model, data, progress)
+    return replace(base, adversary=Adversary(model, base.records))
+
+
+def _recorded(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
     if model.spec.stream is not None and not isinstance(data, ArrayData):
         with one_thread():
             return _stream_baseline(model, model.spec.stream, data, progress)

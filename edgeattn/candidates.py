@@ -61,6 +61,8 @@ def verify(
     if shop.base.score is not None and shop.base.data is not None:
         score = score_of(session, shop.base.data, label, progress)
     failures = parity_failures(parity, artifact.precision)
+    if shop.base.adversary is not None:
+        failures += shop.base.adversary.failures(session, artifact.precision)
     if artifact.backend in SUBSTITUTE:  # what another engine executes says nothing; what the parser took does
         failures += parsed_failures(artifact.treatments, (artifact.build or {}).get("checked", {}).get("layers"))
     else:

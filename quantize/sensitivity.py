@@ -22,7 +22,7 @@ from edgeattn.quantize.calibration import Calibration, checked_samples, even
 from edgeattn.quantize.plan import Plan, Rule, Treatment
 from edgeattn.quantize.probe import Arrays, probe
 from edgeattn.quantize.qdq import QdqOptions, QuantizedOnnx, quantize_onnx
-from edgeattn.runtimes.selftest import SQNR_LIMIT
+from edgeattn.runtimes.agreement import SQNR_LIMIT
 from edgeattn.scratch import scratch_room
 
 if TYPE_CHECKING:

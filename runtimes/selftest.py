@@ -5,7 +5,6 @@ Maker and replayer run the same loop, so what they compare is the engine and not
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from edgeattn.errors import BundleError, InputError
+from edgeattn.runtimes.agreement import Agreement
 from edgeattn.runtimes.engines import load
 from edgeattn.runtimes.session import Arrays, Census, Session
 from edgeattn.spec import GraphSpec, ModelSpec
 
-SQNR_LIMIT = 300.0  # dB, about what float64 resolves: stands for "equal", and keeps JSON free of infinities
-
 
 @dataclass(frozen=True)
 class OutputCheck:
-    """How near a replayed output came to the golden one, over all steps."""
+    """How near a replayed output came to the golden one, over all steps; see :mod:`edgeattn.runtimes.agreement`."""
 
     sqnr_db: float  # within +-SQNR_LIMIT, which itself means equal arrays
-    max_abs: float
+    max_abs: float  # infinite where one holds NaN or infinity and the other does not
     passed: bool
 
 
@@ -54,30 +52,6 @@ class SelftestResult:
     executed: Census
     passed: bool
     load_ms: float
-
-
-def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum r^2 / sum (r - o)^2), in dB within +-SQNR_LIMIT.
-
-    Returns:
-        SQNR_LIMIT for equal arrays, -SQNR_LIMIT where ``other`` holds NaN or infinity or where the reference is all
-        zero and differs.
-
-    >>> round(sqnr_db(np.array([1.0, 2.0]), np.array([1.0, 2.1])), 2)
-    26.99
-    """
-    signal = np.asarray(reference, np.float64)
-    noise = signal - np.asarray(other, np.float64)
-    return decibels(float(np.square(signal).sum()), float(np.square(noise).sum()))
-
-
-def decibels(signal: float, noise: float) -> float:
-    """The ratio of two sums of squares in dB, within +-SQNR_LIMIT."""
-    if noise == 0:
-        return SQNR_LIMIT
-    if signal == 0 or not math.isfinite(noise):
-        return -SQNR_LIMIT
-    return min(SQNR_LIMIT, max(-SQNR_LIMIT, 10 * (math.log10(signal) - math.log10(noise))))
 
 
 def run_steps(session: Session, graph: GraphSpec, inputs: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
@@ -136,10 +110,10 @@ def replay_golden(session: Session, golden: Mapping[str, np.ndarray], min_sqnr_d
             continue
         steps = _golden_steps(session.spec, graph, golden)
         for name, array in run_steps(session, graph, steps).items():
-            expected = golden[f"{graph.name}.out.{name}"]
-            ratio = sqnr_db(expected, array)
-            difference = float(np.abs(expected.astype(np.float64) - array.astype(np.float64)).max())
-            checks[f"{graph.name}.{name}"] = OutputCheck(ratio, difference, ratio >= min_sqnr_db)
+            agreement = Agreement()
+            agreement.add(golden[f"{graph.name}.out.{name}"], array)
+            ratio = agreement.sqnr_db()
+            checks[f"{graph.name}.{name}"] = OutputCheck(ratio, agreement.max_abs(), ratio >= min_sqnr_db)
     if not checks:
         raise BundleError(f"golden inputs fit no graph of model {session.spec.name!r}; convert it again")
     return checks

@@ -17,7 +17,8 @@ import pytest
 
 from edgeattn.bundle import BundleDraft, Golden, Manifest, zip_bundle
 from edgeattn.runtimes import load, open_session
-from edgeattn.runtimes.selftest import make_golden, sqnr_db
+from edgeattn.runtimes.agreement import sqnr_db
+from edgeattn.runtimes.selftest import make_golden
 from tests.runtimes.tiny import tiny_spec, write_onnx, write_tflite
 from tests.wheels import pip_install
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from edgeattn.runtimes.selftest import decibels
+from edgeattn.runtimes.agreement import Agreement
 
 MAX_ABS_FP32 = 1e-4
 MIN_SQNR_FP32 = 90.0  # dB
 MIN_SQNR_FP16 = 50.0  # dB
+MIN_SQNR_NEAR = 40.0  # dB, of a float32 output within MAX_ABS_FP32
+ROUNDING_FP32 = 1e-6  # some roundings of float32 values near 1, below which no ratio says anything
+RECORDED_DB = 10.0  # between two measurements of one quantized bundle, on other samples or another processor
 
 
 @dataclass(frozen=True)
 class OutputParity:
-    """One output over all steps."""
+    """One output over all steps, by the rules of :mod:`edgeattn.runtimes.agreement`."""
 
     max_abs: float
     sqnr_db: float  # within +-SQNR_LIMIT; SQNR_LIMIT itself means identical
+    left_out: float = 0.0  # share of entries that are marks (hidden, padded) in both, and say nothing of the weights
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,7 @@ class ParityMeter:
     """Accumulates the comparison step by step, in constant memory."""
 
     def __init__(self) -> None:
-        self._signal: dict[str, float] = {}
-        self._noise: dict[str, float] = {}
-        self._max_abs: dict[str, float] = {}
+        self._outputs: dict[str, Agreement] = {}
         self._steps = 0
 
     def add(self, expected: Mapping[str, np.ndarray], got: Mapping[str, np.ndarray]) -> None:
@@ -51,23 +52,16 @@ class ParityMeter:
             if name not in got or got[name].shape != reference.shape:
                 shape = got[name].shape if name in got else "nothing"
                 raise ValueError(f"output {name!r}: expected shape {reference.shape}, got {shape}")
-            want = np.asarray(reference, np.float64)
-            error = np.asarray(got[name], np.float64) - want
-            largest = float(np.abs(error).max(initial=0.0))
-            if not math.isfinite(largest):  # NaN would lose every comparison that follows
-                largest = math.inf
-            self._max_abs[name] = max(self._max_abs.get(name, 0.0), largest)
-            self._signal[name] = self._signal.get(name, 0.0) + float(np.square(want).sum())
-            self._noise[name] = self._noise.get(name, 0.0) + float(np.square(error).sum())
+            self._outputs.setdefault(name, Agreement()).add(reference, got[name])
         self._steps += 1
 
     def result(self, reference: str) -> Parity:
         """The figures so far. ``reference`` says what the expected outputs came from."""
-        return Parity(
-            reference,
-            self._steps,
-            {n: OutputParity(self._max_abs[n], decibels(self._signal[n], self._noise[n])) for n in self._max_abs},
-        )
+        figures = {
+            name: OutputParity(found.max_abs(), found.sqnr_db(), found.left_out())
+            for name, found in self._outputs.items()
+        }
+        return Parity(reference, self._steps, figures)
 
 
 def merged_parity(parts: Mapping[str, Sequence[Parity]]) -> Parity:
@@ -83,6 +77,10 @@ def merged_parity(parts: Mapping[str, Sequence[Parity]]) -> Parity:
             for output, figures in parity.outputs.items():
                 key = f"{name}.{output}" if len(parts) > 1 else output
                 before = worst.get(key, figures)
-                worst[key] = OutputParity(max(before.max_abs, figures.max_abs), min(before.sqnr_db, figures.sqnr_db))
+                worst[key] = OutputParity(
+                    max(before.max_abs, figures.max_abs),
+                    min(before.sqnr_db, figures.sqnr_db),
+                    max(before.left_out, figures.left_out),
+                )
     every = [parity for parities in parts.values() for parity in parities]
     return Parity(every[0].reference, sum(parity.steps for parity in every), worst)

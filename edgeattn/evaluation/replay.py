@@ -117,12 +117,17 @@ def replay(
     for record in records:
         if not carried:
             step.reset()
-        _copy_in(step, record.inputs)
-        step.run()
+        run_record(step, record)
         meter.add(record.outputs, step.outputs)
         on_step()
     step.reset()
     return meter.result(reference)
+
+
+def run_record(step: Step, record: Record) -> None:
+    """One step on a record's inputs, with the step's own states."""
+    _copy_in(step, record.inputs)
+    step.run()
 
 
 def _copy_in(step: Step, inputs: Arrays) -> None:

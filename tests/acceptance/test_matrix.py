@@ -15,7 +15,7 @@ import pytest
 
 from edgeattn.errors import EdgeattnError
 from edgeattn.evaluation.parity import MAX_ABS_FP32, MIN_SQNR_FP16
-from edgeattn.runtimes.selftest import SQNR_LIMIT
+from edgeattn.runtimes.agreement import SQNR_LIMIT
 from edgeattn.targets import Precision
 from tests.acceptance.cells import ENGINES, Figures, Loaded, Source, sources_of
 from tests.architectures import FURTHER, NAMED, Architecture

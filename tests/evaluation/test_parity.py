@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeattn.evaluation.parity import ParityMeter
-from edgeattn.runtimes.selftest import SQNR_LIMIT, sqnr_db
+from edgeattn.runtimes.agreement import SQNR_LIMIT, sqnr_db
 
 
 @given(scale=st.floats(1e-6, 1.0), seed=st.integers(0, 99))

@@ -10,7 +10,7 @@ import pytest
 
 from edgeattn.evaluation.replay import record_calls, record_stream, record_utterances, replay
 from edgeattn.runtimes import Step
-from edgeattn.runtimes.selftest import SQNR_LIMIT
+from edgeattn.runtimes.agreement import SQNR_LIMIT
 from edgeattn.spec import StreamSpec
 from tests.runtimes.tiny import CHUNK, LEFT, MEL, NumpyStep, tiny_spec
 

@@ -31,7 +31,7 @@ from edgeattn.quantize.sensitivity import (
     sensitivity,
     steps,
 )
-from edgeattn.runtimes.selftest import SQNR_LIMIT, sqnr_db
+from edgeattn.runtimes.agreement import SQNR_LIMIT, sqnr_db
 from tests.converters.samples import as_model, calibration, stream_model
 
 ON_GRID: tuple[Treatment, ...] = ("int8", "int8-weights")

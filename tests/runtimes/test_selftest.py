@@ -12,7 +12,8 @@ import pytest
 from edgeattn.bundle import BundleDraft, Golden, Manifest, zip_bundle
 from edgeattn.errors import BundleError, DeviceError, InputError
 from edgeattn.runtimes import load, open_session
-from edgeattn.runtimes.selftest import SQNR_LIMIT, make_golden, replay_golden, run_steps, selftest, sqnr_db
+from edgeattn.runtimes.agreement import SQNR_LIMIT, sqnr_db
+from edgeattn.runtimes.selftest import make_golden, replay_golden, run_steps, selftest
 from edgeattn.runtimes.tensorrt_build import BuildRecipe, recipe_to_build
 from tests.runtimes.tiny import ENGINES, NumpyStep, tiny_spec
 

@@ -16,8 +16,9 @@ States start from their initial values, and two steps are run. What the source r
 An engine sums in another order, so outputs are compared within a bound: 1e-4 of the output's size in float32, 1e-2 in
 float16, and :data:`AMPLIFIED` times what the source's own output moves if its weights and features are changed by some
 roundings of that precision. Entries that such a change turns into NaN or infinity, and integers that it turns into
-others, say nothing. The change is tried only where the bound without it is not kept. Of int8 it is asked that numbers are numbers:
-its ranges end where the calibration samples did, and beyond them its values are its metric's affair.
+others, say nothing. The change is tried only where the bound without it is not kept. NaN that the source itself gives
+says nothing either. Of int8 it is asked that numbers are numbers: its ranges end where the calibration samples did, and
+beyond them its values are its metric's affair.
 """
 
 from __future__ import annotations
@@ -86,6 +87,11 @@ class Adversary:
         for graph in self._model.spec.graphs:
             probes += _answered(self._model, graph, unusual(self._model.example[graph.name], self._uses[graph.name]))
         return tuple(probes)
+
+    @property
+    def count(self) -> int:
+        """How many inputs it holds."""
+        return len(self._made)
 
     def probes(self, precision: str, certain: bool = False) -> tuple[Probe, ...]:
         """All probes with the bounds of a precision.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgeattn.adversarial import deviation_failures
 from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, score_of, whole_parity
 from edgeattn.buckets import with_buckets
 from edgeattn.bundle import Manifest, open_bundle, read_manifest
@@ -45,6 +46,7 @@ from edgeattn.verdicts import (
     Deadline,
     Judgement,
     accuracy_judged,
+    adversarial_judged,
     clock_judged,
     deadline_foreseen,
     deadline_judged,
@@ -111,7 +113,11 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
                 progress.begin("parity", sum(len(records) for records in base.records.values()))
                 parities = replay_baseline(base, session, progress)
                 parity = whole_parity(session.spec, parities)
-                rows += parity_judged(parity, shipped, parity_failures(parity, shipped))
+                rows += parity_judged(
+                    parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity))
+                )
+                assert base.adversary is not None, "the baseline of a source has one"
+                rows += adversarial_judged(base.adversary.failures(session, shipped), base.adversary.count)
             if data is not None:
                 score = score_of(session, data, "check", progress)
             figures, more = _metric(manifest, base, data, score, options)
@@ -494,11 +500,13 @@ def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOpti
     parity, score = None, None
     if base is not None or data is not None:
         progress.begin(f"parity and metric on {device.text}")
-        evaluated = _evaluated_on(device, path, options, base, data)
+        evaluated = _evaluated_on(device, path, options, base, data, shipped)
         parities = evaluated.parities
         if base is not None:
             parity = whole_parity(manifest.spec, parities)
-            rows += parity_judged(parity, shipped, parity_failures(parity, shipped))
+            rows += parity_judged(parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity)))
+            count = 0 if base.adversary is None else base.adversary.count
+            rows += adversarial_judged(deviation_failures(evaluated.deviations), count)
         score = evaluated.score
     figures, more = _metric(manifest, base, data, score, options)
     rows += more
@@ -512,18 +520,20 @@ def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOpti
 
 
 def _evaluated_on(
-    device: Device, path: Path, options: CheckOptions, base: Baseline | None, data: Data | None
+    device: Device, path: Path, options: CheckOptions, base: Baseline | None, data: Data | None, precision: str
 ) -> Evaluated:
-    """Parity and metric, computed there; the source's recorded steps and the samples are sent.
+    """Parity and metric, computed there; the source's recorded steps, its probes and the samples are sent.
 
     Raises:
         EdgeattnError: as :func:`edgeattn.profiling.remote.task_on`; DataError for more than is sent.
     """
-    steps, reference = {}, ""
+    steps, reference, probes = {}, "", ()
     if base is not None:
         steps = {graph: Steps(graph in base.carried, records) for graph, records in base.records.items()}
         reference = base.reference
-    task = Task(EVALUATION, pack(steps, reference, data), "evaluated", Evaluated)
+        if base.adversary is not None:
+            probes = base.adversary.probes(precision, certain=True)
+    task = Task(EVALUATION, pack(steps, reference, data, probes), "evaluated", Evaluated)
     seconds = TIMEOUT_SECONDS + SLOWEST_SAMPLE * (0 if data is None else len(data.evaluation))
     answer, _ = task_on(device, path, task, options.backend, options.measure.threads, seconds)
     return answer
@@ -595,6 +605,15 @@ def _sized(model: EdgeModel, spec: ModelSpec) -> EdgeModel:
                 sizes.setdefault(dim, set()).add(size)
     fills = {pad.tensor: pad.fill for bucket in spec.buckets for pad in bucket.pad}
     return with_buckets(replace(model, buckets={}), {dim: tuple(sorted(found)) for dim, found in sizes.items()}, fills)
+
+
+def _recorded_parity(manifest: Manifest, parity: Parity) -> Parity | None:
+    """What the conversion measured against the same kind of reference; None where a figure of it is null."""
+    try:
+        recorded = from_json(Parity, manifest.measured.get("parity"), "manifest.measured.parity")
+    except InputError:
+        return None
+    return recorded if recorded.reference == parity.reference else None
 
 
 def _model(manifest: Manifest) -> dict[str, Any]:

@@ -79,6 +79,7 @@ from edgeattn.targets import Target, host_target, list_targets
 from edgeattn.verdicts import (
     NO_METRIC,
     Judgement,
+    adversarial_judged,
     deadline_foreseen,
     deadline_judged,
     deadline_of,
@@ -654,6 +655,8 @@ def verified_gates(shop: Workshop, chosen: Verified, gates: Gates) -> tuple[Accu
         failures.setdefault(failure.gate, []).append(failure)
     told = artifact.backend not in SUBSTITUTE or bool((artifact.build or {}).get("checked", {}).get("layers"))
     rows = parity_judged(chosen.parity, artifact.precision, failures.pop("parity", []))
+    if shop.base.adversary is not None:
+        rows += adversarial_judged(failures.pop("adversarial", []), shop.base.adversary.count)
     rows += executed_judged(artifact.precision, failures.pop("executed", []), told)
     figures = None
     if score is not None and data is not None:

@@ -221,6 +221,7 @@ def _only(spec: ModelSpec, latency: Latency | None) -> float | None:
     return latency.p50_ms if latency is not None and len(spec.graphs) == 1 else None
 
 
+NEARLY_ALL = 0.99  # of an output, beyond which what is left is little to judge by
 COLUMNS = ("target", "engine", "precision", "size", "parity", "metric", "p50 / p99", "RTF", "late", "measured on")
 RIGHT = frozenset({"size", "p50 / p99", "RTF", "late"})
 VERDICTS: Mapping[Verdict, tuple[str, str]] = {
@@ -387,6 +388,17 @@ def _worst(outputs: Mapping[str, OutputParity]) -> str:
     return f"{largest:.1e}\n{lowest:.0f} dB"
 
 
+def _left_out(parity: Parity | None) -> list[str]:
+    """How much of an output is hidden or padded, and therefore no part of its SQNR."""
+    outputs = {} if parity is None else parity.outputs
+    return [
+        f"{100 * figures.left_out:.3g} % of {name} mark hidden or padded places, equal in both and no part of its SQNR"
+        + ("; what is left says little of the weights" if figures.left_out > NEARLY_ALL else "")
+        for name, figures in outputs.items()
+        if figures.left_out
+    ]
+
+
 def _metric(result: Result) -> str:
     accuracy = result.accuracy
     if accuracy is None:
@@ -404,6 +416,7 @@ def _caption(results: Sequence[Result]) -> str:
         lines += [f"{result.target}: {gate}" for gate in untold]
         lines += [f"{result.target}: {g}" for g in result.gates if g.gate in TOLD and g.verdict == "passed"]
         lines += [f"{result.target}: {note}" for note in result.notes]
+        lines += [f"{result.target}: {note}" for note in _left_out(result.parity)]
     data = sorted({f"{r.accuracy.samples} samples of {r.accuracy.data}" for r in results if r.accuracy is not None})
     lines += [f"metric: {entry}; CI: 95 %" for entry in data]
     lines.append("p50 / p99: one chunk or call; late: chunks or calls past their deadline in the paced run")

@@ -34,7 +34,8 @@ class Judgement:
     """What became of one gate.
 
     Attributes:
-        gate: hashes, golden, parity, accuracy, metric, executed, deadline, clock, speedup, size, device or target.
+        gate: hashes, golden, parity, adversarial, accuracy, metric, executed, deadline, clock, speedup, size, device or
+            target.
         got: what was found; of a gate that was not judged, what is known instead, empty for nothing.
         why: what keeps it from being judged, or what to know of the verdict; mostly empty.
         asked: by whom. Not judged, a gate of the user's own ("flag") makes the exit code 5, too; one that stands
@@ -132,6 +133,15 @@ def parity_judged(parity: Parity, precision: str, failures: Sequence[Failure]) -
     lowest = min((output.sqnr_db for output in parity.outputs.values()), default=0.0)
     got = f"within {largest:.2g} and >= {lowest:.1f} dB over {parity.steps} steps of the {parity.reference}"
     return judged("parity", failures, wanted, got)
+
+
+def adversarial_judged(failures: Sequence[Failure], probes: int) -> list[Judgement]:
+    """Outputs on inputs that the example does not hold, of which :mod:`edgeattn.adversarial` gave ``failures``.
+
+    Args:
+        probes: how many such inputs were run.
+    """
+    return judged("adversarial", failures, "outputs as the source gives them", f"{probes} unusual inputs")
 
 
 def executed_judged(precision: str, failures: Sequence[Failure], told: bool) -> list[Judgement]:

@@ -14,6 +14,7 @@ from edgeattn.layers import LinearLayer, linear_layers
 from edgeattn.model import Artifact
 from edgeattn.quantize.calibration import Calibration, checked_samples, even
 from edgeattn.quantize.plan import EVERYTHING, Plan, Treatment, counted
+from edgeattn.runtimes.agreement import SQNR_LIMIT, Agreement
 from edgeattn.runtimes.openvino import safe_properties
 from edgeattn.silence import silenced
 
@@ -23,7 +24,6 @@ MAX_SAMPLES = 128  # that NNCF sees: on the streaming Conformer as good as 500, 
 TRIAL_SAMPLES = 64  # of a classifier 24 chose 0.5, which loses 0.66 points of SST-2; 64 chose 0.8, which loses none
 ALPHAS = (-1.0, 0.5, 0.8, 0.95)
 NO_SMOOTHING = -1.0  # what NNCF takes for "leave it out"
-EXACT_DB = 200.0  # an output without any noise counts as this
 REACH = 3  # operations between a Gemm's output and its product: its bias, its factors
 
 
@@ -148,7 +148,7 @@ def _best_alpha(job: _Job, samples: Samples, alphas: Sequence[float]) -> tuple[f
         expected = _outputs(openvino.Core().read_model(job.path), judges)
         if not expected[0]:
             return alphas[0], ""  # nothing but integers comes out: there is no noise to measure
-        scores = {alpha: _sqnr_db(expected, _outputs(_build(job, built, alpha), judges)) for alpha in alphas}
+        scores = {alpha: _mean_sqnr_db(expected, _outputs(_build(job, built, alpha), judges)) for alpha in alphas}
     best = max(scores, key=lambda alpha: scores[alpha])
     shown = ", ".join(f"{alpha:g}: {score:.1f}" for alpha, score in scores.items())
     return best, f" (dB of each alpha: {shown})"
@@ -175,17 +175,14 @@ def _outputs(model: Any, samples: Samples) -> list[list[np.ndarray]]:
     return results
 
 
-def _sqnr_db(expected: list[list[np.ndarray]], got: list[list[np.ndarray]]) -> float:
-    """Signal to quantization noise in dB over all samples, mean over the outputs; NaN counts as no signal."""
-    ratios = []
-    for wanted, had in zip(zip(*expected, strict=True), zip(*got, strict=True), strict=True):
-        signal = sum(float((array**2).sum()) for array in wanted)
-        noise = sum(float(((a - b) ** 2).sum()) for a, b in zip(wanted, had, strict=True))
-        if not np.isfinite(noise):
-            return -EXACT_DB
-        if signal > 0.0:
-            ratios.append(min(EXACT_DB, 10 * np.log10(signal / max(noise, signal * 10 ** (-EXACT_DB / 10)))))
-    return float(np.mean(ratios)) if ratios else EXACT_DB
+def _mean_sqnr_db(expected: list[list[np.ndarray]], got: list[list[np.ndarray]]) -> float:
+    """Signal to quantization noise in dB over all samples, mean over the outputs; NaN in one of them is no signal."""
+    outputs = [Agreement() for _ in expected[0]]
+    for wanted, had in zip(expected, got, strict=True):
+        for agreement, reference, other in zip(outputs, wanted, had, strict=True):
+            agreement.add(reference, other)
+    ratios = [agreement.sqnr_db() for agreement in outputs]
+    return -SQNR_LIMIT if -SQNR_LIMIT in ratios else float(np.mean(ratios))
 
 
 def _build(job: _Job, samples: Samples, alpha: float) -> Any:

@@ -6,10 +6,10 @@ entirely other weights the ratio says 180 dB. So marks are told apart by their s
 come out as the same mark, and the ratio is that of the other entries.
 
 - Infinities of one sign are equal, and NaN is equal to NaN; any other pair with one of them makes the figure the worst.
-- Finite marks are entries of at least 64 and at least 8 times all that is smaller, in steps of powers of two. One that
-  comes out within a thousandth of itself (an integer: as itself) is left out of the ratio; any other counts with its
-  whole difference. Those left out have a ratio of their own, of relative errors, and the lower of both is the figure: a
-  real value that is that large is held to its own size.
+- Finite marks are entries of at least 64 and at least 8 times all that is smaller, in steps of powers of two. They
+  have a ratio of their own, of relative errors, and the lower of both is the figure: a real value of that size is held
+  to itself. One that is off by more than half of itself (an integer: at all) is another mark or none, and its whole
+  difference is noise beside the other entries.
 - Integers and booleans are measured from the most common value of the reference's first array, so that ids which are
   nearly all padding, or a mask which is nearly all true, are no signal.
 """
@@ -24,7 +24,7 @@ import numpy as np
 SQNR_LIMIT = 300.0  # dB, about what float64 resolves: stands for "equal", and keeps JSON free of infinities
 MARK_EXPONENT = 7  # np.frexp's of 64: a mark is as large at least
 MARK_GAP = 4  # powers of two: the smallest mark is 8 times the largest other entry at least
-SAME_MARK = 1e-3  # relative, above the rounding of float16
+SAME_MARK = 0.5  # relative
 _ZERO = -1100  # stands for the exponent of 0, below that of the smallest float64
 _BINS = 2200
 
@@ -66,6 +66,11 @@ def marks(reference: np.ndarray) -> np.ndarray:
     return ~finite | (exponents >= _first_mark(filled))
 
 
+def _most_common(values: np.ndarray) -> float:
+    found, counts = np.unique(values, return_counts=True)
+    return float(found[counts.argmax()]) if found.size else 0.0
+
+
 def _exponents(size: np.ndarray) -> np.ndarray:
     """The bin of each magnitude."""
     return np.where(size > 0, np.frexp(size)[1], _ZERO) - _ZERO
@@ -92,7 +97,8 @@ class Agreement:
         self._signal = np.zeros((2, _BINS))
         self._noise = np.zeros((2, _BINS))
         self._largest = np.zeros((2, _BINS))
-        self._relative = np.zeros(_BINS)  # of the former
+        self._relative = np.zeros(_BINS)  # squares, of the former
+        self._largest_relative = np.zeros(_BINS)
 
     def add(self, reference: np.ndarray, other: np.ndarray) -> None:
         """Compare one pair of arrays of equal shape."""
@@ -109,8 +115,7 @@ class Agreement:
         error, same_mark = got - want, SAME_MARK
         if np.asarray(reference).dtype.kind in "iub":
             if self._base is None:
-                values, counts = np.unique(want, return_counts=True)
-                self._base = float(values[counts.argmax()])
+                self._base = _most_common(want[~marks(want)])
             want = want - self._base
             same_mark = 0.0
         size = np.abs(want)
@@ -125,6 +130,7 @@ class Agreement:
             np.maximum.at(self._largest.reshape(-1), place, np.abs(error))
             near = group == 0
             self._relative += np.bincount(exponent[near], relative[near] ** 2, _BINS)
+            np.maximum.at(self._largest_relative, exponent[near], relative[near])
 
     def _marks(self) -> int:
         return _first_mark(np.flatnonzero(self._count.sum(0)))
@@ -134,16 +140,18 @@ class Agreement:
         if self._broken:
             return -SQNR_LIMIT
         first = self._marks()
-        signal = self._signal[0, :first].sum() + self._signal[1].sum()
-        noise = self._noise[0, :first].sum() + self._noise[1].sum()
+        signal = self._signal[:, :first].sum()
+        noise = self._noise[:, :first].sum() + self._noise[1, first:].sum()
         of_marks = decibels(float(self._count[0, first:].sum()), float(self._relative[first:].sum()))
         return min(decibels(float(signal), float(noise)), of_marks)
 
     def max_abs(self) -> float:
-        """The largest difference, of marks that came out as themselves apart; infinite for NaN or infinity in one."""
+        """The largest difference, of marks relative to themselves; infinite where one holds NaN or infinity alone."""
         if self._broken:
             return math.inf
-        return float(max(self._largest[0, : self._marks()].max(initial=0.0), self._largest[1].max()))
+        first = self._marks()
+        relative = self._largest_relative[first:].max(initial=0.0)
+        return float(max(self._largest[:, :first].max(initial=0.0), self._largest[1].max(), relative))
 
     def left_out(self) -> float:
         """The share of entries that are marks in both, 0 to 1, and no part of the ratio."""

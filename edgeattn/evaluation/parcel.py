@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeattn.errors import DataError
 from edgeattn.evaluation.data import ArraySample, Data, SpeechData, Utterance
+from edgeattn.evaluation.probing import Probe
 from edgeattn.evaluation.replay import Record
 
 INDEX = "index"
@@ -39,16 +40,18 @@ class Parcel:
     Attributes:
         reference: what the steps were recorded on, in words.
         steps: by graph.
+        probes: see :mod:`edgeattn.evaluation.probing`.
         speech, arrays: the samples of a metric; None where there is none to measure.
     """
 
     reference: str
     steps: Mapping[str, Steps]
+    probes: Sequence[Probe] = ()
     speech: Iterator[Utterance] | None = None
     arrays: Iterator[ArraySample] | None = None
 
 
-def pack(steps: Mapping[str, Steps], reference: str, data: Data | None) -> bytes:
+def pack(steps: Mapping[str, Steps], reference: str, data: Data | None, probes: Sequence[Probe] = ()) -> bytes:
     """One npz: arrays ``0``, ``1``, ... and ``index``, a JSON text as bytes that says what they are.
 
     Raises:
@@ -67,6 +70,16 @@ def pack(steps: Mapping[str, Steps], reference: str, data: Data | None) -> bytes
             "inputs": add(_stacked([record.inputs for record in kept.records])),
             "outputs": add(_stacked([record.outputs for record in kept.records])),
         }
+    index["probes"] = [
+        {
+            "graph": probe.graph,
+            "inputs": probe.inputs,
+            "allowed": dict(probe.allowed),
+            "given": add(_stacked([record.inputs for record in probe.records])),
+            "outputs": add(_stacked([record.outputs for record in probe.records])),
+        }
+        for probe in probes
+    ]
     if isinstance(data, SpeechData):
         index["speech"] = [{**add({"samples": u.samples}), "words": list(u.words)} for u in data.evaluation]
     elif data is not None:
@@ -95,20 +108,26 @@ def unpacked(path: Path) -> Iterator[Parcel]:
 
         steps = {}
         for graph, kept in index["steps"].items():
-            inputs, outputs = named(kept["inputs"]), named(kept["outputs"])
-            count = len(next(iter(inputs.values())))
-            records = [
-                Record({n: a[i] for n, a in inputs.items()}, {}, {n: a[i] for n, a in outputs.items()})
-                for i in range(count)
-            ]
-            steps[graph] = Steps(kept["carried"], records)
+            steps[graph] = Steps(kept["carried"], _records(named(kept["inputs"]), named(kept["outputs"])))
+        probes = [
+            Probe(p["graph"], p["inputs"], _records(named(p["given"]), named(p["outputs"])), p["allowed"])
+            for p in index["probes"]
+        ]
         speech, arrays = index.get("speech"), index.get("arrays")
         yield Parcel(
             index["reference"],
             steps,
+            probes,
             None if speech is None else (Utterance(file[str(u["samples"])], tuple(u["words"])) for u in speech),
             None if arrays is None else (ArraySample(named(s["inputs"]), named(s["targets"])) for s in arrays),
         )
+
+
+def _records(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> list[Record]:
+    count = len(next(iter(inputs.values())))
+    return [
+        Record({n: a[i] for n, a in inputs.items()}, {}, {n: a[i] for n, a in outputs.items()}) for i in range(count)
+    ]
 
 
 def _stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

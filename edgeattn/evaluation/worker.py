@@ -17,6 +17,7 @@ from edgeattn.errors import EdgeattnError, error_facts
 from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
 from edgeattn.evaluation.parcel import Parcel, unpacked
 from edgeattn.evaluation.parity import Parity
+from edgeattn.evaluation.probing import Deviation, deviations
 from edgeattn.evaluation.replay import replay
 from edgeattn.runtimes import Session, load
 from edgeattn.spec import to_json
@@ -24,10 +25,11 @@ from edgeattn.spec import to_json
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Parity by graph, empty without recorded steps; the metric, None without samples that have one."""
+    """Parity by graph, empty without recorded steps; the metric, None without samples; what probes found."""
 
     parities: Mapping[str, Parity]
     score: Score | None
+    deviations: tuple[Deviation, ...] = ()
 
 
 def evaluate(session: Session, parcel: Parcel) -> Evaluated:
@@ -45,7 +47,7 @@ def evaluate(session: Session, parcel: Parcel) -> Evaluated:
         score = score_speech(session.stream(), parcel.speech, lambda: None)
     elif parcel.arrays is not None:
         score = score_arrays(session.run, parcel.arrays, lambda: None)
-    return Evaluated(parities, score)
+    return Evaluated(parities, score, tuple(deviations(session, parcel.probes)))
 
 
 def main(arguments: list[str]) -> int:

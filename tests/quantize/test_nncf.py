@@ -20,6 +20,7 @@ from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.quantize import int8_nncf, openvino
 from edgeattn.quantize.plan import Plan, Rule
 from edgeattn.runtimes import open_session
+from edgeattn.runtimes.agreement import SQNR_LIMIT
 from tests.converters.samples import (
     as_model,
     calibration,
@@ -159,10 +160,10 @@ def test_sqnr_is_the_mean_over_outputs_of_all_samples() -> None:
         signal = np.concatenate([arrays[place].ravel() for arrays in expected])
         noise = signal - np.concatenate([arrays[place].ravel() for arrays in got])
         ratios.append(10 * np.log10((signal**2).sum() / (noise**2).sum()))
-    assert openvino._sqnr_db(expected, got) == pytest.approx(np.mean(ratios))
-    assert openvino._sqnr_db(expected, expected) == openvino.EXACT_DB
+    assert openvino._mean_sqnr_db(expected, got) == pytest.approx(np.mean(ratios))
+    assert openvino._mean_sqnr_db(expected, expected) == SQNR_LIMIT
     got[2][0][3] = np.nan
-    assert openvino._sqnr_db(expected, got) == -openvino.EXACT_DB
+    assert openvino._mean_sqnr_db(expected, got) == -SQNR_LIMIT
 
 
 def test_weights_alone_are_not_quantized_by_this_recipe(tmp_path: Path) -> None:

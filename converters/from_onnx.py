@@ -196,7 +196,7 @@ class OnnxNode(nn.Module):
         self.constants: dict[int, str] = {}
         self.hidden: dict[int, Tensor] = {}
         for index, (name, tensor) in given.items():
-            if _is_mask(tensor) or (tensor.numel() == 1 and bool(torch.isfinite(tensor.to(torch.float64)).all())):
+            if _is_mask(tensor) or tensor.numel() == 1:
                 self.hidden[index] = tensor
                 continue
             unique = name if not hasattr(self, name) else f"{name}_{index}"

@@ -153,7 +153,7 @@ def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
     """The example of a graph and others like it, for a model without data.
 
     The others are the example rolled along its last axes: ids stay in their range, masks keep what they show. Those
-    that the source refuses, or whose outputs are not finite, are left out.
+    that the source refuses, or on which it gives NaN, are left out; -inf is an answer like others.
     """
     example = model.example[graph]
     calls = [example]
@@ -161,7 +161,7 @@ def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
         rolled = {name: np.roll(value, places, -1) if value.ndim else value for name, value in example.items()}
         with contextlib.suppress(Exception):  # forward may check its inputs in any way
             outputs = model.run(rolled, graph)
-            if all(np.isfinite(value).all() for value in outputs.values() if value.dtype.kind == "f"):
+            if not any(np.isnan(value).any() for value in outputs.values() if value.dtype.kind == "f"):
                 calls.append(rolled)
     return calls
 

@@ -155,27 +155,47 @@ class ReferenceStep:
 
 
 def check_finite(model: EdgeModel) -> None:
-    """Refuse weights and outputs with NaN or infinity: every figure measured on them would be noise.
+    """Refuse weights that hold NaN, and outputs that say nothing: every figure measured on them would be noise.
+
+    Infinity is data: a causal mask in a buffer, the log-probability of an action that is not allowed. In a parameter
+    -inf is, too (a table of biases that hide); +inf is what a training that diverged leaves behind.
 
     Raises:
-        ModelError: naming the parameter, buffer or output.
+        ModelError: naming the parameter or buffer with the path of its module, or the output.
     """
     import torch
 
+    network = model.network
+    known = {} if network is None else {id(tensor): name for name, tensor in _tensors(network)}
     for graph in model.spec.graphs:
-        module = model.modules[graph.name]
-        for kind, tensors in (("parameter", module.named_parameters()), ("buffer", module.named_buffers())):
-            for name, tensor in tensors:
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ModelError(
-                        f"{kind} {name} of graph {graph.name!r} holds NaN or infinity; retrain or repair it"
-                    )
-        for name, array in model.run(model.example[graph.name], graph.name).items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+        for name, tensor in _tensors(model.modules[graph.name]):
+            learned = isinstance(tensor, torch.nn.Parameter)
+            broken = torch.isnan(tensor) | torch.isposinf(tensor) if learned else torch.isnan(tensor)
+            if tensor.is_floating_point() and bool(broken.any()):
                 raise ModelError(
-                    f"output {name} of graph {graph.name!r} is NaN or infinite on the example inputs: "
-                    "give other example inputs, or mend the model"
+                    f"{'parameter' if learned else 'buffer'} {known.get(id(tensor), name)} of graph {graph.name!r} holds "
+                    f"{'NaN or infinity' if learned else 'NaN'} at {int(broken.sum())} of {tensor.numel()} places; "
+                    "retrain or repair it"
                 )
+        for name, array in model.run(model.example[graph.name], graph.name).items():
+            if array.dtype.kind != "f" or not array.size:
+                continue
+            if np.isnan(array).any():
+                raise ModelError(
+                    f"output {name} of graph {graph.name!r} is NaN at {int(np.isnan(array).sum())} of {array.size} "
+                    "places on the example inputs (a row that a mask hides as a whole is NaN behind a softmax): give "
+                    "other example inputs, or mend the model"
+                )
+            if not np.isfinite(array).any():
+                raise ModelError(
+                    f"output {name} of graph {graph.name!r} is infinite everywhere on the example inputs: give other "
+                    "example inputs, or mend the model"
+                )
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def graph_from_example(

@@ -1,153 +1,213 @@
 """Masks of ONNX files in numbers that float16 holds, as :mod:`~edgeattn.converters.passes.finite_masks` on programs.
 
 What feeds each Softmax is read upwards: Where between scores and a lowest number, and Adds of a mask: a constant of 0
-and one lowest number, Where between the two, a product with the lowest number, sums and other shapes of these. -inf
-becomes -1e4; a lowest finite number becomes -2e4 with the scores held at -1e4 from below, so that a row that sees
-nothing is uniform as before.
+and one lowest number, Where between the two, a product with the lowest number, other shapes of these. The lowest finite
+number becomes -2e4 with the scores held at -1e4 from below, so that a row that sees nothing is uniform as before.
 
-A file that looks for NaN after its Softmax (torch's ``scaled_dot_product_attention`` exports so) handles rows that see
-nothing by itself; there -inf stays.
+-inf becomes -1e4 where a constant shows that every row sees something. Anywhere else it stays: a row that sees nothing
+is NaN, as the file says, and what looks for NaN behind the Softmax finds it.
+
+Only the branch that a Softmax reads is written anew: scores that are an output as well, or read by something else,
+stay, and so does what feeds a LogSoftmax. A branch in which numbers hide at several depths is left as it is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import onnx
 
-from edgeattn.converters.passes.graph import LOWEST
+from edgeattn.converters.passes.graph import DROWNS, LOWEST
 from edgeattn.converters.passes.onnx_graph import View
 from edgeattn.spec import HIDDEN
 
-SHAPES = frozenset((
-    "Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Identity", "Cast", "Slice", "Concat", "Tile",
-))  # fmt: skip
+KEEPING = frozenset(("Unsqueeze", "Squeeze", "Identity", "Cast", "Reshape"))  # rows stay rows, if their size does
+SHAPES = KEEPING | {"Transpose", "Expand", "Slice", "Tile"}
 
 
 def finite_onnx_masks(model: onnx.ModelProto) -> int:
     """Rewrite what hides positions before each Softmax; returns how many numbers were replaced."""
     work = _Work(View(model))
     for node in list(model.graph.node):
-        readers = work.view.readers.get(node.output[0], []) if node.output else []
-        if node.op_type not in ("Softmax", "LogSoftmax") or any(reader.op_type == "IsNaN" for reader in readers):
+        if node.op_type != "Softmax":
             continue
-        scores = node.input[0]
-        if work.lower(scores):
+        lowered = work.lower(node.input[0], node)
+        if lowered is None or (lowered.readable and not work.along_last(node)):
+            continue
+        scores = lowered.name
+        if lowered.floor:
             hidden = work.view.constant(np.array(HIDDEN, np.float32), "hidden")
-            node.input[0] = work.view.before(node, "Max", [scores, hidden], scores, f"{scores}_held")
+            scores = work.view.before(node, "Max", [scores, hidden], node.input[0], f"{node.input[0]}_held")
+        node.input[0] = scores
     if work.replaced:
         work.view.drop_unread()
     return work.replaced
 
 
+@dataclass(frozen=True)
+class _Scores:
+    """A tensor written anew.
+
+    Attributes:
+        name: of it.
+        number: what hides in it; None for -inf in constants that leave something to see to every row.
+        floor: it is to be held at the hidden value from below.
+        readable: what is hidden still differs; nobody sees it, as every row sees others.
+    """
+
+    name: str
+    number: float | None = None
+    floor: bool = False
+    readable: bool = False
+
+
+class _UnclearError(Exception):
+    """A branch in which a row that sees nothing would come out as another one."""
+
+
 class _Work:
-    """Goes up from a Softmax; each tensor is visited once, however many layers read it."""
+    """Goes up from a Softmax; each tensor is written anew once, however many layers read it."""
 
     def __init__(self, view: View) -> None:
         self.view = view
         self.replaced = 0
-        self._visited: dict[str, bool] = {}
-        self._kinds: dict[str, str] = {}
+        self._visited: dict[str, _Scores | None] = {}
+        self._masks: dict[str, _Scores | None] = {}
 
-    def lower(self, name: str) -> bool:
-        """Rewrite what makes the scores; true if they must be held at the hidden value from below."""
+    def along_last(self, softmax: onnx.NodeProto) -> bool:
+        """Whether its rows lie along the last axis."""
+        axis = next((a.i for a in softmax.attribute if a.name == "axis"), -1)
+        shape = self.view.shape(softmax.input[0])
+        return axis == -1 or (shape is not None and axis == len(shape) - 1)
+
+    def lower(self, name: str, anchor: onnx.NodeProto) -> _Scores | None:
+        """Masked scores anew, or None where nothing in them hides or they have to stay."""
+        before = self.replaced
+        try:
+            return self._lower(name, anchor)
+        except _UnclearError:
+            self.replaced = before
+            return None
+
+    def _lower(self, name: str, anchor: onnx.NodeProto) -> _Scores | None:
         if name not in self._visited:
-            self._visited[name] = False
-            self._visited[name] = self._lowered(name)
+            node = self.view.makers.get(name)
+            self._visited[name] = None if node is None else self._lowered(node, anchor)
         return self._visited[name]
 
-    def _lowered(self, name: str) -> bool:
-        node = self.view.makers.get(name)
-        if node is None or name in self.view.outputs:
-            return False
+    def _lowered(self, node: onnx.NodeProto, anchor: onnx.NodeProto) -> _Scores | None:
         if node.op_type in SHAPES:
-            return self.lower(node.input[0])
+            inner = self._lower(node.input[0], anchor)
+            if inner is None:
+                return None
+            if inner.readable and not self._keeps_rows(node):
+                raise _UnclearError
+            return replace(inner, name=self.view.copied(node, [inner.name, *node.input[1:]], anchor))
         if node.op_type == "Where":
-            numbers = [self._low(node.input[position]) for position in (1, 2)]
-            for position, low in zip((1, 2), numbers, strict=True):
-                if low is not None:
-                    self._replace(node, position, HIDDEN)
-            held = [self.lower(node.input[p]) for p, low in zip((1, 2), numbers, strict=True) if low is None]
-            return any(held)
+            return self._choice(node, anchor)
         if node.op_type == "Add":
-            left, right = (self._summand(node, position) for position in (0, 1))
-            return left or right
-        return False
-
-    def _summand(self, node: onnx.NodeProto, position: int) -> bool:
-        name = node.input[position]
-        kind = self._kinds.get(name) or self._kind(name)
-        if kind is None:
-            return self.lower(name)
-        if name not in self._kinds:
-            self._kinds[name] = kind
-            if name in self.view.constants:
-                self._replace_mask(node, position)
-            else:
-                self._rewrite(name, HIDDEN if kind == "infinite" else 2 * HIDDEN)
-        elif name in self.view.constants:
-            self._replace_mask(node, position)
-        return kind == "finite"
-
-    def _low(self, name: str) -> float | None:
-        number = self.view.number(name)
-        return number if number is not None and number <= LOWEST else None
-
-    def _kind(self, name: str) -> str | None:
-        """A mask is "infinite", "finite" (a row may see nothing) or "seeing" (none does); None for anything else."""
-        value = self.view.value(name)
-        if value is not None:
-            if value.dtype != np.float32 or value.size == 0:
-                return None
-            hidden = value <= LOWEST
-            if not hidden.any() or (value[~hidden] != 0).any():
-                return None
-            if np.isinf(value[hidden]).any():
-                return "infinite"
-            return "finite" if value.ndim == 0 or hidden.all(-1).any() else "seeing"
-        node = self.view.makers.get(name)
-        if node is None or name in self.view.outputs:
-            return None
-        if node.op_type in SHAPES - {"Concat"}:
-            return self._kind(node.input[0])
-        if node.op_type == "Where":
-            numbers = [self.view.number(node.input[position]) for position in (1, 2)]
-            low = [number for number in numbers if number is not None and number <= LOWEST]
-            if len(low) != 1 or 0.0 not in numbers:
-                return None
-            return "infinite" if np.isinf(low[0]) else "finite"
-        if node.op_type == "Mul":
-            low = [number for number in map(self._low, node.input) if number is not None and np.isfinite(number)]
-            return "finite" if len(low) == 1 else None
-        if node.op_type == "Add":
-            kinds = [self._kind(source) for source in node.input]
-            if None in kinds:
-                return None
-            return "infinite" if "infinite" in kinds else "finite"
+            return self._sum(node, anchor)
         return None
 
-    def _rewrite(self, name: str, hidden: float) -> None:
-        """Other numbers inside a computed mask."""
+    def _keeps_rows(self, node: onnx.NodeProto) -> bool:
+        before, after = (self.view.shape(name) for name in (node.input[0], node.output[0]))
+        return node.op_type in KEEPING and bool(before) and bool(after) and before[-1:] == after[-1:]
+
+    def _choice(self, node: onnx.NodeProto, anchor: onnx.NodeProto) -> _Scores | None:
+        """Where(condition, scores, lowest), either way round."""
+        for low, other in ((2, 1), (1, 2)):
+            number = self.view.number(node.input[low])
+            if number is None or number > LOWEST or self.view.value(node.input[other]) is not None:
+                continue
+            under = self._lower(node.input[other], anchor)
+            scores = under or _Scores(node.input[other])
+            if np.isinf(number):
+                if under is not None or not self._every_row_sees(node.input[0], other == 1):
+                    raise _UnclearError
+                number = None
+            elif under is not None and (scores.number != number or scores.readable):
+                raise _UnclearError
+            inputs = [node.input[0], scores.name, scores.name]
+            inputs[low] = self._hidden(node.input[low], HIDDEN)
+            self.replaced += 1
+            made = self.view.copied(node, inputs, anchor)
+            return replace(scores, name=made, number=number, readable=number is None)
+        if any(self._lower(name, anchor) is not None for name in node.input[1:]):
+            raise _UnclearError
+        return None
+
+    def _every_row_sees(self, condition: str, when: bool) -> bool:
+        value = self.view.value(condition)
+        return value is not None and value.ndim > 0 and bool((value == when).any(-1).all())
+
+    def _sum(self, node: onnx.NodeProto, anchor: onnx.NodeProto) -> _Scores | None:
+        masks = [self._mask(name, anchor) for name in node.input]
+        parts = [mask or self._lower(name, anchor) for mask, name in zip(masks, node.input, strict=True)]
+        found = [part for part in parts if part is not None]
+        if not found:
+            return None
+        if len(found) > 1 or (masks[0] is None and masks[1] is None):
+            raise _UnclearError  # several masks, or a mask that is not the last thing added
+        names = [part.name if part is not None else name for part, name in zip(parts, node.input, strict=True)]
+        return replace(found[0], name=self.view.copied(node, names, anchor))
+
+    def _mask(self, name: str, anchor: onnx.NodeProto) -> _Scores | None:
+        """A mask to add anew; None for anything else."""
+        if name not in self._masks:
+            number = self._number_of(name)
+            value = self.view.value(name)
+            if value is not None:
+                self._masks[name] = self._constant_mask(name, value)
+            elif number is None:
+                self._masks[name] = None
+            else:
+                self._masks[name] = _Scores(self._copied_mask(name, anchor), number, floor=True)
+        mask = self._masks[name]
+        self.replaced += mask is not None
+        return mask
+
+    def _constant_mask(self, name: str, value: np.ndarray) -> _Scores | None:
+        if value.dtype != np.float32 or value.size == 0:
+            return None
+        hidden = value <= LOWEST
+        if not hidden.any() or (value[~hidden] != 0).any():
+            return None
+        every = value.ndim > 0 and not bool(hidden.all(-1).any())
+        number = None
+        if not every:
+            numbers = np.unique(value[hidden])
+            number = float(numbers[0])
+            if len(numbers) > 1 or not np.isfinite(number) or number > DROWNS:
+                raise _UnclearError
+        lowered = np.where(hidden, np.float32(HIDDEN if every else 2 * HIDDEN), value)
+        return _Scores(self.view.constant(lowered, f"{name}_finite"), number, floor=not every, readable=every)
+
+    def _number_of(self, name: str) -> float | None:
+        """The one finite number that hides in a computed mask of 0 and that number; None for anything else."""
         node = self.view.makers.get(name)
-        if node is None:
-            return
-        for position, source in enumerate(node.input):
-            if node.op_type in ("Where", "Mul") and self._low(source) is not None:
-                self._replace(node, position, hidden)
-            elif node.op_type == "Add" and source in self.view.constants:
-                self._replace_mask(node, position, hidden)
-            elif node.op_type == "Add" or (node.op_type in SHAPES and position == 0):
-                self._rewrite(source, hidden)
+        if node is None or name in self.view.constants:
+            return None
+        if node.op_type in SHAPES:
+            return self._number_of(node.input[0])
+        numbers = [self.view.number(source) for source in node.input]
+        low = [number for number in numbers if number is not None and number <= DROWNS and np.isfinite(number)]
+        if len(low) != 1:
+            return None
+        if node.op_type == "Mul" or (node.op_type == "Where" and 0.0 in numbers[1:]):
+            return low[0]
+        return None
 
-    def _replace(self, node: onnx.NodeProto, position: int, hidden: float) -> None:
-        shape = self.view.constants[node.input[position]].dims
-        node.input[position] = self.view.constant(np.full(tuple(shape), hidden, np.float32), "hidden")
-        self.replaced += 1
+    def _copied_mask(self, name: str, anchor: onnx.NodeProto) -> str:
+        node = self.view.makers[name]
+        if node.op_type in SHAPES:
+            return self.view.copied(node, [self._copied_mask(node.input[0], anchor), *node.input[1:]], anchor)
+        inputs = []
+        for source in node.input:
+            number = self.view.number(source)
+            hides = number is not None and number <= DROWNS
+            inputs.append(self._hidden(source, 2 * HIDDEN) if hides else source)
+        return self.view.copied(node, inputs, anchor)
 
-    def _replace_mask(self, node: onnx.NodeProto, position: int, hidden: float | None = None) -> None:
-        name = node.input[position]
-        value = self.view.value(name)
-        assert value is not None
-        number = hidden if hidden is not None else 2 * HIDDEN if self._kinds.get(name) == "finite" else HIDDEN
-        lowered = np.where(value <= LOWEST, np.float32(number), value).astype(np.float32)
-        node.input[position] = self.view.constant(lowered, f"{name}_finite")
-        self.replaced += 1
+    def _hidden(self, like: str, hidden: float) -> str:
+        return self.view.constant(np.full(tuple(self.view.constants[like].dims), hidden, np.float32), "hidden")

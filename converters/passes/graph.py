@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 MAX_KNOWN = 2**24  # elements; larger values are not worked out just to look at them
 RECORD = "edgeattn.passes"  # in the graph module's meta: name of the pass -> places changed
 LOWEST = -65504.0  # a constant at or below means "hidden": -inf, the lowest float32, -1e9; float16 ends here
+DROWNS = -1e8  # added to a score, a finite number at or below leaves nothing of it: float32 has 24 bits
 
 
 @dataclass
@@ -195,6 +196,7 @@ def rewritten(exported: torch.export.ExportedProgram, passes: Iterable[Callable[
         counts[rewrite.__name__] = rewrite(program)
         if counts[rewrite.__name__]:
             _drop_dead_code(program.graph)
+    _drop_dead_code(program.graph)  # what a pass wrote and then did not need
     program.drop_unused_constants()
     program.graph.lint()
     exported.graph_module.recompile()

@@ -94,6 +94,14 @@ class View:
             self.types[name] = value
         return name
 
+    def copied(self, node: onnx.NodeProto, inputs: list[str], anchor: onnx.NodeProto) -> str:
+        """A copy of a node with one output that reads other inputs, before ``anchor``; its output."""
+        name = self.before(anchor, node.op_type, inputs, node.output[0], f"{node.output[0]}_finite")
+        self.makers[name].attribute.extend(node.attribute)
+        del self.makers[name].metadata_props[:]
+        self.makers[name].metadata_props.extend(node.metadata_props)
+        return name
+
     def drop_unread(self) -> None:
         """Remove nodes and constants that nothing reads any more."""
         while True:

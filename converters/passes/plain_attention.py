@@ -16,7 +16,9 @@ So the call is written out before any exporter sees it, in the form that the eng
     softmax((Q * scale) K^T + bias) V
 
 with bias 0 or -1e4. Rows that see nothing give zeros, as torch's own kernels do: where a mask is known, it is known
-whether there are any, else the result is multiplied by "sees something".
+whether there are any, else the result is multiplied by "sees something". A row that only finite numbers hide, such as
+the lowest float32, is uniform over these, as in torch: they drown the scores. A mask of numbers that is not read as
+booleans (an input, a bias with holes) is taken apart by its values: -inf, what drowns, and the rest, which is added.
 
 Grouped queries (``enable_gqa``, or K and V by ``expand``): the heads of one group become rows of one matrix,
 (B, G, H/G * T, D) times (B, G, D, S), which is the same sum without a copy of K.
@@ -30,12 +32,14 @@ from typing import Any
 
 import torch
 
-from edgeattn.converters.passes.graph import LOWEST, Program, Writer, size, through
-from edgeattn.converters.passes.masks import COPIES, read_mask
+from edgeattn.converters.passes.finite_masks import Lowering, Scores, bias_of, less_one, narrow
+from edgeattn.converters.passes.graph import DROWNS, LOWEST, Program, Writer, size, through
+from edgeattn.converters.passes.masks import COPIES, Mask, may_hide, read_mask
 from edgeattn.spec import HIDDEN
 
 aten = torch.ops.aten
 FINITE = torch.finfo(torch.float32).min
+NO_FLOOR = -3e38  # below every score
 
 
 def plain_attention(program: Program) -> int:
@@ -49,11 +53,19 @@ def plain_attention(program: Program) -> int:
 
 @dataclass(frozen=True)
 class _Bias:
-    """What is added to the scores, and what the result is multiplied by; None where nothing needs to be."""
+    """What happens to the scores, in this order, and what the result is multiplied by; None where nothing needs to be.
 
-    bias: torch.fx.Node | None
-    sees: torch.fx.Node | None
-    floor: bool = False  # hidden scores are all set to one number: rows that see nothing become uniform
+    Attributes:
+        bias: added.
+        floor: the scores are held at it from below; one number, or one for each score.
+        deeper: added after that: among what is hidden, -inf lies deepest.
+        sees: what the result is multiplied by, 0 for rows that see nothing.
+    """
+
+    bias: torch.fx.Node | None = None
+    sees: torch.fx.Node | None = None
+    floor: torch.fx.Node | float | None = None
+    deeper: torch.fx.Node | None = None
 
 
 def _write_out(program: Program, node: torch.fx.Node, shared: dict[Any, _Bias]) -> None:
@@ -89,8 +101,12 @@ def _write_out(program: Program, node: torch.fx.Node, shared: dict[Any, _Bias]) 
         scores = write(aten.reshape.default, scores, [*whole[:-1], columns])
     if bias.bias is not None:
         scores = write(aten.add.Tensor, scores, bias.bias)
-    if bias.floor:
-        scores = write(aten.clamp.default, scores, HIDDEN)
+    if isinstance(bias.floor, float):
+        scores = write(aten.clamp.default, scores, bias.floor)
+    elif bias.floor is not None:
+        scores = write(aten.maximum.default, scores, bias.floor)
+    if bias.deeper is not None:
+        scores = write(aten.add.Tensor, scores, bias.deeper)
     weights = write(aten.softmax.int, scores, -1)
     if apart:
         weights = write(aten.reshape.default, weights, list(folded))
@@ -130,55 +146,77 @@ def _bias_of(
 ) -> _Bias:
     dtype = query.meta["val"].dtype
     if causal is not None:
-        return _constant_bias(write, torch.ones(causal, dtype=torch.bool).tril(), dtype)
+        return _of_mask(program, write, Mask(seen=write.constant(torch.ones(causal, dtype=torch.bool).tril())), dtype)
     if mask is None:
-        return _Bias(None, None)
-    value = program.known(mask)
-    if value is not None:
-        if value.dtype == torch.bool:
-            return _constant_bias(write, value, dtype)
-        return _constant_numbers(write, value, dtype)
+        return _Bias()
     if mask.meta["val"].dtype == torch.bool:
-        return _seen_bias(program, write, mask, dtype, infinite=True)
+        return _of_mask(program, write, Mask(seen=mask), dtype)
     found = read_mask(program, mask, write)
     if found is not None:
-        return _seen_bias(program, write, found.seen, dtype, found.infinite)
-    if mask.op == "placeholder":
-        # The caller writes the mask, perhaps with -inf.
-        highest = write(aten.amax.default, mask, [-1], True)
-        sees = write(aten.to.dtype, write(aten.ge.Scalar, highest, FINITE), dtype)
-        return _Bias(write(aten.clamp.default, mask, HIDDEN), sees)
-    return _Bias(mask, None)
+        return _of_mask(program, write, found, dtype)
+    value = program.known(mask)
+    if value is not None:
+        plain = _constant_numbers(write, value, dtype)
+        return plain if plain is not None else _taken_apart(write, mask, dtype)
+    lowered = Lowering(program).lower(mask, write)
+    if lowered is not None and lowered.seen is not None and lowered.number is None:
+        return _Bias(lowered.node, _sees(program, write, lowered.seen, dtype))
+    return _taken_apart(write, mask, dtype) if may_hide(program, mask) else _Bias(mask)
 
 
-def _seen_bias(program: Program, write: Writer, seen: torch.fx.Node, dtype: torch.dtype, infinite: bool) -> _Bias:
-    known = program.known(seen)
-    if known is not None and infinite:
-        return _constant_bias(write, known, dtype)
+def _of_mask(program: Program, write: Writer, mask: Mask, dtype: torch.dtype) -> _Bias:
     # What expand copies, Add broadcasts by itself.
-    seen = _narrow(seen)
-    ones = write(aten.to.dtype, seen, dtype)
-    bias = write(aten.mul.Tensor, write(aten.sub.Tensor, ones, 1.0), -HIDDEN * (1.0 if infinite else 2.0))
-    if not infinite:
-        return _Bias(bias, None, floor=True)
-    return _Bias(bias, write(aten.amax.default, ones, [-1], True))
+    shown, seen = (part if part is None else narrow(part) for part in (mask.shown, mask.seen))
+    known = None if seen is None else program.known(seen)
+    if shown is None and known is not None and bool(known.all()):
+        return _Bias()
+    bias = bias_of(program, Mask(shown, mask.number, seen), dtype, write)
+    sees = None if seen is None else _sees(program, write, seen, dtype)
+    if shown is None:
+        return _Bias(bias.node, sees)
+    if seen is None:
+        return _Bias(bias.node, sees, HIDDEN if bias.floor else None)
+    if bias.readable:
+        bias = Scores(write(aten.mul.Tensor, bias.node, 2.0), floor=True)
+    deeper = write(aten.mul.Tensor, less_one(program, seen, dtype, write), -2 * HIDDEN)
+    return _Bias(bias.node, sees, HIDDEN, deeper)
 
 
-def _narrow(mask: Any) -> Any:
-    while mask.target is aten.expand.default and mask.args[0].meta["val"].ndim == mask.meta["val"].ndim:
-        mask = mask.args[0]
-    return mask
+def _sees(program: Program, write: Writer, seen: torch.fx.Node, dtype: torch.dtype) -> torch.fx.Node | None:
+    """1 for rows that see something, 0 for others; None where all do."""
+    known = program.known(seen)
+    if known is not None:
+        some = known.any(-1, keepdim=True)
+        return None if bool(some.all()) else write.constant(some.to(dtype))
+    return write(aten.amax.default, write(aten.to.dtype, seen, dtype), [-1], True)
 
 
-def _constant_bias(write: Writer, seen: torch.Tensor, dtype: torch.dtype) -> _Bias:
-    bias = None if bool(seen.all()) else write.constant(torch.where(seen, 0.0, HIDDEN).to(dtype))
-    sees = seen.any(-1, keepdim=True)
-    return _Bias(bias, None if bool(sees.all()) else write.constant(sees.to(dtype)))
-
-
-def _constant_numbers(write: Writer, value: torch.Tensor, dtype: torch.dtype) -> _Bias:
+def _constant_numbers(write: Writer, value: torch.Tensor, dtype: torch.dtype) -> _Bias | None:
+    """None where rows that see nothing tell the depths of what hides apart, or what is seen lies about as deep."""
     hidden = value <= LOWEST
+    if bool(hidden.any()) and bool((value[~hidden] < HIDDEN / 2).any()):
+        return None
     sees = ~torch.isneginf(value).all(-1, keepdim=True)
-    uniform = bool((hidden.all(-1, keepdim=True) & sees).any())
-    bias = write.constant(torch.where(hidden, HIDDEN * (2.0 if uniform else 1.0), value).to(dtype))
-    return _Bias(bias, None if bool(sees.all()) else write.constant(sees.to(dtype)), floor=uniform)
+    uniform = hidden.all(-1, keepdim=True) & sees
+    if bool(uniform.any()):
+        rows = value[uniform.expand_as(value)].reshape(-1, value.shape[-1])
+        if bool((rows > DROWNS).any()) or bool((rows != rows[:, :1]).any()):
+            return None
+    bias = write.constant(torch.where(hidden, HIDDEN * (2.0 if bool(uniform.any()) else 1.0), value).to(dtype))
+    floor = HIDDEN if bool(uniform.any()) else None
+    return _Bias(bias, None if bool(sees.all()) else write.constant(sees.to(dtype)), floor)
+
+
+def _taken_apart(write: Writer, mask: torch.fx.Node, dtype: torch.dtype) -> _Bias:
+    """A mask of any numbers, perhaps with -inf, by its values: float16 holds what becomes of it."""
+
+    def number(value: float) -> torch.fx.Node:
+        return write.constant(torch.tensor(value, dtype=dtype))
+
+    finite = write(aten.ge.Scalar, mask, FINITE)  # a maximum over -inf is the lowest float on some engines
+    plain = write(aten.gt.Scalar, mask, DROWNS)
+    hidden = write(aten.where.self, finite, number(5 * HIDDEN), number(6 * HIDDEN))
+    floor = write(aten.where.self, plain, number(NO_FLOOR), hidden)
+    bias = write(aten.where.self, plain, mask, number(6 * HIDDEN))
+    sees = write(aten.amax.default, write(aten.to.dtype, finite, dtype), [-1], True)
+    return _Bias(bias, sees, floor)

@@ -35,8 +35,8 @@ def owns(reference: str) -> bool:
 def load(reference: str) -> EdgeModel:
     """Read an ONNX file.
 
-    Example inputs come from ``NAME.npz`` beside the file, if there is one, else from the file's own shapes, with a
-    modest size for every open dimension.
+    Example inputs come from ``NAME.npz`` beside the file, if there is one, and are taken as they are; else from the
+    file's own shapes, with a modest size for every open dimension.
 
     Raises:
         ModelError: for a file that is damaged, hostile or incomplete, or that rejects the example inputs.
@@ -50,7 +50,7 @@ def load(reference: str) -> EdgeModel:
     try:
         example = reader.example()
         made = reader.made(example)
-        if made.nan:  # a mask of ones hides everything in some models, and nothing in others
+        if made.nan and not reader.given:  # a mask of ones hides everything in some models, and nothing in others
             example = {k: _unmasked(k, v) for k, v in example.items()}
             made = reader.made(example)
         spec = _spec(path, made)
@@ -183,7 +183,9 @@ class _Made:
         self.inputs = inputs
         self.outputs = outputs
         self.notes = notes
-        self.nan = any(a.dtype.kind == "f" and not np.isfinite(a).all() for a in outputs.values())
+        self.nan = any(
+            a.dtype.kind == "f" and a.size and (np.isnan(a).any() or not np.isfinite(a).any()) for a in outputs.values()
+        )
 
 
 class _Reader:
@@ -197,6 +199,7 @@ class _Reader:
         self.path = path
         self.source: onnx.ModelProto = read_onnx(path)
         self.notes: tuple[str, ...] = ()
+        self.given = False  # whether the example is the user's
         try:
             self.inputs = declared_inputs(self.source.graph)
         except (ModelError, UnsupportedError) as error:
@@ -214,6 +217,7 @@ class _Reader:
 
         beside = side_file(self.path)
         if beside is not None:
+            self.given = True
             return read_side_file(beside, self.inputs)
         return example_values(self.source.graph, self.inputs, example_shapes(self.inputs))
 

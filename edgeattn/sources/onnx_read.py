@@ -7,7 +7,7 @@ its structure is known here. Weights beside the file are read from its own folde
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from edgeattn.confined import regular_file
 from edgeattn.converters.onnx_graph import STANDARD, describe
 from edgeattn.converters.onnx_static import captured
 from edgeattn.errors import ModelError, UnsupportedError, load_extra, unknown_name
+from edgeattn.layers import module_path
 
 if TYPE_CHECKING:
     import onnx
@@ -66,6 +67,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         for tensor in tensors(model.graph):
             _check_tensor(tensor)
         _check_names(model.graph, set(), 0)
+        for part in graphs(model.graph):
+            _check_numbers(part)
         _sort(model.graph)
         _check_standard(model)
     except (ModelError, UnsupportedError) as error:
@@ -357,7 +360,6 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
             raise ModelError(
                 f"tensor {tensor.name!r}: {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs {wanted}"
             )
-        _check_finite(tensor)
         return
     given = max(
         len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data), len(tensor.double_data),
@@ -367,14 +369,55 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
         raise ModelError(f"tensor {tensor.name!r}: {given} values, its shape is {list(tensor.dims)}")
 
 
-def _check_finite(tensor: onnx.TensorProto) -> None:
-    """NaN is no weight. Infinity may be: a mask that hides; that is judged where it is used."""
+def _check_numbers(graph: onnx.GraphProto) -> None:
+    """NaN is no weight. Infinity may be: a mask that hides; that is judged where it is used.
+
+    One NaN that nothing but a Where puts somewhere is what its author wants there.
+
+    Raises:
+        ModelError: naming the tensor, and the node that holds or reads it.
+    """
+    for tensor in graph.initializer:
+        broken = _nan(tensor)
+        readers = [pair for pair in enumerate(graph.node) if tensor.name in pair[1].input] if broken else []
+        if broken and not _is_fill(tensor, [node for _, node in readers]):
+            where = f", read by {_placed(*readers[0])}," if readers else ""
+            raise _holds_nan(f"tensor {tensor.name!r}{where}", tensor, broken)
+    for index, node in enumerate(graph.node):
+        for attribute in node.attribute:
+            for tensor in ([attribute.t] if attribute.HasField("t") else []) + list(attribute.tensors):
+                broken = _nan(tensor)
+                if broken and not _is_fill(tensor, [n for n in graph.node if set(n.input) & set(node.output)]):
+                    raise _holds_nan(f"{attribute.name} of {_placed(index, node)}", tensor, broken)
+
+
+def _nan(tensor: onnx.TensorProto) -> int:
+    """How many of its numbers are none."""
     import onnx
 
-    if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
-        array = onnx.numpy_helper.to_array(tensor)
-        if np.isnan(array).any():
-            raise ModelError(f"tensor {tensor.name!r} holds NaN or infinity; retrain or repair it")
+    kinds = onnx.TensorProto
+    if tensor.data_type not in (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16):
+        return 0
+    return int(np.isnan(onnx.numpy_helper.to_array(tensor)).sum())
+
+
+def _is_fill(tensor: onnx.TensorProto, readers: Sequence[onnx.NodeProto]) -> bool:
+    return math.prod(tensor.dims) == 1 and bool(readers) and all(node.op_type == "Where" for node in readers)
+
+
+def _holds_nan(what: str, tensor: onnx.TensorProto, broken: int) -> ModelError:
+    return ModelError(f"{what} holds NaN at {broken} of {math.prod(tensor.dims)} places; retrain or repair it")
+
+
+def _placed(index: int, node: onnx.NodeProto) -> str:
+    """A node with its place in the file, its output and its module: many files name no node."""
+    made = next((name for name in node.output if name), "")
+    output = f", output {made!r}" if node.name and made else ""
+    try:
+        path = module_path(node)
+    except (ValueError, LookupError, TypeError):  # metadata of another writer
+        path = ""
+    return f"{describe(node)} at position {index}{output}" + (f", of module {path}" if path else "")
 
 
 def _check_names(graph: onnx.GraphProto, outside: set[str], depth: int) -> None:

@@ -35,13 +35,13 @@ def model_of(
     return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
 
-def run(model: onnx.ModelProto, **inputs: np.ndarray) -> np.ndarray:
+def run(model: onnx.ModelProto, output: str = "y", **inputs: np.ndarray) -> np.ndarray:
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(["y"], inputs)[0])
+    return np.asarray(session.run([output], inputs)[0])
 
 
 def half(array: np.ndarray) -> np.ndarray:
@@ -229,18 +229,58 @@ def numbers(model: onnx.ModelProto) -> np.ndarray:
 
 @pytest.mark.parametrize("lowest", [LOWEST, -1e9, -np.inf])
 @pytest.mark.parametrize("kind", ["where", "added", "product", "constant"])
-def test_masks_become_finite_and_a_row_that_sees_nothing_stays_uniform(kind: str, lowest: float) -> None:
+def test_masks_become_finite_and_a_row_that_sees_nothing_stays_what_it_was(kind: str, lowest: float) -> None:
     if kind == "product" and np.isinf(lowest):
         pytest.skip("0 * -inf is NaN: nobody writes that")
     model, scores = masked(kind, lowest), 3 * RNG.standard_normal((1, 6, 6)).astype(np.float32)
     seen = SEEN.astype(np.float32)
-    if np.isfinite(lowest) and kind != "constant":
+    if kind != "constant":
         seen[:, 3] = 0
     expected = run(model, scores=scores, seen=seen)
-    assert finite_onnx_masks(model) == 1
-    assert numbers(model).min() >= -2e4
+    assert np.isnan(expected).any() == (np.isinf(lowest) and kind != "constant")
+    finite = np.isfinite(lowest) or kind == "constant"  # -inf stays where no constant shows that every row sees
+    assert finite_onnx_masks(model) == int(finite)
     np.testing.assert_allclose(run(model, scores=scores, seen=seen), expected, atol=1e-6)
-    assert np.isfinite(run_half(model, scores=scores, seen=np.zeros_like(seen))).all()
+    if finite:
+        assert numbers(model).min() >= -2e4
+        assert np.isfinite(run_half(model, scores=scores, seen=np.zeros_like(seen))).all()
+
+
+@pytest.mark.parametrize("kind", ["where", "added", "product", "constant"])
+@pytest.mark.parametrize("lowest", [LOWEST, -1e9, -np.inf])
+def test_scores_that_are_read_elsewhere_too_and_log_probabilities_keep_their_numbers(kind: str, lowest: float) -> None:
+    if kind == "product" and np.isinf(lowest):
+        pytest.skip("0 * -inf is NaN: nobody writes that")
+    model = masked(kind, lowest)
+    model.graph.node.extend([node("LogSoftmax", "masked", "logs", axis=-1), node("Identity", "masked", "scored")])
+    for name in ("logs", "scored"):
+        model.graph.output.append(helper.make_tensor_value_info(name, FLOAT, [1, 6, 6]))
+    scores, seen = RNG.standard_normal((1, 6, 6)).astype(np.float32), SEEN.astype(np.float32)
+    names = ("y", "logs", "scored")
+    expected = [run(model, name, scores=scores, seen=seen) for name in names]
+    finite_onnx_masks(model)
+    for name, wanted in zip(names, expected, strict=True):
+        np.testing.assert_allclose(run(model, name, scores=scores, seen=seen), wanted, rtol=1e-6, atol=1e-6)
+    assert expected[2].min() <= -1e8
+
+
+@pytest.mark.parametrize("depths", [(LOWEST, -1e9), (-1e9, -1e9), (LOWEST, LOWEST)])
+def test_numbers_that_hide_at_two_depths_stay(depths: tuple[float, float]) -> None:
+    nodes = [
+        node("Cast", "seen", "visible", to=TensorProto.BOOL),
+        node("Where", "visible zero first", "bias"),
+        node("Add", "scores causal", "half"),
+        node("Add", "half bias", "masked"),
+        node("Softmax", "masked", "y", axis=-1),
+    ]
+    causal = np.triu(np.full((6, 6), depths[1], np.float32), 1)
+    constants: dict[str, Any] = {"zero": np.float32(0), "first": np.float32(depths[0]), "causal": causal}
+    model = model_of(nodes, {"scores": [1, 6, 6], "seen": [1, 6, 6]}, **constants)
+    scores, seen = RNG.standard_normal((1, 6, 6)).astype(np.float32), SEEN.astype(np.float32)
+    seen[:, 3, :4] = 0
+    expected = run(model, scores=scores, seen=seen)
+    finite_onnx_masks(model)
+    np.testing.assert_allclose(run(model, scores=scores, seen=seen), expected, atol=1e-6)
 
 
 def test_a_file_that_looks_for_nan_itself_keeps_its_infinities() -> None:

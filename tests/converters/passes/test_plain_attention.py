@@ -119,6 +119,54 @@ def test_a_mask_from_outside_may_hold_infinities() -> None:
     torch.testing.assert_close(run(program, given), Attention()(**given), atol=2e-6, rtol=0)
 
 
+LOWEST = torch.finfo(torch.float32).min
+
+
+@pytest.mark.parametrize("numbers", [(LOWEST, 0.0), (-1e9, 0.5), (LOWEST, float("-inf")), (-1e4, -2.0)])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_row_that_numbers_hide_is_what_torch_makes_of_it(numbers: tuple[float, float], known: bool) -> None:
+    mask = torch.full((1, 1, 5, 5), numbers[1])
+    mask[..., 1:3, :] = numbers[0]
+    mask[..., 2, :2] = float("-inf")
+    mask[..., 3, :] = float("-inf")
+
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", mask)
+
+        def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return functional.scaled_dot_product_attention(query, key, value, self.mask)
+
+    given = inputs() if known else inputs(mask=torch.zeros(1, 1, 5, 5))
+    module = Kept() if known else Attention()
+    program, _ = traced(module, given, plain_attention)
+    if not known:
+        given["mask"] = mask
+    torch.testing.assert_close(run(program, given), module(**given), atol=2e-6, rtol=0)
+    assert torch.equal(run(program, given)[:, :, 3], torch.zeros(2, 4, 8))
+
+
+@pytest.mark.parametrize("fill", [LOWEST, float("-inf")])
+def test_a_bias_with_holes_that_hides_a_row(fill: float) -> None:
+    class Relative(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.randn(4, 5, 5))
+
+        def forward(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor) -> Tensor:
+            mask = self.bias.masked_fill(~seen, fill)
+            return functional.scaled_dot_product_attention(query, key, value, mask)
+
+    seen = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril()
+    torch.manual_seed(1)
+    module = Relative()
+    program, _ = traced(module, inputs() | {"seen": seen}, plain_attention)
+    seen[:, :, 2] = False
+    given = inputs() | {"seen": seen}
+    torch.testing.assert_close(run(program, given), module(**given), atol=2e-6, rtol=0)
+
+
 def test_layers_share_one_mask() -> None:
     class Two(nn.Module):
         def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:

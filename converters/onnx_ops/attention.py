@@ -80,6 +80,9 @@ def _attention(node: Node) -> Function:
             scores = softcap * torch.tanh(scores / softcap)
         seen.append(scores)
         weights = torch.softmax(scores, -1)
+        if bias is not None:  # the standard: a row that sees nothing is 0
+            unseen = bias.any(-1, True).logical_not() if bias.dtype == torch.bool else (bias == -math.inf).all(-1, True)
+            weights = torch.where(unseen, 0.0, weights)
         seen.append(weights)
         y = torch.matmul(weights, values)
         result = (_merged(y) if flat else y, k, v, seen[mode])

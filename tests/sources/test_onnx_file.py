@@ -464,7 +464,7 @@ BROKEN: list[tuple[str, onnx.ModelProto | bytes, str]] = [
     ("shapes that do not fit", model_of([product()], [info("x", [1, 3])], constants={"w": WEIGHT}),
      r"node 'product' \(MatMul\) does not fit inputs of shape \[1, 3\]"),
     ("NaN in a weight", model_of([product()], constants={"w": np.where(WEIGHT > 1, np.float32(np.nan), WEIGHT)}),
-     "tensor 'w', read by node 'product' (MatMul) at position 0, output 'y', holds NaN at 5 of 20 places"),
+     r"tensor 'w', read by node 'product' \(MatMul\) at position 0, output 'y', holds NaN at 5 of 20 places"),
     ("random numbers", model_of([node("RandomNormalLike", "x")]),
      r"outputs change between calls: node 'odd' \(RandomNormalLike\) draws random numbers"),
     ("dropout left on", model_of([node("Dropout", "x", "r", "t")], constants={

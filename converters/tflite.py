@@ -130,7 +130,7 @@ def _convert_graphs(model: EdgeModel, graphs: tuple[GraphSpec, ...], path: Path)
             programs[module] = trace(model, graph)
             signatures = signatures.signature(graph.name, module, sample_kwargs=example_tensors(model, graph))
         try:
-            with _given_programs(programs), _ordered_by_topk():
+            with _given_programs(programs), _ordered_by_topk(), _infinite_constants():
                 # Without 64-bit integers: delegates and NPUs refuse them, the runtime narrows at the border.
                 signatures.convert(enable_x64=False).export(str(path))
         except OSError:
@@ -181,6 +181,21 @@ def _ordered_by_topk() -> Iterator[None]:
             table.update(before)
 
 
+@contextlib.contextmanager
+def _infinite_constants() -> Iterator[None]:
+    """Let litert-torch keep -inf in constants: it makes the lowest float32 of it, which is another mask.
+
+    A row that it hides as a whole would be uniform and not NaN, and an output would say -3.4e38.
+    """
+    constants: Any = load_extra("litert_torch.backend.inline_consts", "tflite")
+    original = constants._clamp_inf_values  # noqa: SLF001  # put back after
+    constants._clamp_inf_values = lambda tensor: tensor  # noqa: SLF001
+    try:
+        yield
+    finally:
+        constants._clamp_inf_values = original  # noqa: SLF001
+
+
 def _topk(
     x: torch.Tensor,
     k: int,
@@ -218,8 +233,8 @@ def _plain_weights(program: torch.export.ExportedProgram, copies: Copies) -> Ite
     """Weights that litert-torch 0.10 can take, and the program's own back afterwards.
 
     It keys its cache of constants by address, and makes a contiguous copy first, which is freed at once: two weights
-    with strides may then share an address, and the second silently becomes the first. And it clamps infinities in
-    place, in the user's module. Tensors that a module made in inference mode and kept cannot be traced again.
+    with strides may then share an address, and the second silently becomes the first. Tensors that a module made in
+    inference mode and kept cannot be traced again.
     """
     import torch
 
@@ -228,8 +243,7 @@ def _plain_weights(program: torch.export.ExportedProgram, copies: Copies) -> Ite
         for name, tensor in tensors.items():
             if not isinstance(tensor, torch.Tensor):
                 continue
-            infinite = tensor.is_floating_point() and bool(torch.isinf(tensor).any())
-            if not tensor.is_contiguous() or tensor.is_inference() or infinite:
+            if not tensor.is_contiguous() or tensor.is_inference():
                 saved.append((tensors, name, tensor))
     for tensors, name, tensor in saved:
         # Programs that share a weight share its copy: litert-torch stores once what has one address.

@@ -130,8 +130,8 @@ def written_in_place(graph: torch.fx.Graph) -> set[torch.fx.Node]:
 
     found: set[torch.fx.Node] = set()
     for writer in graph.nodes:
-        if schema(writer) is None or not schema(writer).is_mutable:
-            continue
+        if schema(writer) is None or not schema(writer).is_mutable or writer.target is torch.ops.aten.detach_.default:
+            continue  # detach_ is marked as a writer and changes no value
         found.add(writer)
         for argument, formal in zip(writer.args, schema(writer).arguments, strict=False):
             node: Any = argument if formal.alias_info is not None and formal.alias_info.is_write else None

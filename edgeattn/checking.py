@@ -19,6 +19,7 @@ from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.identity import identified
 from edgeattn.evaluation.parcel import Steps, pack
 from edgeattn.evaluation.parity import Parity
+from edgeattn.evaluation.probing import Probe
 from edgeattn.evaluation.worker import Evaluated
 from edgeattn.gates import Failure, Gates, executed_failures, parity_failures, timing_notes
 from edgeattn.model import EdgeModel
@@ -527,7 +528,8 @@ def _evaluated_on(
     Raises:
         EdgeattnError: as :func:`edgeattn.profiling.remote.task_on`; DataError for more than is sent.
     """
-    steps, reference, probes = {}, "", ()
+    steps, reference = {}, ""
+    probes: tuple[Probe, ...] = ()
     if base is not None:
         steps = {graph: Steps(graph in base.carried, records) for graph, records in base.records.items()}
         reference = base.reference

@@ -65,10 +65,11 @@ app.add_typer(targets.app)
 def main() -> None:
     """Entry point of the ``edgeattn`` script: settings from edgeattn.toml become defaults, flags win."""
     leave_none("onnxruntime")  # a MODEL of the user's may import it before we do
-    sys.exit(run(_command))
+    sys.exit(run(dispatch))
 
 
-def _command() -> None:
+def dispatch() -> None:
+    """The command of the command line, with the settings of edgeattn.toml; leaves by SystemExit."""
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     with exit_codes("--json" in sys.argv[1:]):

@@ -51,19 +51,19 @@ def exit_codes(as_json: bool) -> Iterator[None]:
             note(end_words(number))
             raise typer.Exit(128 + number) from None  # as shells count
         except OSError as error:  # a full temporary directory, a file that vanished: the system's own words
-            code = output_failed()
-            if code is not None:  # told at the very end
-                raise typer.Exit(code) from None
+            unwritten = output_failed()
+            if unwritten is not None:  # told at the very end
+                raise typer.Exit(unwritten) from None
             message = ": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error))))
             _tell("OSError", one_line(message), as_json)
             raise typer.Exit(EdgeattnError.exit_code) from error
         except typer.Exit:
             raise
         except Exception as error:
-            number = ended_by()
-            if number is not None:  # a library took the interruption for an error of its own
-                note(end_words(number))
-                raise typer.Exit(128 + number) from None
+            signalled = ended_by()
+            if signalled is not None:  # a library took the interruption for an error of its own
+                note(end_words(signalled))
+                raise typer.Exit(128 + signalled) from None
             sys.stderr.write(traceback.format_exc())
             note("this is a bug in edgeattn: please report it with the lines above")
             raise typer.Exit(BUG) from error

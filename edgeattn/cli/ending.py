@@ -131,9 +131,9 @@ def _code_of(work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return 1  # the signal's own code takes its place
     except OSError as error:  # while help or the command's last words were printed
-        code = output_failed()
-        if code is not None:
-            return code
+        unwritten = output_failed()
+        if unwritten is not None:
+            return unwritten
         sys.stderr.write(f"error: {one_line(str(error))}\n")
         return EdgeattnError.exit_code
     return 0

@@ -42,7 +42,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     except (InputError, FileNotFoundError):
         raise
     except Exception as error:  # zipfile and numpy raise twelve kinds of error over damaged files
-        raise InputError(f"{path}: not a plain npz file ({error or type(error).__name__})") from error
+        raise InputError(f"{path}: not a plain npz file ({str(error) or type(error).__name__})") from error
     return {name.removesuffix(SUFFIX): array for name, array in arrays.items()}
 
 

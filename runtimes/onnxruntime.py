@@ -63,7 +63,7 @@ def _session(ort: Any, path: Path, graph: GraphSpec, threads: int, profile: Path
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3  # errors; its warnings are about optimisations
+    options.log_severity_level = 4  # none: errors are raised, and a log repeats names of the file as they are
     disabled = [*BROKEN_FUSIONS, *(FLOAT_FUSIONS if path.is_file() and _holds_integers(path) else ())]
     if profile is not None:
         options.enable_profiling = True

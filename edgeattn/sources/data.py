@@ -97,7 +97,9 @@ def _named(where: str, sample: Mapping[Any, Any]) -> dict[str, np.ndarray]:
         DataError: naming what is none.
     """
     named = {}
-    for name, value in sample.items():
+    with users_code(where, DataError):  # a mapping of the user's own class
+        items = list(sample.items())
+    for name, value in items:
         if not isinstance(name, str):
             raise DataError(f"{where}: expected names of inputs, got {excerpt(name)}")
         if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):

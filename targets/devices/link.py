@@ -145,7 +145,7 @@ class Link:
         self.name = name
         self._python = python
         self._example = example
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._explain = explain
         self._nonce = secrets.token_hex(16)
         self._events: queue.Queue[Event | InputError | None] = queue.Queue(MAX_EVENTS)
@@ -196,14 +196,14 @@ class Link:
         Raises:
             DeviceError: if it did not arrive whole, or there is no room for it.
         """
-        end = time.monotonic() + size / SLOWEST + self._timeouts.answer
+        end = time.monotonic() + size / SLOWEST + self.timeouts.answer
         with self._writing:
             self._write(json.dumps({"do": "put", "sha256": sha256, "size": size}).encode() + b"\n")
             while block := source.read(BLOCK):
                 self._write(block)
                 if time.monotonic() > end:
                     raise TransportError(f"{self.name}: it takes less than {SLOWEST / 1e3:.0f} kB in a second")
-        answer = self.wait(Stored, Refused, seconds=size / SLOWEST + self._timeouts.answer)
+        answer = self.wait(Stored, Refused, seconds=size / SLOWEST + self.timeouts.answer)
         if isinstance(answer, Refused):
             if answer.problem:
                 raise DeviceError(
@@ -234,10 +234,10 @@ class Link:
             TransportError: if the link was cut or fell silent.
             DeviceError: if the runner died, if what was asked failed there, or if it says what it should not.
         """
-        longest = self._timeouts.answer if seconds is None else seconds
+        longest = self.timeouts.answer if seconds is None else seconds
         limit = time.monotonic() + longest
         while True:
-            silence = min(self._timeouts.silence, max(0.0, limit - time.monotonic()))
+            silence = min(self.timeouts.silence, max(0.0, limit - time.monotonic()))
             try:
                 event = self._events.get(timeout=silence)
             except queue.Empty:
@@ -278,7 +278,7 @@ class Link:
             pipe.close()
 
     def _boot(self, runner: bytes) -> None:
-        event = self.wait(Python, NoPython, NoDirectory, seconds=self._timeouts.connect)
+        event = self.wait(Python, NoPython, NoDirectory, seconds=self.timeouts.connect)
         oldest = ".".join(map(str, OLDEST_PYTHON))
         if isinstance(event, NoDirectory):
             raise DeviceError(f"{self.name}: no directory can be made there: {self._last_words()}")
@@ -294,7 +294,7 @@ class Link:
                 f"name its path, as {self._example}"
             )
         self._send(runner)
-        self.wait(Hello, seconds=self._timeouts.connect)
+        self.wait(Hello, seconds=self.timeouts.connect)
         thread = threading.Thread(target=self._beat, daemon=True)
         thread.start()
         self._threads.append(thread)
@@ -311,9 +311,9 @@ class Link:
             waiting = select.poll()
             waiting.register(descriptor, select.POLLOUT)
             while left:
-                if not waiting.poll(1e3 * self._timeouts.silence):
+                if not waiting.poll(1e3 * self.timeouts.silence):
                     raise TransportError(
-                        f"{self.name}: it took nothing of what was sent for {self._timeouts.silence:.0f} s; the device "
+                        f"{self.name}: it took nothing of what was sent for {self.timeouts.silence:.0f} s; the device "
                         "or the network hangs"
                     )
                 with contextlib.suppress(BlockingIOError):

@@ -55,12 +55,11 @@ class Wants:
 class DeviceSession:
     """What :func:`on_device` hands to the work: the device with the bundle on it."""
 
-    def __init__(self, link: Link, found: Inventory, places: Unpacked, timeouts: Timeouts) -> None:
+    def __init__(self, link: Link, found: Inventory, places: Unpacked) -> None:
         self.inventory = found
         self._link = link
         self._bundle = places.path
         self._runtime = places.runtime
-        self._answer_seconds = timeouts.answer
 
     def keep(self, name: str, data: bytes) -> str:
         """Send a file that is gone when this run ends.
@@ -99,7 +98,7 @@ class DeviceSession:
             environment=dict(job.environment),
             path=self._runtime,
         )
-        done = self._link.wait(Done, seconds=job.timeout_seconds + self._answer_seconds)
+        done = self._link.wait(Done, seconds=job.timeout_seconds + self._link.timeouts.answer)
         if done.timeout:
             raise DeviceError(
                 f"{self._link.name}: {job.module} did not end within {job.timeout_seconds:.0f} s and was killed there; "
@@ -132,7 +131,7 @@ def on_device(
 
         def once() -> T:
             with connect(device, timeouts) as link:
-                return work(_prepare(link, sha256, archive, wants, timeouts))
+                return work(_prepare(link, sha256, archive, wants))
 
         return retried(once)
 
@@ -146,17 +145,18 @@ def _packed(bundle: Path) -> Iterator[tuple[str, Path]]:
             yield sha256_of(file), archive
 
 
-def _prepare(link: Link, sha256: str, archive: Path, wants: Wants, timeouts: Timeouts) -> DeviceSession:
+def _prepare(link: Link, sha256: str, archive: Path, wants: Wants) -> DeviceSession:
+    lock = link.timeouts.lock
     size = archive.stat().st_size
     link.request("inventory", modules=[["numpy", "numpy"], *wants.modules])
     found = link.wait(Inventory)
     check_inventory(link.name, found, wants, size)
     runtime_sha256, runtime = runtime_archive(wants.runtime)
-    link.request("lock", seconds=timeouts.lock, wanted=[sha256, runtime_sha256])
-    answer = link.wait(Ready, Busy, seconds=timeouts.lock + timeouts.answer)
+    link.request("lock", seconds=lock, wanted=[sha256, runtime_sha256])
+    answer = link.wait(Ready, Busy, seconds=lock + link.timeouts.answer)
     if isinstance(answer, Busy):
         raise DeviceError(
-            f"{link.name}: in use by another edgeattn for {timeouts.lock:.0f} s (it holds {answer.lock} there); "
+            f"{link.name}: in use by another edgeattn for {lock:.0f} s (it holds {answer.lock} there); "
             "two at once would spoil both measurements: try again when it is done"
         )
     if runtime_sha256 in answer.missing:
@@ -165,7 +165,7 @@ def _prepare(link: Link, sha256: str, archive: Path, wants: Wants, timeouts: Tim
         with archive.open("rb") as file:
             link.put(sha256, file, size)
     link.request("unpack", sha256=sha256, runtime=runtime_sha256)
-    return DeviceSession(link, found, link.wait(Unpacked), timeouts)
+    return DeviceSession(link, found, link.wait(Unpacked))
 
 
 def check_inventory(name: str, found: Inventory, wants: Wants, size: int) -> None:

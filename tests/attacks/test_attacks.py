@@ -25,7 +25,7 @@ def test_a_slice_of_the_attacks_ends_with_one_printable_line_and_the_right_exit_
     pytest.importorskip(FRAMEWORKS.get(kind, "onnx"), reason="makes what this kind starts from")
     outcomes = list(run(kind, SEED, 0, 1_000, SECONDS.get(kind, 2.0)))
     problems = [
-        f"python -m tests.attacks --kind {kind} --seed {SEED} --index {outcome.index}: {outcome.problem}\n{outcome.said}"
+        f"--kind {kind} --seed {SEED} --index {outcome.index}: {outcome.problem}\n{outcome.said}"
         for outcome in outcomes
         if outcome.problem
     ]

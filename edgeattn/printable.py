@@ -54,7 +54,9 @@ def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
     no graph 'a error: b' see
     """
     short = bounded(text, 2 * limit)  # before the work that is done per character
-    return bounded(printable(" ".join(filter(None, (line.strip() for line in short.splitlines())))), limit)
+    return bounded(
+        printable(" ".join(filter(None, (line.strip() for line in short.splitlines())))).expandtabs(1), limit
+    )
 
 
 def excerpt(value: Any) -> str:

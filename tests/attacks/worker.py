@@ -21,9 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeattn.errors import InputError
-from edgeattn.plain import read_json
-
 MAX_LINE = 4_000  # characters of an error
 MAX_OUTPUT = 2**20  # bytes of all that a command prints
 MAX_GROWTH = 2**30  # bytes that an attack may add to the process
@@ -201,10 +198,18 @@ def judge(code: int, out: bytes, err: bytes, as_json: bool) -> list[str]:
         problems.append("an error that says nothing")
     if as_json and out:
         try:
-            json.dumps(read_json(out, "stdout"), ensure_ascii=False).encode()
-        except (ValueError, InputError) as error:
+            json.dumps(json.loads(out, parse_constant=float, object_pairs_hook=unique), allow_nan=False)
+            json.dumps(json.loads(out), ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             problems.append(f"stdout is no JSON: {error}")
     return problems
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless two readers could see two."""
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
 
 
 @contextlib.contextmanager

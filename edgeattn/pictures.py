@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeattn.bundle import user_cache, write_atomically, writing
 from edgeattn.errors import InputError, OutputError, load_extra, unknown_name
+from edgeattn.printable import printable
 
 SUFFIXES = (".png", ".svg")
 DPI = 150
@@ -61,3 +62,12 @@ def save_picture(figure: Any, path: Path) -> None:
     figure.savefig(drawn, format=path.suffix.lower()[1:], dpi=DPI)
     with writing(path):
         write_atomically(path, drawn.getvalue())
+
+
+def drawable(text: str) -> str:
+    r"""A name as a picture shows it: printable, and no formula, which matplotlib would read between two ``$``.
+
+    >>> print(drawable("a$b\x1b"))
+    a\$b\x1b
+    """
+    return printable(text).replace("$", r"\$")

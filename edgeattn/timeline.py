@@ -7,6 +7,7 @@ from typing import Any
 
 from edgeattn.errors import load_extra
 from edgeattn.pictures import check_picture, save_picture
+from edgeattn.printable import printable
 from edgeattn.profiling.figures import Realtime, Trace
 
 INCHES = (9.0, 2.8)  # of one run
@@ -27,7 +28,7 @@ def draw_timeline(realtime: Realtime, path: Path, title: str) -> None:
         raise ValueError("the paced run kept no trace")
     figures = load_extra("matplotlib.figure", "report")
     figure = figures.Figure(figsize=(INCHES[0], INCHES[1] * len(runs)), layout="constrained")
-    figure.suptitle(title, fontsize=10, parse_math=False)
+    figure.suptitle(printable(title), fontsize=10, parse_math=False)
     axes = figure.subplots(len(runs), 1, sharex=True, sharey=True, squeeze=False)
     for axis, run in zip(axes[:, 0], runs, strict=True):
         if run.trace is not None:

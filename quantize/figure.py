@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeattn.errors import load_extra
-from edgeattn.pictures import check_picture, save_picture
+from edgeattn.pictures import check_picture, drawable, save_picture
 from edgeattn.quantize.attention_maps import AttentionReport
 from edgeattn.quantize.sensitivity import Sensitivity, SensitivityReport, rank
 
@@ -84,7 +84,7 @@ def _draw_layers(axes: Any, layers: Sequence[Sensitivity], report: SensitivityRe
     for place, value, row in zip(places, values, layers, strict=True):
         label = f"{row.sqnr_db:.1f} dB" if row.drop is None else f"{row.drop:+.2f}, {row.sqnr_db:.1f} dB"
         axes.text(max(value, 0.0) + 0.01 * unit, place, label, va="center", fontsize=7)
-    axes.set_yticks(places, [row.path for row in layers], fontsize=7, family="monospace")
+    axes.set_yticks(places, [drawable(row.path) for row in layers], fontsize=7, family="monospace")
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlim(1.05 * min([0.0, *values]), max([0.0, *values]) + 0.2 * unit)
     for index in range(1, len(layers)):
@@ -102,7 +102,7 @@ def _draw_layers(axes: Any, layers: Sequence[Sensitivity], report: SensitivityRe
 def _draw_heads(figure: Any, axes: Any, rows: Sequence[str], drift: np.ndarray) -> None:
     largest = max(float(np.nanmax(drift)), float(np.finfo(np.float32).tiny))  # a map of zeros alone has a scale too
     image = axes.imshow(drift, aspect="auto", cmap="Blues", vmin=0.0, vmax=largest, interpolation="nearest")
-    axes.set_yticks(np.arange(len(rows)), rows, fontsize=7, family="monospace")
+    axes.set_yticks(np.arange(len(rows)), [drawable(row) for row in rows], fontsize=7, family="monospace")
     axes.set_xticks(np.arange(drift.shape[1])[:: 1 + drift.shape[1] // 32])
     axes.tick_params(axis="x", labelsize=7)
     axes.set_xlabel("head", fontsize=8)

@@ -197,7 +197,11 @@ def _console(**options: Any) -> Console:
 
 
 class _PrintableHook:
-    """A render hook of rich: what is shown is printable; the movements of its own live displays stay."""
+    """A render hook of rich: what is printed is printable; the movements of its own live displays stay.
+
+    It comes after the layout, so that no cell loses its end to longer escapes. What a live display itself shows does
+    not pass it: its words are made printable where they are given to it.
+    """
 
     def process_renderables(self, renderables: Iterable[ConsoleRenderable]) -> list[ConsoleRenderable]:
         return [cast(Any, _Printable(renderable)) for renderable in renderables]
@@ -234,7 +238,7 @@ class Bar:
             return
         if self._task is not None:
             self._finish(self._task)
-        self._task = self._progress.add_task(what, total=total)
+        self._task = self._progress.add_task(one_line(what), total=total)
 
     def advance(self) -> None:
         """One unit of the phase is done."""

@@ -10,6 +10,7 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, is_terminal, note, print_json, say
+from edgeattn.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,8 +74,8 @@ def _bar(progress: RichProgress) -> Callable[[Progress], None]:
             heard[now.stage] = _word_errors(now)
         text = f"{now.stage}: loss {now.loss:.3f} {heard.get(now.stage, '')}"
         if now.stage not in tasks:
-            tasks[now.stage] = progress.add_task(text, total=now.steps)
-        progress.update(tasks[now.stage], completed=now.step, description=text)  # type: ignore[arg-type]
+            tasks[now.stage] = progress.add_task(one_line(text), total=now.steps)
+        progress.update(tasks[now.stage], completed=now.step, description=one_line(text))  # type: ignore[arg-type]
 
     return show
 

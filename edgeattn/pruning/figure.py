@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeattn.errors import load_extra
-from edgeattn.pictures import check_picture, save_picture
+from edgeattn.pictures import check_picture, drawable, save_picture
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.importance import Importance
 
@@ -86,7 +86,7 @@ def _draw_curves(figure: Any, axes: Any, kind: str, scores: Mapping[str, np.ndar
         heights = np.maximum(own[order], LEAST_SHARE * largest)
         places = np.arange(1, len(own) + 1) if few else 100.0 * np.arange(1, len(own) + 1) / len(own)
         axes.plot(places, heights, color=GONE, linewidth=0.8, zorder=1)
-        name = f"{key.partition(':')[2]}  {int(kept.sum())} of {len(own)}"
+        name = f"{drawable(key.partition(':')[2])}  {int(kept.sum())} of {len(own)}"
         axes.plot(places, np.where(kept, heights, np.nan), color=colour, linewidth=1.6, zorder=2, label=name)
         size = 22.0 if few else 5.0
         axes.scatter(places[kept], heights[kept], s=size, color=[colour], linewidths=0, zorder=4)
@@ -125,7 +125,7 @@ def _draw_layers(axes: Any, rows: Sequence[tuple[str, float, bool]]) -> None:
     for place, (_, rise, kept) in enumerate(rows):
         text = "must stay" if not np.isfinite(rise) else f"{rise:.3g}{'' if kept else ', left out'}"
         axes.text(max(rises[place], 0.0) + 0.01 * unit, place, text, va="center", fontsize=7)
-    axes.set_yticks(places, [path for path, _, _ in rows], fontsize=7, family="monospace")
+    axes.set_yticks(places, [drawable(path) for path, _, _ in rows], fontsize=7, family="monospace")
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(1.05 * min([0.0, *rises]), unit * 1.15)
     axes.set_xlabel("measured rise of the loss without the layer", fontsize=8)

@@ -338,13 +338,16 @@ def _answered(model: EdgeModel, graph: GraphSpec, unusual_inputs: Sequence[tuple
 
 @contextlib.contextmanager
 def plain_source() -> Iterator[None]:
-    """The source as it is traced: without the fast path of nn.TransformerEncoder, which zeroes padded positions."""
+    """The source as it is traced: without the fast path of nn.TransformerEncoder, which zeroes padded positions.
+
+    What torch.compile made runs as it was written: for other weights it would be compiled again, for minutes.
+    """
     import torch
 
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with silenced(), np.errstate(all="ignore"):
+        with silenced(), np.errstate(all="ignore"), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
@@ -404,7 +407,7 @@ def _moved_outputs(model: EdgeModel, probe: Probe, size: float, seed: int, uses:
         if uses[name].kind != "feature":
             return value
         first, second = rng.standard_normal((2, *value.shape))
-        return (value + size * (value * first + second)).astype(value.dtype)
+        return np.asarray(value + size * (value * first + second), value.dtype)
 
     inputs = [{name: moved(name, value) for name, value in record.inputs.items()} for record in probe.records]
     with plain_source():

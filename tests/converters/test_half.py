@@ -223,3 +223,33 @@ def test_weights_are_stored_once_in_half(tmp_path: Path) -> None:
     before = model.ByteSize()
     to_half(model)
     assert model.ByteSize() < 0.55 * before
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-7, 1e-9, 1e-12])
+@pytest.mark.parametrize("guard", ["Add", "Max", "Where"])
+def test_what_an_epsilon_keeps_off_zero_is_divided_by_in_float32(guard: str, epsilon: float) -> None:
+    sums = helper.make_node("ReduceSum", ["h", "axes"], ["s"])
+    zero = helper.make_node("Equal", ["s", "nought"], ["none"])
+    guards = {
+        "Add": [helper.make_node("Add", ["s", "eps"], ["t"])],
+        "Max": [helper.make_node("Max", ["s", "eps"], ["t"])],
+        "Where": [zero, helper.make_node("Where", ["none", "eps", "s"], ["t"])],
+    }
+    moved = [helper.make_node("Expand", ["t", "shape"], ["wide"]), helper.make_node("Div", ["h", "wide"], ["y"])]
+    nodes = [linear(target="g"), helper.make_node("Relu", ["g"], ["h"]), sums, *guards[guard], *moved]
+    constants = {
+        "w": WEIGHT,
+        "axes": np.array([-1], np.int64),
+        "eps": np.float32(epsilon),
+        "shape": np.array([4, 8], np.int64),
+    }
+    if guard == "Where":
+        constants["nought"] = np.float32(0)
+    model = graph_of(nodes, **constants)
+    nothing = np.zeros_like(X)
+    np.testing.assert_array_equal(run(model, nothing), 0)
+    expected = run(model, X)
+    to_half(model)
+    assert computed_in(model, "Div") == {FLOAT}
+    np.testing.assert_array_equal(run(model, nothing), 0)  # not 0 / 0
+    np.testing.assert_allclose(run(model, X), expected, atol=5e-3)

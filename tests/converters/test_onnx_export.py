@@ -18,6 +18,7 @@ from edgeattn.converters.onnx import (
     GIVEN,
     SECOND,
     SPEC_KEY,
+    exact_rules,
     export_onnx,
     reduced_opset,
     with_exporter,
@@ -285,3 +286,50 @@ def test_lowering_the_opset_changes_nothing_else(tmp_path: Path) -> None:
     onnx.save(lowered, path)
     got = deployed_once(Artifact("onnxruntime", "fp32", {"main": path}, ""), model)
     np.testing.assert_allclose(got["y"], model.run(model.example["main"])["y"], atol=1e-6)
+
+
+class Guarded(nn.Module):
+    """Every way to keep a division or a logarithm off zero, and factors that are nearly 1."""
+
+    def __init__(self, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+
+    def forward(self, p: Tensor) -> dict[str, Tensor]:
+        total, epsilon = p.sum(-1, keepdim=True), self.epsilon
+        return {
+            "added": p / (total + epsilon),
+            "first": p / (epsilon + total),
+            "taken": p / (total - epsilon),
+            "bounded": p / total.clamp_min(epsilon),
+            "logged": torch.log(p + epsilon),
+            "unit": nn.functional.normalize(p, dim=-1, eps=epsilon),
+            "rooted": p / torch.sqrt((p * p).sum(-1, keepdim=True) + epsilon),
+            "powered": p * (total + epsilon) ** -1.0,
+            "replaced": p / torch.where(total == 0, torch.full_like(total, epsilon), total),
+            "scaled": (p + 1) * (1 + 8e-6) - (p + 1),
+            "divided": (p + 1) / (1 + 8e-6) - (p + 1),
+        }
+
+
+@pytest.mark.parametrize("epsilon", [1e-6, 1e-8, 1e-9, 1e-12, 1e-20])
+def test_no_epsilon_is_taken_for_zero_and_no_factor_for_one(epsilon: float, tmp_path: Path) -> None:
+    model = as_model("guarded", Guarded(epsilon), p=torch.rand(1, 3, 4))
+    path = export_onnx(model, tmp_path)["main"]
+    for p in (np.zeros((1, 3, 4), np.float32), np.full((1, 3, 4), 1e-3 * epsilon, np.float32)):
+        expected = model.run({"p": p}, "main")
+        got = deployed_once(
+            Artifact("onnxruntime", "fp32", {"main": path}, ""), replace(model, example={"main": {"p": p}})
+        )
+        for name, array in expected.items():
+            # Relative float32 rounding, and where 1 is taken away again that of numbers near 1.
+            np.testing.assert_allclose(got[name], array, rtol=1e-5, atol=2e-7, err_msg=name)
+
+
+def test_the_optimizer_of_the_exporter_is_left_as_it_was() -> None:
+    from onnxscript.rewriter._matcher import SimplePatternMatcher
+
+    before = SimplePatternMatcher._match_constant
+    with exact_rules():
+        assert SimplePatternMatcher._match_constant is not before
+    assert SimplePatternMatcher._match_constant is before

@@ -20,11 +20,14 @@ from edgeattn.converters.onnx_ops.node import (
     to_tensor,
     torch_type,
 )
+from edgeattn.errors import ModelError
 
 if TYPE_CHECKING:
     import onnx
 
 STANDARD = ("", "ai.onnx")
+LARGEST = 2**31 - 1  # of an attribute
+SHOWN = 200  # characters of a name in a message
 TYPES_TO_ONNX = {
     torch.float32: 1, torch.uint8: 2, torch.int8: 3, torch.uint16: 4, torch.int16: 5, torch.int32: 6, torch.int64: 7,
     torch.bool: 9, torch.float16: 10, torch.float64: 11, torch.uint32: 12, torch.uint64: 13, torch.bfloat16: 16,
@@ -72,7 +75,9 @@ def opsets(model: onnx.ModelProto) -> dict[str, int]:
 def describe(node: onnx.NodeProto) -> str:
     """A node for a message; one without a name is known by what it makes."""
     domain = "" if node.domain in STANDARD else f"{node.domain}."
-    return f"node {node.name or next((o for o in node.output if o), '?')!r} ({domain}{node.op_type})"
+    name = node.name or next((o for o in node.output if o), "?")
+    kind = f"{domain}{node.op_type}"
+    return f"node {name[:SHOWN]!r} ({kind[:SHOWN] if kind.isprintable() else ascii(kind)[:SHOWN]})"
 
 
 def make_node(
@@ -88,6 +93,11 @@ def make_node(
     attributes: dict[str, Any] = {}
     for attribute in proto.attribute:
         value = onnx.helper.get_attribute_value(attribute)
+        numbers = value if isinstance(value, list) else [value]
+        if proto.op_type != "Constant" and any(isinstance(n, int) and abs(n) > LARGEST for n in numbers):
+            raise ModelError(
+                f"{describe(proto)}: {attribute.name[:SHOWN]} = {str(value)[:40]} is no size of an edge model"
+            )
         attributes[attribute.name] = onnx.numpy_helper.to_array(value) if attribute.HasField("t") else value
     domain = "" if proto.domain in STANDARD else proto.domain
     given = [values[name] if name else None for name in proto.input]
@@ -120,7 +130,7 @@ def build(node: Node) -> Function | torch.nn.Module:
         raise NotImportableError("this operator is not imported")
     try:
         return builder(node)
-    except (IndexError, KeyError, ValueError, RuntimeError, TypeError, ZeroDivisionError) as error:
+    except (LookupError, ValueError, RuntimeError, TypeError, ArithmeticError, MemoryError) as error:
         raise NotImportableError(f"{type(error).__name__}: {error}") from error
 
 

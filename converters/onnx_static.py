@@ -8,6 +8,7 @@ What is left is plain: nodes, initializers, a static shape for every tensor. Wei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgeattn.converters.onnx_graph import (
+    STANDARD,
     TYPES_TO_ONNX,
     Value,
     build,
@@ -29,23 +31,31 @@ from edgeattn.converters.onnx_graph import (
     outputs_of,
     without_constant,
 )
-from edgeattn.converters.onnx_ops import Function, Node, NotImportableError
-from edgeattn.errors import ModelError, UnsupportedError
+from edgeattn.converters.onnx_ops import Function, Node, NotImportableError, TooManyStepsError
+from edgeattn.errors import EdgeattnError, ModelError, UnsupportedError
 
 if TYPE_CHECKING:
     import onnx
 
 MAX_TENSOR_BYTES = 2 * 2**30  # one tensor of an edge model; a hostile file asks for terabytes
 MAX_FOLDED_BYTES = 2**20  # a constant that folding may add
-MAX_NODES = 100_000  # after loops are unrolled
+MAX_NODES = 100_000  # looked at, each step of a loop anew, whether they are left or folded
+SPARE_BYTES = 2**28  # that folding may add beside four times the constants of the file
+COPIED_BYTES = 2**32  # that folding may read beside sixty-four times the constants of the file
 SMALL = 1_024  # elements of a constant that may shape the graph
 TINY = 64  # elements of the constants of shape arithmetic
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits")  # stay: engines run them in integers
-GROWING = frozenset((
-    "ConstantOfShape", "Expand", "Tile", "Range", "OneHot", "Pad", "Resize", "EyeLike", "CenterCropPad",
-    "If", "Loop", "Scan", "MatMul", "Einsum", "Gemm",
+ARITHMETIC = frozenset((
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "BitShift", "Cast", "CastLike", "Ceil", "Clip", "Compress", "Concat",
+    "Constant", "CumSum", "Div", "Equal", "Exp", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater",
+    "GreaterOrEqual", "Identity", "IsInf", "IsNaN", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mod", "Mul",
+    "Neg", "NonZero", "Not", "Or", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "Relu", "Reshape", "Round", "ScatterElements", "ScatterND", "Shape", "Sigmoid", "Sign", "Size",
+    "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "TopK", "Transpose", "Trilu", "Unsqueeze",
+    "Where", "Xor",
 ))  # fmt: skip
-"""Operators whose output is not bounded by the number of values that go in."""
+"""Operators whose output is bounded by the product of their inputs' sizes, whatever their attributes say."""
+BROADCAST = 2**18  # elements that several tiny constants may become
 Oracle = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
 
@@ -75,15 +85,29 @@ class _Walk:
         self.inputs = inputs
         self.alias: dict[str, str] = {}
         self.kept: list[onnx.NodeProto] = []
+        self.walked = 0
+        stored = sum(value.nbytes for value in self.values.values() if value.constant is not None)
+        self.may_add = 4 * stored + SPARE_BYTES
+        self.may_copy = 64 * stored + COPIED_BYTES
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.uses = _uses(model.graph)
         self.fresh = 0
 
     def nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
         for node in nodes:
-            if len(self.kept) > MAX_NODES:
-                raise UnsupportedError(f"{describe(node)}: more than {MAX_NODES} nodes after unrolling loops")
-            self.node(_renamed(node, self.alias))
+            self._step(node)
+            try:
+                self.node(_renamed(node, self.alias))
+            except EdgeattnError:
+                raise
+            except Exception as error:  # attributes and constants of any kind: no list of what can be wrong is whole
+                raise ModelError(f"{describe(node)} cannot be read: {type(error).__name__}: {_line(error)}") from error
+
+    def _step(self, node: onnx.NodeProto, cost: int = 1) -> None:
+        """A file of a few bytes may hold a loop of 2^62 steps, and loops within it."""
+        self.walked += cost
+        if self.walked > MAX_NODES:
+            raise UnsupportedError(f"{describe(node)}: more than {MAX_NODES} nodes after unrolling loops")
 
     def node(self, proto: onnx.NodeProto) -> None:
         if proto.op_type in ("If", "Loop") and not proto.domain:
@@ -96,10 +120,12 @@ class _Walk:
             if self._computed(proto):
                 return
             node, made = self._shapes(proto)
+        except TooManyStepsError as error:
+            raise ModelError(f"{describe(proto)}: {error}") from error
         except NotImportableError as error:
             self._guess(proto, error)
             return
-        if self._folded(proto, node):
+        if self._folded(proto, node, made):
             return
         self.values.update(made)
         if self._is_nothing(proto, node):
@@ -120,7 +146,9 @@ class _Walk:
         """Shape arithmetic, most of what exporters write: a handful of known numbers, computed without ado."""
         given = [self.values[name] for name in proto.input if name]
         tiny = all(v.constant is not None and v.constant.size <= TINY for v in given)
-        if (given and not tiny) or proto.op_type in (*GROWING, *QUANTIZED) or not proto.output:
+        if (given and not tiny) or proto.domain not in STANDARD or proto.op_type not in ARITHMETIC or not proto.output:
+            return False
+        if proto.op_type != "Concat" and math.prod(max(1, math.prod(v.shape)) for v in given) > BROADCAST:
             return False
         node = make_node(proto, self.versions, self.values)
         function = build(node)
@@ -167,24 +195,27 @@ class _Walk:
                 )
         return node, made
 
-    def _folded(self, proto: onnx.NodeProto, small: Node) -> bool:
+    def _folded(self, proto: onnx.NodeProto, small: Node, made: Mapping[str, Value]) -> bool:
         if proto.op_type in QUANTIZED:
             return False
         given = [self.values[name] for name in proto.input if name]
         if not all(v.constant is not None for i, v in enumerate(given) if i not in small.taken):
             return False
+        size, read = sum(value.nbytes for value in made.values()), sum(v.nbytes for v in given)
+        shared = any(self.uses.get(name, 0) > 1 for name in proto.input)
+        if size > MAX_FOLDED_BYTES and (shared or size > read):
+            return False
+        # A chain of nodes makes its weights anew at each; many nodes may read one large constant.
+        if size + read > TINY * 16 and (size > self.may_add or read > self.may_copy):
+            return False
+        self.may_add, self.may_copy = self.may_add - size, self.may_copy - read
         node = make_node(proto, self.versions, self.values)
         function = build(node)
         tensors = constant_inputs(node)
         if tensors is None:
             return False
-        made = outputs_of(self._abstract(proto, node, function), list(proto.output))
-        sizes = [tensor.numel() * tensor.dtype.itemsize for _, tensor in made]
-        shared = any(self.uses.get(name, 0) > 1 for name in proto.input)
-        if sum(sizes) > MAX_FOLDED_BYTES and (shared or sum(sizes) > sum(v.nbytes for v in given)):
-            return False
         with torch.no_grad():
-            for name, tensor in outputs_of(function(*tensors), list(proto.output)):
+            for name, tensor in outputs_of(self._called(proto, node, function, tensors), list(proto.output)):
                 self.values[name] = constant_value(tensor.detach().numpy())
         return True
 
@@ -229,20 +260,25 @@ class _Walk:
             if condition is None:
                 return False
             body = bodies["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"]
-            for name, inner in zip(proto.output, self._inlined(body, {}), strict=False):
+            for name, inner in zip(proto.output, self._inlined(body, self._stored(body)), strict=False):
                 self.alias[name] = inner
             return True
         return self._unrolled(proto, bodies["body"])
 
-    def _inlined(self, body: onnx.GraphProto, bound: Mapping[str, str]) -> list[str]:
-        """Walk over a body under names of its own; its outputs' names outside."""
+    def _stored(self, body: onnx.GraphProto) -> dict[str, str]:
+        """The initializers of a body, one copy for all its steps: name inside -> outside."""
         import onnx
 
         self.fresh += 1
-        outer, inner = dict(self.alias), {}
+        names = {tensor.name: f"{tensor.name}.{self.fresh}" for tensor in body.initializer}
         for tensor in body.initializer:
-            inner[tensor.name] = f"{tensor.name}.{self.fresh}"
-            self.values[inner[tensor.name]] = constant_value(onnx.numpy_helper.to_array(tensor))
+            self.values[names[tensor.name]] = constant_value(onnx.numpy_helper.to_array(tensor))
+        return names
+
+    def _inlined(self, body: onnx.GraphProto, bound: Mapping[str, str]) -> list[str]:
+        """Walk over a body under names of its own; its outputs' names outside."""
+        self.fresh += 1
+        inner: dict[str, str] = {}
         for node in body.node:
             inner |= {name: f"{name}.{self.fresh}" for name in node.output if name}
         inner |= bound
@@ -250,15 +286,15 @@ class _Walk:
         for node in nodes:
             node.name = f"{node.name}.{self.fresh}" if node.name else ""
         self.nodes(nodes)
-        outer.update(self.alias)
         return [self._resolve(inner.get(value.name, value.name)) for value in body.output]
 
     def _unrolled(self, proto: onnx.NodeProto, body: onnx.GraphProto) -> bool:
-
         trip, go = (self.values[name].constant if name else None for name in (*proto.input, "", "")[:2])
         if (proto.input[0] and trip is None) or (len(proto.input) > 1 and proto.input[1] and go is None):
             return False
+        self._step(proto, 1 + len(self.values) // 64)  # what the copy costs
         saved = (dict(self.alias), list(self.kept), dict(self.values), self.fresh)
+        stored = self._stored(body)
         count = MAX_NODES if trip is None else int(trip.reshape(-1)[0])
         running = go is None or bool(go.reshape(-1)[0])
         carried = [self._resolve(name) for name in proto.input[2:]]
@@ -271,7 +307,9 @@ class _Walk:
                 names[key] = f"{proto.output[0]}.{key}.{step}"
                 self.values[names[key]] = constant_value(array)
             given = [names["iteration"], names["condition"], *carried]
-            results = self._inlined(body, {v.name: g for v, g in zip(body.input, given, strict=True)})
+            self._step(proto, 4)  # what a step without nodes costs
+            bound = {v.name: g for v, g in zip(body.input, given, strict=True)}
+            results = self._inlined(body, stored | bound)
             answer = self.values[results[0]].constant
             if answer is None:
                 self.alias, self.kept, self.values, self.fresh = saved
@@ -338,6 +376,9 @@ class _Walk:
                 made.graph.initializer.append(original[name])
             elif constant is not None and name not in self.inputs:
                 made.graph.initializer.append(onnx.numpy_helper.from_array(constant, name))
+            if made.graph.initializer and not len(made.graph.initializer) % 1_000:
+                self._check_size(made)
+        self._check_size(made)
         stored = {tensor.name for tensor in made.graph.initializer}
         made.graph.input.extend(self._info(name) for name in self.inputs)
         made.graph.output.extend(self._info(name) for name in outputs)
@@ -346,6 +387,13 @@ class _Walk:
             self._info(name) for node in nodes for name in node.output if name and name not in known
         )
         return made
+
+    def _check_size(self, made: onnx.ModelProto) -> None:
+        size = sum(len(tensor.raw_data) for tensor in made.graph.initializer)
+        if size > MAX_TENSOR_BYTES:
+            raise UnsupportedError(
+                f"folded, its constants have {size / 2**30:.1f} GiB; no edge engine's file holds them"
+            )
 
     def _name_outputs(self) -> None:
         """Outputs that other names stand for get their own name back, by renaming or by an Identity."""
@@ -436,7 +484,9 @@ def _renamed(node: onnx.NodeProto, mapping: Mapping[str, str], outputs: bool = F
         for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
             own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
             own.update(name for inner in body.node for name in inner.output)
-            outer = {name: target for name, target in mapping.items() if name not in own}
+            read = {name for inner in body.node for name in (*inner.input, *captured(inner))}
+            read.update(value.name for value in body.output)
+            outer = {name: final(name) for name in read if name in mapping and name not in own}
             fresh = [_renamed(inner, outer) for inner in body.node]
             del body.node[:]
             body.node.extend(fresh)

@@ -172,8 +172,9 @@ def check_finite(model: EdgeModel) -> None:
             learned = isinstance(tensor, torch.nn.Parameter)
             broken = torch.isnan(tensor) | torch.isposinf(tensor) if learned else torch.isnan(tensor)
             if tensor.is_floating_point() and bool(broken.any()):
+                kind = "parameter" if learned else "buffer"
                 raise ModelError(
-                    f"{'parameter' if learned else 'buffer'} {known.get(id(tensor), name)} of graph {graph.name!r} holds "
+                    f"{kind} {known.get(id(tensor), name)} of graph {graph.name!r} holds "
                     f"{'NaN or infinity' if learned else 'NaN'} at {int(broken.sum())} of {tensor.numel()} places; "
                     "retrain or repair it"
                 )

@@ -1,7 +1,15 @@
 """ONNX operators in torch: :data:`TABLE` has one builder per operator, entered by the files of this package."""
 
 from edgeattn.converters.onnx_ops import attention, elementwise, indexing, norms, products, quantized, recurrent, shapes
-from edgeattn.converters.onnx_ops.node import CONTRIB, TABLE, Function, Node, NotImportableError, to_tensor
+from edgeattn.converters.onnx_ops.node import (
+    CONTRIB,
+    TABLE,
+    Function,
+    Node,
+    NotImportableError,
+    TooManyStepsError,
+    to_tensor,
+)
 
 __all__ = [
     "CONTRIB",
@@ -9,6 +17,7 @@ __all__ = [
     "Function",
     "Node",
     "NotImportableError",
+    "TooManyStepsError",
     "attention",
     "elementwise",
     "indexing",

@@ -37,6 +37,7 @@ def _causal(queries: int, keys: int, offset: int) -> Tensor:
 def _attention(node: Node) -> Function:
     node.refuse("qk_matmul_output_mode", 0, 1, 2, 3)
     flat = node.rank() == 3
+    node.count("q_num_heads", node.integer("q_num_heads"))
     q_heads = node.integer("q_num_heads") if flat else node.shape()[1]
     kv_heads = node.integer("kv_num_heads") if flat else node.shape(1)[1]
     size = node.shape()[2] // q_heads if flat else node.shape()[3]

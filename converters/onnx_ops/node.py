@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 CONTRIB = "com.microsoft"
+MAX_STEPS = 2**17  # of a sequence, a row of indices, a sum
 Shape = tuple[int, ...]
 Result = Tensor | tuple[Tensor | None, ...]
 
@@ -21,6 +22,10 @@ Function = Callable[..., Result]
 
 class NotImportableError(Exception):
     """This node cannot be expressed in torch with static shapes; the message says why."""
+
+
+class TooManyStepsError(NotImportableError):
+    """This node asks for more than a graph of an edge device does, of any engine."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,12 @@ class Node:
             raise NotImportableError(f"input {index} must be constant")
         self.taken.add(index)
         return self.constants[index]
+
+    def count(self, name: str, value: int) -> int:
+        """A number of steps that Python makes one by one, which a graph of an edge device has few of."""
+        if value > MAX_STEPS:
+            raise TooManyStepsError(f"{name} = {value}; at most {MAX_STEPS} are read")
+        return value
 
     def ints(self, name: str, index: int | None = None) -> list[int] | None:
         """Integers that older opsets give as an attribute and newer ones as input ``index``; None without them."""

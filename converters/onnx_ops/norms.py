@@ -240,7 +240,7 @@ def _lp_normalization(node: Node) -> Function:
 
 @op("LRN")
 def _local_response(node: Node) -> Function:
-    size = node.integer("size")
+    size = node.count("size", node.integer("size"))
     alpha, beta, bias = node.number("alpha", 1e-4), node.number("beta", 0.75), node.number("bias", 1.0)
     before = (size - 1) // 2
 

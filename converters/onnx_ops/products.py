@@ -352,6 +352,7 @@ def _resize(node: Node) -> Function:
             return lambda x, *_: F.interpolate(x, sizes[2:], mode="bilinear", align_corners=False)
     picks: list[tuple[int, list[int] | None, Tensor | None]] = []
     for axis in changed:
+        node.count("sizes", sizes[axis] if mode == "nearest" else sizes[axis] + given[axis] * sizes[axis] // 2**9)
         places = _coordinates(how, given[axis], sizes[axis], scales[axis])
         if mode == "nearest":
             picks.append((axis, _nearest(places, nearest, given[axis]), None))

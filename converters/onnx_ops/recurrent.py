@@ -36,6 +36,9 @@ def _recurrent(node: Node) -> Function | nn.Module:
     hidden = node.integer("hidden_size", node.shape(2)[2])
     batch_first = bool(node.integer("layout"))
     steps, batch = (node.shape()[1], node.shape()[0]) if batch_first else node.shape()[:2]
+    node.count("steps", steps)
+    if hidden != node.shape(2)[2]:
+        raise NotImportableError(f"hidden_size = {hidden}, its weights have {node.shape(2)[2]}")
     if node.has(4) and not (node.static(4) == steps).all():
         raise NotImportableError("sequence_lens shorter than the sequence are not imported")
     given = [v.decode() if isinstance(v, bytes) else str(v) for v in node.attributes.get("activations", [])]

@@ -197,6 +197,7 @@ def _split(node: Node) -> nn.Module:
     sizes = node.ints("split", 1)
     if sizes is None:
         count = node.integer("num_outputs", len(node.outputs))
+        node.count("num_outputs", count)
         each = -(-node.shape()[axis] // count)
         sizes = [each] * (count - 1) + [node.shape()[axis] - each * (count - 1)]
     return Split(axis, sizes)
@@ -268,6 +269,8 @@ def _pad(node: Node) -> Function:
         if node.dtype() == torch.bool:
             return lambda x, *_: F.pad(x.to(torch.uint8), widths, value=float(value)).to(torch.bool)
         return lambda x, *_: F.pad(x, widths, value=value)
+    for axis, widths in amounts.items():
+        node.count("pads", node.shape()[axis] + sum(max(0, width) for width in widths))
     picks = [(axis, _reflected(node.shape()[axis], *amounts[axis], mode)) for axis in amounts if any(amounts[axis])]
 
     def apply(x: Tensor, *_: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import math
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ from edgeattn.spec import DTYPES, GraphSpec, ModelSpec
 if TYPE_CHECKING:
     import onnx
     import torch
+
+RUN_SECONDS = 120  # of one call on one thread; an example input of an edge model takes seconds
 
 
 def owns(reference: str) -> bool:
@@ -56,6 +59,10 @@ def load(reference: str) -> EdgeModel:
         spec = _spec(path, made)
     except (ConversionError, UnsupportedError, ModelError) as error:
         raise type(error)(f"{path}: {error}") from error
+    except Exception as error:  # a graph that no check of ours foresaw: what it is, is told, and where from
+        raise ModelError(
+            f"{path}: cannot be read: {type(error).__name__}: {_first(error)}; please report it if ONNX Runtime does"
+        ) from error
     digest, size = hashlib.sha256(), 0
     for tensor in reader.source.graph.initializer:
         digest.update(tensor.name.encode())
@@ -270,10 +277,8 @@ class _Runtime:
         """Values of tensors inside the graph."""
         import onnx
 
-        there = {value.name for value in self.model.graph.output}
-        probed = onnx.ModelProto()
-        probed.CopyFrom(self.model)
-        probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+        probed = _made_of(self.model, set(names))
+        probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
         return self._run(probed, list(names))
 
     def _run(self, model: onnx.ModelProto, names: list[str]) -> Arrays:
@@ -282,7 +287,7 @@ class _Runtime:
         try:
             session = runtime_session(model)
             wanted = {value.name for value in session.get_inputs()}
-            results = session.run(names, {k: v for k, v in self.example.items() if k in wanted})
+            results = _run_bounded(session, names, {k: v for k, v in self.example.items() if k in wanted})
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.example.items())
             raise ModelError(
@@ -290,6 +295,47 @@ class _Runtime:
                 f"NAME.npz beside the file"
             ) from error
         return dict(zip(names, results, strict=True))
+
+
+def _run_bounded(session: Any, names: list[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run a session, and stop it between two nodes after :data:`RUN_SECONDS`: a loop may have 2^62 steps."""
+    runtime: Any = load_extra("onnxruntime", "convert")
+    options = runtime.RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(RUN_SECONDS, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        results: list[np.ndarray] = session.run(names, dict(inputs), options)
+    except Exception as error:
+        if options.terminate:
+            raise RuntimeError(f"it runs longer than {RUN_SECONDS} s") from error
+        raise
+    finally:
+        timer.cancel()
+    return results
+
+
+def _made_of(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """The part of a model that makes these tensors, without outputs: nothing behind them has been looked at yet."""
+    import onnx
+
+    from edgeattn.converters.onnx_static import captured
+
+    needed, nodes = set(names), []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+            needed.update(captured(node))
+    made = onnx.ModelProto()
+    made.ir_version = model.ir_version
+    made.opset_import.extend(model.opset_import)
+    made.graph.name = model.graph.name
+    made.graph.node.extend(reversed(nodes))
+    made.graph.input.extend(value for value in model.graph.input if value.name in needed)
+    made.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    return made
 
 
 def _first(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ import numpy as np
 
 from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.model import Arrays
-from edgeattn.sources.onnx_read import folders_of
+from edgeattn.sources.onnx_read import MAX_RANK, folders_of
 from edgeattn.spec import DTYPES
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ LENGTH = 16  # of a sequence whose length is open
 IMAGE = 224  # pixels
 SAMPLES = 16_000  # one second of audio
 IDS = 100  # below this, ids of a table whose size is not known
+MAX_BYTES = 2**30  # of all example inputs in a file
+MAX_ELEMENTS = 2**26  # of one input
 WIDENED = {"float16": "float32", "bfloat16": "float32", "float64": "float32"}
 
 SIZES: tuple[tuple[str, int], ...] = (
@@ -73,6 +76,8 @@ def _declared(value: onnx.ValueInfoProto) -> Opened:
     dtype = WIDENED.get(dtype, dtype)
     if dtype not in DTYPES:
         raise UnsupportedError(f"input {value.name!r} is {name.lower()}; edge engines take {', '.join(DTYPES)}")
+    if len(kind.shape.dim) > MAX_RANK:
+        raise ModelError(f"input {value.name[:80]!r} has {len(kind.shape.dim)} axes, at most {MAX_RANK} are read")
     sizes: list[int | None] = []
     names = {}
     for axis, dim in enumerate(kind.shape.dim):
@@ -105,13 +110,19 @@ def example_shapes(inputs: Iterable[Opened]) -> dict[str, tuple[int, ...]]:
             else:
                 shape.append(_unnamed(given, axis))
         shapes[given.name] = tuple(shape)
+        if math.prod(shape) > MAX_ELEMENTS:
+            raise ModelError(
+                f"input {given.name[:80]!r} of shape {shape} has more than {MAX_ELEMENTS} values, which no edge model "
+                "takes"
+            )
     return shapes
 
 
 def _size(name: str, known: Mapping[str, int], given: Opened, axis: int) -> int:
     terms = [term.strip() for term in name.split("+")]
     if len(terms) > 1 and all(terms):  # "past_sequence_length + 1", as Hugging Face's exporter writes
-        return sum(int(t) if t.isdigit() else known.get(t, _size(t, known, given, axis)) for t in terms)
+        sizes = (known.get(term) or _size(term, known, given, axis) for term in terms)
+        return sum(int(t) if re.fullmatch("[0-9]{1,9}", t) else size for t, size in zip(terms, sizes, strict=True))
     for pattern, size in SIZES:
         if re.search(pattern, name.lower()):
             return size
@@ -208,6 +219,9 @@ def read_side_file(file: Path, inputs: Iterable[Opened]) -> Arrays:
     """
     try:
         with np.load(file, allow_pickle=False) as archive:
+            held = sum(info.file_size for info in archive.zip.infolist())
+            if held > MAX_BYTES:
+                raise ValueError(f"{held} bytes, at most {MAX_BYTES} are read")
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:
         raise ModelError(f"{file}: not an npz with example inputs: {error}") from error

@@ -6,15 +6,16 @@ its structure is known here. Weights beside the file are read from its own folde
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeattn.confined import regular_file
-from edgeattn.converters.onnx_graph import STANDARD, describe
+from edgeattn.converters.onnx_graph import SHOWN, STANDARD, describe
 from edgeattn.converters.onnx_static import captured
 from edgeattn.errors import ModelError, UnsupportedError, load_extra, unknown_name
 from edgeattn.layers import module_path
@@ -27,6 +28,8 @@ MAX_OPSET = 26  # that ONNX Runtime 1.31 runs
 MAX_BYTES = 2**31 - 2**20  # a protobuf holds 2 GiB
 MAX_NODES = 100_000  # functions inlined
 MAX_DEPTH = 16  # bodies within bodies
+MAX_PORTS = 1_000  # inputs, and outputs, of a graph
+MAX_NAME = 4_096  # characters
 MAX_RANK = 16
 DOMAINS = ("com.microsoft", "ai.onnx.ml")
 TRAINING = ("ai.onnx.preview.training", "ai.onnx.training")
@@ -53,12 +56,13 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except (message.DecodeError, RuntimeError) as error:
+    except (message.DecodeError, RuntimeError, MemoryError) as error:
         raise ModelError(f"{path}: not an ONNX model, cut off, or nested too deep ({_line(error)})") from error
     del data
     if not model.HasField("graph") or not model.graph.node or not model.graph.output:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with nodes and outputs")
     try:
+        _check_counts(model)
         _check_text(model.graph)
         _check_versions(model)
         model = _inlined(model)
@@ -66,14 +70,14 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         load_external(model, path)
         for tensor in tensors(model.graph):
             _check_tensor(tensor)
-        _check_names(model.graph, set(), 0)
+        _check_names(model.graph, ())
         for part in graphs(model.graph):
             _check_numbers(part)
         _sort(model.graph)
         _check_standard(model)
     except (ModelError, UnsupportedError) as error:
         raise type(error)(f"{path}: {error}") from error
-    except (onnx.checker.ValidationError, ValueError, RuntimeError) as error:
+    except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError, LookupError, MemoryError) as error:
         raise ModelError(f"{path}: {_line(error)}") from error
     return model
 
@@ -126,6 +130,19 @@ def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from attribute.tensors
 
 
+def _check_counts(model: onnx.ModelProto) -> None:
+    """What is walked over several times is counted first."""
+    for part in graphs(model.graph):
+        for kind, ports in (("inputs", part.input), ("outputs", part.output)):
+            stored = len(part.initializer) if kind == "inputs" else 0  # older files list their weights among the inputs
+            if len(ports) > MAX_PORTS + stored:
+                raise ModelError(f"a graph in it has {len(ports)} {kind}, at most {MAX_PORTS} are read")
+    nodes = sum(len(part.node) for part in graphs(model.graph))
+    nodes += sum(len(function.node) for function in model.functions)
+    if nodes > MAX_NODES:
+        raise ModelError(f"it has {nodes} nodes, at most {MAX_NODES} are read")
+
+
 def _check_text(graph: onnx.GraphProto) -> None:
     """Names are text. Damaged ones are none, and protobuf hands them out all the same."""
     for part in graphs(graph):
@@ -136,12 +153,15 @@ def _check_text(graph: onnx.GraphProto) -> None:
         for node in part.node:
             keys = [attribute.name for attribute in node.attribute]
             values += [node.name, node.op_type, node.domain, *node.input, *node.output, *keys]
-        for name in (*values, *stored):
+        values += [entry.name for sparse in part.sparse_initializer for entry in (sparse.values, sparse.indices)]
+        for name in (*values, *stored, part.name):
             try:
-                str(name).encode()
+                size = len(str(name).encode())
                 damaged = not isinstance(name, str)
             except UnicodeError:
-                damaged = True
+                size, damaged = 0, True
+            if size > MAX_NAME:
+                raise ModelError(f"a name in it has {size} bytes, {ascii(name)[:60]}...; at most {MAX_NAME} are read")
             if damaged:
                 raise ModelError(f"a name in it is no text, {ascii(name)[:60]}: the file is damaged")
 
@@ -188,10 +208,10 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     functions = {(f.domain, f.name): f for f in model.functions}
     if len(functions) < len(model.functions):
         raise ModelError("two functions have one name")
-    sizes: dict[tuple[str, str], int] = {}
+    sizes: dict[tuple[str, str], tuple[int, int]] = {}
     open_: list[tuple[str, str]] = []
 
-    def size(key: tuple[str, str]) -> int:
+    def size(key: tuple[str, str]) -> tuple[int, int]:
         if key in open_:
             raise ModelError(f"function {key[1]!r} calls itself")
         if key not in sizes:
@@ -202,17 +222,21 @@ def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
             open_.pop()
         return sizes[key]
 
-    def count(nodes: Iterable[onnx.NodeProto]) -> int:
-        total = 0
+    def count(nodes: Iterable[onnx.NodeProto]) -> tuple[int, int]:
+        total, held = 0, 0
         for node in nodes:
             key = (node.domain, node.op_type)
-            total += size(key) if key in functions else 1
-            total += sum(count(body.node) for body in bodies(node))
-        return total
+            more = [size(key) if key in functions else (1, node.ByteSize())]
+            more += [count(body.node) for body in bodies(node)]
+            total, held = total + sum(n for n, _ in more), held + sum(b for _, b in more)
+        return total, held
 
-    total = count(model.graph.node)
-    if total > MAX_NODES:
-        raise ModelError(f"its functions unfold to {total} nodes, at most {MAX_NODES} are read")
+    total, held = count(model.graph.node)
+    if total > MAX_NODES or held > MAX_BYTES:
+        raise ModelError(
+            f"its functions unfold to {total} nodes of {held / 2**30:.1f} GiB, at most {MAX_NODES} of "
+            f"{MAX_BYTES / 2**30:.1f} GiB are read"
+        )
     inlined: onnx.ModelProto = inliner.inline_local_functions(model)
     return inlined
 
@@ -233,7 +257,8 @@ def _check_operators(graph: onnx.GraphProto) -> None:
                 raise ModelError(f"outputs change between calls: {describe(node)} draws random numbers")
             if node.domain in STANDARD and not onnx.defs.has(node.op_type):
                 raise UnsupportedError(
-                    f"{describe(node)}: {unknown_operator(node.op_type)}, or a node of a custom domain without its name"
+                    f"{describe(node)}: {unknown_operator(node.op_type[:SHOWN])}, or a node of a custom domain without "
+                    "its name"
                 )
             if node.op_type.startswith(("Sequence", "Optional")) or node.op_type in (
                 "SplitToSequence", "ConcatFromSequence",
@@ -420,37 +445,49 @@ def _placed(index: int, node: onnx.NodeProto) -> str:
     return f"{describe(node)} at position {index}{output}" + (f", of module {path}" if path else "")
 
 
-def _check_names(graph: onnx.GraphProto, outside: set[str], depth: int) -> None:
-    """Each name is made once, and everything that is read is made somewhere."""
-    if depth > MAX_DEPTH:
+def _check_names(graph: onnx.GraphProto, outside: tuple[set[str], ...]) -> None:
+    """Each name is made once, and everything that is read is made somewhere.
+
+    Args:
+        outside: names of the graphs around; they are not copied, for a file may hold thousands of bodies.
+    """
+    if len(outside) > MAX_DEPTH:
         raise ModelError(f"bodies of If and Loop are nested more than {MAX_DEPTH} deep")
-    made: set[str] = set(outside)
-    inputs = [value.name for value in graph.input]
-    twice = next((n for i, n in enumerate(inputs) if n in inputs[:i]), None)
-    if twice is not None:
-        raise ModelError(f"two inputs are named {twice!r}")
-    stored = [tensor.name for tensor in graph.initializer]
-    if len(set(stored)) < len(stored):
-        raise ModelError(f"two initializers are named {next(n for n in stored if stored.count(n) > 1)!r}")
-    made.update(inputs, stored)
-    makers: dict[str, onnx.NodeProto] = {}
-    for node in graph.node:
-        for name in node.output:
-            if not name:
-                continue
-            if name in makers or name in made:
-                raise ModelError(f"{describe(node)} makes {name!r}, which is there already")
-            makers[name] = node
-    known = made | set(makers)
+
+    def there(name: str) -> bool:
+        return any(name in names for names in outside)
+
+    made = _made_names(graph, there)
     for node in graph.node:
         for name in (*node.input, *captured(node)):
-            if name and name not in known:
-                raise ModelError(f"{describe(node)} reads {name!r}, which nothing makes")
+            if name and name not in made and not there(name):
+                raise ModelError(f"{describe(node)} reads {name[:SHOWN]!r}, which nothing makes")
         for body in bodies(node):
-            _check_names(body, known, depth + 1)
+            _check_names(body, (*outside, made))
     for value in graph.output:
-        if value.name not in known:
-            raise ModelError(f"output {value.name!r} is made by no node")
+        if value.name not in made and not there(value.name):
+            raise ModelError(f"output {value.name[:SHOWN]!r} is made by no node")
+
+
+def _made_names(graph: onnx.GraphProto, there: Callable[[str], bool]) -> set[str]:
+    """All that a graph makes or is given, each once."""
+    made: set[str] = set()
+    for value in graph.input:
+        if value.name in made:
+            raise ModelError(f"two inputs are named {value.name[:SHOWN]!r}")
+        made.add(value.name)
+    stored: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name in stored:
+            raise ModelError(f"two initializers are named {tensor.name[:SHOWN]!r}")
+        stored.add(tensor.name)
+    made |= stored
+    for node in graph.node:
+        for name in node.output:
+            if name and (name in made or there(name)):
+                raise ModelError(f"{describe(node)} makes {name[:SHOWN]!r}, which is there already")
+            made.update([name] if name else [])
+    return made
 
 
 def _sort(graph: onnx.GraphProto) -> None:
@@ -463,11 +500,11 @@ def _sort(graph: onnx.GraphProto) -> None:
     for i, before in enumerate(needs):
         for j in before:
             readers.setdefault(j, []).append(i)
-    ready = [i for i, before in enumerate(needs) if not before]
+    ready = collections.deque(i for i, before in enumerate(needs) if not before)
     left = [len(before) for before in needs]
     order = []
     while ready:
-        i = ready.pop(0)
+        i = ready.popleft()
         order.append(i)
         for j in readers.get(i, []):
             left[j] -= 1

@@ -278,7 +278,8 @@ class _Runtime:
         import onnx
 
         probed = _made_of(self.model, set(names))
-        probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        declared = {value.name: value for value in self.model.graph.output}
+        probed.graph.output.extend(declared.get(name, onnx.ValueInfoProto(name=name)) for name in names)
         return self._run(probed, list(names))
 
     def _run(self, model: onnx.ModelProto, names: list[str]) -> Arrays:

@@ -50,13 +50,19 @@ def backends() -> tuple[BackendStatus, ...]:
     return tuple(_status(name) for name in PACKAGES)
 
 
-def load(path: Path | str, backend: str | None = None, threads: int = 1) -> Session:
+def load(path: Path | str, backend: str | None = None, threads: int = 1, check_finite: bool = False) -> Session:
     """Verify a bundle, then load it; only the engine needed is imported.
+
+    Threads may share the session, see :class:`~edgeattn.runtimes.session.Session`; processes may not: load it in each,
+    after the fork.
 
     Args:
         path: bundle directory or zip.
         backend: None for the bundle's own; a "tensorrt" bundle can be replayed with "onnxruntime".
         threads: compute threads of one run.
+        check_finite: refuse NaN and infinity in what every run reads and gives, by the name of graph, step and tensor.
+            Engines differ in what they make of NaN, and some make ordinary numbers of it. For finding faults: it looks
+            at every value, and a model with infinities on purpose (masked log-probabilities) cannot be run with it.
 
     Raises:
         BundleError: if the bundle is damaged, or its engine cannot load its model.
@@ -80,6 +86,7 @@ def load(path: Path | str, backend: str | None = None, threads: int = 1) -> Sess
         models = {graph: bundle.file(name) for graph, name in manifest.models.items()}
         session = open_session(backend or manifest.backend, models, manifest.spec, threads, manifest.build)
         session.assets = {name: bundle.asset(name) for name in bundle.assets}
+        session.check_finite = check_finite
         session.keep(opened)  # an unpacked zip must live as long as the engine may map its files
         stack.pop_all()
     return session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 
 from edgeattn.errors import BundleError, InputError, load_extra
 from edgeattn.runtimes.session import (
+    Arrays,
     Census,
     EngineStep,
     Found,
@@ -34,6 +36,7 @@ class _Loaded:
 
     path: Path
     interpreter: Any
+    turn: threading.Lock  # of the interpreter: all steps of a file share its tensors
     subgraph: int
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
@@ -45,6 +48,7 @@ def open_litert(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Se
     module, version = _import()
     started = time.perf_counter()
     interpreters: dict[Path, Any] = {}
+    turns: dict[Path, threading.Lock] = {}
     loaded = {}
     for graph in spec.graphs:
         path = models[graph.name]
@@ -52,7 +56,8 @@ def open_litert(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Se
             with loading("LiteRT", path):
                 interpreters[path] = module.Interpreter(str(path), num_threads=threads)
                 interpreters[path].allocate_tensors()
-        loaded[graph.name] = _load(interpreters[path], path, graph)
+            turns[path] = threading.Lock()
+        loaded[graph.name] = _load(interpreters[path], turns[path], path, graph)
     session = LiteRtSession(loaded, spec, version, threads)
     session.load_ms = (time.perf_counter() - started) * 1e3
     return session
@@ -67,7 +72,7 @@ def _import() -> tuple[ModuleType, str]:
     return module, metadata.version("ai-edge-litert")
 
 
-def _load(interpreter: Any, path: Path, graph: GraphSpec) -> _Loaded:
+def _load(interpreter: Any, turn: threading.Lock, path: Path, graph: GraphSpec) -> _Loaded:
     with loading("LiteRT", path):
         signatures = list(interpreter.get_signature_list())
         if not signatures:
@@ -85,6 +90,7 @@ def _load(interpreter: Any, path: Path, graph: GraphSpec) -> _Loaded:
     return _Loaded(
         path,
         interpreter,
+        turn,
         int(subgraph),
         {name: int(detail["index"]) for name, detail in inputs.items()},
         {name: int(detail["index"]) for name, detail in outputs.items()},
@@ -133,13 +139,14 @@ class _LiteRtStep(HostStep):
     """Shares the session's interpreter with other steps.
 
     Its tensors live in the interpreter's arena, so states are copied in and out: 14 us of 240 for the built-in model.
-    An interpreter per step would save half of that and cost every stream 12 MiB of packed weights.
+    An interpreter per step would save half of that and cost every stream 12 MiB of packed weights. From the first input
+    set to the last output read the interpreter is one step's alone: threads take turns.
     """
 
     def __init__(self, loaded: _Loaded, graph: GraphSpec) -> None:
         super().__init__(graph)
-        self._interpreter, self._subgraph = loaded.interpreter, loaded.subgraph
-        self._engine = _engine(loaded.interpreter)
+        self._interpreter, self._subgraph, self._turn = loaded.interpreter, loaded.subgraph, loaded.turn
+        self._engine: Any = _engine(loaded.interpreter)
         self._copies = []
         for parity in (0, 1):
             inputs, outputs = self.bindings(parity)
@@ -160,16 +167,21 @@ class _LiteRtStep(HostStep):
         for name, _, array, narrow in narrowed:
             _narrow(name, array, narrow)
         try:
-            for index, array in before:
-                self._engine.SetTensor(index, array, self._subgraph)
-            for _, index, _, narrow in narrowed:
-                self._engine.SetTensor(index, narrow, self._subgraph)
-            self._engine.Invoke(self._subgraph)
-            # The views die at once: memory that one looks at may move in the next run. GetTensor() would allocate.
-            for array, index in after:
-                np.copyto(array, self._engine.tensor(self._interpreter, index, self._subgraph))
+            with self._turn:
+                for index, array in before:
+                    self._engine.SetTensor(index, array, self._subgraph)
+                for _, index, _, narrow in narrowed:
+                    self._engine.SetTensor(index, narrow, self._subgraph)
+                self._engine.Invoke(self._subgraph)
+                # The views die at once: memory that one looks at may move in the next run. GetTensor() would allocate.
+                for array, index in after:
+                    np.copyto(array, self._engine.tensor(self._interpreter, index, self._subgraph))
         except (RuntimeError, ValueError) as error:
             raise run_failed("LiteRT", self.graph, error) from error
+
+    def free(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.EngineStep`."""
+        self._interpreter = self._engine = None
 
 
 def _count_file(census: Census, path: Path, subgraphs: set[int]) -> None:
@@ -204,7 +216,7 @@ class LiteRtSession(Session):
         """See :class:`~edgeattn.runtimes.session.Session`."""
         return _LiteRtStep(self._loaded[graph.name], graph)
 
-    def executed(self) -> Census:
+    def census(self) -> Census:
         """Ops of the graphs, each under the narrowest dtype that it reads, and ``DELEGATE``.
 
         The interpreter lists the ops that a delegate took beside the delegate's own nodes:
@@ -212,10 +224,13 @@ class LiteRtSession(Session):
         signatures it lists the first alone; the ops of the others are read from the file, where its package can.
         """
         census: Census = {}
-        for path, interpreter in {loaded.path: loaded.interpreter for loaded in self._loaded.values()}.items():
-            dtypes = {tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in interpreter.get_tensor_details()}
-            with loading("LiteRT", path):  # a custom operation's name may be no text
+        for path, (interpreter, turn) in {
+            one.path: (one.interpreter, one.turn) for one in self._loaded.values()
+        }.items():
+            with turn, loading("LiteRT", path):  # a custom operation's name may be no text
+                tensors = interpreter.get_tensor_details()
                 ops = interpreter._get_ops_details()  # noqa: SLF001  # no public call tells the ops
+            dtypes = {tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in tensors}
             for op in ops:
                 if op["op_name"] == "DELEGATE":
                     kinds = census.setdefault("DELEGATE", {})
@@ -227,11 +242,11 @@ class LiteRtSession(Session):
                 _count_file(census, path, others)
         return census
 
-    def layers(
+    def layer_times(
         self,
-        inputs: Mapping[str, np.ndarray],  # noqa: ARG002
+        inputs: Arrays,  # noqa: ARG002
         runs: int,  # noqa: ARG002
-        graph: str | None = None,  # noqa: ARG002
+        graph: GraphSpec,  # noqa: ARG002
     ) -> tuple[LayerTime, ...] | None:
         """None: the Python interpreter has no profiler (the C++ ``benchmark_model`` has one)."""
         return None

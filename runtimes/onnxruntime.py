@@ -21,7 +21,6 @@ from edgeattn.runtimes.session import (
     HostStep,
     LayerTime,
     Session,
-    check_inputs,
     check_names,
     count_op,
     loading,
@@ -111,8 +110,8 @@ def _profile(ort: Any, path: Path, graph: GraphSpec, threads: int, inputs: Array
 class _OnnxRuntimeStep(HostStep):
     def __init__(self, session: Any, graph: GraphSpec) -> None:
         super().__init__(graph)
-        self._session = session
-        self._bindings = tuple(self._binding(session, parity) for parity in (0, 1))
+        self._session: Any = session
+        self._bindings: tuple[Any, ...] = tuple(self._binding(session, parity) for parity in (0, 1))
 
     def _binding(self, session: Any, parity: int) -> Any:
         binding = session.io_binding()
@@ -129,6 +128,10 @@ class _OnnxRuntimeStep(HostStep):
         except Exception as error:  # its exceptions share no base but Exception
             raise run_failed("ONNX Runtime", self.graph, error) from error
 
+    def free(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.EngineStep`."""
+        self._session, self._bindings = None, ()
+
 
 @final
 class OnnxRuntimeSession(Session):
@@ -140,13 +143,14 @@ class OnnxRuntimeSession(Session):
         self, ort: Any, sessions: Mapping[str, Any], models: Mapping[str, Path], spec: ModelSpec, threads: int
     ) -> None:
         super().__init__(spec, str(ort.__version__), threads)
+        self.parallel_runs = len(os.sched_getaffinity(0))  # its runs are independent, and take their turns nowhere
         self._ort, self._sessions, self._models = ort, dict(sessions), models
 
     def new_step(self, graph: GraphSpec) -> EngineStep:
         """See :class:`~edgeattn.runtimes.session.Session`."""
         return _OnnxRuntimeStep(self._sessions[graph.name], graph)
 
-    def executed(self) -> Census:
+    def census(self) -> Census:
         """Kernels of the optimised graphs with the narrowest dtype that each reads, from one profiled run on zeros."""
         census: Census = {}
         for graph in self.spec.graphs:
@@ -156,14 +160,10 @@ class OnnxRuntimeSession(Session):
                 count_op(census, event["args"]["op_name"], read)
         return census
 
-    def layers(
-        self, inputs: Mapping[str, np.ndarray], runs: int, graph: str | None = None
-    ) -> tuple[LayerTime, ...] | None:
+    def layer_times(self, inputs: Arrays, runs: int, graph: GraphSpec) -> tuple[LayerTime, ...] | None:
         """Times of the kernels, from a second session with profiling on."""
-        chosen = self.spec.graph(graph)
-        arrays = check_inputs(chosen, inputs)
         totals: dict[tuple[str, str], float] = {}
-        for event in _profile(self._ort, self._models[chosen.name], chosen, self.threads, arrays, runs):
+        for event in _profile(self._ort, self._models[graph.name], graph, self.threads, inputs, runs):
             key = (event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
             totals[key] = totals.get(key, 0.0) + float(event["dur"])
         return tuple(LayerTime(name, kind, total / runs) for (name, kind), total in totals.items())

@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
-
 from edgeattn.errors import load_extra
 from edgeattn.runtimes.session import (
+    Arrays,
     Census,
     EngineStep,
     Found,
     HostStep,
     LayerTime,
     Session,
-    check_inputs,
     check_names,
     loading,
     run_failed,
@@ -92,7 +90,7 @@ def _ports(ports: Any) -> Found:
 class _OpenVinoStep(HostStep):
     def __init__(self, openvino: Any, compiled: Any, graph: GraphSpec) -> None:
         super().__init__(graph)
-        self._requests = tuple(self._request(openvino, compiled, parity) for parity in (0, 1))
+        self._requests: tuple[Any, ...] = tuple(self._request(openvino, compiled, parity) for parity in (0, 1))
 
     def _request(self, openvino: Any, compiled: Any, parity: int) -> Any:
         """A request bound for good to the buffers of one parity: a run then sets nothing."""
@@ -111,6 +109,10 @@ class _OpenVinoStep(HostStep):
             request.wait()
         except RuntimeError as error:
             raise run_failed("OpenVINO", self.graph, error) from error
+
+    def free(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.EngineStep`."""
+        self._requests = ()
 
 
 @final
@@ -136,7 +138,7 @@ class OpenVinoSession(Session):
         """See :class:`~edgeattn.runtimes.session.Session`."""
         return _OpenVinoStep(self._openvino, self._compiled[graph.name], graph)
 
-    def executed(self) -> Census:
+    def census(self) -> Census:
         """Layer types and ``runtimePrecision`` of the compiled graphs."""
         census: Census = {}
         for compiled in self._compiled.values():
@@ -149,17 +151,13 @@ class OpenVinoSession(Session):
                     kinds[dtype] = kinds.get(dtype, 0) + 1
         return census
 
-    def layers(
-        self, inputs: Mapping[str, np.ndarray], runs: int, graph: str | None = None
-    ) -> tuple[LayerTime, ...] | None:
+    def layer_times(self, inputs: Arrays, runs: int, graph: GraphSpec) -> tuple[LayerTime, ...] | None:
         """Times of the executed layers, from a second compilation with counters on."""
-        chosen = self.spec.graph(graph)
-        arrays = check_inputs(chosen, inputs)
-        compiled = _compile(self._core, self._models[chosen.name], chosen, self.threads, True)
+        compiled = _compile(self._core, self._models[graph.name], graph, self.threads, True)
         request = compiled.create_infer_request()
         totals: dict[tuple[str, str], float] = {}
         for _ in range(runs):
-            request.infer(arrays)
+            request.infer(inputs)
             for info in request.get_profiling_info():
                 if info.status == info.Status.EXECUTED:
                     key = (info.node_name, info.node_type)

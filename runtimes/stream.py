@@ -6,7 +6,8 @@ the whole path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
@@ -47,11 +48,15 @@ class Event:
 class Stream:
     """One utterance after another through a step of its own.
 
-    Not thread-safe; streams of one session may take turns, not run at once.
+    Streams of one session may be used by a thread each, at once. Threads that share one stream take turns: a packet is
+    heard whole, in the order in which they come.
     """
 
-    def __init__(self, step: Step, spec: StreamSpec) -> None:
+    def __init__(self, step: Step, spec: StreamSpec, check_usable: Callable[[], None] = lambda: None) -> None:
         """Take over ``step``: nothing else may run it.
+
+        Args:
+            check_usable: raises where the session behind ``step`` is closed, or was loaded before a fork.
 
         Raises:
             InputError: if the step's tensors do not fit ``spec``.
@@ -59,6 +64,8 @@ class Stream:
         from edgeattn.audio import OnlineFbank  # brings wave: device code that never streams need not pay for it
 
         _check_fit(step, spec)
+        self._check_usable = check_usable
+        self._turn = threading.Lock()
         self._fbank_of = OnlineFbank
         self._step, self._spec = step, spec
         self._features, self._bias = step.inputs[spec.features], step.inputs[spec.bias]
@@ -69,7 +76,7 @@ class Stream:
         self._frame_seconds = float(spec.encoder_frame_seconds)
         self._first_middle = float((spec.window - spec.shift + ratio) * hop / 2)
         self._quiet_limit = -(-ENDPOINT_SECONDS // spec.encoder_frame_seconds)  # frames, rounded up
-        self.reset()
+        self._reset()
 
     @property
     def hop_samples(self) -> int:
@@ -78,6 +85,11 @@ class Stream:
 
     def reset(self) -> None:
         """Forget everything: the stream is as new, and time starts at zero."""
+        self._check_usable()
+        with self._turn:
+            self._reset()
+
+    def _reset(self) -> None:
         self._step.reset()
         self._fbank = self._fbank_of(self._spec.frontend)
         self._missing = self._spec.window  # frames until the next step
@@ -101,13 +113,16 @@ class Stream:
             AudioError: for integer samples, another rank, NaN, infinity or amplitudes far beyond [-1, 1]; the packet is
                 then refused whole and the stream goes on as if it had not been pushed.
             UnsupportedError: if the engine fails or its scores hold NaN; reset before going on.
+            InputError: if the session is closed, or was loaded before this process was forked.
         """
+        self._check_usable()
         check_samples(samples)
-        self._samples += len(samples)
         events: list[Event] = []
-        # In pieces: the front end copies what is pending, which for an hour in one packet would be quadratic.
-        for start in range(0, len(samples), self.hop_samples):
-            self._hear(samples[start : start + self.hop_samples], events)
+        with self._turn:
+            self._samples += len(samples)
+            # In pieces: the front end copies what is pending, which for an hour in one packet would be quadratic.
+            for start in range(0, len(samples), self.hop_samples):
+                self._hear(samples[start : start + self.hop_samples], events)
         return tuple(events)
 
     def flush(self) -> tuple[Event, ...]:
@@ -117,19 +132,24 @@ class Stream:
             the remaining events, the last a "final" if there is text. What is pushed next is a new utterance.
 
         Raises:
-            UnsupportedError: as :meth:`push`.
+            UnsupportedError, InputError: as :meth:`push`.
         """
+        self._check_usable()
         events: list[Event] = []
-        if self._samples:
-            frontend = self._spec.frontend
-            tail = (self._spec.window + self._spec.shift) * frontend.hop_length + frontend.frame_length
-            silence = np.zeros(self.hop_samples, np.float32)
-            for _ in range(-(-tail // self.hop_samples)):
-                self._hear(silence, events)
+        with self._turn:
+            if self._samples:
+                self._hear_silence(events)
             if self._words:
                 events.append(self._finish())
-        self.reset()
+            self._reset()
         return tuple(events)
+
+    def _hear_silence(self, events: list[Event]) -> None:
+        frontend = self._spec.frontend
+        tail = (self._spec.window + self._spec.shift) * frontend.hop_length + frontend.frame_length
+        silence = np.zeros(self.hop_samples, np.float32)
+        for _ in range(-(-tail // self.hop_samples)):
+            self._hear(silence, events)
 
     def _hear(self, samples: np.ndarray, events: list[Event]) -> None:
         self._fbank.accept(samples)
@@ -185,6 +205,8 @@ def check_samples(samples: np.ndarray) -> None:
     """
     if not isinstance(samples, np.ndarray):
         raise AudioError(f"samples must be a numpy array of float32 in [-1, 1], got {type(samples).__name__}")
+    if isinstance(samples, np.ma.MaskedArray):
+        raise AudioError("samples are a masked array; fill it first, with array.filled(0) for silence")
     if samples.ndim != 1:
         raise AudioError(f"samples must be one channel, shape (n,), got {samples.shape}; average the channels first")
     if samples.dtype.kind != "f":

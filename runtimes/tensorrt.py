@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, final
 
 import numpy as np
@@ -39,7 +40,6 @@ from edgeattn.runtimes.session import (
     Found,
     LayerTime,
     Session,
-    check_inputs,
     check_names,
     count_op,
     run_failed,
@@ -248,15 +248,21 @@ class _TensorRtStep(EngineStep):
     Copies and kernels of a run are captured as a CUDA graph, one for each direction, and launched as one from then on.
     TensorRT wants a plain run before a capture (Developer Guide, CUDA Graphs); an engine that cannot be captured (a
     loop, a DLA) goes on with plain runs.
+
+    Each step has a stream of its own, so that several threads may each run one: a capture would else swallow what
+    another thread starts meanwhile. Contexts of one engine may run at once on streams of their own (Developer Guide,
+    Threading).
     """
 
-    def __init__(self, cuda: Cuda, engine: Any, graph: GraphSpec, capture: bool = True) -> None:
-        self._cuda, self._graph = cuda, graph
+    def __init__(self, engine: Any, graph: GraphSpec, capture: bool = True) -> None:
+        super().__init__(graph)
+        self._cuda = cuda = Cuda()
         self._contexts = [engine.create_execution_context() for _ in range(contexts(graph))]
         if None in self._contexts:
+            cuda.close()
             raise DeviceError("TensorRT cannot create an execution context: most likely the GPU's memory is full")
-        self.inputs = {t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.inputs}
-        self.outputs = {t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.outputs}
+        self.inputs = MappingProxyType({t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.inputs})
+        self.outputs = MappingProxyType({t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.outputs})
         self._addresses = {t.name: cuda.device_memory(t.nbytes) for t in (*graph.inputs, *graph.outputs)}
         self._states = [{s.input: cuda.device_memory(s.nbytes) for s in graph.states} for _ in self._contexts]
         self._staging = {s.input: cuda.pinned_array(s.shape, s.dtype) for s in graph.states}
@@ -272,8 +278,8 @@ class _TensorRtStep(EngineStep):
                 context.set_tensor_address(state.output, write[state.input])
         self.reset()
 
-    def run(self) -> None:
-        """See :class:`~edgeattn.runtimes.session.Step`."""
+    def advance(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.EngineStep`."""
         captured = self._captured[self._parity]
         self._cuda.record(self._began)
         if captured is None:
@@ -291,7 +297,7 @@ class _TensorRtStep(EngineStep):
         for name, array in self.inputs.items():
             self._cuda.upload(self._addresses[name], array)
         if not self._contexts[self._parity].execute_async_v3(self._cuda.stream):
-            raise run_failed("TensorRT", self._graph, RuntimeError("execute_async_v3 returned false"))
+            raise run_failed("TensorRT", self.graph, RuntimeError("execute_async_v3 returned false"))
         for name, array in self.outputs.items():
             self._cuda.download(array, self._addresses[name])
 
@@ -301,22 +307,22 @@ class _TensorRtStep(EngineStep):
                 self._start()
         except (DeviceError, UnsupportedError) as error:
             self._capture = False
-            LOG.info("graph %r runs without a CUDA graph: %s", self._graph.name, error)
+            LOG.info("graph %r runs without a CUDA graph: %s", self.graph.name, error)
         else:
             self._captured[self._parity] = captured
 
-    def reset(self) -> None:
-        """See :class:`~edgeattn.runtimes.session.Step`."""
-        self.set_states(self._graph.initial_states())
+    def clear_states(self) -> None:
+        """See :class:`~edgeattn.runtimes.session.EngineStep`."""
+        self.write_states(self.graph.initial_states())
 
-    def states(self) -> Arrays:
-        """See :class:`~edgeattn.runtimes.session.Step`."""
+    def read_states(self) -> Arrays:
+        """See :class:`~edgeattn.runtimes.session.EngineStep`."""
         for name, array in self._staging.items():
             self._cuda.download(array, self._states[self._parity][name])
         self._cuda.synchronize()
         return {name: array.copy() for name, array in self._staging.items()}
 
-    def set_states(self, values: Mapping[str, np.ndarray]) -> None:
+    def write_states(self, values: Mapping[str, np.ndarray]) -> None:
         """See :class:`~edgeattn.runtimes.session.EngineStep`."""
         for name, array in self._staging.items():
             np.copyto(array, values[name])
@@ -329,7 +335,7 @@ class _TensorRtStep(EngineStep):
         self.run()
 
     def free(self) -> None:
-        """Give the device's memory back; the step cannot run afterwards."""
+        """See :class:`~edgeattn.runtimes.session.EngineStep`."""
         for captured in self._captured:
             if captured is not None:
                 self._cuda.drop(captured)
@@ -337,6 +343,7 @@ class _TensorRtStep(EngineStep):
             self._cuda.forget(event)
         self._contexts.clear()
         self._cuda.free([*self._addresses.values(), *(a for states in self._states for a in states.values())])
+        self._cuda.close()
 
 
 @final
@@ -351,13 +358,15 @@ class TensorRtSession(Session):
         super().__init__(spec, str(trt.__version__), threads)
         self._trt, self._cuda, self._alive = trt, cuda, alive
         self._engines = dict(engines)
-        self._steps: list[_TensorRtStep] = []
+        self._kept: list[EngineStep] = []  # until the end: nothing else gives the device's memory back
 
     def new_step(self, graph: GraphSpec) -> EngineStep:
         """See :class:`~edgeattn.runtimes.session.Session`."""
-        return self._new_step(graph)
+        step = _TensorRtStep(self._engines[graph.name], graph)
+        self._kept.append(step)
+        return step
 
-    def executed(self) -> Census:
+    def census(self) -> Census:
         """Layers of the built engines with the dtype that each gives, from TensorRT's inspector."""
         census: Census = {}
         for engine in self._engines.values():
@@ -366,37 +375,26 @@ class TensorRtSession(Session):
                 count_op(census, kind, dtypes)
         return census
 
-    def layers(
-        self, inputs: Mapping[str, np.ndarray], runs: int, graph: str | None = None
-    ) -> tuple[LayerTime, ...] | None:
+    def layer_times(self, inputs: Arrays, runs: int, graph: GraphSpec) -> tuple[LayerTime, ...] | None:
         """Times of the engine's layers, from TensorRT's profiler."""
-        chosen = self.spec.graph(graph)
-        arrays = check_inputs(chosen, inputs)
         totals: dict[str, float] = {}
         profiler = _profiler(self._trt, totals)
-        step = self._new_step(chosen, capture=False)
-        for _ in range(runs):
-            for tensor in chosen.inputs:
-                np.copyto(step.inputs[tensor.name], arrays[tensor.name])
-            step.set_states(arrays)
-            step.run_profiled(profiler)
-        self._steps.remove(step)
-        step.free()
+        step = _TensorRtStep(self._engines[graph.name], graph, capture=False)
+        try:
+            for _ in range(runs):
+                for tensor in graph.inputs:
+                    np.copyto(step.inputs[tensor.name], inputs[tensor.name])
+                step.set_states(inputs)
+                step.run_profiled(profiler)
+        finally:
+            step.free()
         return tuple(LayerTime(name, "layer", total * 1e3 / runs) for name, total in totals.items())
 
     def release(self) -> None:
         """See :class:`~edgeattn.runtimes.session.Session`."""
-        for step in self._steps:
-            step.free()
-        if self._engines:
-            self._cuda.close()
-        self._steps.clear()
+        self._kept.clear()
         self._engines.clear()
-
-    def _new_step(self, graph: GraphSpec, capture: bool = True) -> _TensorRtStep:
-        step = _TensorRtStep(self._cuda, self._engines[graph.name], graph, capture)
-        self._steps.append(step)
-        return step
+        self._cuda.close()
 
 
 def _profiler(trt: Any, totals: dict[str, float]) -> Any:

@@ -33,7 +33,8 @@ typedef struct { list works; } graph;
 typedef struct block { char *address; size_t bytes; struct block *next; } block;
 
 static block *device_blocks;
-static int live, launches, last_error;
+static _Atomic int live, launches; /* steps of several threads count here */
+static _Thread_local int last_error;
 
 static int fail(int code) { last_error = code; return code; }
 

@@ -15,6 +15,7 @@ from edgeattn.bundle import Manifest, open_bundle, read_manifest
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
 from edgeattn.estimating import HOST, estimate_bundle
 from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
+from edgeattn.evaluation.confidence import SAMPLES
 from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.identity import identified
 from edgeattn.evaluation.parcel import Steps, pack
@@ -86,7 +87,7 @@ class CheckOptions:
     model: str | None = None
     data: str | None = None
     split: str | None = None
-    samples: int = 400
+    samples: int = SAMPLES
     device: str | None = None
 
 

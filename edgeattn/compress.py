@@ -30,10 +30,11 @@ from edgeattn.baseline import (
     with_targets,
 )
 from edgeattn.bundle import writing
-from edgeattn.candidates import PAYS, SUBSTITUTE, time_candidates
+from edgeattn.candidates import CUT_ALPHA, CUT_LOOKS, PAYS, SUBSTITUTE, time_candidates
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.estimating import HOST
-from edgeattn.evaluation.accuracy import Score, paired_drop
+from edgeattn.evaluation.accuracy import Drop, Score, paired_drop
+from edgeattn.evaluation.confidence import ALPHA
 from edgeattn.evaluation.data import limited, spread
 from edgeattn.gates import Failure
 from edgeattn.mixed import open_artifact
@@ -143,6 +144,7 @@ class Compressor:
         threads: of the engine that is timed.
         checkpoint: what distillation keeps its state beside, a file for each cut; None keeps none.
         hook: a loss of the user's, for importance and distillation.
+        accept_unproved: a cut keeps the metric if it does on the samples, be they too few to show it.
 
     Raises:
         InputError: for recovery without data, or a directory that holds no pruned model of this one.
@@ -150,7 +152,13 @@ class Compressor:
     """
 
     def __init__(
-        self, shop: Workshop, request: Request, threads: int, checkpoint: Path | None = None, hook: Hook | None = None
+        self,
+        shop: Workshop,
+        request: Request,
+        threads: int,
+        checkpoint: Path | None = None,
+        hook: Hook | None = None,
+        accept_unproved: bool = False,
     ) -> None:
         if request.recover_seconds and shop.base.data is None:
             raise InputError(
@@ -160,6 +168,7 @@ class Compressor:
         self.threads = threads
         self.checkpoint = checkpoint
         self.hook = hook
+        self.accept_unproved = accept_unproved
         self.source = shop.model
         self.given = subject(shop.model)
         # Where a block gave way to one that can be cut, that copy is the original from here on.
@@ -290,23 +299,29 @@ class Compressor:
     def most_within(self, max_drop: float, table: LatencyTable, target: Target, progress: Progress) -> Planned:
         """The fastest cut of a few whose float model keeps the metric, found by bisection.
 
+        It keeps it with 95 % confidence together with what is said of its quantized candidates: half of the 5 % is
+        shared by the cuts that a bisection looks at (:class:`edgeattn.candidates.Looks` has the other half).
+
         Raises:
             DataError: without a metric.
         """
         if self.shop.base.score is None:
             raise DataError("--prune max-drop=... looks at the metric, and the data has no targets: give labelled data")
         selections = [self.selected(table, table.full_ms / speedup, target) for speedup in SPEEDUPS]
+        least: Drop | None = None  # what the smallest cut that was tried, and is too much, loses
         low, high = -1, next((i for i, one in enumerate(selections) if not one.reached), len(selections))
         while high - low > 1:
             middle = (low + high) // 2
             made = self.carried_out(self.with_forms(selections[middle].cut, target), progress)
             assert made.score is not None, "the original has one"
-            if paired_drop(self.shop.base.score, made.score).points <= max_drop + 1e-9:
+            drop = paired_drop(self.shop.base.score, made.score, self.alpha, max_drop)
+            lost = drop.points if self.accept_unproved else drop.upper
+            if lost <= max_drop + 1e-9:
                 low = middle
             else:
-                high = middle
+                high, least = middle, drop
         if low < 0:
-            note = f"{target.name}: already {SPEEDUPS[0]}x loses more than {max_drop:g} points: nothing is removed"
+            note = f"{target.name}: {unkept(least, self.shop.base.score, max_drop)}: nothing is removed"
             return Planned(Cut(), table.full_ms, table.full_ms, table.kind, notes=(note,))
         return self.planned(selections[low], table, target)
 
@@ -466,13 +481,18 @@ class Compressor:
             facts["order"].append("recover")
         score = None if base.data is None else source_score(model, base.data, "pruned", progress)
         facts["order"].append("quantize")
-        facts["score"] = score_facts(base.score, score)
+        facts["score"] = score_facts(base.score, score, self.alpha)
         return Made(replace(model, source_size_bytes=self.given.model.source_size_bytes), score, facts)
+
+    @property
+    def alpha(self) -> float:
+        """Of what is said of the metric of a cut: several are looked at where the metric decides."""
+        return ALPHA if self.request.max_drop is None else CUT_ALPHA
 
     @property
     def recover_seconds(self) -> float:
         """Of one distillation: the trials among which a cut is looked for by its metric share what was given."""
-        trials = 1 if self.request.max_drop is None else len(SPEEDUPS).bit_length()
+        trials = 1 if self.request.max_drop is None else CUT_LOOKS
         return self.request.recover_seconds / trials
 
     def guide(self, model: EdgeModel, plain: Cut, cut: Cut) -> Guide:
@@ -545,7 +565,7 @@ class Compressor:
         data, original = self.shop.base.data, self.shop.base.score
         score = None if data is None else source_score(model, data, "pruned", Quiet())
         facts = {key: value for key, value in read_saved(directory).facts.items() if key in SUMMARY}
-        return Made(model, score, {**facts, "score": score_facts(original, score)})
+        return Made(model, score, {**facts, "score": score_facts(original, score, ALPHA)})
 
     def budget_judged(self, facts: Mapping[str, Any], target: Target) -> list[Judgement]:
         """What was asked for beside what was measured; of a target that is not this machine nothing is judged by it."""
@@ -583,11 +603,24 @@ def _budget(target: Target, gate: str, wanted: str, got: str | None, kept: bool)
     return Judgement(gate, "not measured", f"{wanted} on {target.name}", known, why, "flag")
 
 
-def score_facts(original: Score | None, pruned: Score | None) -> dict[str, Any] | None:
+def unkept(drop: Drop | None, source: Score, max_drop: float) -> str:
+    """Why the smallest cut is too much; the drop is None where none was tried."""
+    if drop is None:
+        return f"not even {SPEEDUPS[0]}x can be reached"
+    if drop.points > max_drop:
+        return f"already {SPEEDUPS[0]}x loses more than {max_drop:g} points"
+    more = "" if drop.needed is None else f"; {drop.needed} samples like these would be needed"
+    return (
+        f"what {SPEEDUPS[0]}x loses is not surely within {max_drop:g} points: {drop.points:+.2f}, up to "
+        f"{drop.upper:.2f} with 95 % confidence on {source.samples} samples{more}"
+    )
+
+
+def score_facts(original: Score | None, pruned: Score | None, alpha: float) -> dict[str, Any] | None:
     """The metric before and after, in percent; None without one."""
     if original is None or pruned is None:
         return None
-    drop = paired_drop(original, pruned)
+    drop = paired_drop(original, pruned, alpha)
     return {
         "metric": pruned.metric, "original": 100 * original.value, "pruned": 100 * pruned.value, "drop": drop.points,
         "drop_upper": drop.upper,

@@ -51,6 +51,8 @@ class Bench:
     Attributes:
         best: the float that ships if nothing quantized does, None if no float passes; ``session`` runs it.
         asked: as ``--precision``: "auto" needs a gain and confidence, a name needs its gates.
+        alpha: of what is said of the metric of each trial, see :class:`~edgeattn.candidates.Looks`.
+        accept_unproved: as for :func:`~edgeattn.candidates.choose`.
     """
 
     shop: Workshop
@@ -63,6 +65,8 @@ class Bench:
     gates: Gates
     asked: str
     threads: int
+    alpha: float
+    accept_unproved: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def gain(best: Verified | None, verified: Verified) -> float | None:
 def complaint(bench: Bench, verified: Verified) -> str:
     """Why a candidate does not ship; empty if it does."""
     failures = "; ".join(map(str, verified.failures))
-    return failures or why_not(verified, bench.best, bench.shop.base.score, bench.gates.max_drop, bench.asked)
+    source, max_drop = bench.shop.base.score, bench.gates.max_drop
+    return failures or why_not(verified, bench.best, source, max_drop, bench.asked, bench.accept_unproved)
 
 
 def find_mixed(bench: Bench, effort: Effort, stack: ExitStack, progress: Progress) -> tuple[Outcome | None, Found]:
@@ -120,7 +125,7 @@ def find_mixed(bench: Bench, effort: Effort, stack: ExitStack, progress: Progres
         artifact = build(bench.backend, shop, bench.scheme, bench.target, choices)
         artifact = keep_files(artifact, shop, f"{bench.backend}-{bench.scheme}-{len(paths)}")
         session = stack.enter_context(open_artifact(artifact, shop, bench.threads))
-        verified = verify(shop, artifact, session, bench.gates, label, progress)
+        verified = verify(shop, artifact, session, bench.gates, label, progress, bench.alpha)
         return timed(bench, verified, session), session
 
     def evaluate(paths: tuple[str, ...]) -> Trial:
@@ -205,7 +210,7 @@ def find_recovered(bench: Bench, effort: Effort, stack: ExitStack, progress: Pro
     artifact = build(bench.backend, workshop, bench.scheme, bench.target, Choices(plan, recovered.scales))
     artifact = replace(artifact, recipe=f"{artifact.recipe}; weights trained for it {recovered.seconds:.0f} s")
     session = stack.enter_context(open_artifact(artifact, shop, bench.threads))
-    verified = timed(bench, verify(shop, artifact, session, bench.gates, label, progress), session)
+    verified = timed(bench, verify(shop, artifact, session, bench.gates, label, progress, bench.alpha), session)
     words = f"distilled from the float source for {recovered.seconds:.0f} s, {recovered.steps} steps"
     if recovered.note:
         words += f"; {recovered.note}"
@@ -222,7 +227,8 @@ def _key(bench: Bench, order: tuple[str, ...]) -> str:
     }
     parts = [
         edgeattn.__version__, tools, model.spec.name, model.source_sha256, bench.target.name, bench.backend,
-        bench.scheme, to_json(bench.choices.plan), bench.asked, bench.gates.max_drop, order,
+        bench.scheme, to_json(bench.choices.plan), bench.asked, bench.gates.max_drop, bench.alpha,
+        bench.accept_unproved, order,
         None if data is None else (data.origin, len(data.calibration), len(data.evaluation)),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -17,8 +17,11 @@ MAX_RATIO = 100  # unpacked to packed beyond that; zeros alone reach 1,000
 NUMBERS = "biuf"  # kinds of dtype: booleans, integers, floats
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path, texts: frozenset[str] = frozenset()) -> dict[str, np.ndarray]:
     """Name -> array.
+
+    Args:
+        texts: names of arrays that may hold texts in place of numbers.
 
     Raises:
         InputError: for a file that cannot be read, is no npz, holds what is no array of numbers, or unpacks to more
@@ -38,7 +41,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 name = member.filename
                 if not name.endswith(SUFFIX) or name in arrays or not name.isprintable():
                     raise ValueError(f"{excerpt(name)} is no array of its own; expected NAME.npy, each once")
-                arrays[name] = _read_array(packed, member)
+                allowed = NUMBERS + "U" * (name.removesuffix(SUFFIX) in texts)
+                arrays[name] = _read_array(packed, member, allowed)
     except (InputError, FileNotFoundError):
         raise
     except Exception as error:  # zipfile and numpy raise twelve kinds of error over damaged files
@@ -46,13 +50,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     return {name.removesuffix(SUFFIX): array for name, array in arrays.items()}
 
 
-def _read_array(packed: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read_array(packed: zipfile.ZipFile, member: zipfile.ZipInfo, allowed: str) -> np.ndarray:
     """One array, its header looked at before numpy makes room for what it promises."""
     with packed.open(member) as file:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
-        if dtype.kind not in NUMBERS or dtype.hasobject:
+        if dtype.kind not in allowed or dtype.hasobject:
             raise ValueError(f"{excerpt(member.filename)} holds {dtype.name}, not numbers")
         count = 1
         for length in shape:

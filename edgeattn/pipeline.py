@@ -35,12 +35,16 @@ import edgeattn
 from edgeattn.baseline import Baseline, Progress, baseline
 from edgeattn.bundle import ASSETS, SUFFIX, BundleDraft, Golden, Manifest, writing, zip_bundle
 from edgeattn.candidates import (
+    CUT_ALPHA,
+    FLOATS,
     PAYS,
     SUBSTITUTE,
+    Looks,
     Verified,
     artifact_files,
     best_float,
     choose,
+    settled,
     time_candidates,
     verify,
 )
@@ -48,7 +52,8 @@ from edgeattn.converters.preflight import Ask, Finding, GraphView, judge, look, 
 from edgeattn.converters.tensorrt import on_dla
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError, unknown_name
 from edgeattn.estimating import HOST
-from edgeattn.evaluation.accuracy import Accuracy, accuracy
+from edgeattn.evaluation.accuracy import Accuracy, accuracy, within
+from edgeattn.evaluation.confidence import ALPHA
 from edgeattn.evaluation.data import ArrayData, Data
 from edgeattn.evaluation.identity import identified
 from edgeattn.gates import Failure, Gates, size_failures
@@ -69,6 +74,7 @@ from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.worker import profile_bundle
 from edgeattn.pruning.request import Request
 from edgeattn.quantize.plan import Plan
+from edgeattn.quantize.search import most_trials
 from edgeattn.report import Candidate, Precision, Pruning, Report, Result, graph_results, with_gates
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.selftest import make_golden
@@ -130,6 +136,7 @@ class ConvertOptions:
         loss: a loss of the user's, for the importance of what may be removed and for recovery.
         dla: have the device build its engine for its DLA, as far as that can run it.
         own: by the name of a target, what it has for itself.
+        accept_unproved: ship what kept the metric on the samples, and say so, where they are too few to show it.
     """
 
     targets: tuple[Target, ...]
@@ -147,6 +154,7 @@ class ConvertOptions:
     loss: Hook | None = None
     dla: bool = False
     own: Mapping[str, Own] = field(default_factory=dict)
+    accept_unproved: bool = False
 
     def of(self, target: Target) -> ConvertOptions:
         """The options of one target: its own, else those of all; its default deadline where none was asked for."""
@@ -203,7 +211,9 @@ def pruned(workshop: Workshop, options: ConvertOptions, progress: Progress) -> I
             from edgeattn.compress import Compressor  # it loads torch
 
             checkpoint = prune_file(workshop, options)
-            compressors[request] = Compressor(workshop, request, options.measure.threads, checkpoint, options.loss)
+            compressors[request] = Compressor(
+                workshop, request, options.measure.threads, checkpoint, options.loss, options.accept_unproved
+            )
         made = compressors[request].for_target(target, engine(target, options), progress)
         yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
     for compressor in compressors.values():
@@ -339,12 +349,17 @@ def removed_if_empty(directory: Path) -> Iterator[None]:
 
 @dataclass
 class Tried:
-    """The candidates of one target, by scheme, and those that could not be made."""
+    """The candidates of one target, by scheme, and those that could not be made.
+
+    Attributes:
+        alpha: of what is said of the metric of the next quantized candidate.
+    """
 
     verified: dict[str, Verified] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
     refused: list[Candidate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    alpha: float = ALPHA
 
 
 def convert_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
@@ -355,7 +370,9 @@ def convert_target(shop: Workshop, target: Target, options: ConvertOptions, prog
     with ExitStack() as open_sessions:
         tried = try_schemes(shop, target, options, open_sessions, progress)
         candidates = (
-            *choose(tried.verified, shop.base.score, options.precision, options.gates.max_drop),
+            *choose(
+                tried.verified, shop.base.score, options.precision, options.gates.max_drop, options.accept_unproved
+            ),
             *tried.refused,
         )
         shipped = next(c.scheme for c in candidates if c.kept)
@@ -390,7 +407,10 @@ def try_schemes(shop: Workshop, target: Target, options: ConvertOptions, stack: 
     """
     backend = engine(target, options)
     asked = schemes(target, backend, options.precision)
+    plain = sum(precision_of(scheme) not in FLOATS for scheme in asked)
     tried = Tried()
+    looks = Looks(plain, later_looks(shop, tried, backend, options), ALPHA if shop.pruning is None else ALPHA / 2)
+    tried.alpha = looks.first_alpha
     for scheme in asked:
         add_scheme(tried, shop, target, scheme, options, stack, progress, alone=len(asked) == 1)
     if not tried.verified:
@@ -399,10 +419,25 @@ def try_schemes(shop: Workshop, target: Target, options: ConvertOptions, stack: 
     if backend not in SUBSTITUTE:
         times = time_candidates(tried.sessions)
         tried.verified = {s: replace(v, latency_ms=times[s]) for s, v in tried.verified.items()}
+    tried.verified = settled(tried.verified, shop.base.score, looks, options.gates.max_drop)
+    tried.alpha = replace(looks, later=later_looks(shop, tried, backend, options)).later_alpha
     untimed = backend in SUBSTITUTE and options.precision == "auto"  # nothing quantized would ship: its gain is unknown
     if shop.base.score is not None and not untimed:
         try_harder(tried, shop, target, options, stack, progress)
     return tried
+
+
+def later_looks(shop: Workshop, tried: Tried, backend: str, options: ConvertOptions) -> int:
+    """How many quantized candidates :func:`try_harder` may look at, at most; 0 only where there will be none.
+
+    How many trials a search may take depends on the layers, which the candidates that were built tell.
+    """
+    if shop.base.score is None or (backend in SUBSTITUTE and options.precision == "auto"):
+        return 0
+    effort = options.effort
+    fallback = len(FALLBACK.get(backend, ())) if options.precision == "auto" else 0
+    layers = max((len(v.artifact.treatments) for v in tried.verified.values()), default=0)
+    return fallback + (most_trials(layers) if effort.search_seconds > 0 else 0) + (effort.recover_seconds > 0)
 
 
 def add_scheme(
@@ -428,7 +463,10 @@ def add_scheme(
     session = stack.enter_context(open_artifact(artifact, shop, options.measure.threads))
     tried.sessions[scheme] = session
     label = f"{target.name}: {scheme}"
-    tried.verified[scheme] = verify(shop, artifact, session, options.gates, label, progress)
+    alpha = tried.alpha
+    if precision_of(scheme) in FLOATS:
+        alpha = ALPHA if shop.pruning is None else CUT_ALPHA
+    tried.verified[scheme] = verify(shop, artifact, session, options.gates, label, progress, alpha)
 
 
 def try_harder(
@@ -443,7 +481,7 @@ def try_harder(
     def bench(scheme: str) -> Bench:
         return Bench(
             shop, target, backend, scheme, Choices(options.plan), best, session, options.gates, options.precision,
-            options.measure.threads,
+            options.measure.threads, tried.alpha, options.accept_unproved,
         )  # fmt: skip
 
     def worth_mending() -> str | None:
@@ -484,8 +522,8 @@ def loses_metric(verified: Verified, options: ConvertOptions) -> bool:
     """Whether the metric, and nothing else, is what a candidate fails."""
     if any(failure.gate != "accuracy" for failure in verified.failures):
         return False
-    unsure = verified.drop is not None and verified.drop.upper > options.gates.max_drop
-    return bool(verified.failures) or (options.precision == "auto" and unsure)
+    unsure = verified.drop is not None and not within(verified.drop, options.gates.max_drop)
+    return bool(verified.failures) or (options.precision == "auto" and unsure and not options.accept_unproved)
 
 
 def is_slow(verified: Verified, best: Verified | None) -> bool:
@@ -660,7 +698,8 @@ def verified_gates(shop: Workshop, chosen: Verified, gates: Gates) -> tuple[Accu
     rows += executed_judged(artifact.precision, failures.pop("executed", []), told)
     figures = None
     if score is not None and data is not None:
-        figures = identified(accuracy(shop.base.score, score, data.origin), data)
+        found = accuracy(shop.base.score, score, data.origin, chosen.drop, gates.max_drop)
+        figures = identified(found, data)
         rows += drop_judged(figures, failures.pop("accuracy", []), gates.max_drop)
     else:
         rows += metric_unmeasured(gates, NO_METRIC, "no")

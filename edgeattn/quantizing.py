@@ -79,7 +79,9 @@ def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, pr
     began = time.monotonic()
     with ExitStack() as stack:
         tried = try_schemes(shop, target, options, stack, progress)
-        chosen = choose(tried.verified, shop.base.score, options.precision, options.gates.max_drop)
+        chosen = choose(
+            tried.verified, shop.base.score, options.precision, options.gates.max_drop, options.accept_unproved
+        )
         candidates = (*chosen, *tried.refused)
         shipped = next(candidate.scheme for candidate in candidates if candidate.kept)
         executed = tried.sessions[shipped].executed()

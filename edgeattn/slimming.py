@@ -74,7 +74,9 @@ def prune(
         check_room(model, scratch)
         shop = Workshop(model, baseline(model, data, progress), scratch)
         checkpoint = prune_file(shop, options)
-        compressor = Compressor(shop, options.prune, options.measure.threads, checkpoint, options.loss)
+        compressor = Compressor(
+            shop, options.prune, options.measure.threads, checkpoint, options.loss, options.accept_unproved
+        )
         results = tuple(_prune_target(compressor, target, options, more, progress) for target in options.targets)
         compressor.forget()
     return Report(describe(model), results)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeattn.errors import InputError
+from edgeattn.evaluation.data import spread
 from edgeattn.layers import LinearLayer, linear_layers, module_path
-from edgeattn.quantize.calibration import Calibration, checked_samples, even
+from edgeattn.quantize.calibration import Calibration, checked_samples
 from edgeattn.quantize.probe import Arrays, probe
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def diagnose(
     residuals: list[ResidualOutlier] = []
     seen = 0
     for graph, path in onnx.items():
-        taken = checked_samples({graph: even(calibration.get(graph) or (), samples)}, graph, path)
+        taken = checked_samples({graph: spread(calibration.get(graph) or (), samples)}, graph, path)
         source, narrow = onnx_module.load(path), onnx_module.load(quantized[graph])
         maps, norms = attention_maps(source.graph), _norm_inputs(source.graph)
         made = {name for node in narrow.graph.node for name in node.output}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from edgeattn.errors import DataError
 
-T = TypeVar("T")
 Declared = Mapping[str, tuple[np.dtype, tuple[int, ...]]]
 """Input -> dtype, shape."""
 Samples = Sequence[Mapping[str, np.ndarray]]
@@ -37,12 +35,6 @@ def checked_against(calibration: Calibration, graph: str, expected: Declared) ->
             "use (full input sets, states included), or ask for fp16"
         )
     return [_checked(sample, expected, f"calibration sample {i} of {graph!r}") for i, sample in enumerate(samples)]
-
-
-def even(samples: Sequence[T], count: int) -> list[T]:
-    """At most ``count`` samples, spread evenly: neighbours in a stream are alike."""
-    taken = min(count, len(samples))
-    return [samples[index * len(samples) // taken] for index in range(taken)]
 
 
 def _declared_inputs(onnx_path: Path) -> Declared:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra
+from edgeattn.evaluation.data import spread
 from edgeattn.layers import LinearLayer, linear_layers
 from edgeattn.model import Artifact
-from edgeattn.quantize.calibration import Calibration, checked_samples, even
+from edgeattn.quantize.calibration import Calibration, checked_samples
 from edgeattn.quantize.plan import EVERYTHING, Plan, Treatment, counted
 from edgeattn.runtimes.agreement import SQNR_LIMIT, Agreement
 from edgeattn.runtimes.openvino import safe_properties
@@ -80,7 +81,7 @@ def int8_nncf(
     """
     if not alphas:
         raise ValueError("alphas must name at least one strength of SmoothQuant; -1 is without it")
-    samples = {graph: even(checked_samples(calibration, graph, path), MAX_SAMPLES) for graph, path in onnx.items()}
+    samples = {graph: spread(checked_samples(calibration, graph, path), MAX_SAMPLES) for graph, path in onnx.items()}
     layers = {graph: _layers(path) for graph, path in onnx.items()}
     asked = _asked(plan or EVERYTHING, layers)
     for module in ("openvino", "nncf"):
@@ -131,10 +132,10 @@ def _layers(path: Path) -> dict[str, LinearLayer]:
 
 def _split(samples: Samples) -> tuple[Samples, Samples]:
     """Samples to build a trial with and others to judge it by; the same where there is but one."""
-    built = even(samples, min(TRIAL_SAMPLES, (len(samples) + 1) // 2))
+    built = spread(samples, min(TRIAL_SAMPLES, (len(samples) + 1) // 2))
     chosen = {id(sample) for sample in built}
     rest = [sample for sample in samples if id(sample) not in chosen]
-    return built, even(rest, TRIAL_SAMPLES) if rest else built
+    return built, spread(rest, TRIAL_SAMPLES) if rest else built
 
 
 def _best_alpha(job: _Job, samples: Samples, alphas: Sequence[float]) -> tuple[float, str]:

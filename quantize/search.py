@@ -158,6 +158,11 @@ def search(
     return Found(best, tuple(notebook.trials[count] for count in sorted(notebook.trials)), ended)
 
 
+def most_trials(layers: int) -> int:
+    """How many trials a search over so many layers makes at most: a doubling and a halving of the gap."""
+    return 2 * max(1, (layers - 1).bit_length())
+
+
 def _doubling(total: int) -> Sequence[int]:
     counts = []
     count = 1

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeattn.evaluation.data import spread
 from edgeattn.evaluation.parity import ParityMeter
 from edgeattn.layers import LinearLayer, linear_layers
-from edgeattn.quantize.calibration import Calibration, checked_samples, even
+from edgeattn.quantize.calibration import Calibration, checked_samples
 from edgeattn.quantize.plan import Plan, Rule, Treatment
 from edgeattn.quantize.probe import Arrays, probe
 from edgeattn.quantize.qdq import QdqOptions, QuantizedOnnx, quantize_onnx
@@ -231,7 +232,7 @@ def _pair(graph: str, path: Path, quantized: QuantizedOnnx, calibration: Calibra
 
     source = onnx.load(path)
     layers = linear_layers(source.graph)
-    samples = checked_samples({graph: even(calibration.get(graph) or (), count)}, graph, path)
+    samples = checked_samples({graph: spread(calibration.get(graph) or (), count)}, graph, path)
     known = _declared(source.graph)
     starts: dict[str, int] = {}
     for members in _blocks(layer.path for layer in layers).values():

@@ -19,7 +19,7 @@ def check(
     ] = None,
     data: Annotated[str | None, typer.Option(help="As for convert; without it the metric is not measured.")] = None,
     split: o.Split = None,
-    samples: o.Samples = 400,
+    samples: o.Samples = o.DEFAULT_SAMPLES,
     max_drop: o.MaxDropAsked = None,
     min_metric: Annotated[
         float | None, typer.Option(help="Least metric of the bundle, as it is printed: 90 for 90 %.")

@@ -30,7 +30,7 @@ def convert(
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     split: o.Split = None,
-    samples: o.Samples = 400,
+    samples: o.Samples = o.DEFAULT_SAMPLES,
     calibration_samples: o.CalibrationSamples = 0,
     plan: o.PlanFile = None,
     time_budget: o.TimeBudget = "2min",  # type: ignore[assignment]  # parsed by typer
@@ -40,6 +40,7 @@ def convert(
     loss: o.Loss = None,
     out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
     max_drop: o.MaxDrop = 0.5,
+    accept_unproved: o.AcceptUnproved = False,
     deadline: o.Deadline = None,
     max_size: o.MaxSize = None,
     threads: o.Threads = 1,
@@ -78,6 +79,7 @@ def convert(
             effort=Effort(time_budget, recover),
             prune=o.prune_of(prune, recover_minutes, loss, prunes),
             loss=load_loss(loss),
+            accept_unproved=accept_unproved,
             dla=dla,
             own=own,
         )

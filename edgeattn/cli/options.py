@@ -60,7 +60,20 @@ Data = Annotated[
     typer.Option(help="Recordings with transcripts.tsv, or an npz, to calibrate and measure on.", show_default=False),
 ]
 Split = Annotated[str | None, typer.Option(help="Split of the data that the metric is measured on.")]
-Samples = Annotated[int, typer.Option(min=1, help="At most so many samples to measure on.")]
+Samples = Annotated[
+    int,
+    typer.Option(
+        min=1, help="At most so many samples to measure on, and as many to calibrate on, drawn from all of the data."
+    ),
+]
+DEFAULT_SAMPLES = 2_000  # edgeattn.evaluation.confidence.SAMPLES, which is not imported for --help
+AcceptUnproved = Annotated[
+    bool,
+    typer.Option(
+        "--accept-unproved",
+        help="Ship what kept the metric on samples that are too few to show it with 95 % confidence, labelled so.",
+    ),
+]
 Buckets = Annotated[
     list[str],
     typer.Option(

@@ -31,6 +31,7 @@ def prune(
         float | None,
         typer.Option(help="Points of the metric that may be lost; as much as that allows goes.", show_default=False),
     ] = None,
+    accept_unproved: o.AcceptUnproved = False,
     heads: Share = None,
     neurons: Share = None,
     layers: Annotated[int | None, typer.Option(help="Layers to leave out.", show_default=False)] = None,
@@ -52,7 +53,7 @@ def prune(
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     split: o.Split = None,
-    samples: o.Samples = 400,
+    samples: o.Samples = o.DEFAULT_SAMPLES,
     importance_samples: Annotated[int, typer.Option(help="Samples that importance is measured on, at most.")] = 256,
     recover_minutes: o.RecoverMinutes = 0.0,
     loss: o.Loss = None,
@@ -89,6 +90,7 @@ def prune(
             force=force,
             prune=request,
             loss=load_loss(loss),
+            accept_unproved=accept_unproved,
         )
         if plot is not None:
             check_picture(plot)

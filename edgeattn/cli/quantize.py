@@ -23,12 +23,13 @@ def quantize(
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     split: o.Split = None,
-    samples: o.Samples = 400,
+    samples: o.Samples = o.DEFAULT_SAMPLES,
     calibration_samples: o.CalibrationSamples = 0,
     plan: o.PlanFile = None,
     time_budget: o.TimeBudget = "2min",  # type: ignore[assignment]  # parsed by typer
     recover: o.Recover = "0s",  # type: ignore[assignment]
     max_drop: o.MaxDrop = 0.5,
+    accept_unproved: o.AcceptUnproved = False,
     threads: o.Threads = 1,
     out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("out"),
     force: Annotated[bool, typer.Option("--force", help="Replace a result that is there.")] = False,
@@ -55,6 +56,7 @@ def quantize(
             plan=o.plan_of(plan, precision, recover, data),
             effort=Effort(time_budget, recover),
             own=own,
+            accept_unproved=accept_unproved,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
         with progress_bar() as bar:

@@ -1,12 +1,14 @@
 """The user's data (``--data``): recordings with transcripts, or arrays named like the model's inputs.
 
-A file of the wrong form is refused with its line and what was expected.
+A file of the wrong form is refused with its line and what was expected. What calibrates and what measures is drawn in
+one way for every form: see :func:`divide`.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +23,12 @@ from edgeattn.spec import BucketSpec, GraphSpec, ModelSpec
 
 TRANSCRIPTS = "transcripts.tsv"
 TARGET_PREFIX = "target_"
-CALIBRATION_SHARE = 5  # without a split column every fifth sample calibrates and the others measure
+SPLIT = "split"  # array, key or column that says what a sample is for
+MEASURED_SPLITS = ("test", "dev", "val", "valid", "validation", "eval")  # unless said, the first of these that is there
+TRAIN = "train"
+IGNORED = -100  # a label that is none: the ignored index of torch and transformers
+CALIBRATION_SHARE = 5  # without splits a fifth of the samples calibrates and the others measure
+SEED = 0
 MAX_ROWS = 1_000_000
 MAX_TABLE_BYTES = 2**28
 
@@ -137,30 +144,47 @@ def _rows(directory: Path, table: Path, lines: Iterator[str]) -> Iterator[Row]:
 def load_speech(directory: Path, sample_rate: int, split: str | None = None, limit: int = 0) -> SpeechData:
     """Recordings of a directory with transcripts.tsv, read at ``sample_rate`` Hz.
 
-    With a split column, ``split`` (default ``test``, else ``dev``) measures and the ``train`` lines calibrate. Without
-    one, every fifth recording calibrates. The two never share a recording.
+    Divided as :func:`divide` says; the two never share a recording. One without a text counts as unlabelled, where
+    others have one.
 
     Args:
-        limit: at most so many recordings to measure on and as many to calibrate on, spread evenly; 0 for all.
+        limit: at most so many recordings to measure on and as many to calibrate on; 0 for all.
 
     Raises:
         DataError: if there is nothing to measure on, a split is unknown, or a recording is missing.
     """
-    rows = [row for row in read_transcripts(directory) if row.text.strip()]
-    divided = divide([row.path for row in rows], [row.split for row in rows], split, str(directory))
-    if not divided.evaluation:
+    rows = read_transcripts(directory)
+    listed = Listed([row.path for row in rows], [row.split for row in rows], [bool(row.text.strip()) for row in rows])
+    divided = divide(listed, split, str(directory), limit)
+    if not any(rows[i].text.strip() for i in divided.evaluation):
         raise DataError(f"{directory}: no recording with a text to measure on")
     origin = f"{directory.name}/{divided.split}" if divided.split else directory.name
-    return SpeechData(
-        origin,
-        tuple(_utterance(rows[i], sample_rate) for i in spread(divided.calibration, limit)),
-        tuple(_utterance(rows[i], sample_rate) for i in spread(divided.evaluation, limit)),
-    )
+    evaluation = tuple(_utterance(rows[i], sample_rate) for i in divided.evaluation)
+    calibration = tuple(_utterance(rows[i], sample_rate) for i in divided.calibration)
+    heard = {utterance.samples.tobytes() for utterance in evaluation}  # one recording may stand in two files
+    return SpeechData(origin, tuple(u for u in calibration if u.samples.tobytes() not in heard), evaluation)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """All samples of some data, as far as it takes to divide them.
+
+    Attributes:
+        keys: per sample what it is a sample of, such as its inputs: those of one key never stand on both sides.
+        splits: per sample its split, "" for none.
+        labels: per sample its class, or None: each class gets its share of whatever is drawn.
+        ordered: whether they are the steps of one run, which stay neighbours and in order.
+    """
+
+    keys: Sequence[Hashable]
+    splits: Sequence[str]
+    labels: Sequence[Hashable]
+    ordered: bool = False
 
 
 @dataclass(frozen=True)
 class Divided:
-    """Rows by what they are for, as their indices.
+    """Rows by what they are for, as their indices, in the order in which they are drawn.
 
     Attributes:
         split: what is measured, None without splits.
@@ -171,32 +195,77 @@ class Divided:
     evaluation: tuple[int, ...]
 
 
-def divide(keys: Sequence[Hashable], splits: Sequence[str], split: str | None, where: str) -> Divided:
-    """Which rows calibrate and which measure; see :func:`load_speech`.
+def divide(listed: Listed, split: str | None, where: str, limit: int = 0) -> Divided:
+    """Which samples calibrate and which measure: drawn by a seeded permutation in which each class has its share.
+
+    With splits, ``split`` (unless said the first of :data:`MEASURED_SPLITS` that is there) measures; ``train``
+    calibrates, or where there is none whatever is not measured. Without splits a fifth calibrates and the others
+    measure. Of several samples with the same key and label one is taken: a repeated one tells nothing new.
 
     Args:
-        keys: per row what it is a sample of; rows of one key never stand on both sides.
-        splits: per row its split, "" for none.
-        split: what to measure on, None for the first of ``test`` and ``dev`` that is there.
+        split: what to measure on.
         where: the data, for the message.
+        limit: at most so many samples to measure on and as many to calibrate on; 0 for all.
 
     Raises:
         DataError: if a split is asked for that is not there.
     """
-    there = sorted(set(splits) - {""})
+    splits = listed.splits
+    split = _measured_split(set(splits) - {""}, split, where)
+    keys: Sequence[Hashable] = range(len(splits)) if listed.ordered else listed.keys  # steps of a run may be alike
+    order = range(len(splits)) if listed.ordered else drawn(listed.labels)
     if split is None:
-        split = next((name for name in ("test", "dev") if name in there), None)
-    elif split not in there:
-        raise DataError(f"{where}: no split {split!r}; it has {', '.join(there) or 'no split column'}")
-    rows = range(len(keys))
-    if split is None:
-        every_fifth = set(list(dict.fromkeys(keys))[::CALIBRATION_SHARE])
-        chosen = [i for i in rows if keys[i] in every_fifth], [i for i in rows if keys[i] not in every_fifth]
+        distinct = list(dict.fromkeys(keys[i] for i in order))
+        fifth = set(distinct[: -(-len(distinct) // CALIBRATION_SHARE)])
+        calibration = [i for i in order if keys[i] in fifth]
+        evaluation = [i for i in order if keys[i] not in fifth]
     else:
-        evaluation = [i for i in rows if splits[i] == split]
-        measured = {keys[i] for i in evaluation}  # a recording may stand in two lines
-        chosen = [i for i in rows if splits[i] == "train" and keys[i] not in measured], evaluation
-    return Divided(split, tuple(chosen[0]), tuple(chosen[1]))
+        evaluation = [i for i in order if splits[i] == split]
+        measured = {keys[i] for i in evaluation}  # a sample may stand in two lines
+        others = {TRAIN} if TRAIN in splits else set(splits) - {split}
+        calibration = [i for i in order if splits[i] in others and keys[i] not in measured]
+    if not listed.ordered:
+        calibration, evaluation = (_once(listed, part) for part in (calibration, evaluation))
+    end = limit or None
+    return Divided(split, tuple(calibration[:end]), tuple(evaluation[:end]))
+
+
+def _measured_split(there: Collection[str], asked: str | None, where: str) -> str | None:
+    """The split to measure on; None where the data has none but what it is trained on."""
+    names = ", ".join(sorted(there))
+    if asked is not None:
+        if asked not in there:
+            raise DataError(f"{where}: no split {asked!r}; it has {names or 'no splits'}")
+        return asked
+    found = next((name for name in MEASURED_SPLITS if name in there), None)
+    if found is None and set(there) - {TRAIN}:
+        raise DataError(
+            f"{where}: its splits are {names}, and none is called {', '.join(MEASURED_SPLITS)}: name one with --split"
+        )
+    return found
+
+
+def drawn(labels: Sequence[Hashable]) -> list[int]:
+    """All indices in a random order, the same each time, of which any beginning holds each label in its share.
+
+    The k-th of n samples with a label goes to (k - 1/2) / n of the way: proportional stratified sampling, which varies
+    no more than simple random sampling does, so that bounds for the one hold for the other.
+
+    Source: Cochran, "Sampling Techniques", 1977, section 5.6.
+    """
+    order = np.random.default_rng(SEED).permutation(len(labels)).tolist()
+    strata: dict[Hashable, list[int]] = {}
+    for index in order:
+        strata.setdefault(labels[index], []).append(index)
+    places = {i: (rank + 0.5) / len(own) for own in strata.values() for rank, i in enumerate(own)}
+    return sorted(order, key=places.__getitem__)  # stable: of equal places the permutation decides
+
+
+def _once(listed: Listed, chosen: Sequence[int]) -> list[int]:
+    seen: dict[tuple[Hashable, Hashable], int] = {}
+    for index in chosen:
+        seen.setdefault((listed.keys[index], listed.labels[index]), index)
+    return list(seen.values())
 
 
 def _utterance(row: Row, sample_rate: int) -> Utterance:
@@ -204,20 +273,20 @@ def _utterance(row: Row, sample_rate: int) -> Utterance:
 
 
 def spread(items: Sequence[T], limit: int) -> Sequence[T]:
-    """At most so many items, evenly spread over all of them; 0 for all."""
+    """At most so many items, evenly spread over all of them: neighbours in a stream are alike. 0 for all."""
     if not limit or len(items) <= limit:
         return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, limit).astype(int)]
+    return [items[index * len(items) // limit] for index in range(limit)]
 
 
 def limited(data: Data, samples: int) -> Data:
-    """The same data with at most so many samples to measure on, evenly spread over all; 0 for all."""
+    """The same data with at most so many samples to measure on, the first that were drawn; 0 for all."""
     if isinstance(data, SpeechData):
-        return replace(data, evaluation=tuple(spread(data.evaluation, samples)))
-    return replace(data, evaluation=tuple(spread(data.evaluation, samples)))
+        return replace(data, evaluation=data.evaluation[: samples or None])
+    return replace(data, evaluation=data.evaluation[: samples or None])
 
 
-def load_arrays(path: Path, spec: ModelSpec) -> ArrayData:
+def load_arrays(path: Path, spec: ModelSpec, split: str | None = None, limit: int = 0) -> ArrayData:
     """Samples from an npz whose arrays are named like the inputs of the model's first graph, first axis = samples.
 
     Raises:
@@ -225,16 +294,20 @@ def load_arrays(path: Path, spec: ModelSpec) -> ArrayData:
     """
     regular_file(path, DataError)
     try:
-        arrays = read_npz(path)
+        arrays = read_npz(path, texts=frozenset({SPLIT}))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except InputError as error:
         raise DataError(str(error)) from error
-    return array_data(arrays, path.name, spec)
+    return array_data(arrays, path.name, spec, split, limit)
 
 
-def array_data(arrays: Mapping[str, np.ndarray], origin: str, spec: ModelSpec) -> ArrayData:
+def array_data(
+    arrays: Mapping[str, np.ndarray], origin: str, spec: ModelSpec, split: str | None = None, limit: int = 0
+) -> ArrayData:
     """Arrays, first axis = samples, as samples; those of another graph than the first are called ``GRAPH.NAME``.
+
+    An array ``split`` of texts says what each sample is for, see :func:`divide`.
 
     Raises:
         DataError: for arrays of different lengths, fewer than two samples, or as :func:`sample_data`.
@@ -250,7 +323,7 @@ def array_data(arrays: Mapping[str, np.ndarray], origin: str, spec: ModelSpec) -
             )
     rows = {u: [{n: a[i] for n, a in own.items()} for i in range(_count(own))] for u, own in named.items()}
     others = {unit: _samples(rows[unit], origin, spec, unit) for unit in rows if unit != first}
-    return replace(_measured(_samples(rows[first], origin, spec, first), origin, spec), others=others)
+    return replace(_divided(rows[first], origin, spec, split, limit), others=others)
 
 
 def _count(arrays: Mapping[str, np.ndarray]) -> int:
@@ -261,33 +334,38 @@ def sample_data(
     samples: Sequence[Mapping[str, np.ndarray]],
     origin: str,
     spec: ModelSpec,
-    calibration: Sequence[Mapping[str, np.ndarray]] | None = None,
+    split: str | None = None,
+    limit: int = 0,
 ) -> ArrayData:
     """Check samples for the first graph of a model, which may stand in several sizes.
 
     An array becomes the input itself if the shapes agree, else with a leading batch axis of 1; on an axis that is
     padded it may have any size up to the largest. ``target_NAME`` holds what output NAME should be, as long as it is
-    unpadded. Every fifth sample calibrates, the others measure. A sample may hold inputs of other graphs too, called
+    unpadded; ``split`` what the sample is for, see :func:`divide`. A sample may hold inputs of other graphs too, called
     ``GRAPH.NAME``: they calibrate those.
 
-    Args:
-        calibration: samples of the first graph to calibrate on, where the data tells them apart; then all ``samples``
-            measure.
-
     Raises:
-        DataError: for missing, unknown or misshapen arrays, NaN, or fewer than two samples to divide.
+        DataError: for missing, unknown or misshapen arrays, NaN, a split that is not there, or fewer than two samples.
     """
-    if calibration is not None:
-        first = next(iter(spec.units()))
-        made = _samples(calibration, f"{origin} (calibration)", spec, first), _samples(samples, origin, spec, first)
-        return ArrayData(origin, *made)
     if len(samples) < 2:
         raise DataError(f"{origin}: at least 2 samples are needed, to calibrate and to measure; got {len(samples)}")
     named = [_by_graph(sample, spec) for sample in samples]
     first = next(iter(spec.units()))
     rows = {unit: [own[unit] for own in named if unit in own] for unit in spec.units()}
     others = {unit: _samples(own, origin, spec, unit) for unit, own in rows.items() if own and unit != first}
-    return replace(_measured(_samples(rows[first], origin, spec, first), origin, spec), others=others)
+    return replace(_divided(rows[first], origin, spec, split, limit), others=others)
+
+
+def chosen_data(
+    evaluation: Sequence[Mapping[str, np.ndarray]],
+    calibration: Sequence[Mapping[str, np.ndarray]],
+    origin: str,
+    spec: ModelSpec,
+) -> ArrayData:
+    """As :func:`sample_data`, for samples that were divided already."""
+    first = next(iter(spec.units()))
+    made = _samples(calibration, f"{origin} (calibration)", spec, first), _samples(evaluation, origin, spec, first)
+    return ArrayData(origin, *made)
 
 
 def enough_to_calibrate(data: Data | None, asked: int) -> None:
@@ -300,17 +378,44 @@ def enough_to_calibrate(data: Data | None, asked: int) -> None:
     if count < asked:
         where = "no data" if data is None else data.origin
         raise DataError(
-            f"{where}: {asked} calibration samples were asked for and {count} are there (without a split every "
-            f"{CALIBRATION_SHARE}th sample calibrates); give more data, or ask for fewer"
+            f"{where}: {asked} calibration samples were asked for and {count} are there (without a split one in "
+            f"{CALIBRATION_SHARE} calibrates); give more data, or ask for fewer"
         )
 
 
-def _measured(samples: Sequence[ArraySample], origin: str, spec: ModelSpec) -> ArrayData:
-    if spec.graphs[0].states:  # the samples are the steps of one run: what calibrates must stay one, from its start
-        count = -(-len(samples) // CALIBRATION_SHARE)
-        return ArrayData(origin, tuple(samples[:count]), tuple(samples[count:]))
-    evaluation = tuple(sample for index, sample in enumerate(samples) if index % CALIBRATION_SHARE)
-    return ArrayData(origin, tuple(samples[::CALIBRATION_SHARE]), evaluation)
+def _divided(
+    rows: Sequence[Mapping[str, np.ndarray]], origin: str, spec: ModelSpec, split: str | None, limit: int
+) -> ArrayData:
+    """Samples of the first graph; of a graph with states they are the steps of one run, which stays one."""
+    unit = next(iter(spec.units()))
+    made = _samples(rows, origin, spec, unit)
+    inputs = {tensor.name for tensor in _largest(spec, unit)[0].all_inputs}
+    splits = ["" if SPLIT in inputs else str(np.asarray(row.get(SPLIT, "")).item()) for row in rows]
+    listed = Listed([_digest(s) for s in made], splits, [_label(s) for s in made], bool(spec.graphs[0].states))
+    divided = divide(listed, split, origin, limit)
+    if not divided.evaluation:
+        raise DataError(f"{origin}: no sample to measure on; at least 2 different ones are needed, or a split")
+    origin = f"{origin}/{divided.split}" if divided.split else origin
+    parts = (tuple(made[i] for i in part) for part in (divided.calibration, divided.evaluation))
+    return ArrayData(origin, *parts)
+
+
+def _digest(sample: ArraySample) -> bytes:
+    """Of the inputs alone: the same inputs with another target are the same sample."""
+    digest = hashlib.sha256()
+    for name in sorted(sample.inputs):
+        array = sample.inputs[name]
+        digest.update(f"{name} {array.shape} {array.dtype};".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def _label(sample: ArraySample) -> Hashable:
+    """The class of a sample that has one, or all that its targets say; None without targets."""
+    targets = sample.targets
+    if len(targets) == 1 and (only := next(iter(targets.values()))).size == 1 and only.dtype.kind in "iub":
+        return None if only.item() == IGNORED else int(only.item())
+    return tuple((name, targets[name].tobytes()) for name in sorted(targets)) or None
 
 
 def _samples(
@@ -345,9 +450,11 @@ def _largest(spec: ModelSpec, unit: str) -> tuple[GraphSpec, BucketSpec | None]:
 def _check_names(origin: str, arrays: Mapping[str, np.ndarray], graph: GraphSpec) -> None:
     wanted = {t.name: t for t in graph.all_inputs}
     outputs = {t.name for t in graph.outputs}
-    for name in arrays:
+    for name, array in arrays.items():
         target = name.removeprefix(TARGET_PREFIX) if name.startswith(TARGET_PREFIX) else None
-        if name not in wanted and target not in outputs:
+        if name == SPLIT and name not in wanted:
+            _check_split(origin, array)
+        elif name not in wanted and target not in outputs:
             raise DataError(
                 f"{origin}: array {name!r} is neither an input ({', '.join(wanted)}) nor a target "
                 f"({', '.join(TARGET_PREFIX + o for o in sorted(outputs))})"
@@ -355,6 +462,13 @@ def _check_names(origin: str, arrays: Mapping[str, np.ndarray], graph: GraphSpec
     missing = [t.name for t in graph.inputs if t.name not in arrays]
     if missing:
         raise DataError(f"{origin}: input {missing[0]!r} is missing; it holds {', '.join(arrays) or 'nothing'}")
+
+
+def _check_split(origin: str, array: np.ndarray) -> None:
+    if np.asarray(array).dtype.kind != "U":
+        raise DataError(
+            f"{origin}: {SPLIT} names what each sample is for: expected texts, got {np.asarray(array).dtype}"
+        )
 
 
 def _array_sample(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,17 @@ import numpy as np
 
 from edgeattn.confined import regular_file
 from edgeattn.errors import DataError, unknown_name
-from edgeattn.evaluation.data import TRANSCRIPTS, ArrayData, Data, SpeechData, load_arrays, load_speech, sample_data
+from edgeattn.evaluation.data import (
+    SPLIT,
+    TARGET_PREFIX,
+    TRANSCRIPTS,
+    ArrayData,
+    Data,
+    SpeechData,
+    load_arrays,
+    load_speech,
+    sample_data,
+)
 from edgeattn.models import MODELS
 from edgeattn.printable import excerpt
 from edgeattn.sources import pruned
@@ -20,6 +29,8 @@ from edgeattn.sources.code import functions_of, run_file, split_reference
 from edgeattn.sources.text import is_text, load_texts
 from edgeattn.sources.usercode import import_path, users_code
 from edgeattn.spec import ModelSpec
+
+MAX_SAMPLES, MAX_BYTES = 100_000, 2 * 2**30  # of a function: all are read, so that all can be drawn
 
 
 def load_data(
@@ -38,7 +49,7 @@ def load_data(
         source: a directory with transcripts.tsv, a table of labelled texts (:mod:`edgeattn.sources.text`), an npz, a
             directory that a built-in trains on, ``file.py:function`` yielding dicts of arrays, or None.
         split: what to measure on, where the data has splits.
-        limit: at most so many samples to measure on.
+        limit: at most so many samples to measure on, and as many to calibrate on, drawn from all that there are.
         assets: what travels with the model, by name: texts go through its tokenizer.
 
     Raises:
@@ -53,9 +64,9 @@ def load_data(
         raise DataError(f"{path}: no such data")
     if path.suffix == ".py":
         regular_file(path, DataError)
-        return _load_samples(source, spec, limit)
+        return _load_samples(source, spec, split, limit)
     if path.suffix == ".npz":
-        return load_arrays(path, spec)
+        return load_arrays(path, spec, split, limit)
     if spec.stream is not None and (path / TRANSCRIPTS).is_file():
         return load_speech(path, spec.stream.frontend.sample_rate, split, limit)
     if reference in MODELS:
@@ -73,7 +84,7 @@ def _builtin_data(reference: str, directory: Path | None, split: str | None, lim
     return data
 
 
-def _load_samples(source: str, spec: ModelSpec, limit: int) -> ArrayData:
+def _load_samples(source: str, spec: ModelSpec, split: str | None, limit: int) -> ArrayData:
     path, function = split_reference(source)
     module = run_file(Path(path), source, DataError)
     make = getattr(module, function, None)
@@ -81,34 +92,55 @@ def _load_samples(source: str, spec: ModelSpec, limit: int) -> ArrayData:
         raise DataError(f"{source}: {unknown_name('function', function, functions_of(module))}")
     with import_path(Path(path).resolve().parent), users_code(source, DataError):
         yielded = make()
-        samples = list(itertools.islice(yielded, limit)) if isinstance(yielded, Iterable) else []
-    if not samples or not all(isinstance(sample, Mapping) for sample in samples):
+        samples = _read(yielded, source) if isinstance(yielded, Iterable) else []
+    if not samples:
         raise DataError(f"{source}: must yield dicts of arrays named like the model's inputs")
-    named = [_named(f"{source}: sample {number}", sample) for number, sample in enumerate(samples)]
-    if any(sample.keys() != named[0].keys() for sample in named):
-        raise DataError(f"{source}: all samples need the same names; the first has {', '.join(named[0])}")
-    return sample_data(named, source, spec)
+    first = _inputs(samples[0])
+    if any(_inputs(sample) != first for sample in samples):
+        raise DataError(f"{source}: all samples need the same names; the first has {', '.join(samples[0])}")
+    return sample_data(samples, source, spec, split, limit)
+
+
+def _read(yielded: Iterable[object], source: str) -> list[dict[str, np.ndarray]]:
+    """All samples: the first of many may be all of one class."""
+    samples: list[dict[str, np.ndarray]] = []
+    size = 0
+    for sample in yielded:
+        if not isinstance(sample, Mapping):
+            raise DataError(f"{source}: must yield dicts of arrays named like the model's inputs")
+        arrays = _named(f"{source}: sample {len(samples)}", sample)
+        size += sum(array.nbytes for array in arrays.values())
+        if len(samples) == MAX_SAMPLES or size > MAX_BYTES:
+            raise DataError(
+                f"{source}: more than {MAX_SAMPLES} samples or {MAX_BYTES / 2**30:.0f} GiB; all are read before some "
+                "are drawn, so yield fewer, drawn at random over the whole"
+            )
+        samples.append(arrays)
+    return samples
+
+
+def _inputs(sample: Mapping[str, np.ndarray]) -> set[str]:
+    """Names that every sample must have; a target may be missing, which makes a sample unlabelled."""
+    return {name for name in sample if name != SPLIT and not name.startswith(TARGET_PREFIX)}
 
 
 def _named(where: str, sample: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    """What a user's function yielded, as arrays of numbers by name.
+    """What a user's function yielded, as arrays of numbers by name, and the split as a text.
 
     Raises:
         DataError: naming what is none.
     """
     named = {}
-    with users_code(where, DataError):  # a mapping of the user's own class
-        items = list(sample.items())
-    for name, value in items:
+    for name, value in list(sample.items()):
         if not isinstance(name, str):
             raise DataError(f"{where}: expected names of inputs, got {excerpt(name)}")
         if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
             raise DataError(f"{where}: {excerpt(name)} is a masked array: fill what is masked, no engine leaves it out")
         try:
-            array = np.asarray(value)
+            array = np.array(value)  # copied: a generator may reuse its buffers
         except Exception as error:  # of a list of unequal rows, a tensor on a GPU, a class of the user's
             raise DataError(f"{where}: {excerpt(name)} is no array: {error}") from error
-        if array.dtype.kind not in "biuf":
+        if array.dtype.kind not in "biuf" and not (name == SPLIT and array.dtype.kind == "U"):
             raise DataError(f"{where}: {excerpt(name)} holds {array.dtype}, not numbers")
         named[name] = array
     return named

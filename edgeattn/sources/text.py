@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeattn.confined import confined_file, regular_file
 from edgeattn.errors import DataError
-from edgeattn.evaluation.data import MAX_ROWS, TARGET_PREFIX, ArrayData, divide, sample_data, spread
+from edgeattn.evaluation.data import IGNORED, MAX_ROWS, TARGET_PREFIX, ArrayData, Listed, chosen_data, divide
 from edgeattn.model import Arrays
 from edgeattn.sources.checkpoint import CONFIG, read_json, read_tokenizer
 from edgeattn.spec import GraphSpec, ModelSpec
@@ -53,14 +53,14 @@ def is_text(path: Path) -> bool:
 def load_texts(path: Path, spec: ModelSpec, assets: Mapping[str, Path], split: str | None, limit: int) -> ArrayData:
     """Labelled texts as inputs of a model's first graph, each with the label as target of its scores.
 
-    With splits, ``split`` (default ``test``, else ``dev``) measures and ``train`` calibrates; without, every fifth text
-    calibrates. A text that is measured never calibrates. Texts are cut at the largest size that the model has; what is
+    Divided as :func:`edgeattn.evaluation.data.divide` says; a text that is measured never calibrates. A label of -100
+    is none: on such texts answers alone are compared. Texts are cut at the largest size that the model has; what is
     shorter keeps its own length where the model has buckets, else it is padded and hidden by the attention mask.
 
     Args:
         path: a table, or a directory with ``train``, ``dev`` and ``test`` as tables, see :func:`read_texts`.
         assets: of the model; ``tokenizer.json`` is needed, names of labels are those of ``config.json``.
-        limit: at most so many texts to measure on and as many to calibrate on, spread evenly; 0 for all.
+        limit: at most so many texts to measure on and as many to calibrate on; 0 for all.
 
     Raises:
         DataError: for a table of another form, an unknown label, a split that is not there, nothing to measure on, or
@@ -73,7 +73,7 @@ def load_texts(path: Path, spec: ModelSpec, assets: Mapping[str, Path], split: s
     labels = _Labels(_label_names(assets, classes), classes)
     rows = read_texts(path)
     ids = [labels.number(row) for row in rows]  # all of them: a wrong line is told whichever split is measured
-    divided = divide([row.text for row in rows], [row.split for row in rows], split, str(path))
+    divided = divide(Listed([row.text for row in rows], [row.split for row in rows], ids), split, str(path), limit)
     if not divided.evaluation:
         raise DataError(f"{path}: no text to measure on; at least 2 different ones are needed, or a split")
 
@@ -83,13 +83,13 @@ def load_texts(path: Path, spec: ModelSpec, assets: Mapping[str, Path], split: s
         arrays = [{**one.arrays, target: np.array([ids[i]])} for i, one in zip(chosen, made, strict=True)]
         return arrays, sum(one.cut for one in made)
 
-    evaluation, cut = samples(spread(divided.evaluation, limit))
-    calibration, _ = samples(spread(divided.calibration, limit))
+    evaluation, cut = samples(divided.evaluation)
+    calibration, _ = samples(divided.calibration)
     name = path.resolve().name
     origin = f"{name}/{divided.split}" if divided.split else name
     if cut:  # the metric of both sides is one of shortened texts: its reader should know
         origin += f" ({cut} of {len(evaluation)} texts cut at {tokenized.length} tokens)"
-    return sample_data(evaluation, origin, spec, calibration)
+    return chosen_data(evaluation, calibration, origin, spec)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -210,6 +210,8 @@ class _Labels:
         Raises:
             DataError: naming the line and the labels.
         """
+        if row.label == str(IGNORED) and row.label not in self._names:
+            return IGNORED
         found = self._names.get(row.label, self._numbers.get(row.label))
         if found is None:
             raise DataError(f"{row.place}: expected a label, {self._expected()}; got {row.label[:80]!r}")

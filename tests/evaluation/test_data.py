@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import wave
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeattn.errors import AudioError, DataError
-from edgeattn.evaluation.data import array_data, load_arrays, load_speech, read_transcripts, sample_data
+from edgeattn.evaluation.data import (
+    ArrayData,
+    ArraySample,
+    array_data,
+    drawn,
+    load_arrays,
+    load_speech,
+    read_transcripts,
+    sample_data,
+)
 from edgeattn.spec import BucketSpec, CutAxis, GraphSpec, ModelSpec, PaddedAxis, StateSpec, TensorSpec
 
 RATE = 1_000  # Hz
@@ -87,14 +98,14 @@ def test_a_missing_table_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_recording_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match=r"b\.wav: no such recording"):
-        load_speech(write_table(tmp_path, "path\ttext\nb.wav\tone\n" * 2), RATE)
+        load_speech(write_table(tmp_path, "path\ttext\nb.wav\tone\nsub/b.wav\tone\n"), RATE)
 
 
 @pytest.mark.parametrize(
     ("table", "split", "message"),
     [
         ("path\ttext\tsplit\na.wav\tone\ttest\n", "tset", "no split 'tset'; it has test"),
-        ("path\ttext\na.wav\tone\n", "test", "no split 'test'; it has no split column"),
+        ("path\ttext\na.wav\tone\n", "test", "no split 'test'; it has no splits"),
         ("path\ttext\n", None, "no recording with a text"),
         ("path\ttext\na.wav\t \n", None, "no recording with a text"),
     ],
@@ -142,7 +153,7 @@ def test_calibration_never_shares_a_recording_with_the_metric(rows: list[str], s
     chosen = split or next((s for s in ("test", "dev") if s in rows), None)
     if chosen:
         assert {rows[i] for i in evaluation} == {chosen}
-        assert {rows[i] for i in calibration} <= {"train"}
+        assert {rows[i] for i in calibration} <= ({"train"} if "train" in rows else set(rows) - {chosen})
 
 
 @pytest.mark.parametrize("splits", [[""] * 12, ["\ttrain", "\ttest", "\ttrain", "\ttrain", "\ttrain", "\ttrain"]])
@@ -251,9 +262,10 @@ def sample(length: int, **change: Any) -> dict[str, np.ndarray]:
 
 def test_samples_of_a_model_in_several_sizes_keep_their_own_length() -> None:
     data = sample_data([sample(length) for length in (1, 3, 4, 8)], "x", BUCKETED)
-    assert [s.inputs["ids"].shape for s in data.calibration] == [(1, 1)]
-    assert [s.inputs["ids"].shape for s in data.evaluation] == [(1, 3), (1, 4), (1, 8)]
-    assert [s.targets["y"].shape for s in data.evaluation] == [(3,), (4,), (8,)]
+    assert (len(data.calibration), len(data.evaluation)) == (1, 3)
+    every = sorted((*data.calibration, *data.evaluation), key=lambda s: s.targets["y"].size)
+    assert [s.inputs["ids"].shape for s in every] == [(1, 1), (1, 3), (1, 4), (1, 8)]
+    assert [s.targets["y"].shape for s in every] == [(1,), (3,), (4,), (8,)]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +288,7 @@ SEVERAL = ModelSpec("m", "t", (*BUCKETED.graphs, OTHER), buckets=BUCKETED.bucket
 
 def test_inputs_of_another_graph_calibrate_it() -> None:
     other = {f"{OTHER.name}.{name}": array for name, array in arrays(3).items()}
-    first = {name: np.ones((6, 5), np.int64) for name in ("ids", "main.mask")}  # its own name may be there too
+    first = {name: np.arange(30).reshape(6, 5) for name in ("ids", "main.mask")}  # its own name may be there too
     data = array_data(first | other, "x", SEVERAL)
     assert [s.inputs["ids"].shape for s in data.calibration] == [(1, 5), (1, 5)]
     assert [s.inputs["x"].shape for s in data.others[OTHER.name]] == [(1, 3)] * 3
@@ -292,3 +304,101 @@ def test_inputs_of_another_graph_are_checked_too() -> None:
     first = {name: np.ones((2, 5), np.int64) for name in ("ids", "mask")}
     with pytest.raises(DataError, match=r"x\[0\] has shape \(4,\), the model takes \(1, 3\)"):
         array_data({**first, **bad}, "x", SEVERAL)
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+FLAT = ModelSpec("m", "t", (replace(GRAPH, states=(), inputs=GRAPH.inputs[:1]),))  # x [1, 3] -> y [1, 4]
+
+
+def by_class(per_class: int, classes: int = 10) -> list[dict[str, np.ndarray]]:
+    """Class after class, each sample another."""
+    count = per_class * classes
+    return [
+        {"x": np.arange(3 * i, 3 * i + 3, dtype=np.float32), "target_y": np.array(i // per_class)} for i in range(count)
+    ]
+
+
+def labels_of(samples: Sequence[ArraySample]) -> list[int]:
+    return [int(sample.targets["y"]) for sample in samples]
+
+
+def test_samples_that_come_class_after_class_are_drawn_from_all_classes() -> None:
+    data = sample_data(by_class(100), "x", FLAT, limit=40)
+    for part in (data.calibration, data.evaluation):
+        assert Counter(labels_of(part)) == dict.fromkeys(range(10), 4)
+
+
+@given(labels=st.lists(st.sampled_from([None, 0, 1, 2, "a"]), min_size=1, max_size=60), taken=st.integers(1, 60))
+def test_any_beginning_of_what_is_drawn_holds_each_label_in_its_share(labels: list[Any], taken: int) -> None:
+    order = drawn(labels)
+    assert sorted(order) == list(range(len(labels)))
+    assert order == drawn(labels)  # the same each time
+    there, all_of_them = Counter(labels[i] for i in order[:taken]), Counter(labels)
+    share = min(taken, len(labels)) / len(labels)
+    for label, count in all_of_them.items():
+        assert abs(there[label] - share * count) <= len(all_of_them)
+
+
+def test_every_form_takes_the_same_samples(tmp_path: Path) -> None:
+    rows = by_class(6, 4)
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    np.savez(tmp_path / "a.npz", **stacked)
+    one, other = sample_data(rows, "a.npz", FLAT, limit=8), load_arrays(tmp_path / "a.npz", FLAT, limit=8)
+    for part, twin in ((one.calibration, other.calibration), (one.evaluation, other.evaluation)):
+        assert [s.inputs["x"].tolist() for s in part] == [s.inputs["x"].tolist() for s in twin]
+
+
+def test_the_same_inputs_never_calibrate_and_measure_and_count_once() -> None:
+    rows = by_class(5) * 3
+    data = sample_data(rows, "x", FLAT)
+    seen = [[float(s.inputs["x"][0, 0]) for s in part] for part in (data.calibration, data.evaluation)]
+    assert set(seen[0]).isdisjoint(seen[1])
+    assert sorted(seen[0] + seen[1]) == [3.0 * i for i in range(50)]
+    with pytest.raises(DataError, match="no sample to measure on; at least 2 different ones"):
+        sample_data(by_class(1, 1) * 9, "x", FLAT)
+
+
+def test_one_recording_under_two_names_is_not_calibrated_and_measured(tmp_path: Path) -> None:
+    for name, level in (("a", 1), ("b", 2), ("c", 2), ("d", 3)):
+        write_wav(tmp_path / f"{name}.wav", level)
+    lines = "a.wav\tone\ttrain\nb.wav\tone\ttrain\nc.wav\tone\ttest\nd.wav\tone\ttest\n"
+    data = load_speech(write_table(tmp_path, f"path\ttext\tsplit\n{lines}"), RATE)
+    assert [len(data.calibration), len(data.evaluation)] == [1, 2]
+
+
+@pytest.mark.parametrize("form", ["npz", "samples"])
+def test_a_sample_may_carry_its_split(tmp_path: Path, form: str) -> None:
+    splits = ["train", "val", "val"] * 4
+    rows = [{**row, "split": np.array(split)} for row, split in zip(by_class(6, 2), splits, strict=True)]
+
+    def loaded(split: str | None) -> ArrayData:
+        if form == "samples":
+            return sample_data(rows, "x", FLAT, split)
+        np.savez(tmp_path / "x", **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        return load_arrays(tmp_path / "x.npz", FLAT, split)
+
+    data = loaded(None)
+    assert [len(data.calibration), len(data.evaluation)] == [4, 8]
+    assert data.origin.endswith("/val")
+    assert {int(s.inputs["x"][0, 0]) // 3 % 3 for s in data.calibration} == {0}
+    with pytest.raises(DataError, match="no split 'tset'; it has train, val"):
+        loaded("tset")
+
+
+def test_splits_of_which_none_is_known_are_asked_for() -> None:
+    rows = [{**row, "split": np.array("holdout" if i % 2 else "train")} for i, row in enumerate(by_class(4, 2))]
+    with pytest.raises(DataError, match=r"it has the splits holdout, train, and none of test, .*name one with --split"):
+        sample_data(rows, "x", FLAT)
+    assert len(sample_data(rows, "x", FLAT, "holdout").evaluation) == 4
+    with pytest.raises(DataError, match="split names what each sample is for: expected texts, got int64"):
+        sample_data([{**row, "split": np.array(1)} for row in rows], "x", FLAT)
+
+
+def test_steps_of_a_run_stay_in_order_whatever_they_hold() -> None:
+    still = {name: np.repeat(array[:1], 10, axis=0) for name, array in arrays().items()}  # all steps alike
+    assert [
+        len(part) for part in (array_data(still, "x", SPEC).calibration, array_data(still, "x", SPEC).evaluation)
+    ] == [2, 8]
+    data = array_data(arrays(), "x", SPEC, limit=3)
+    assert [float(s.inputs["x"][0, 0]) for s in data.evaluation] == [6.0, 9.0, 12.0]

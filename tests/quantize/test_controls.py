@@ -69,7 +69,7 @@ def speech() -> Speech:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "int8").mkdir()
     model = built_in.build()
-    base = baseline(model, built_in.limited(built_in.sample(), 4), Quiet())
+    base = baseline(model, built_in.data(None, None, 4), Quiet())
     files = export_onnx(model, folder)
     quantized = quantize_onnx(files, base.calibration, folder / "int8").models[GRAPH]
     return Speech(model, base, files[GRAPH], quantized)

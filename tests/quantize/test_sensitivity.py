@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import DataError, InputError, UnsupportedError
+from edgeattn.evaluation.data import spread
 from edgeattn.layers import linear_layers
 from edgeattn.model import EdgeModel
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.quantize.calibration import even
 from edgeattn.quantize.plan import Plan, Rule, Treatment
 from edgeattn.quantize.probe import Arrays, probe
 from edgeattn.quantize.qdq import CLIPS, QdqOptions, quantize_onnx
@@ -149,7 +149,7 @@ def test_a_layer_alone_costs_what_a_file_with_it_alone_quantized_loses(
     alone = onnx.load(quantize_onnx(stream, calibration(), tmp_path, QdqOptions(plan)).models[GRAPH])
     source = onnx.load(stream[GRAPH])
     outputs = [value.name for value in source.graph.output]
-    samples = even(calibration()[GRAPH], 16)
+    samples = spread(calibration()[GRAPH], 16)
     expected = list(probe(source, outputs, samples, optimize=False))
     got = list(probe(alone, outputs, samples, optimize=False))
     worst = min(sqnr_db(np.stack([e[n] for e in expected]), np.stack([g[n] for g in got])) for n in outputs)
@@ -288,6 +288,6 @@ def test_a_block_ends_at_the_first_number_of_a_path(path: str, block: str) -> No
 
 
 def test_even_samples_are_spread_over_all() -> None:
-    assert even(range(10), 3) == [0, 3, 6]
-    assert even(range(2), 16) == [0, 1]
-    assert even([], 16) == []
+    assert spread(range(10), 3) == [0, 3, 6]
+    assert list(spread(range(2), 16)) == [0, 1]
+    assert list(spread([], 16)) == []

@@ -98,14 +98,15 @@ def test_texts_are_padded_and_cut_to_a_static_length_as_the_tokenizer_does(
 ) -> None:
     sentences = ["good", "very very very very good film", "good film", "unheard of"]
     content = "".join(f"{sentence}\t{i % CLASSES}\n" for i, sentence in enumerate(sentences))
-    data = load_texts(table(tmp_path, "x film\t0\n" + content), spec_of(), assets, None, 0)
+    rows = "".join(f"{line}\ttest\n" for line in content.splitlines())
+    data = load_texts(table(tmp_path, f"text\tlabel\tsplit\nx film\t0\ttrain\n{rows}"), spec_of(), assets, None, 0)
     assert len(data.evaluation) == len(sentences)
-    for index, (sample, sentence) in enumerate(zip(data.evaluation, sentences, strict=True)):
+    for index, sentence in enumerate(sentences):
+        sample = next(sample for sample in data.evaluation if same(sample, oracle(assets, sentence, LENGTH)))
         assert len(sample.inputs) == 3
-        assert same(sample, oracle(assets, sentence, LENGTH)), sentence
         assert {(a.shape, str(a.dtype)) for a in sample.inputs.values()} == {((1, LENGTH), "int64")}
         assert sample.targets["logits"].tolist() == [index % CLASSES]
-    assert data.origin == f"data.tsv (1 of 4 texts cut at {LENGTH} tokens)"
+    assert data.origin == f"data.tsv/test (1 of 4 texts cut at {LENGTH} tokens)"
     assert len(data.calibration) == 1
     assert same(data.calibration[0], oracle(assets, "x film", LENGTH))
 
@@ -136,14 +137,14 @@ def test_a_header_names_columns_in_any_order(tmp_path: Path, name: str, end: str
 def test_labels_are_names_or_numbers(tmp_path: Path, assets: dict[str, Path]) -> None:
     content = "x\t0\n" + "".join(f"film {i}\t{label}\n" for i, label in enumerate((*LABELS, 0, 1, 2)))
     data = load_texts(table(tmp_path, content), spec_of(), assets, None, 0)
-    given = [*data.calibration, *data.evaluation]  # the first and the sixth calibrate
-    assert [int(sample.targets["logits"][0]) for sample in given] == [0, 1, 0, 1, 2, 0, 2]
+    given = [*data.calibration, *data.evaluation]
+    assert sorted(int(sample.targets["logits"][0]) for sample in given) == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_names_that_are_numbers_are_taken_as_names(tmp_path: Path, assets: dict[str, Path]) -> None:
     write_config(tmp_path / "assets", id2label={"0": "1", "1": "2", "2": "3"})
     data = load_texts(table(tmp_path, "x\t1\nfilm\t3\n"), spec_of(), assets, None, 0)
-    assert [int(s.targets["logits"][0]) for s in (*data.calibration, *data.evaluation)] == [0, 2]
+    assert sorted(int(s.targets["logits"][0]) for s in (*data.calibration, *data.evaluation)) == [0, 2]
     with pytest.raises(DataError, match=r"data\.tsv:2: expected a label, one of 1, 2, 3; got '0'"):
         load_texts(table(tmp_path, "x\t1\nfilm\t0\n"), spec_of(), assets, None, 0)
 
@@ -168,11 +169,14 @@ def test_the_score_is_that_of_transformers_on_the_unpadded_texts(tmp_path: Path)
     model = with_buckets(load_model(str(tmp_path / "net")), {"seq": (4, LENGTH)})
     data = load_data("net", model.spec, str(path), None, 60, model.assets)
     assert isinstance(data, ArrayData)
-    rows = [row for i, row in enumerate(read_texts(path)) if i % 5]
-    best = []
-    for row, sample in zip(rows, data.evaluation, strict=True):
-        expected = oracle({"tokenizer.json": tmp_path / "net" / "tokenizer.json"}, row.text, None)
-        assert same(sample, expected), row.text
+    rows, best = [], []
+    for sample in data.evaluation:
+        row, expected = next(
+            (row, expected)
+            for row in read_texts(path)
+            if same(sample, expected := oracle({"tokenizer.json": tmp_path / "net" / "tokenizer.json"}, row.text, None))
+        )
+        rows.append(row)
         with torch.inference_mode():
             best.append(int(source(**{name: torch.tensor(ids) for name, ids in expected.items()}).logits.argmax()))
     score = score_arrays(model.run, data.evaluation, lambda: None)
@@ -203,8 +207,8 @@ def lengths(samples: Sequence[ArraySample]) -> list[int]:
         (("train", "dev", "train", ""), None, [0, 2], [1]),
         (("train", "dev", "test", "test"), "dev", [0], [1]),
         (("train", "train", "test", ""), "train", [], [0, 1]),
-        (("", "", "", "", "", ""), None, [0, 5], [1, 2, 3, 4]),
-        (("train",) * 6, None, [0, 5], [1, 2, 3, 4]),
+        (("dev", "test", "dev", ""), None, [0, 2, 3], [1]),  # no train: whatever is not measured
+        (("train", "val", "train"), None, [0, 2], [1]),
     ],
 )
 def test_what_is_measured_never_calibrates(
@@ -216,7 +220,21 @@ def test_what_is_measured_never_calibrates(
     evaluation: list[int],
 ) -> None:
     data = load_texts(split_table(tmp_path, splits), spec_of(length=12), assets, split, 0)
-    assert (lengths(data.calibration), lengths(data.evaluation)) == (calibration, evaluation)
+    assert (sorted(lengths(data.calibration)), sorted(lengths(data.evaluation))) == (calibration, evaluation)
+
+
+@pytest.mark.parametrize("splits", [("",) * 6, ("train",) * 6])
+def test_without_a_split_to_measure_a_fifth_calibrates(
+    tmp_path: Path, assets: dict[str, Path], splits: Sequence[str]
+) -> None:
+    data = load_texts(split_table(tmp_path, splits), spec_of(length=12), assets, None, 0)
+    assert (len(data.calibration), len(data.evaluation)) == (2, 4)
+    assert sorted(lengths((*data.calibration, *data.evaluation))) == list(range(6))
+
+
+def test_a_label_of_minus_100_is_none(tmp_path: Path, assets: dict[str, Path]) -> None:
+    data = load_texts(table(tmp_path, "good\t-100\nbad\t0\n"), spec_of(), assets, None, 0)
+    assert sorted(int(s.targets["logits"][0]) for s in (*data.calibration, *data.evaluation)) == [-100, 0]
 
 
 def test_a_text_of_two_splits_only_measures(tmp_path: Path, assets: dict[str, Path]) -> None:
@@ -231,14 +249,17 @@ def test_a_directory_has_a_table_per_split(tmp_path: Path, assets: dict[str, Pat
     table(tmp_path, "no table\n", "set/notes.tsv")
     data = load_data("net", spec_of(), str(tmp_path / "set"), None, 60, assets)
     assert isinstance(data, ArrayData)
-    assert (lengths(data.calibration), lengths(data.evaluation), data.origin) == ([0, 1], [2], "set/dev")
+    assert (sorted(lengths(data.calibration)), lengths(data.evaluation), data.origin) == ([0, 1], [2], "set/dev")
     with pytest.raises(DataError, match=r"set: no split 'test'; it has dev, train"):
         load_data("net", spec_of(), str(tmp_path / "set"), "test", 60, assets)
 
 
 def test_the_limit_holds_for_both_sides_and_spreads(tmp_path: Path, assets: dict[str, Path]) -> None:
     data = load_texts(split_table(tmp_path, ["train", "test"] * 5), spec_of(length=16), assets, None, 3)
-    assert (lengths(data.calibration), lengths(data.evaluation)) == ([0, 4, 8], [1, 5, 9])
+    assert [len(data.calibration), len(data.evaluation)] == [3, 3]
+    assert {said % 2 for said in lengths(data.calibration)} == {0}
+    assert {said % 2 for said in lengths(data.evaluation)} == {1}
+    assert max(lengths((*data.calibration, *data.evaluation))) > 5  # not the first ones
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeattn.audio import read_audio
 from edgeattn.errors import DataError, load_extra
-from edgeattn.evaluation.data import SpeechData, Utterance
+from edgeattn.evaluation.data import SpeechData, Utterance, drawn
 from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID, COMMANDS, DIGITS, TOKENS, UNKNOWN
 
 if TYPE_CHECKING:
@@ -102,14 +102,16 @@ def data(directory: Path | None = None, split: str | None = None, limit: int = 0
         directory: holds ``fsdd/`` and/or ``speech_commands/``; None for the small synthesised sample that ships.
         split: what to measure on, "test" or "dev"; by default fsdd's test and speech_commands' dev split. The train
             splits calibrate, never what is measured.
-        limit: at most so many utterances of each kind, spread evenly; 0 for all.
+        limit: at most so many utterances of each kind, drawn evenly over the speakers; 0 for all.
 
     Raises:
         DataError: no utterance can be made of the data.
         InputError: a line of a transcripts.tsv is wrong.
     """
     if directory is None:
-        return limited(sample(), limit)
+        if split is not None:
+            raise DataError(f"the sample that ships has no split {split!r}: leave --split out, or give --data")
+        return _drawn(sample(), limit)
     from edgeattn.models.streaming_conformer.utterances import connected_utterances
     from edgeattn.models.streaming_conformer.voices import NOISE, read_corpus
 
@@ -127,18 +129,18 @@ def data(directory: Path | None = None, split: str | None = None, limit: int = 0
         raise DataError(f"{directory}: nothing to measure on in split {split or 'test or dev'}; valid: test, dev")
     # The weights that ship heard every speaker of these corpora; figures on unseen ones stand in the model card.
     origin = f"{directory.name}: connected words, noise 15-30 dB, speakers heard in training"
-    return limited(SpeechData(origin, tuple(calibration), tuple(evaluation)), limit)
+    return _drawn(SpeechData(origin, tuple(calibration), tuple(evaluation)), limit)
 
 
-def limited(speech: SpeechData, limit: int) -> SpeechData:
-    """At most ``limit`` utterances of each kind, spread evenly; all of them for 0."""
+def _drawn(speech: SpeechData, limit: int) -> SpeechData:
+    """At most ``limit`` utterances of each kind, each speaker in its share; all of them, as they are, for 0."""
 
-    def spread(utterances: tuple[Utterance, ...]) -> tuple[Utterance, ...]:
+    def some(utterances: tuple[Utterance, ...]) -> tuple[Utterance, ...]:
         if not limit or len(utterances) <= limit:
             return utterances
-        return tuple(utterances[index] for index in np.linspace(0, len(utterances) - 1, limit).astype(int))
+        return tuple(utterances[i] for i in drawn([u.speaker for u in utterances])[:limit])
 
-    return SpeechData(speech.origin, spread(speech.calibration), spread(speech.evaluation))
+    return SpeechData(speech.origin, some(speech.calibration), some(speech.evaluation))
 
 
 def sample() -> SpeechData:

@@ -405,7 +405,11 @@ def _metric(result: Result) -> str:
         return "no metric" if any(gate.gate == "accuracy" for gate in result.gates) else ABSENT
     low, high = accuracy.ci95
     source = "" if accuracy.source is None else f"source {accuracy.source:.2f}, "
-    return f"{accuracy.metric} {accuracy.deployed:.2f} %\n{source}CI {low:.1f}..{high:.1f}"
+    cell = f"{accuracy.metric} {accuracy.deployed:.2f} %\n{source}CI {low:.1f}..{high:.1f}"
+    if accuracy.drop_upper is None:
+        return cell
+    verdict = "" if accuracy.proved is None else ", proved" if accuracy.proved else ", not proved"
+    return f"{cell}\nlost: {accuracy.drop_upper:.2f} at most{verdict}"
 
 
 def _caption(results: Sequence[Result]) -> str:

@@ -36,10 +36,11 @@ class Graph:
     Attributes:
         module: any torch module.
         inputs: example inputs, a tuple or a dict of tensors, states included.
-        states: input -> output that becomes this input in the next step, such as a cache; all zero at the start.
+        states: input -> output that becomes this input in the next step, such as a cache.
         dims: dimensions that may vary, by input and axis.
         buckets: dimension -> the sizes to convert for.
         fills: input -> what its padded positions hold, if not 0: a pad token's id, a mask's value for "hidden".
+        initial: state's input -> what each of its elements is at the start, if not 0.
     """
 
     module: torch.nn.Module
@@ -48,6 +49,7 @@ class Graph:
     dims: Dims = field(default_factory=dict)
     buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     fills: Mapping[str, float] = field(default_factory=dict)
+    initial: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,10 @@ def check_finite(model: EdgeModel) -> None:
             learned = isinstance(tensor, torch.nn.Parameter)
             broken = torch.isnan(tensor) | torch.isposinf(tensor) if learned else torch.isnan(tensor)
             if tensor.is_floating_point() and bool(broken.any()):
-                kind = "parameter" if learned else "buffer"
+                kind, what = ("parameter", "NaN or infinity") if learned else ("buffer", "NaN")
                 raise ModelError(
-                    f"{kind} {known.get(id(tensor), name)} of graph {graph.name!r} holds "
-                    f"{'NaN or infinity' if learned else 'NaN'} at {int(broken.sum())} of {tensor.numel()} places; "
-                    "retrain or repair it"
+                    f"{kind} {known.get(id(tensor), name)} of graph {graph.name!r} holds {what} at "
+                    f"{int(broken.sum())} of {tensor.numel()} places; retrain or repair it"
                 )
         for name, array in model.run(model.example[graph.name], graph.name).items():
             if array.dtype.kind != "f" or not array.size:
@@ -200,14 +201,19 @@ def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def graph_from_example(
-    name: str, inputs: Arrays, outputs: Arrays, states: Mapping[str, str] | None = None
+    name: str,
+    inputs: Arrays,
+    outputs: Arrays,
+    states: Mapping[str, str] | None = None,
+    initial: Mapping[str, float] | None = None,
 ) -> GraphSpec:
     """The spec of a graph from one call of it.
 
     Args:
         states: input -> output that becomes it in the next step.
+        initial: input of a state -> what its elements are at the start, if not 0.
     """
-    carried = states or {}
+    carried, first = states or {}, initial or {}
 
     def tensors(arrays: Arrays, apart: Iterable[str]) -> tuple[TensorSpec, ...]:
         return tuple(TensorSpec(key, _dtype(key, a), a.shape) for key, a in arrays.items() if key not in apart)
@@ -216,7 +222,10 @@ def graph_from_example(
         name,
         tensors(inputs, carried),
         tensors(outputs, carried.values()),
-        tuple(StateSpec(key, out, inputs[key].shape, _dtype(key, inputs[key])) for key, out in carried.items()),
+        tuple(
+            StateSpec(key, out, inputs[key].shape, _dtype(key, inputs[key]), first.get(key, 0.0))
+            for key, out in carried.items()
+        ),
     )
 
 

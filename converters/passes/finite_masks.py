@@ -40,6 +40,11 @@ aten = torch.ops.aten
 FILLS = (aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 CHOICES = (aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
 SOFTMAXES = (aten.softmax.int, aten._softmax.default)
+LARGEST = (aten.amax.default, aten.max.dim)
+LOOKING = (aten.nan_to_num.default, aten.isnan.default, aten.nanmean.default, aten.nansum.default)
+UNEQUAL = (aten.ne.Tensor, aten.eq.Tensor)
+RELUS = (aten.relu.default, aten.relu_.default)
+FLOORS = (aten.clamp.default, aten.clamp_min.default)
 SHAPES = frozenset((aten.view.default, aten.reshape.default, aten.transpose.int, aten.permute.default,
                     aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default))  # fmt: skip
 TURNS = (aten.transpose.int, aten.permute.default)
@@ -65,6 +70,8 @@ def finite_masks(program: Program) -> int:
         if at not in blind:
             blind[at] = _blind_rows(program, scores.seen, axis, node.meta["val"].dtype, write)
         _settle(program, node, lowered, blind[at])
+    for node in program.calls(*LARGEST):
+        work.replaced += _infinite_largest(program, node)
     return work.replaced
 
 
@@ -323,6 +330,76 @@ def _settle(program: Program, node: torch.fx.Node, scores: torch.fx.Node, blind:
         _mend(program, reader, node, weights, blind)
     nothing = write.constant(torch.tensor(math.nan, dtype=node.meta["val"].dtype))
     write.finish(aten.where.self, blind.rows, nothing, weights)  # dropped again if nothing reads it any more
+    _keep_nan(program, node)
+
+
+def _keep_nan(program: Program, source: torch.fx.Node) -> None:
+    """Let NaN pass the activations on its way to where the model mends it.
+
+    OpenVINO's Relu and Maximum make 0 of NaN, and nothing would be left to mend; ``x < 0 ? 0 : x`` keeps it. Where no
+    place behind looks for NaN, they stay what every engine fuses.
+    """
+    behind = _behind(source)
+    mending = [node for node in behind if node.target in LOOKING or (node.target in UNEQUAL and _of_itself(node))]
+    before: set[torch.fx.Node] = set()
+    waiting = list(mending)
+    while waiting:
+        node = waiting.pop()
+        if node not in before:
+            before.add(node)
+            waiting += [inner for inner in node.all_input_nodes if inner in behind]
+    for node in [node for node in behind if node in before]:
+        low = 0.0 if node.target in RELUS and len(node.all_input_nodes[0].users) == 1 else None
+        if node.target in FLOORS and len(node.args) == 2 and isinstance(node.args[1], (int, float)):
+            low = float(node.args[1])
+        if low is not None and not node.kwargs:
+            write = Writer(program, node)
+            least = write.constant(torch.tensor(low, dtype=node.meta["val"].dtype))
+            write.finish(aten.where.self, write(aten.lt.Scalar, node.args[0], low), least, node.args[0])
+
+
+def _behind(source: torch.fx.Node) -> dict[torch.fx.Node, None]:
+    """What depends on a node, in no order."""
+    found: dict[torch.fx.Node, None] = {}
+    waiting = list(source.users)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found[node] = None
+            waiting += node.users
+    return found
+
+
+def _of_itself(node: torch.fx.Node) -> bool:
+    return len(node.args) == 2 and node.args[0] is node.args[1]
+
+
+def _infinite_largest(program: Program, node: torch.fx.Node) -> int:
+    """The largest of what a mask hides as a whole is -inf; OpenVINO says -3.4e38. Returns whether it is written so."""
+    if len(node.args) < 2:
+        return 0
+    write = Writer(program, node)
+    scores = Lowering(program).lower(node.args[0], write)
+    axes = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+    if scores is None or scores.seen is None or scores.number is not None or len(axes) != 1:
+        return 0
+    shape, dtype = size(node.args[0]), node.args[0].meta["val"].dtype
+    axis = int(axes[0]) % len(shape) - len(shape)
+    blind = _blind_rows(program, scores.seen, axis, dtype, write)
+    if blind is None:
+        return 0
+    keeps = len(node.args) > 2 and node.args[2]
+    readers = [node] if node.target is aten.amax.default else [r for r in node.users if r.args[1] == 0]
+    for reader in readers:
+        write = Writer(program, reader)
+        one = [1 if index == len(shape) + axis else n for index, n in enumerate(shape)]
+        rows = write(aten.expand.default, blind.rows, one)
+        if not keeps:
+            rows = write(aten.squeeze.dim, rows, axis)
+        largest = write(reader.target, *reader.args, **reader.kwargs)
+        lowest = write.constant(torch.tensor(-math.inf, dtype=dtype))
+        write.finish(aten.where.self, rows, lowest, largest)
+    return len(readers)
 
 
 def _readers(node: torch.fx.Node) -> list[torch.fx.Node]:

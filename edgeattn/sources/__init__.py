@@ -13,6 +13,7 @@ from edgeattn.errors import ModelError, load_extra, unknown_name
 from edgeattn.model import EdgeModel, check_finite
 from edgeattn.models import MODELS
 from edgeattn.sources import builtin, code, exported, huggingface, onnx_file, pruned
+from edgeattn.sources.carried import refuse_carried
 from edgeattn.sources.code import FORM, split_reference
 from edgeattn.sources.data import load_data
 from edgeattn.sources.modules import from_graphs, from_module
@@ -37,6 +38,7 @@ def load_model(reference: str) -> EdgeModel:
         if owns(reference):
             model = load(reference)
             with users_code(reference):  # an EdgeModel made by hand may not do what its spec says
+                refuse_carried(model)
                 check_finite(model)
             return model
     near = unknown_name("model", reference, MODELS)

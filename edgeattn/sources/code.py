@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgeattn.errors import EdgeattnError, InputError, ModelError, unknown_name
+from edgeattn.errors import EdgeattnError, InputError, ModelError, UnsupportedError, unknown_name
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.sources.modules import GRAPH, describe, from_graphs
 from edgeattn.sources.usercode import import_path, users_code
@@ -122,8 +122,8 @@ def _call_factory(reference: str, module: ModuleType, name: str, stem: str, sour
     graphs = _graphs(reference, made)
     try:
         return from_graphs(graphs, stem, source)
-    except ModelError as error:
-        raise ModelError(f"{reference}: {error}") from error
+    except (ModelError, UnsupportedError) as error:
+        raise type(error)(f"{reference}: {error}") from error
 
 
 def functions_of(module: ModuleType) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeattn.errors import ModelError, UnsupportedError, unknown_name
 from edgeattn.model import Arrays, EdgeModel, Graph, graph_from_example
+from edgeattn.sources.carried import with_carried_states
 from edgeattn.sources.usercode import users_code
 from edgeattn.spec import GraphSpec, ModelSpec
 
@@ -37,14 +38,20 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
         name: of the model.
         source: what its hash covers beside the weights, usually the code.
 
+    Buffers that forward writes and reads again become states: :mod:`edgeattn.sources.carried`.
+
     Raises:
         ModelError: if forward rejects the inputs, or its outputs are no tensors or change between two calls, or a
             declared state or dimension is not there.
+        UnsupportedError: for what forward carries from call to call and cannot be a state.
     """
     digest = hashlib.sha256(source)
     size = 0
     specs, modules, examples = [], {}, {}
     seen: set[int] = set()
+    declared = graphs
+    graphs = {graph_name: _carrying(graph_name, graph) for graph_name, graph in declared.items()}
+    written = [[key for key in graph.states if key not in declared[there].states] for there, graph in graphs.items()]
     for graph_name, graph in graphs.items():
         example = example_arrays(graph)
         modules[graph_name] = _named_outputs(graph.module.eval())
@@ -72,10 +79,21 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
             fitting = {n: _with_states_that_fit(n, graphs[n], graph) for n, graph in fitting.items()}
         return from_graphs(fitting, name, source)
 
+    notes = tuple(
+        f"forward writes {', '.join(carried)}: carried from call to call as states" for carried in written if carried
+    )
     return EdgeModel(
         spec, modules, examples, digest.hexdigest(), size, dims, buckets=buckets, fills=fills, network=network,
-        rebuild=rebuild,
+        rebuild=rebuild, notes=notes,
     )  # fmt: skip
+
+
+def _carrying(name: str, graph: Graph) -> Graph:
+    import torch
+
+    example = {key: torch.from_numpy(np.array(value)) for key, value in example_arrays(graph).items()}
+    graph.module.eval()
+    return with_carried_states(name, graph, example)
 
 
 def _with_states_that_fit(name: str, before: Graph, after: Graph) -> Graph:
@@ -200,7 +218,7 @@ def _graph_spec(name: str, graph: Graph, module: torch.nn.Module, example: Array
     import torch
 
     kind = type(graph.module).__name__
-    tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in example.items()}
+    tensors = {key: torch.from_numpy(np.array(value)) for key, value in example.items()}  # scalars stay scalars
     with users_code(f"{kind}.forward"), torch.no_grad():
         first = {key: value.numpy().copy() for key, value in module(**tensors).items()}
         second = {key: value.numpy() for key, value in module(**tensors).items()}
@@ -223,7 +241,7 @@ def _graph_spec(name: str, graph: Graph, module: torch.nn.Module, example: Array
         if taken not in example or any(not 0 <= axis < example[taken].ndim for axis in axes):
             raise ModelError(f"graph {name!r}: dims name {taken!r} {dict(axes)}, inputs are {', '.join(example)}")
     try:
-        return graph_from_example(name, example, first, graph.states)
+        return graph_from_example(name, example, first, graph.states, graph.initial)
     except ValueError as error:
         raise ModelError(f"{kind}: {error}") from error
 

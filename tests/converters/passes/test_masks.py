@@ -109,12 +109,14 @@ class Mended(nn.Module):
         if self.how == "after":
             mixed = torch.nan_to_num(mixed)
         if self.how == "end":
-            mixed = torch.nan_to_num(torch.relu(mixed * 2.0 + 1.0), nan=-1.0)
+            mixed = torch.nan_to_num(torch.relu(mixed * 2.0 + 1.0).clamp(min=0.5), nan=-1.0)
+        if self.how == "kept":
+            mixed = torch.relu(mixed)
         return mixed
 
 
 AT_ONCE = ["nan_to_num", "a number", "isnan", "where isnan", "renormalised"]
-MENDED = [*AT_ONCE, "differs", "again", "any", "after", "end", "not at all"]
+MENDED = [*AT_ONCE, "differs", "again", "any", "after", "end", "kept", "not at all"]
 
 
 @pytest.mark.parametrize("how", MENDED)
@@ -128,6 +130,31 @@ def test_rows_that_see_nothing_come_out_as_the_model_mends_them(how: str) -> Non
     if how in AT_ONCE:  # no engine sees NaN
         assert not {"isnan", "nan_to_num"} & set(operators(program))
         assert not any(bool(torch.isnan(value).any()) for value in constants(program))
+
+
+@pytest.mark.parametrize("form", ["amax", "amax kept", "max", "max kept"])
+def test_the_largest_of_what_is_hidden_as_a_whole_is_infinite_without_asking_the_engine(form: str) -> None:
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+            hidden = x.masked_fill(~seen.unsqueeze(-1), INFINITE)
+            kept = form.endswith("kept")
+            return hidden.amax(1, kept) if form.startswith("amax") else hidden.max(1, kept)[0]
+
+    inputs = {"x": torch.randn(2, 5, 3), "seen": torch.tensor([[True, True, False, False, False], [False] * 5])}
+    program, counts = traced(Pooled(), inputs, finite_masks)
+    assert counts["finite_masks"] == 1
+    assert operators(program)[-1] == "where"
+    expected = Pooled()(**inputs)
+    assert torch.equal(run(program, inputs), expected)
+    assert bool(torch.isinf(expected[1]).all())
+
+
+def test_nan_passes_the_activations_on_its_way_to_where_it_is_mended() -> None:
+    # OpenVINO makes 0 of relu(NaN).
+    program, _ = traced(Mended("end"), given(nothing=False) | {"value": torch.randn(1, 2, 6, 4)}, finite_masks)
+    assert "relu" not in operators(program)
+    program, _ = traced(Mended("kept"), given(nothing=False) | {"value": torch.randn(1, 2, 6, 4)}, finite_masks)
+    assert "relu" in operators(program)
 
 
 class Policy(nn.Module):

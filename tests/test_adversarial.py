@@ -201,7 +201,8 @@ def test_the_table_of_ids_is_found_in_the_graph(tmp_path: Path) -> None:
             self.table = nn.Embedding(40, 4)
 
         def forward(self, words: Tensor, level: Tensor) -> Tensor:
-            return self.table(words.reshape(1, -1)[:, :3]) * level
+            rows: Tensor = self.table(words.reshape(1, -1)[:, :3])
+            return rows * level
 
     model = model_of(Embedded(), words=torch.tensor([[3, 7, 9]]), level=torch.tensor([2]))
     (probe,) = (p for p in Adversary(model, {}).probes("fp32") if p.inputs == "words: the highest id everywhere")

@@ -83,7 +83,8 @@ def test_calls_one_by_one_give_what_all_together_give(hidden: float) -> None:
 
 @pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int32, np.int64])
 def test_integers_that_are_nearly_all_the_same_say_only_what_differs(dtype: type) -> None:
-    expected, got = np.ones(100_000, dtype), np.ones(100_000, dtype)
+    expected: np.ndarray = np.ones(100_000, dtype)
+    got: np.ndarray = np.ones(100_000, dtype)
     expected[:10] = got[10:20] = 0
     assert sqnr_db(expected, got) == pytest.approx(10 * math.log10(10 / 20), abs=1e-9)
     assert sqnr_db(expected, expected) == SQNR_LIMIT

@@ -91,11 +91,14 @@ class EdgeModel:
     network: torch.nn.Module | None = None
     rebuild: Callable[[torch.nn.Module], EdgeModel] | None = None
 
-    def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None, fast_path: bool = False) -> Arrays:
         """The float32 reference: one call of a graph, or of the smallest of its sizes that fits.
 
         Args:
             inputs: every input and state of the graph, by name.
+            fast_path: let ``nn.MultiheadAttention`` and ``nn.TransformerEncoder`` take their kernels for inference.
+                These give NaN where the modules themselves, and so every traced program, give 0: in rows that see
+                nothing.
 
         Returns:
             every output and next state, by name.
@@ -105,12 +108,25 @@ class EdgeModel:
         bucket = self.spec.bucket(graph)
         if bucket is not None:
             routed = route(self.spec, bucket, inputs)
-            return cut_outputs(bucket, inputs, self.run(pad_inputs(bucket, routed, inputs), routed.name))
+            return cut_outputs(bucket, inputs, self.run(pad_inputs(bucket, routed, inputs), routed.name, fast_path))
         chosen = self.spec.graph(graph)
-        with torch.no_grad():  # what a module caches on the way must serve gradients later
+        # What a module caches on the way must serve gradients later: no inference mode.
+        with torch.no_grad(), _attention_fast_path(fast_path):
             tensors = {t.name: torch.from_numpy(t.check(inputs[t.name])) for t in chosen.all_inputs}
             outputs = self.modules[chosen.name](**tensors)
         return {name: outputs[name].numpy() for name in chosen.output_names}
+
+
+@contextlib.contextmanager
+def _attention_fast_path(enabled: bool) -> Iterator[None]:
+    import torch
+
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -83,7 +83,9 @@ def with_carried_states(name: str, graph: Graph, example: Mapping[str, torch.Ten
         if not before.numel() or not bool((before == before.reshape(-1)[0]).all()) or first in (_INF, -_INF):
             raise _refusal(name, (buffer,), "starts with other values than one finite number for all of its elements")
         initial[buffer] = first
-    inputs = {buffer: buffer.replace(".", "_") for buffer in states}
+    short = [buffer.rpartition(".")[2] for buffer in states]
+    plain = len(set(short)) == len(short) and not set(short) & set(example)
+    inputs = dict(zip(states, short if plain else [buffer.replace(".", "_") for buffer in states], strict=True))
     taken = [key for key in inputs.values() if key in example]
     if taken:
         raise _refusal(name, states, f"has the name of an input, {taken[0]!r}")

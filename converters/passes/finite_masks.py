@@ -58,14 +58,13 @@ def finite_masks(program: Program) -> int:
     for node in program.calls(*SOFTMAXES):
         write = Writer(program, node)
         scores = work.lower(node.args[0], write)
-        last = int(node.args[1]) % len(size(node)) == len(size(node)) - 1
-        if scores is None or (scores.readable and not last):
+        axis = _axis(node, len(size(node)))
+        if scores is None or (scores.readable and axis != -1):
             continue
         lowered = work.held(scores, write)
         if scores.seen is None:
             node.args = (lowered, *node.args[1:])
             continue
-        axis = int(node.args[1]) % len(size(node)) - len(size(node))
         at = (scores.seen, axis, node.meta["val"].dtype)
         if at not in blind:
             blind[at] = _blind_rows(program, scores.seen, axis, node.meta["val"].dtype, write)
@@ -154,7 +153,8 @@ class Lowering:
                 seen = write(node.target, seen, *node.args[1:], **node.kwargs)
             return replace(inner, node=moved, seen=seen)
         if node.target in FILLS:
-            base, condition, fill = node.args
+            arguments: tuple[Any, ...] = node.args
+            base, condition, fill = arguments
             return self._filled(base, scalar(self.program, fill), condition, None, write)
         if node.target in CHOICES:
             return self._choice(node, write)
@@ -190,7 +190,8 @@ class Lowering:
 
     def _choice(self, node: torch.fx.Node, write: Writer) -> Scores | None:
         """``where(condition, scores, lowest)``, either way round, or between two branches."""
-        condition, *choices = node.args
+        arguments: tuple[Any, ...] = node.args
+        condition, *choices = arguments
         values = [scalar(self.program, choice) for choice in choices]
         for position in (0, 1):
             number, other = values[position], choices[1 - position]
@@ -215,8 +216,8 @@ class Lowering:
         not_chosen = write(aten.logical_not.default, condition)
         seen = both(
             write,
-            first and first.seen and either(write, first.seen, not_chosen),
-            second and second.seen and either(write, second.seen, condition),
+            either(write, first.seen, not_chosen) if first is not None else None,
+            either(write, second.seen, condition) if second is not None else None,
         )
         return Scores(write(aten.where.self, condition, *nodes), seen, next(iter(numbers), None))
 
@@ -358,6 +359,12 @@ def _keep_nan(program: Program, source: torch.fx.Node) -> None:
             write.finish(aten.where.self, write(aten.lt.Scalar, node.args[0], low), least, node.args[0])
 
 
+def _axis(node: torch.fx.Node, rank: int) -> int:
+    """Along which a node works, its second argument, counted from the last, which is -1."""
+    given: Any = node.args[1]
+    return int(given[0] if isinstance(given, (list, tuple)) else given) % rank - rank
+
+
 def _behind(source: torch.fx.Node) -> dict[torch.fx.Node, None]:
     """What depends on a node, in no order."""
     found: dict[torch.fx.Node, None] = {}
@@ -380,15 +387,16 @@ def _infinite_largest(program: Program, node: torch.fx.Node) -> int:
         return 0
     write = Writer(program, node)
     scores = Lowering(program).lower(node.args[0], write)
-    axes = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
-    if scores is None or scores.seen is None or scores.number is not None or len(axes) != 1:
+    arguments: tuple[Any, ...] = node.args
+    several = isinstance(arguments[1], (list, tuple)) and len(arguments[1]) != 1
+    if scores is None or scores.seen is None or scores.number is not None or several:
         return 0
-    shape, dtype = size(node.args[0]), node.args[0].meta["val"].dtype
-    axis = int(axes[0]) % len(shape) - len(shape)
+    shape, dtype = size(arguments[0]), arguments[0].meta["val"].dtype
+    axis = _axis(node, len(shape))
     blind = _blind_rows(program, scores.seen, axis, dtype, write)
     if blind is None:
         return 0
-    keeps = len(node.args) > 2 and node.args[2]
+    keeps = len(arguments) > 2 and arguments[2]
     readers = [node] if node.target is aten.amax.default else [r for r in node.users if r.args[1] == 0]
     for reader in readers:
         write = Writer(program, reader)
@@ -413,14 +421,15 @@ def _readers(node: torch.fx.Node) -> list[torch.fx.Node]:
 def _mend(program: Program, reader: torch.fx.Node, node: torch.fx.Node, weights: torch.fx.Node, blind: _Blind) -> None:
     """A reader that puts a number where NaN is gets the number by the rows that see nothing."""
     value: Any = None
+    arguments: tuple[Any, ...] = reader.args
     if reader.target is aten.nan_to_num.default:
-        value = reader.args[1] if len(reader.args) > 1 else reader.kwargs.get("nan")
+        value = arguments[1] if len(arguments) > 1 else reader.kwargs.get("nan")
         value = 0.0 if value is None else value
     elif reader.target in (*FILLS, *CHOICES):
         condition, (kept, filled) = (
-            (reader.args[1], (reader.args[0], reader.args[2]))
+            (arguments[1], (arguments[0], arguments[2]))
             if reader.target in FILLS
-            else (reader.args[0], (reader.args[2], reader.args[1]))
+            else (arguments[0], (arguments[2], arguments[1]))
         )
         if getattr(condition, "target", None) is not aten.isnan.default:
             return

@@ -112,7 +112,7 @@ class _Work:
 
     def _keeps_rows(self, node: onnx.NodeProto) -> bool:
         before, after = (self.view.shape(name) for name in (node.input[0], node.output[0]))
-        return node.op_type in KEEPING and bool(before) and bool(after) and before[-1:] == after[-1:]
+        return node.op_type in KEEPING and before is not None and after is not None and before[-1:] == after[-1:]
 
     def _choice(self, node: onnx.NodeProto, anchor: onnx.NodeProto) -> _Scores | None:
         """Where(condition, scores, lowest), either way round."""

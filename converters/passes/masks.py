@@ -160,7 +160,7 @@ def _read_constant(program: Program, node: torch.fx.Node, write: Writer) -> Mask
     if not bool(hidden.any()) or not bool((value[~hidden] == 0).all()):
         return None
     infinite = torch.isneginf(value)
-    numbers = value[hidden & ~infinite].unique().tolist()
+    numbers = sorted(set(value[hidden & ~infinite].tolist()))
     blind = bool(hidden.all(-1).any())  # where every row sees something, it makes no difference how deep the rest lies
     if blind and (len(numbers) > 1 or not all(_hides(number) for number in numbers)):
         return None

@@ -60,7 +60,13 @@ def load(reference: str) -> EdgeModel:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
     return EdgeModel(
-        made.spec, made.modules, made.example, made.source_sha256, made.source_size_bytes, made.dims, notes=notes
+        made.spec,
+        made.modules,
+        made.example,
+        made.source_sha256,
+        made.source_size_bytes,
+        made.dims,
+        notes=(*made.notes, *notes),
     )
 
 
@@ -143,19 +149,29 @@ def _callable(program: torch.export.ExportedProgram) -> torch.nn.Module:
     from torch.utils import _pytree as pytree
 
     args, named = program.example_inputs or ((), {})
-    with silenced(), torch.inference_mode():
+    kept = {name: tensor.detach().clone() for name, tensor in program.named_buffers()}
+    with silenced(), torch.no_grad():  # tensors of inference mode cannot be written afterwards
         flat: torch.nn.Module = program.module(check_guards=False)
         flat.train = lambda mode=True: flat  # type: ignore[method-assign] # noqa: ARG005 - it has no modes, and says so
         flat.training = False
         expected = pytree.tree_leaves(flat(*args, **named))
+        _put_back(flat, kept)  # a program may write its buffers
         try:
             modules: torch.nn.Module = torch.export.unflatten(program)
             got = pytree.tree_leaves(modules(*args, **named))
+            _put_back(modules, kept)
         except Exception:  # noqa: BLE001 - a program that shares modules in some ways does not come apart
             return flat
     tensors = [(a, b) for a, b in zip(expected, got, strict=True) if isinstance(a, torch.Tensor)]
     same = all(torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True) for a, b in tensors)
     return modules if same else flat
+
+
+def _put_back(module: torch.nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
+    """The buffers as the file holds them."""
+    for name, tensor in module.named_buffers():
+        if name in kept:
+            tensor.copy_(kept[name])
 
 
 def _dims(

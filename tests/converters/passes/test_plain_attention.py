@@ -131,6 +131,8 @@ def test_a_row_that_numbers_hide_is_what_torch_makes_of_it(numbers: tuple[float,
     mask[..., 3, :] = float("-inf")
 
     class Kept(nn.Module):
+        mask: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("mask", mask)

@@ -461,7 +461,8 @@ def test_speech_for_a_model_that_takes_none_is_refused(converted: Converted, tmp
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_streaming_model_is_the_source_over_500_steps(speech: tuple[Report, Path], target: str) -> None:
     result = next(r for r in speech[0].results if r.target == get_target(target).name)
-    assert result.passed, result.failures
+    assert result.failures == ()
+    assert result.verdict == ("passed" if target == "cpu" else "not measured")  # its hop has no clock here
     assert result.parity is not None
     assert result.parity.steps >= 500
     for name, output in result.parity.outputs.items():

@@ -45,11 +45,14 @@ as slow as float32. The second merges the pairs of layers that read one activati
 reader is made unsigned, as the kernels want it: query, key and value then compute in float. Its kernels for two signed
 tensors (``session.qdqisint8allowed``) are no way out: half as fast."""
 
+NO_LOG = 4  # fatal errors alone: the others are raised, and a log repeats names of a file as they are
+
 
 def open_onnxruntime(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
     """One inference session per graph."""
     ort = load_extra("onnxruntime", "convert")
     ort.disable_telemetry_events()  # for a process that had imported it before us, with its telemetry on
+    ort.set_default_logger_severity(NO_LOG)
     started = time.perf_counter()
     sessions = {graph.name: _session(ort, models[graph.name], graph, threads, None) for graph in spec.graphs}
     session = OnnxRuntimeSession(ort, sessions, models, spec, threads)
@@ -62,14 +65,18 @@ def _session(ort: Any, path: Path, graph: GraphSpec, threads: int, profile: Path
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 4  # none: errors are raised, and a log repeats names of the file as they are
+    options.log_severity_level = NO_LOG
     disabled = [*BROKEN_FUSIONS, *(FLOAT_FUSIONS if path.is_file() and _holds_integers(path) else ())]
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
     with loading("ONNX Runtime", path):
         session = ort.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=disabled,
+            enable_fallback=0,  # to the same provider again, and told on stdout
         )
         check_names(path, graph, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
     return session
@@ -102,7 +109,8 @@ def _profile(ort: Any, path: Path, graph: GraphSpec, threads: int, inputs: Array
         session = _session(ort, path, graph, threads, folder / "profile")
         for _ in range(runs):
             session.run(None, inputs)
-        events = json.loads(Path(session.end_profiling()).read_text())
+        with loading("ONNX Runtime", path):  # a node's name may be no text
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
     return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
 
 

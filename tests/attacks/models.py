@@ -135,8 +135,10 @@ def _loop(model: Any, draw: Draw) -> None:
     made = {name: helper.make_tensor_value_info(name, kind, None) for name, kind in infos.items()}
     nodes = [helper.make_node("Identity", ["go_in"], ["go_out"]), helper.make_node("Identity", ["in"], ["out"])]
     body = helper.make_graph(nodes, "b", [made["i"], made["go_in"], made["in"]], [made["go_out"], made["out"]])
-    source = model.graph.node[-1].output[0]
-    model.graph.node[-1].output[0] = "looped"
+    last = next((node for node in reversed(model.graph.node) if node.output), None)
+    if last is None:
+        return
+    source, last.output[0] = last.output[0], "looped"
     model.graph.initializer.append(trips)
     model.graph.node.append(helper.make_node("Loop", ["trips", "", "looped"], [source], body=body))
 

@@ -9,6 +9,7 @@ import queue
 import secrets
 import select
 import shlex
+import signal
 import subprocess
 import threading
 import time
@@ -98,12 +99,14 @@ class Timeouts:
         lock: to wait for a device that another uses.
         answer: to wait for what was asked, beyond what it may take, of a device that lives: one that says so for ever
             and never answers must not hold us.
+        close: for the runner to end in order.
     """
 
     connect: float = 20.0
     silence: float = 30.0
     lock: float = 120.0
     answer: float = 120.0
+    close: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -266,10 +269,13 @@ class Link:
         with contextlib.suppress(OSError, ValueError):
             assert self._process.stdin is not None
             self._process.stdin.close()
-        try:
-            self._process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(self.timeouts.close)
+        for thread in self._threads[:2]:
+            thread.join(0.5)
+        if self._process.returncode is None or any(thread.is_alive() for thread in self._threads[:2]):
+            with contextlib.suppress(ProcessLookupError):  # what it started holds its pipes, too
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         for thread in self._threads:
             thread.join(5.0)
@@ -332,10 +338,10 @@ class Link:
             while line := self._process.stdout.readline(MAX_LINE):
                 if not self._take(line):
                     break
-        with contextlib.suppress(queue.Empty):  # the end is told, whatever waits before it
-            while self._events.full():
-                self._events.get_nowait()
-        self._events.put(None)
+        while not self._closed.is_set():  # the end is told behind what waits to be looked at
+            with contextlib.suppress(queue.Full):
+                self._events.put(None, timeout=0.1)
+                return
 
     def _take(self, line: bytes) -> bool:
         """Look at a line; whether more are to be read."""
@@ -373,7 +379,7 @@ class Link:
         if self._flooded:
             return DeviceError(f"{self.name}: it says more than it was asked; what runs there is no runner of ours")
         try:
-            status = self._process.wait(5.0)
+            status = self._process.wait(self.timeouts.close)
         except subprocess.TimeoutExpired:
             return TransportError(f"{self.name}: the link was cut")
         words = self._last_words()

@@ -240,7 +240,7 @@ def fake_devices(given: Path | None) -> Iterator[None]:
     from edgeattn.targets.devices import Device, Timeouts, link, ways
     from tests.attacks.kinds import command_of
 
-    soon = Timeouts(connect=3.0, silence=0.5, lock=0.2, answer=0.5)
+    soon = Timeouts(connect=3.0, silence=0.5, lock=0.2, answer=0.5, close=0.2)
 
     def connect(device: Device, timeouts: Timeouts) -> link.Link:
         return link.Link(command_of(given), device.text, timeouts=soon)

@@ -6,6 +6,7 @@ user can read.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import stat
 from pathlib import Path
@@ -54,6 +55,8 @@ def confined(path: Path, directory: Path, kind: type[EdgeattnError]) -> Path:
     """
     try:
         found, homes = path.resolve(), homes_of(directory)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # told where it is read
+            path.lstat()  # resolving takes names that are too long for what they are
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise kind(f"{ascii(str(path))[1:-1][:200]}: cannot be read: {_reason(error)}") from error
     if not any(found.is_relative_to(home) for home in homes):

@@ -288,3 +288,19 @@ def test_a_recording_that_cannot_be_opened_is_an_audio_error(tmp_path: Path, mon
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(AudioError, match="cannot be read: Permission denied"):
         read_audio(path, RATE)
+
+
+@pytest.mark.parametrize("name", ["a.raw", "A.RAW"])
+def test_samples_without_a_header_are_refused_with_the_way_to_give_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bytes(2_000))
+    with pytest.raises(AudioError, match=r"raw samples tell neither their rate nor their width.*edgeattn stream"):
+        read_audio(tmp_path / name, RATE)
+
+
+@pytest.mark.parametrize("rate", [0, 384_001, 2**31])
+def test_a_rate_that_no_converter_has_is_refused(tmp_path: Path, rate: int) -> None:
+    data = bytearray(write_wav(tmp_path / "a.wav", np.zeros((100, 1), np.int16), 2).read_bytes())
+    data[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(AudioError, match=f"sample rate must be from 1 to 384000 Hz, got {rate}|not a readable wav"):
+        read_audio(tmp_path / "a.wav", RATE)

@@ -277,6 +277,13 @@ def test_data_from_a_function_stops_at_the_limit(write: WriteModel, tmp_path: Pa
         ("return []", "must yield dicts of arrays"),
         ("yield {'tokens': np.ones(3)}; yield {'other': np.ones(3)}", "the same names; the first has tokens"),
         ("yield {'tokens': np.ones(3)}; yield {'tokens': np.ones(4)}", "has shape .4,., the model takes"),
+        ("yield {'tokens': [[1], [1, 2]]}", "sample 0: 'tokens' is no array: "),
+        ("yield {'tokens': object()}", "sample 0: 'tokens' holds object, not numbers"),
+        ("yield {'tokens': 'text'}", "sample 0: 'tokens' holds <U4, not numbers"),
+        ("yield {1: np.ones(3)}", "sample 0: expected names of inputs, got 1"),
+        ("yield {'tokens': np.ma.masked_all(3)}", "sample 0: 'tokens' is a masked array"),
+        ("yield type('Odd', (dict,), {'items': lambda s: 1 / 0})(a=1)", "sample 0 raised ZeroDivisionError"),
+        ("yield {'tokens': type('Odd', (), {'__array__': lambda *a, **k: 1 / 0})()}", "'tokens' is no array: division"),
         ("yield {'tokens': np.ones(3)}; raise OSError('gone')", r"raised OSError: gone \(data\.py:3\)"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import wave
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -73,10 +74,24 @@ def test_transcripts_are_read_with_optional_columns(tmp_path: Path) -> None:
         ("path\ttext\na.wav\tone\textra\n", r":2: expected 2 columns separated by tabs"),
         ("path\ttext\n../a.wav\tone\n", r":2: .*\.\./a\.wav lies outside"),
         ("path\ttext\na.wav\tone\n/etc/passwd\tone\n", r":3: /etc/passwd lies outside"),
+        ("path\ttext\na\x00.wav\tone\n", r":2: .*is no path of a recording: .*null"),
+        (f"path\ttext\n{'x' * 5_000}\tone\n", r":2: x+ is no path of a recording: File name too long"),
         (b"path\ttext\na.wav\t\xff\xfe\n", r"not a UTF-8 table with tabs"),
         (b"path\ttext\na.wav\t" + b"x" * 200_000 + b"\n", r"not a UTF-8 table with tabs"),
     ],
-    ids=["empty", "no path", "commas", "short line", "long line", "dot dot", "absolute", "not UTF-8", "huge field"],
+    ids=[
+        "empty",
+        "no path",
+        "commas",
+        "short line",
+        "long line",
+        "dot dot",
+        "absolute",
+        "a NUL",
+        "overlong",
+        "not UTF-8",
+        "huge field",
+    ],
 )
 def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, table: str | bytes, message: str) -> None:
     with pytest.raises(DataError, match=message):
@@ -239,6 +254,30 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{}, {}], object))
     with pytest.raises(DataError, match="not a plain npz file"):
         load_arrays(tmp_path / "a.npz", SPEC)
+
+
+def test_members_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as packed:
+        packed.writestr("x", b"text")
+    with pytest.raises(DataError, match="'x' is no array of its own"):
+        load_arrays(tmp_path / "a.npz", SPEC)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "message"),
+    [
+        (np.full((1, 2), 1e300), "float32", "holds numbers that float32 does not"),
+        (np.full((1, 2), 2**40), "int32", "holds 1099511627776 to 1099511627776, which int32 does not"),
+        (np.full((1, 2), -1), "int8", None),
+    ],
+)
+def test_numbers_that_the_model_cannot_hold_are_refused(values: np.ndarray, dtype: Any, message: str | None) -> None:
+    spec = ModelSpec("net", "test", (GraphSpec("main", (TensorSpec("x", dtype, (1, 2)),), ()),))
+    if message is None:
+        assert sample_data([{"x": values}] * 2, "data", spec).evaluation[0].inputs["x"].dtype == dtype
+        return
+    with pytest.raises(DataError, match=message):
+        sample_data([{"x": values}] * 2, "data", spec)
 
 
 def sized(size: int) -> GraphSpec:

@@ -77,5 +77,5 @@ def test_a_stream_writes_what_its_encoding_lacks_as_escapes() -> None:
     assert stream.write("ä ж \x1b[31m \ud800\n") == 12
     stream.writelines(["a\n", "\x07\n"])
     stream.flush()
-    assert raw.buffer.getvalue() == b"\xe4 \\u0436 \\x1b[31m \\ud800\na\n\\x07\n"  # type: ignore[attr-defined]
+    assert raw.buffer.getvalue() == b"\xe4 \\u0436 \\x1b[31m \\ud800\na\n\\x07\n"
     assert not stream.isatty()

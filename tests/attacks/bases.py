@@ -119,6 +119,25 @@ SETTINGS = {
 }
 
 
+MEASURED = {
+    "precision": {
+        "asked": "auto",
+        "shipped": "fp32",
+        "executed": {"MatMul": {"float32": 3}},
+        "candidates": [
+            {"precision": "fp32", "latency_ms": 1.0, "accuracy": 99.0, "size_bytes": 9, "kept": True, "why": "it is",
+             "scheme": "fp32", "drop": 0.0, "drop_upper": 0.1},
+        ],
+    },
+    "measured": {
+        "parity": {"reference": "torch", "steps": 1, "outputs": {"log_probs": {"max_abs": 1e-6, "sqnr_db": 120.0}}},
+        "latency": {"p50_ms": 1.0, "p99_ms": 2.0, "kind": "measured"},
+        "device": "a processor, 4 cores",
+    },
+}  # fmt: skip
+"""Of a manifest: what was measured when it was made."""
+
+
 @lru_cache(maxsize=1)
 def answers() -> list[dict[str, Any]]:
     """What a device that is whole answers to ``profile``, in order."""

@@ -63,9 +63,21 @@ def sealed(rng: random.Random, files: Mapping[str, bytes], manifest: Any, honest
 def manifest(rng: random.Random, folder: Path, mark: str) -> Attack:
     """A bundle's manifest."""
     files = dict(bases.bundle_files())
-    values = json.loads(files.pop("manifest.json"))
-    files["manifest.json"] = sealed(rng, files, changed(rng, values, mark))
-    return _write_bundle(rng, folder, files)
+    values = {**json.loads(files.pop("manifest.json")), **copy.deepcopy(bases.MEASURED)}
+    if rng.random() < 0.2:  # tokens may be any text: what is heard is printed
+        values["spec"]["stream"]["decoder"]["tokens"][1:3] = [rng.choice(texts(mark)) for _ in range(2)]
+        command = "stream"
+    else:
+        values = changed(rng, values, mark)
+        command = rng.choice(["", "", "", "", "stream", "check"])
+    files["manifest.json"] = sealed(rng, files, values)
+    attack = _write_bundle(rng, folder, files, command)
+    if command == "stream":
+        (folder / "spoken.wav").write_bytes(bases.recording())
+        return Attack(("stream", attack.words[1], "spoken.wav", "--fast", *attack.words[2:]))
+    if command == "check":
+        return Attack((*attack.words, "--paced-seconds", "0"))
+    return attack
 
 
 def archive(rng: random.Random, folder: Path, mark: str) -> Attack:
@@ -318,6 +330,23 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value)
 
 
+def words(rng: random.Random, folder: Path, mark: str) -> Attack:
+    """The command line itself, as a script makes it of names of files and branches."""
+    hostile = [text for text in texts(mark) if "\0" not in text and len(text) < 1_000]
+    command = rng.choice(
+        ["convert", "check", "profile", "inspect", "quantize", "prune", "selftest", "stream", "targets"]
+    )
+    options = ["--target", "--data", "--device", "--plan", "--bucket", "--fill", "--prune", "--precision", "--backend",
+               "--split", "--out", "--deadline", "--samples", "--max-drop", "--loss", "--seed", "--plot"]  # fmt: skip
+    chosen = [command]
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        text = rng.choice(hostile)
+        chosen += [rng.choice(options), text] if rng.random() < 0.6 else [text]
+    if len(chosen) == 1 or all(word.startswith("-") for word in chosen[1::2]):
+        chosen.append("missing.onnx")
+    return maybe_json(rng, *chosen)
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
@@ -477,6 +506,7 @@ KINDS: Mapping[str, Callable[[random.Random, Path, str], Attack]] = {
     "target": target,
     "plan": plan,
     "settings": settings,
+    "words": words,
     "onnx": onnx_file,
     "pt2": program,
     "device": device,

@@ -11,7 +11,8 @@ looks up in the traced program. Each probe changes the inputs of one kind and le
     lengths     1, and the largest
     integers    the smallest and the largest seen
 
-States start from their initial values, and two steps are run. What the source refuses is left out.
+States start from their initial values, and two steps are run. What the source refuses is left out, and so is what a
+slow source has no time for: the first change of every kind comes first.
 
 An engine sums in another order, so outputs are compared within a bound: 1e-4 of the output's size in float32, 1e-2 in
 float16, and :data:`AMPLIFIED` times what the source's own output moves if its weights and features are changed by some
@@ -26,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["feature", "mask", "ids", "length", "integer"]
 Change = Callable[[np.ndarray, "Use"], np.ndarray | None]
+SOURCE_SECONDS = 20.0  # of the source per graph, beyond which no further input is tried
 STEPS = 2  # of a graph with states: the first one, and one after it
 BOUND = {"fp32": 1e-4, "fp16": 1e-2}  # of an output's size, which counts as 1 at least
 ROUNDING = {"fp32": 2.0**-22, "fp16": 2.0**-10}  # relative change of a weight or feature, some roundings
@@ -71,6 +74,7 @@ class Adversary:
         self._model = model
         self._records = records
         self._bounds: dict[tuple[int, str], Probe] = {}
+        self._refused = self._left = 0
 
     @functools.cached_property
     def _uses(self) -> Mapping[str, Mapping[str, Use]]:
@@ -85,13 +89,19 @@ class Adversary:
     def _made(self) -> tuple[Probe, ...]:
         probes: list[Probe] = []
         for graph in self._model.spec.graphs:
-            probes += _answered(self._model, graph, unusual(self._model.example[graph.name], self._uses[graph.name]))
+            made = unusual(self._model.example[graph.name], self._uses[graph.name])
+            answered, refused = _answered(self._model, graph, made)
+            probes += answered
+            self._refused += refused
+            self._left += len(made) - len(answered) - refused
         return tuple(probes)
 
-    @property
-    def count(self) -> int:
-        """How many inputs it holds."""
-        return len(self._made)
+    def told(self) -> str:
+        """How many inputs were tried, in words."""
+        compared = len(self._made)  # which counts the others
+        refused = f", {self._refused} more are refused by it" if self._refused else ""
+        left = f", {self._left} more left out because it is slow" if self._left else ""
+        return f"{compared} unusual inputs compared with the source{refused}{left}"
 
     def probes(self, precision: str, certain: bool = False) -> tuple[Probe, ...]:
         """All probes with the bounds of a precision.
@@ -166,16 +176,16 @@ def uses_of(model: EdgeModel, graph: GraphSpec, seen: Sequence[Mapping[str, np.n
 
 
 def unusual(example: Arrays, uses: Mapping[str, Use]) -> list[tuple[str, Arrays]]:
-    """Inputs in words and arrays."""
-    made = []
+    """Inputs in words and arrays: the first change of every kind, then the second of every kind, and so on."""
+    made: list[tuple[int, str, Arrays]] = []
     for kind, changes in UNUSUAL.items():
         names = [name for name, use in uses.items() if use.kind == kind]
-        for words, change in changes.items():
+        for place, (words, change) in enumerate(changes.items()):
             values = {name: change(example[name], uses[name]) for name in names}
             arrays = {n: v.astype(example[n].dtype) for n, v in values.items() if v is not None}
             if arrays:
-                made.append((f"{', '.join(arrays)}: {words}", {**{n: example[n] for n in uses}, **arrays}))
-    return made
+                made.append((place, f"{', '.join(arrays)}: {words}", {**{n: example[n] for n in uses}, **arrays}))
+    return [(words, inputs) for _, words, inputs in sorted(made, key=lambda row: row[0])]
 
 
 def use_of(tensor: TensorSpec, seen: Sequence[np.ndarray], tables: Mapping[str, int], sizes: Collection[int]) -> Use:
@@ -326,14 +336,20 @@ def _rows(node: torch.fx.Node) -> list[int]:
     return rows
 
 
-def _answered(model: EdgeModel, graph: GraphSpec, unusual_inputs: Sequence[tuple[str, Arrays]]) -> list[Probe]:
-    """The probes that the source answers."""
-    probes = []
-    for words, inputs in unusual_inputs:
-        with contextlib.suppress(Exception), plain_source():  # forward may check its inputs in any way
-            records = record_steps(ReferenceStep(model, graph.name), [inputs] * (STEPS if graph.states else 1))
+def _answered(model: EdgeModel, graph: GraphSpec, made: Sequence[tuple[str, Arrays]]) -> tuple[list[Probe], int]:
+    """The probes that the source answers within :data:`SOURCE_SECONDS`, and how many it refused."""
+    probes, refused, began = [], 0, time.monotonic()
+    for words, inputs in made:
+        if time.monotonic() - began > SOURCE_SECONDS:
+            break
+        try:
+            with plain_source():
+                records = record_steps(ReferenceStep(model, graph.name), [inputs] * (STEPS if graph.states else 1))
+        except Exception:  # noqa: BLE001  # forward may check its inputs in any way
+            refused += 1
+        else:
             probes.append(Probe(graph.name, words, records, {}))
-    return probes
+    return probes, refused
 
 
 @contextlib.contextmanager

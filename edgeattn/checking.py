@@ -118,8 +118,8 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
                 rows += parity_judged(
                     parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity))
                 )
-                assert base.adversary is not None, "the baseline of a source has one"
-                rows += adversarial_judged(base.adversary.failures(session, shipped), base.adversary.count)
+                if base.adversary is not None:
+                    rows += adversarial_judged(base.adversary.failures(session, shipped), base.adversary.told())
             if data is not None:
                 score = score_of(session, data, "check", progress)
             figures, more = _metric(manifest, base, data, score, options)
@@ -507,8 +507,8 @@ def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOpti
         if base is not None:
             parity = whole_parity(manifest.spec, parities)
             rows += parity_judged(parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity)))
-            count = 0 if base.adversary is None else base.adversary.count
-            rows += adversarial_judged(deviation_failures(evaluated.deviations), count)
+            if base.adversary is not None:
+                rows += adversarial_judged(deviation_failures(evaluated.deviations), base.adversary.told())
         score = evaluated.score
     figures, more = _metric(manifest, base, data, score, options)
     rows += more

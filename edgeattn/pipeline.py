@@ -694,7 +694,7 @@ def verified_gates(shop: Workshop, chosen: Verified, gates: Gates) -> tuple[Accu
     told = artifact.backend not in SUBSTITUTE or bool((artifact.build or {}).get("checked", {}).get("layers"))
     rows = parity_judged(chosen.parity, artifact.precision, failures.pop("parity", []))
     if shop.base.adversary is not None:
-        rows += adversarial_judged(failures.pop("adversarial", []), shop.base.adversary.count)
+        rows += adversarial_judged(failures.pop("adversarial", []), shop.base.adversary.told())
     rows += executed_judged(artifact.precision, failures.pop("executed", []), told)
     figures = None
     if score is not None and data is not None:

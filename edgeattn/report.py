@@ -231,7 +231,7 @@ VERDICTS: Mapping[Verdict, tuple[str, str]] = {
 }
 """Verdict -> its words in a table, and their style."""
 
-TOLD = ("hashes", "golden")  # gates that are told although they passed
+TOLD = ("hashes", "golden", "adversarial")  # gates that are told although they passed
 
 
 def table(results: Sequence[Result]) -> Table:

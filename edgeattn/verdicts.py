@@ -135,13 +135,13 @@ def parity_judged(parity: Parity, precision: str, failures: Sequence[Failure]) -
     return judged("parity", failures, wanted, got)
 
 
-def adversarial_judged(failures: Sequence[Failure], probes: int) -> list[Judgement]:
+def adversarial_judged(failures: Sequence[Failure], told: str) -> list[Judgement]:
     """Outputs on inputs that the example does not hold, of which :mod:`edgeattn.adversarial` gave ``failures``.
 
     Args:
-        probes: how many such inputs were run.
+        told: how many such inputs were tried, and how many not.
     """
-    return judged("adversarial", failures, "outputs as the source gives them", f"{probes} unusual inputs")
+    return judged("adversarial", failures, "outputs on unusual inputs as the source gives them", told)
 
 
 def executed_judged(precision: str, failures: Sequence[Failure], told: bool) -> list[Judgement]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeattn import adversarial
 from edgeattn.adversarial import Adversary, Use, deviation_failures, unusual, use_of
 from edgeattn.converters import onnx as exporter
 from edgeattn.converters.onnx import export_onnx
@@ -138,6 +139,28 @@ def test_what_the_source_leaves_open_is_no_difference(tmp_path: Path) -> None:
     assert failures(model, export_onnx(model, tmp_path)) == []
 
 
+def test_what_was_not_tried_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Strict(nn.Module):
+        def forward(self, x: Tensor, level: Tensor) -> Tensor:
+            if not torch.compiler.is_compiling() and not bool(x.any()):
+                raise ValueError("silence")
+            return x * level
+
+    model = model_of(Strict(), x=torch.randn(1, 5), level=torch.tensor([2]))
+    assert Adversary(model, {}).told() == "unusual inputs: 6 compared with the source, 1 more are refused by it"
+    monkeypatch.setattr(adversarial, "SOURCE_SECONDS", -1.0)
+    assert Adversary(model, {}).told() == (
+        "unusual inputs: 0 compared with the source, 7 more left out because it is slow"
+    )
+
+
+def test_each_kind_of_input_is_tried_first_before_any_is_tried_twice() -> None:
+    example = {"x": np.ones((2, 3), np.float32), "mask": np.ones((2, 3), bool), "ids": np.ones((2, 3), np.int64)}
+    uses = {"x": Use("feature", -2.0, 2.0), "mask": Use("mask", 0, 1), "ids": Use("ids", 0, 9)}
+    words = [words for words, _ in unusual(example, uses)]
+    assert [entry.partition(":")[0] for entry in words[:6]] == ["x", "mask", "ids"] * 2
+
+
 def test_a_device_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = weighted(1e-9)
     monkeypatch.setattr(exporter, "exact_rules", contextlib.nullcontext)
@@ -219,4 +242,4 @@ def test_masks_hide_all_all_but_one_and_a_row() -> None:
     np.testing.assert_array_equal(hidden["bias: the first entry alone 1"], [[0, -1e9, -1e9]] * 2)
     np.testing.assert_array_equal(hidden["bias: the first row all 0"], [[-1e9] * 3, [0] * 3])
     assert all((array["x"] == 1).all() for words, array in made.items() if words.startswith("bias"))
-    assert all(len(made) <= 12 for _ in made)
+    assert len(made) <= 12

@@ -10,10 +10,12 @@ import contextlib
 import errno
 import hashlib
 import json
-import lzma
+import math
 import os
+import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,7 +28,7 @@ import numpy as np
 
 from edgeattn.errors import BundleError, EdgeattnError, InputError, OutputError, unknown_name
 from edgeattn.scratch import Room, put_in_place, scratch_room
-from edgeattn.spec import ModelSpec, TensorSpec, from_json, to_json
+from edgeattn.spec import DTYPES, ModelSpec, TensorSpec, from_json, to_json
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -37,11 +39,21 @@ MAX_FILES = 1_000
 MAX_FILE_BYTES = 4 * 2**30
 MAX_BUNDLE_BYTES = 16 * 2**30
 MAX_TENSOR_BYTES = 4 * 2**30  # all tensors of a spec together
+MAX_GRAPH_BYTES = 2**30  # all tensors of one graph: what a step holds
+MAX_GOLDEN_STEPS = 1_000  # a conversion writes 6
+MAX_GOLDEN_BYTES = MAX_FILE_BYTES  # all golden arrays unpacked
+GOLDEN_SQNR_DB = (6.0, 300.0)  # of ``Golden.min_sqnr_db``: from noise of half the signal to equal arrays
+MAX_NAME = 1_000  # characters of a file's path
+MAX_NPY_HEADER = 4_096  # bytes; numpy writes 128
+PLAIN_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack 4 KiB to gigabytes before one can look
 MAX_ZIP_RATIO = 100  # unpacked to packed; weights reach 2
 SEAL = "manifest_sha256"  # field of manifest.json with the hash of manifest.json itself
 UNSEALED = b"0" * 64  # what stands there while it is hashed
 BLOCK = 2**20  # bytes hashed at a time
-BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError)
+BROKEN_ZIP = (
+    zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, RuntimeError, EOFError, IndexError,
+    OverflowError,
+)  # fmt: skip
 """What zipfile raises for damaged, encrypted and unknown archives."""
 
 
@@ -159,44 +171,125 @@ def read_manifest(path: Path | str) -> Manifest:
         return bundle.manifest
 
 
-def read_golden(bundle: Bundle) -> dict[str, np.ndarray]:
-    """The golden arrays of a bundle, without pickle: ``GRAPH.in.NAME`` and ``GRAPH.out.NAME``, first axis = step.
+NPY_HEADER = re.compile(
+    r"\{\s*'descr':\s*'([^']{1,8})',\s*'fortran_order':\s*(True|False),\s*'shape':\s*\(([0-9,\s]*)\)\s*,?\s*\}\s*"
+)
+"""What numpy writes (numpy.lib.format, version 1.0). Read as text: numpy would evaluate it as Python."""
+
+
+@final
+class GoldenArray:
+    """One golden array in its file, first axis = step; only the step that is asked for is in memory.
+
+    Attributes:
+        shape: first the number of steps.
+        dtype: of all of it.
+    """
+
+    def __init__(self, file: IO[bytes], info: zipfile.ZipInfo, tensor: TensorSpec, steps: int) -> None:
+        """Compare the header with the spec, and the size with the header, before anything is unpacked.
+
+        Raises:
+            ValueError: if one does not fit.
+        """
+        self.shape, self.dtype = (steps, *tensor.shape), np.dtype(tensor.dtype)
+        self._file, self._where = file, info.filename
+        shape, dtype = _npy_header(self._file, info.filename)
+        if shape != self.shape or dtype != np.lib.format.dtype_to_descr(self.dtype):
+            named = np.dtype(dtype).name if dtype in _NPY_DTYPES else repr(dtype)
+            raise ValueError(f"{info.filename}: expected {self.dtype} {self.shape}, got {named} {shape}")
+        self._begin = self._file.tell()
+        self.nbytes = steps * tensor.nbytes
+        if info.file_size != self._begin + self.nbytes:
+            raise ValueError(f"{info.filename}: holds {info.file_size} bytes, not {self._begin + self.nbytes}")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """The array of one step; in order, nothing is unpacked twice.
+
+        Raises:
+            BundleError: if the file is damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        array: np.ndarray = np.empty(self.shape[1:], self.dtype)
+        room = array.reshape(-1).view(np.uint8)
+        try:
+            place = self._begin + index * array.nbytes
+            if self._file.tell() != place:
+                self._file.seek(place)
+            for start in range(0, array.nbytes, BLOCK):
+                block = self._file.read(min(BLOCK, array.nbytes - start))
+                room[start : start + len(block)] = np.frombuffer(block, np.uint8)
+                if len(block) < min(BLOCK, array.nbytes - start):
+                    raise EOFError("it ends too early")
+        except (*BROKEN_ZIP, OSError, ValueError) as error:
+            raise BundleError(f"golden inputs: {self._where} is damaged ({error})") from error
+        return array
+
+
+_NPY_DTYPES = {np.lib.format.dtype_to_descr(np.dtype(name)) for name in (*DTYPES, "float64")}
+
+
+def _npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype of an .npy file of version 1.0, in C order."""
+    start = file.read(10)
+    if start[:8] != b"\x93NUMPY\x01\x00" or len(start) != 10:
+        raise ValueError(f"{where}: not an array file of version 1.0")
+    (size,) = struct.unpack("<H", start[8:])
+    found = NPY_HEADER.fullmatch(file.read(min(size, MAX_NPY_HEADER)).decode("latin-1"))
+    if found is None or size > MAX_NPY_HEADER:
+        raise ValueError(f"{where}: its header is none of a plain array")
+    shape = tuple(int(part) for part in found[3].split(",") if part.strip())
+    if found[2] == "True" and len(shape) > 1:
+        raise ValueError(f"{where}: is in Fortran order")
+    return shape, found[1]
+
+
+@contextlib.contextmanager
+def read_golden(bundle: Bundle) -> Iterator[dict[str, GoldenArray]]:
+    """The golden arrays of an open bundle: ``GRAPH.in.NAME`` and ``GRAPH.out.NAME``, first axis = step.
+
+    They are read step by step as they are asked for, so a file of any size takes the memory of one step.
 
     Raises:
-        BundleError: if the bundle has none, or an array is not one that the spec has, in its dtype and shape.
+        BundleError: if the bundle has none, or an array is not one that the spec has, in its dtype and shape, or they
+            are larger than :data:`MAX_GOLDEN_BYTES` together.
     """
     golden = bundle.manifest.golden
     if golden is None:
         raise BundleError(f"{bundle.source}: this bundle has no golden inputs")
-    tensors = _golden_tensors(bundle.manifest.spec)
-    try:
-        with zipfile.ZipFile(bundle.file(golden.file)) as packed:
-            return {
-                name: _read_array(packed, info, tensors[name], golden.steps)
-                for name, info in ((info.filename.removesuffix(".npy"), info) for info in packed.infolist())
-            }
-    except KeyError as error:
-        raise BundleError(f"{bundle.source}: {golden.file} holds {error}, which no graph of the model has") from error
-    except (*BROKEN_ZIP, ValueError) as error:
-        raise BundleError(f"{bundle.source}: {golden.file} is not a plain npz ({error})") from error
+    with contextlib.ExitStack() as files:
+        try:
+            arrays = _golden_arrays(files, bundle.file(golden.file), bundle.manifest.spec, golden.steps)
+        except (*BROKEN_ZIP, OSError, ValueError) as error:
+            raise BundleError(f"{bundle.source}: {golden.file} is not a plain npz ({error!s:.300})") from error
+        yield arrays
+
+
+def _golden_arrays(files: contextlib.ExitStack, path: Path, spec: ModelSpec, steps: int) -> dict[str, GoldenArray]:
+    tensors, arrays = _golden_tensors(spec), dict[str, GoldenArray]()
+    packed = files.enter_context(zipfile.ZipFile(path))
+    for info in packed.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name not in tensors:
+            raise ValueError(f"it holds {name!r:.80}, which no graph of the model has")
+        if name in arrays:
+            raise ValueError(f"it holds {name!r} twice")
+        if info.compress_type not in PLAIN_ZIP:
+            raise ValueError("it is packed otherwise than stored or deflated")
+        file = files.enter_context(packed.open(info))
+        arrays[name] = GoldenArray(file, info, tensors[name], steps)
+    if sum(array.nbytes for array in arrays.values()) > MAX_GOLDEN_BYTES:
+        raise ValueError(f"its arrays take more than {MAX_GOLDEN_BYTES} bytes")
+    return arrays
 
 
 def _golden_tensors(spec: ModelSpec) -> dict[str, TensorSpec]:
     inputs = {f"{graph.name}.in.{tensor.name}": tensor for graph in spec.graphs for tensor in graph.all_inputs}
     return inputs | {f"{graph.name}.out.{tensor.name}": tensor for graph in spec.graphs for tensor in graph.all_outputs}
-
-
-def _read_array(packed: zipfile.ZipFile, info: zipfile.ZipInfo, tensor: TensorSpec, steps: int) -> np.ndarray:
-    """One array, its header compared with the spec before numpy makes room for what the header promises."""
-    wanted = (steps, *tensor.shape)
-    with packed.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
-    if shape != wanted or dtype != np.dtype(tensor.dtype):
-        raise ValueError(f"{info.filename}: expected {tensor.dtype} {wanted}, got {dtype} {shape}")
-    with packed.open(info) as file:
-        return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
 
 
 @final
@@ -351,7 +444,9 @@ def _bounded(source: Path, path: Path) -> bytes:
 
 def _parse(source: Path, data: bytes) -> Manifest:
     try:
-        values = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_constant)
+        text = data.decode()  # json would also take UTF-16 and UTF-32
+        values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        _check_whole_characters(values)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{source}: {MANIFEST} is not JSON ({error})") from error
     version = values.get("format_version") if isinstance(values, dict) else None
@@ -370,7 +465,7 @@ def _parse(source: Path, data: bytes) -> Manifest:
     _check_spec(source, manifest)
     wanted = {*manifest.models.values(), *([manifest.golden.file] if manifest.golden else [])}
     for name in sorted(wanted - set(manifest.files)):
-        raise BundleError(f"{source}: the manifest uses {name!r} but does not list it under files")
+        raise BundleError(f"{source}: the manifest uses {name!r:.200} but does not list it under files")
     _check_seal(source, data, seal)
     return manifest
 
@@ -380,6 +475,20 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):  # two readers could see two bundles
         raise ValueError("a key stands twice in one object")
     return values
+
+
+def _check_whole_characters(values: Any) -> None:
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # "\\ud800" is JSON, and can be neither printed nor written
+        raise ValueError("a text holds half a character, a lone surrogate") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # 1e999 is a JSON number, and no float
+        raise ValueError(f"{text:.40} is too large a number")
+    return value
 
 
 def _no_constant(name: str) -> None:
@@ -406,24 +515,40 @@ def _check_spec(source: Path, manifest: Manifest) -> None:
     graphs = {graph.name for graph in manifest.spec.graphs}
     if set(manifest.models) != graphs:
         raise BundleError(
-            f"{source}: models are given for {', '.join(manifest.models) or 'no graph'}; "
-            f"the spec has {', '.join(sorted(graphs))}"
+            f"{source}: models are given for {', '.join(manifest.models) or 'no graph':.300}; "
+            f"the spec has {', '.join(sorted(graphs)):.300}"
         )
-    for text in (manifest.name, manifest.target, manifest.backend):
+    made_by = () if manifest.golden is None else (manifest.golden.made_by,)
+    for text in (manifest.name, manifest.target, manifest.backend, *made_by):
         if not text.isprintable():  # they are printed, and a terminal obeys control characters
-            raise BundleError(f"{source}: {text!r} is not a printable name")
+            raise BundleError(f"{source}: {text!r:.200} is not a printable name")
     size = sum(t.nbytes for graph in manifest.spec.graphs for t in (*graph.all_inputs, *graph.all_outputs))
     if size > MAX_TENSOR_BYTES:
         raise BundleError(f"{source}: the tensors of the spec take {size} bytes, more than {MAX_TENSOR_BYTES}")
-    if manifest.golden is not None and manifest.golden.steps < 1:
-        raise BundleError(f"{source}: golden.steps must be at least 1, got {manifest.golden.steps}")
+    for graph in manifest.spec.graphs:
+        size = sum(tensor.nbytes for tensor in (*graph.all_inputs, *graph.all_outputs))
+        if size > MAX_GRAPH_BYTES:
+            raise BundleError(
+                f"{source}: the tensors of graph {graph.name!r:.80} take {size} bytes, more than {MAX_GRAPH_BYTES}"
+            )
+    if manifest.golden is not None:
+        _check_golden(source, manifest.golden)
+
+
+def _check_golden(source: Path, golden: Golden) -> None:
+    if not 1 <= golden.steps <= MAX_GOLDEN_STEPS:
+        raise BundleError(f"{source}: golden.steps must be at least 1, at most {MAX_GOLDEN_STEPS}, got {golden.steps}")
+    low, high = GOLDEN_SQNR_DB
+    if not low <= golden.min_sqnr_db <= high:  # any model would pass below it, and none above
+        raise BundleError(f"{source}: golden.min_sqnr_db must be {low:g} to {high:g} dB, got {golden.min_sqnr_db:g}")
 
 
 def _check_name(source: Path, name: str) -> None:
     pure = PurePosixPath(name)
     plain = name == pure.as_posix() and not pure.is_absolute() and ".." not in pure.parts and pure.parts
-    if not plain or "\\" in name or ":" in name or not name.isprintable() or name == MANIFEST:
-        raise BundleError(f"{source}: {name!r} is not a path inside the bundle")
+    odd = "\\" in name or ":" in name or not name.isprintable() or len(name) > MAX_NAME
+    if not plain or odd or name == MANIFEST:
+        raise BundleError(f"{source}: {name!r:.200} is not a path inside the bundle")
 
 
 def _check_directory(root: Path) -> Manifest:
@@ -469,12 +594,16 @@ def _unpack(archive: Path, root: Path) -> Manifest:
 
 
 def _unpack_members(archive: Path, packed: zipfile.ZipFile, root: Path) -> Manifest:
+    if not all(info.filename for info in packed.infolist()):
+        raise BundleError(f"{archive}: holds a file without a name")
     infos = [info for info in packed.infolist() if not info.is_dir()]
     members = {info.filename: info for info in infos}
     if len(infos) > MAX_FILES + 1 or MANIFEST not in members:
         raise BundleError(f"{archive}: not a bundle (no {MANIFEST} at its top, or too many files)")
     if len(infos) != len(members):
         raise BundleError(f"{archive}: holds two files of the same name")
+    if any(info.compress_type not in PLAIN_ZIP for info in infos):
+        raise BundleError(f"{archive}: is packed otherwise than stored or deflated; pack it again")
     if members[MANIFEST].file_size > MAX_MANIFEST_BYTES:
         raise BundleError(f"{archive}: {MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
     unpacked, size = sum(info.file_size for info in infos), archive.stat().st_size
@@ -484,7 +613,7 @@ def _unpack_members(archive: Path, packed: zipfile.ZipFile, root: Path) -> Manif
     manifest = _parse(archive, data)
     unlisted = sorted(set(members) - set(manifest.files) - {MANIFEST})
     if unlisted:
-        raise BundleError(f"{archive}: {unlisted[0]!r} is not listed in the manifest")
+        raise BundleError(f"{archive}: {unlisted[0]!r:.200} is not listed in the manifest")
     (root / MANIFEST).write_bytes(data)
     for name, entry in manifest.files.items():
         if name not in members:

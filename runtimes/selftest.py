@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from edgeattn.errors import BundleError, InputError
 from edgeattn.runtimes.agreement import Agreement
 from edgeattn.runtimes.engines import load
-from edgeattn.runtimes.session import Arrays, Census, Session
+from edgeattn.runtimes.session import Arrays, Census, Session, read_input
 from edgeattn.spec import GraphSpec, ModelSpec
+
+COMPARED = 2**20  # entries at a time
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def run_steps(session: Session, graph: GraphSpec, inputs: Sequence[Mapping[str, 
         for tensor in graph.inputs:
             if tensor.name not in values:
                 raise InputError(f"graph {graph.name!r} needs input {tensor.name!r}; given: {', '.join(values)}")
-            np.copyto(step.inputs[tensor.name], tensor.check(values[tensor.name]))
+            np.copyto(step.inputs[tensor.name], tensor.check(read_input(tensor, values[tensor.name])))
         step.run()
         for name, arrays in collected.items():
             arrays.append(step.outputs[name].copy())
@@ -98,8 +101,24 @@ def make_golden(session: Session, inputs: Mapping[str, Sequence[Mapping[str, np.
     return golden
 
 
-def replay_golden(session: Session, golden: Mapping[str, np.ndarray], min_sqnr_db: float) -> dict[str, OutputCheck]:
-    """Run the golden inputs and compare: ``GRAPH.NAME`` -> figures.
+class Steps(Protocol):
+    """An array whose first axis is the step, in memory or read as it is asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """First the number of steps."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of all of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+def replay_golden(session: Session, golden: Mapping[str, Steps], min_sqnr_db: float) -> dict[str, OutputCheck]:
+    """Run the golden inputs and compare: ``GRAPH.NAME`` -> figures. One step of one graph is in memory at a time.
 
     Raises:
         BundleError: if the arrays do not fit the session's graphs.
@@ -108,30 +127,42 @@ def replay_golden(session: Session, golden: Mapping[str, np.ndarray], min_sqnr_d
     for graph in session.spec.graphs:
         if not any(key.startswith(f"{graph.name}.in.") for key in golden):
             continue
-        steps = _golden_steps(session.spec, graph, golden)
-        for name, array in run_steps(session, graph, steps).items():
-            agreement = Agreement()
-            agreement.add(golden[f"{graph.name}.out.{name}"], array)
-            ratio = agreement.sqnr_db()
-            checks[f"{graph.name}.{name}"] = OutputCheck(ratio, agreement.max_abs(), ratio >= min_sqnr_db)
+        for name, found in _replay(session, graph, golden).items():
+            ratio = found.sqnr_db()
+            checks[f"{graph.name}.{name}"] = OutputCheck(ratio, found.max_abs(), ratio >= min_sqnr_db)
     if not checks:
         raise BundleError(f"golden inputs fit no graph of model {session.spec.name!r}; convert it again")
     return checks
 
 
+def _replay(session: Session, graph: GraphSpec, golden: Mapping[str, Steps]) -> dict[str, Agreement]:
+    count = _count_steps(session.spec, graph, golden)
+    step = session.step(graph.name)
+    compared = {tensor.name: Agreement() for tensor in graph.outputs}
+    for index in range(count):
+        for tensor in graph.inputs:
+            np.copyto(step.inputs[tensor.name], golden[f"{graph.name}.in.{tensor.name}"][index])
+        step.run()
+        for name, agreement in compared.items():
+            expected, got = golden[f"{graph.name}.out.{name}"][index].reshape(-1), step.outputs[name].reshape(-1)
+            for start in range(0, len(expected), COMPARED):  # in float64, which takes more room than the arrays
+                agreement.add(expected[start : start + COMPARED], got[start : start + COMPARED])
+    return compared
+
+
 def selftest(path: Path | str, backend: str | None = None, threads: int = 1) -> SelftestResult:
     """Verify a bundle, load it, replay its golden inputs, and tell what precision was executed.
 
-    Needs numpy and the engine alone. Arguments and errors: see :func:`edgeattn.runtimes.load`; a bundle without golden
-    inputs is a BundleError. A replay that differs is a result (``passed`` is false), not an error.
+    Needs numpy and the engine alone; beside what the engine takes, memory for the tensors of one graph twice (at most
+    1 GiB each time, see docs/bundle.md), however many steps there are. Arguments and errors: see
+    :func:`edgeattn.runtimes.load`; a bundle without golden inputs is a BundleError. A replay that differs is a result
+    (``passed`` is false), not an error.
     """
     from edgeattn.bundle import open_bundle, read_golden
 
-    with open_bundle(path) as bundle:
-        golden = read_golden(bundle)
+    with open_bundle(path) as bundle, read_golden(bundle) as golden, load(path, backend, threads) as session:
         facts = bundle.manifest.golden
-    assert facts is not None, "read_golden raises without one"
-    with load(path, backend, threads) as session:
+        assert facts is not None, "read_golden raises without one"
         outputs = replay_golden(session, golden, facts.min_sqnr_db)
         return SelftestResult(
             bundle=str(path),
@@ -147,17 +178,16 @@ def selftest(path: Path | str, backend: str | None = None, threads: int = 1) -> 
         )
 
 
-def _golden_steps(spec: ModelSpec, graph: GraphSpec, golden: Mapping[str, np.ndarray]) -> list[Arrays]:
+def _count_steps(spec: ModelSpec, graph: GraphSpec, golden: Mapping[str, Steps]) -> int:
     wanted = {f"{graph.name}.in.{tensor.name}": tensor for tensor in graph.inputs}
     wanted |= {f"{graph.name}.out.{tensor.name}": tensor for tensor in graph.outputs}
     counts = set()
     for key, tensor in wanted.items():
         array = golden.get(key)
-        if array is None or array.shape[1:] != tensor.shape or array.dtype != tensor.dtype:
+        if array is None or tuple(array.shape[1:]) != tensor.shape or array.dtype != tensor.dtype:
             found = "missing" if array is None else f"{array.dtype}{list(array.shape)}"
             raise BundleError(f"golden array {key!r} of model {spec.name!r} is {found}; convert the model again")
         counts.add(len(array))
     if len(counts) != 1:
         raise BundleError(f"golden arrays of graph {graph.name!r} differ in their number of steps; convert it again")
-    inputs = {tensor.name: golden[f"{graph.name}.in.{tensor.name}"] for tensor in graph.inputs}
-    return [{name: array[index] for name, array in inputs.items()} for index in range(counts.pop())]
+    return counts.pop()

@@ -316,11 +316,15 @@ def print_manifest(manifest: Manifest) -> None:
 def measured(figures: Mapping[str, Any]) -> dict[str, str]:
     """What was measured when the bundle was made, as lines."""
     lines = {}
-    accuracy, latency = figures.get("accuracy"), figures.get("latency")
-    if accuracy:
-        lines["metric"] = f"{accuracy['metric']} {accuracy['deployed']:.2f} %"
-    if latency:
-        lines["latency"] = f"p50 {latency['p50_ms']:.2f} ms, p99 {latency['p99_ms']:.2f} ms, {latency['kind']}"
+    for name, field, form in (
+        ("metric", "accuracy", "{metric} {deployed:.2f} %"),
+        ("latency", "latency", "p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms, {kind}"),
+    ):
+        if figures.get(field):
+            try:
+                lines[name] = form.format(**figures[field])
+            except (TypeError, KeyError, ValueError):  # a later edgeattn, or a stranger, wrote them in its own form
+                lines[name] = "in a form that this edgeattn does not know"
     if figures.get("device"):
         lines["device"] = str(figures["device"])
     return lines

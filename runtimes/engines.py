@@ -84,7 +84,8 @@ def load(path: Path | str, backend: str | None = None, threads: int = 1, check_f
                 f"{path}: made for {manifest.backend}; it can be loaded with {' or '.join(valid)}, not {backend}"
             )
         models = {graph: bundle.file(name) for graph, name in manifest.models.items()}
-        session = open_session(backend or manifest.backend, models, manifest.spec, threads, manifest.build)
+        files = {name: entry.sha256 for name, entry in manifest.files.items()}
+        session = open_session(backend or manifest.backend, models, manifest.spec, threads, manifest.build, files)
         session.assets = {name: bundle.asset(name) for name in bundle.assets}
         session.check_finite = check_finite
         session.keep(opened)  # an unpacked zip must live as long as the engine may map its files
@@ -98,6 +99,7 @@ def open_session(
     spec: ModelSpec,
     threads: int = 1,
     build: Mapping[str, Any] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Session:
     """Load model files that are no bundle yet.
 
@@ -107,6 +109,7 @@ def open_session(
         spec: what the files hold.
         threads: compute threads of one run.
         build: how TensorRT builds its engine; see :mod:`edgeattn.runtimes.tensorrt_build`.
+        files: name -> sha256 of all that the models may read, for TensorRT's cache of engines; None to look.
 
     Raises:
         InputError, BundleError, MissingExtraError, DeviceError: as :func:`load`.
@@ -121,11 +124,16 @@ def open_session(
     status = _status(backend)
     if status.module is None and backend != "tensorrt":  # TensorRT's own error also tells what its device lacks
         raise MissingExtraError(f"{backend} is not installed: {status.install}")
-    return _open(backend, models, spec, threads, build)
+    return _open(backend, models, spec, threads, build, files)
 
 
 def _open(
-    backend: str, models: Mapping[str, Path], spec: ModelSpec, threads: int, build: Mapping[str, Any] | None
+    backend: str,
+    models: Mapping[str, Path],
+    spec: ModelSpec,
+    threads: int,
+    build: Mapping[str, Any] | None,
+    files: Mapping[str, str] | None,
 ) -> Session:
     # Each adapter imports its engine when called; naming them here keeps that visible to type checkers.
     if backend == "openvino":
@@ -142,7 +150,7 @@ def _open(
         return open_onnxruntime(models, spec, threads)
     from edgeattn.runtimes.tensorrt import open_tensorrt
 
-    return open_tensorrt(models, spec, threads, build)
+    return open_tensorrt(models, spec, threads, build, files)
 
 
 def _status(name: str) -> BackendStatus:

@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -27,11 +26,11 @@ from edgeattn.errors import (
     BundleError,
     ConversionError,
     DeviceError,
-    OutputError,
     UnsupportedError,
     load_extra,
 )
 from edgeattn.runtimes.cuda import Cuda, CudaGraph
+from edgeattn.runtimes.engine_cache import engine_cache, fetch, store
 from edgeattn.runtimes.jetson import l4t_release, power_mode
 from edgeattn.runtimes.session import (
     Arrays,
@@ -81,9 +80,16 @@ class Board:
 
 
 def open_tensorrt(
-    models: Mapping[str, Path], spec: ModelSpec, threads: int, build: Mapping[str, Any] | None
+    models: Mapping[str, Path],
+    spec: ModelSpec,
+    threads: int,
+    build: Mapping[str, Any] | None,
+    files: Mapping[str, str] | None = None,
 ) -> Session:
     """Find or build one engine per graph.
+
+    Args:
+        files: name -> sha256 of every file of a verified bundle; None for files that are no bundle yet.
 
     Raises:
         DeviceError: if this machine has no TensorRT or no GPU.
@@ -104,7 +110,9 @@ def open_tensorrt(
         engines, engine_bytes = {}, 0
         for graph in spec.graphs:
             path = models[graph.name]
-            engines[graph.name], plan_bytes = _engine(trt, board, runtime, path, recipe)
+            engines[graph.name], plan_bytes = _engine(
+                trt, board, runtime, path, recipe, files_beside(path) if files is None else files
+            )
             engine_bytes += device_bytes(trt, engines[graph.name], plan_bytes, contexts(graph))
             inputs, outputs = _tensors(trt, engines[graph.name])
             check_names(path, graph, inputs, outputs)
@@ -142,23 +150,25 @@ def _device() -> tuple[Any, Cuda]:
     return trt, cuda
 
 
-def _engine(trt: Any, board: Board, runtime: Any, onnx: Path, recipe: BuildRecipe) -> tuple[Any, int]:
+def _engine(
+    trt: Any, board: Board, runtime: Any, onnx: Path, recipe: BuildRecipe, files: Mapping[str, str]
+) -> tuple[Any, int]:
     """The engine, and the bytes of its plan."""
-    cached = engine_cache() / f"{engine_key(onnx, recipe, board)}.engine"
-    if cached.is_file():
-        plan = cached.read_bytes()
+    cached = f"{engine_key(onnx, files, recipe, board)}.engine"
+    plan = fetch(cached)
+    if plan is not None:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is not None:
             return engine, len(plan)
-        LOG.warning("%s: not readable by TensorRT %s, building it again", cached, trt.__version__)
+        LOG.warning("%s: not readable by TensorRT %s, building it again", engine_cache() / cached, trt.__version__)
     LOG.info("building a TensorRT engine for %s, once for this device; this takes a while", onnx.name)
-    timings = engine_cache() / f"{timing_key(board)}.timings"
-    outcome = build_engine(trt, onnx, recipe, timings=timings.read_bytes() if timings.is_file() else b"")
+    timings = f"{timing_key(board)}.timings"
+    outcome = build_engine(trt, onnx, recipe, timings=fetch(timings) or b"")
     if outcome.engine is None:
         raise ConversionError(f"{onnx}: {outcome.failure}")
-    _store(cached, outcome.engine)
+    store(cached, outcome.engine)
     if outcome.timings:
-        _store(timings, outcome.timings)
+        store(timings, outcome.timings)
     engine = runtime.deserialize_cuda_engine(outcome.engine)
     if engine is None:
         raise BundleError(f"{onnx}: TensorRT {trt.__version__} cannot load the engine that it just built")
@@ -188,44 +198,40 @@ def device_bytes(trt: Any, engine: Any, plan_bytes: int, contexts: int) -> int:
     return contexts * int(scratch) + int(weights)
 
 
-def engine_cache() -> Path:
-    """Where engines and timings are kept: ``$EDGEATTN_CACHE/engines``, else ``engines`` in the user's cache."""
-    from edgeattn.bundle import user_cache
-
-    root = os.environ.get("EDGEATTN_CACHE")
-    return (Path(root) if root else user_cache()) / "engines"
-
-
-def engine_key(onnx: Path, recipe: BuildRecipe, board: Board) -> str:
+def engine_key(onnx: Path, files: Mapping[str, str], recipe: BuildRecipe, board: Board) -> str:
     """Name of an engine in the cache: a sha256 over all that decides whether it can run and is the right one.
 
-    Side files of the ONNX (external weights, ``NAME.onnx.data`` or ``NAME.onnx_data``) are hashed with it, and those
-    that it may share with other files (``weights.onnx.data``).
+    Args:
+        onnx: the file that the engine is built from.
+        files: name -> sha256 of all that it may read, itself and external weights of whatever name included: every
+            file of the bundle, or :func:`files_beside`.
+        recipe: that it is built by.
+        board: that it is built on.
     """
-    beside = {*onnx.parent.glob(f"{onnx.name}*"), *onnx.parent.glob("weights.onnx.data")}
-    facts = {
-        "onnx": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(beside)},
-        "recipe": to_json(recipe),
-        "board": asdict(board),
-    }
+    facts = {"onnx": onnx.name, "files": dict(files), "recipe": to_json(recipe), "board": asdict(board)}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def files_beside(onnx: Path) -> dict[str, str]:
+    """Name -> sha256 of an ONNX file and of the files below its directory whose names it holds.
+
+    External weights can lie in a file of any name, and ONNX stores that name as it is; so what is not named in its
+    bytes is not read by it, and nothing else of a large directory is hashed.
+    """
+    from edgeattn.bundle import sha256_of
+
+    content = onnx.read_bytes()
+    named = (p for p in onnx.parent.rglob("*") if p.name.encode("utf-8", "surrogateescape") in content and p.is_file())
+    hashes = {}
+    for path in {onnx, *named}:
+        with path.open("rb") as file:
+            hashes[path.relative_to(onnx.parent).as_posix()] = sha256_of(file)
+    return hashes
 
 
 def timing_key(board: Board) -> str:
     """Name of the cache of tactics' times, which all engines of a board share."""
     return hashlib.sha256(json.dumps(asdict(board), sort_keys=True).encode()).hexdigest()
-
-
-def _store(path: Path, data: bytes) -> None:
-    """Write whole or not at all; of two that build at once the last one's timings stay, which costs time alone."""
-    from edgeattn.bundle import write_atomically, writing
-
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
-    except OutputError as error:  # a read-only or full device still runs; it builds again next time
-        LOG.warning("%s; it will be made again next time", error)
 
 
 def _tensors(trt: Any, engine: Any) -> tuple[Found, Found]:

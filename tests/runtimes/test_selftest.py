@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from edgeattn.runtimes import load, open_session
 from edgeattn.runtimes.agreement import SQNR_LIMIT, sqnr_db
 from edgeattn.runtimes.selftest import make_golden, replay_golden, run_steps, selftest
 from edgeattn.runtimes.tensorrt_build import BuildRecipe, recipe_to_build
+from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
 from tests.runtimes.tiny import ENGINES, NumpyStep, tiny_spec
 
 Files = Callable[[str], Path]
@@ -126,6 +131,46 @@ def test_missing_input_and_no_steps_are_refused(tiny_file: Files) -> None:
             run_steps(session, graph, [{"feats": np.zeros((1, 5, 6), np.float32)}])
         with pytest.raises(InputError, match="no steps"):
             run_steps(session, graph, [])
+
+
+HOSTILE = """
+import resource, sys
+from edgeattn.runtimes.selftest import selftest
+import onnxruntime
+taken = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (taken + 200 * 2**20, resource.RLIM_INFINITY))
+result = selftest(sys.argv[1])
+print(result.passed, result.steps)
+"""
+
+
+def test_a_small_bundle_of_many_steps_takes_the_memory_of_one(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    steps, width = 600, 2**18  # 1 MiB in and 1 MiB out a step, 1.2 GB in all, 1.2 MB packed
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, width]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    x, y = (TensorSpec(name, "float32", (1, width)) for name in "xy")
+    header = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (steps, 1, width)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with BundleDraft(tmp_path / "hostile.cpu.edge") as draft:
+        onnx.save(model, draft.path / "main.onnx")
+        with zipfile.ZipFile(draft.path / "golden.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+            for name in ("main.in.x.npy", "main.out.y.npy"):
+                with packed.open(name, "w") as member:
+                    member.write(header.getvalue())
+                    for _ in range(steps):
+                        member.write(bytes(4 * width))
+        spec = ModelSpec("hostile", "test", (GraphSpec("main", (x,), (y,)),))
+        golden = Golden("golden.npz", steps, "nobody", 60.0)
+        draft.write_manifest(
+            Manifest("hostile", "cpu", "onnxruntime", spec, {"main": "main.onnx"}, {}, {}, {}, golden=golden)
+        )
+        bundle = draft.publish()
+    assert sum(path.stat().st_size for path in bundle.iterdir()) < 12 * 2**20
+    done = subprocess.run([sys.executable, "-c", HOSTILE, str(bundle)], capture_output=True, text=True, timeout=100)
+    assert done.stdout.split() == ["True", str(steps)], done.stderr[-2_000:]
 
 
 @pytest.mark.parametrize("backend", ENGINES)

@@ -54,11 +54,11 @@ def switching_often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def wrong_calls(session: Session, number: int, graph: str | None = None) -> int:
+def wrong_calls(session: Session, number: int, graph: str | None = None, calls: int = CALLS) -> int:
     given = [some_inputs(100 * number + index) for index in range(10)]
     expected = [numpy_step(tiny_weights(), inputs) for inputs in given]
     wrong = 0
-    for call in range(CALLS):
+    for call in range(calls):
         results = session.run(given[call % 10], graph)
         wrong += any(np.abs(results[name] - array).max() > 1e-4 for name, array in expected[call % 10].items())
     return wrong

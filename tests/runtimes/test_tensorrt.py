@@ -15,7 +15,8 @@ import pytest
 from edgeattn.errors import BundleError, DeviceError
 from edgeattn.runtimes import open_session
 from edgeattn.runtimes.cuda import Cuda
-from edgeattn.runtimes.tensorrt import Board, engine_cache, engine_key, inspected_layers, timing_key
+from edgeattn.runtimes.engine_cache import engine_cache
+from edgeattn.runtimes.tensorrt import Board, engine_key, files_beside, inspected_layers, timing_key
 from edgeattn.runtimes.tensorrt_build import (
     BuildRecipe,
     build_engine,
@@ -178,11 +179,10 @@ def test_cuda_without_a_gpu_is_a_device_error() -> None:
         Cuda()
 
 
-def test_engine_key_changes_with_all_that_an_engine_is_tied_to(tmp_path: Path) -> None:
-    onnx = tmp_path / "main.onnx"
-    onnx.write_bytes(b"graph")
+def test_engine_key_changes_with_all_that_an_engine_is_tied_to() -> None:
+    onnx, files = Path("m[1].onnx"), {"m[1].onnx": "1" * 64, "weights of any name": "2" * 64}
     recipe, board = BuildRecipe("fp16"), Board("10.3.0", "8.7", 8, "# R36", "15W")
-    base = engine_key(onnx, recipe, board)
+    base = engine_key(onnx, files, recipe, board)
     changes = [
         (replace(recipe, precision="int8"), board),
         (replace(recipe, workspace_bytes=2**21), board),
@@ -196,15 +196,28 @@ def test_engine_key_changes_with_all_that_an_engine_is_tied_to(tmp_path: Path) -
         (recipe, replace(board, l4t="# R39")),
         (recipe, replace(board, power_mode="MAXN")),
     ]
-    others = {engine_key(onnx, *change) for change in changes}
-    (tmp_path / "main.onnx.data").write_bytes(b"weights")
-    others.add(engine_key(onnx, recipe, board))
-    (tmp_path / "main.onnx.data").unlink()
-    onnx.write_bytes(b"other graph")
-    others.add(engine_key(onnx, recipe, board))
-    assert len(others | {base}) == 14
-    onnx.write_bytes(b"graph")
-    assert engine_key(onnx, recipe, board) == base
+    others = {engine_key(onnx, files, *change) for change in changes}
+    for change in ({"m[1].onnx": "3" * 64}, {"weights of any name": "3" * 64}, {"another": "2" * 64}):
+        others.add(engine_key(onnx, files | change, recipe, board))
+    others.add(engine_key(onnx, {"m[1].onnx": "1" * 64}, recipe, board))
+    others.add(engine_key(Path("weights of any name"), files, recipe, board))
+    assert len(others | {base}) == 17
+    assert engine_key(onnx, dict(reversed(files.items())), recipe, board) == base
+
+
+@pytest.mark.parametrize("name", ["m[1].onnx", "m*.onnx", "main.onnx"])
+@pytest.mark.parametrize("weights", ["w", "weights.bin", "deep/er/[x].data", "main.onnx.data"])
+def test_files_beside_an_onnx_file_are_those_that_it_names(tmp_path: Path, name: str, weights: str) -> None:
+    (tmp_path / weights).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / weights).write_bytes(b"weights")
+    (tmp_path / "neighbour").write_bytes(b"large")
+    (tmp_path / name).write_bytes(b"\x0a\x08location\x12" + weights.encode())
+    before = files_beside(tmp_path / name)
+    assert set(before) == {name, weights}
+    (tmp_path / weights).write_bytes(b"others")
+    after = files_beside(tmp_path / name)
+    assert before[name] == after[name]
+    assert before[weights] != after[weights]
 
 
 def test_timings_are_shared_by_all_engines_of_a_board_and_by_no_other() -> None:

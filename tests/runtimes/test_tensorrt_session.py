@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+import os
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,11 @@ import edgeattn.runtimes.cuda
 import edgeattn.runtimes.tensorrt
 from edgeattn.errors import ConversionError, UnsupportedError
 from edgeattn.runtimes import Session, open_session
-from edgeattn.runtimes.tensorrt import engine_cache
+from edgeattn.runtimes.engine_cache import MAGIC, engine_cache, fetch, store
 from edgeattn.runtimes.tensorrt_build import BuildRecipe, recipe_to_build
 from tests.runtimes.cudart import build_simulator
 from tests.runtimes.simulated_tensorrt import SCRATCH, STREAMED, onnxruntime_network, simulated_tensorrt
+from tests.runtimes.test_sharing import wrong_calls
 from tests.runtimes.tiny import NumpyStep, fill, tiny_spec, write_onnx, write_qdq
 
 VERSIONS = ("8.6.2", "10.3.0", "11.0.0")
@@ -230,12 +234,156 @@ def test_an_engine_that_tensorrt_cannot_read_is_built_again(board: Board, caplog
     module = board.install()
     board.open().close()
     (engine,) = engine_cache().glob("*.engine")
-    engine.write_bytes(b"another version\nof it")
+    store(engine.name, b"another version\nof it")
     with caplog.at_level(logging.WARNING):
         board.open().close()
     assert "not readable by TensorRT 10.3.0, building it again" in caplog.text
     assert len(module.configs) == 2
-    assert engine.read_bytes().startswith(b"10.3.0\n")
+    assert (fetch(engine.name) or b"").startswith(b"10.3.0\n")
+
+
+def planted(engine: Path, _: Path) -> None:
+    engine.write_bytes(b"10.3.0\nother network")
+
+
+def swapped(engine: Path, _: Path) -> None:
+    store("another.engine", b"10.3.0\nother network")
+    engine.with_name("another.engine").replace(engine)
+
+
+def cut_short(engine: Path, _: Path) -> None:
+    engine.write_bytes(engine.read_bytes()[:-1])
+
+
+def changed(engine: Path, _: Path) -> None:
+    data = bytearray(engine.read_bytes())
+    data[-1] ^= 1
+    engine.write_bytes(data)
+
+
+def open_file(engine: Path, _: Path) -> None:
+    engine.chmod(0o666)
+
+
+def open_folder(engine: Path, _: Path) -> None:
+    engine.parent.chmod(0o777)
+
+
+def open_parent(engine: Path, _: Path) -> None:
+    engine.parent.parent.chmod(0o777)
+
+
+def linked_file(engine: Path, elsewhere: Path) -> None:
+    engine.rename(elsewhere / "engine")
+    engine.symlink_to(elsewhere / "engine")
+
+
+def linked_folder(engine: Path, elsewhere: Path) -> None:
+    engine.parent.rename(elsewhere / "engines")
+    engine.parent.symlink_to(elsewhere / "engines")
+
+
+def pipe(engine: Path, _: Path) -> None:
+    engine.unlink()
+    os.mkfifo(engine)
+
+
+FAULTS = [
+    planted, swapped, cut_short, changed, open_file, open_folder, open_parent, linked_file, linked_folder, pipe,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_an_engine_that_others_could_have_exchanged_is_not_loaded(
+    board: Board, tmp_path: Path, fault: Callable[[Path, Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = board.install()
+    board.open().close()
+    (engine,) = engine_cache().glob("*.engine")
+    (tmp_path / "elsewhere").mkdir()
+    fault(engine, tmp_path / "elsewhere")
+    with caplog.at_level(logging.WARNING):
+        board.open().close()
+    assert len(module.configs) == 2
+    assert f"{engine}: not used, " in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to another account")
+@pytest.mark.parametrize("place", ["engine", "engines", "cache"])
+def test_a_cache_of_another_account_is_not_used(board: Board, place: str, caplog: pytest.LogCaptureFixture) -> None:
+    module = board.install()
+    board.open().close()
+    (engine,) = engine_cache().glob("*.engine")
+    os.chown({"engine": engine, "engines": engine.parent, "cache": engine.parent.parent}[place], 12_345, 12_345)
+    with caplog.at_level(logging.WARNING):
+        board.open().close()
+    assert len(module.configs) == 2
+    assert "not used, " in caplog.text
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_the_cache_is_its_owners_alone_whatever_the_umask(board: Board, mask: int) -> None:
+    module = board.install()
+    before = os.umask(mask)
+    try:
+        for _ in range(2):
+            board.open().close()
+    finally:
+        os.umask(before)
+    assert len(module.configs) == 1
+    cache = engine_cache()
+    assert {cache.stat().st_mode & 0o777, cache.parent.stat().st_mode & 0o777} == {0o700}
+    kept = list(cache.iterdir())
+    assert {path.suffix for path in kept} == {".engine", ".timings"}
+    assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
+
+
+def test_a_cache_that_was_open_to_a_group_is_closed_and_built_again(
+    board: Board, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = board.install()
+    engine_cache().mkdir(parents=True)
+    engine_cache().chmod(0o775)
+    board.open().close()
+    assert engine_cache().stat().st_mode & 0o777 == 0o700
+    board.open().close()
+    assert len(module.configs) == 1
+
+
+def test_external_weights_of_any_name_are_part_of_the_key(board: Board, tmp_path: Path) -> None:
+    module = board.install()
+    recipe = recipe_to_build(BuildRecipe())
+    model = tmp_path / "m[1].onnx"
+    model.write_bytes(board.model.read_bytes())
+    for digest in ("1" * 64, "2" * 64, "1" * 64):
+        files = {"m[1].onnx": "0" * 64, "some other name": digest}
+        open_session("tensorrt", {"main": model}, tiny_spec(), build=recipe, files=files).close()
+    assert len(module.configs) == 2
+
+
+def test_threads_run_steps_of_one_session_on_streams_of_their_own(board: Board) -> None:
+    board.install()
+    before = board.live
+
+    def wrong() -> list[int]:
+        with board.open() as session, ThreadPoolExecutor(4) as pool:
+            calls = pool.map(lambda number: wrong_calls(session, number, calls=100), range(4))
+            steps = pool.map(lambda number: wrong_steps(session, number), range(4))
+            return [*calls, *steps]
+
+    assert wrong() == [0] * 8
+    assert board.live == before
+
+
+def wrong_steps(session: Session, seed: int) -> int:
+    rng, step, oracle = np.random.default_rng(seed), session.step(), NumpyStep.new()
+    wrong = 0
+    for _ in range(60):
+        fill(rng, step, oracle)
+        step.run()
+        oracle.run()
+        wrong += bool(np.abs(step.outputs["log_probs"] - oracle.outputs["log_probs"]).max() > 1e-4)
+    return wrong
 
 
 def test_timings_of_one_build_serve_the_next(board: Board) -> None:
@@ -334,7 +482,7 @@ def test_memory_of_the_engine_is_scratch_and_weights(board: Board, version: str)
     board.install(version)
     with board.open() as session:
         (engine,) = engine_cache().glob("*.engine")
-        weights = STREAMED if version.startswith("11") else engine.stat().st_size
+        weights = STREAMED if version.startswith("11") else engine.stat().st_size - len(MAGIC) - 65
         assert session.engine_bytes == 2 * SCRATCH + weights  # of either direction of the states
 
 

@@ -147,10 +147,10 @@ def test_what_was_not_tried_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
             return x * level
 
     model = model_of(Strict(), x=torch.randn(1, 5), level=torch.tensor([2]))
-    assert Adversary(model, {}).told() == "unusual inputs: 6 compared with the source, 1 more are refused by it"
+    assert Adversary(model, {}).told() == "6 unusual inputs compared with the source, 1 more are refused by it"
     monkeypatch.setattr(adversarial, "SOURCE_SECONDS", -1.0)
     assert Adversary(model, {}).told() == (
-        "unusual inputs: 0 compared with the source, 7 more left out because it is slow"
+        "0 unusual inputs compared with the source, 7 more left out because it is slow"
     )
 
 

@@ -6,13 +6,14 @@ source is one file here and one line there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgeattn.errors import ModelError, load_extra, unknown_name
 from edgeattn.model import EdgeModel, check_finite
 from edgeattn.models import MODELS
 from edgeattn.sources import builtin, code, exported, huggingface, onnx_file, pruned
+from edgeattn.sources.apart import prepare, read_apart
 from edgeattn.sources.carried import refuse_carried
 from edgeattn.sources.code import FORM, split_reference
 from edgeattn.sources.data import load_data
@@ -32,8 +33,22 @@ def load_model(reference: str) -> EdgeModel:
     Raises:
         ModelError: if it is missing, raises, returns the wrong thing, or its weights or outputs are not finite.
         UnsupportedError: for a kind of source that is not read yet.
+
+    Files whose author need not be the user (.pt2, .onnx, directories) are read in a process of their own first, see
+    :mod:`edgeattn.sources.apart`.
     """
+    modules = next((MODULES.get(load) for owns, load in LOADERS if owns(reference)), None)
+    apart = modules is not None and Path(reference).exists()
+    if apart:
+        prepare()  # it imports while this process does
     load_extra("torch", "convert")
+    if apart and modules is not None:
+        read_apart(reference, modules)
+    return read_model(reference)
+
+
+def read_model(reference: str) -> EdgeModel:
+    """As :func:`load_model`, in this process alone."""
     for owns, load in LOADERS:
         if owns(reference):
             model = load(reference)
@@ -56,6 +71,24 @@ def _load_unknown_path(reference: str) -> EdgeModel:
     raise ModelError(f"{path}: suffix {path.suffix or 'none'} is not a model that edgeattn reads. {FORM}")
 
 
+_ONNX = (
+    "onnx.inliner", "onnxruntime", "numpy.random", "torch._dynamo.config", "torch.fx.experimental.symbolic_shapes",
+    "edgeattn.sources.onnx_inputs", "edgeattn.converters.from_onnx", "edgeattn.converters.passes",
+)  # fmt: skip
+MODULES: Mapping[Callable[[str], EdgeModel], tuple[str, ...]] = {
+    exported.load: (
+        "torch.export.unflatten", "torch.export.pt2_archive._package", "torch._export.serde.serialize",
+        "torch._inductor.codecache", "torch._functorch.partitioners",
+    ),
+    onnx_file.load: _ONNX,
+    pruned.load: (*_ONNX, "edgeattn.pruning.saved"),
+    huggingface.load: (
+        "torch._dynamo.config", "torch.fx.experimental.symbolic_shapes", "transformers.modeling_utils",
+        "transformers.dynamic_module_utils", "transformers.models.auto.modeling_auto", "safetensors.torch",
+        "edgeattn.pruning.saved",
+    ),
+}  # fmt: skip
+"""Loaders of files whose author is not the user -> what reading them imports."""
 LOADERS: tuple[tuple[Callable[[str], bool], Callable[[str], EdgeModel]], ...] = (
     (builtin.owns, builtin.load),
     (code.is_python_file, code.load_python_file),

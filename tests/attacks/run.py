@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.attacks.worker import Outcome
@@ -21,20 +21,20 @@ LIMIT = 40.0  # seconds after which an attack hangs
 BATCH = 500  # attacks of one process
 
 
-def run(kind: str, seed: int, first: int, count: int, seconds: float | None = None) -> Iterator[Outcome]:
-    """The attacks ``first`` to ``first + count`` of a kind; fewer where ``seconds`` are over before."""
-    end = None if seconds is None else time.monotonic() + seconds
+def run(kind: str, seed: int, first: int, count: int) -> Iterator[Outcome]:
+    """The attacks ``first`` to ``first + count`` of a kind."""
     at = first
-    while at < first + count and (end is None or time.monotonic() < end):
-        for outcome in _batch(kind, seed, at, min(BATCH, first + count - at), end):
+    while at < first + count:
+        for outcome in batch((kind,), seed, at, min(BATCH, first + count - at)):
             yield outcome
             at = outcome.index + 1
 
 
-def _batch(kind: str, seed: int, first: int, count: int, end: float | None) -> Iterator[Outcome]:
-    folder = Path(tempfile.mkdtemp(prefix=f"edgeattn-attack-{kind}-"))
+def batch(kinds: Sequence[str], seed: int, first: int, count: int) -> Iterator[Outcome]:
+    """As many attacks of each kind, in one process: the first that hangs, or ends it, is the last."""
+    folder = Path(tempfile.mkdtemp(prefix="edgeattn-attack-"))
     reading, writing = os.pipe()
-    words = [sys.executable, "-m", "tests.attacks.worker", kind, str(seed), str(first), str(count), str(folder)]
+    words = [",".join(kinds), *map(str, (seed, first, count, folder, writing))]
     environment = {
         **os.environ,
         "HOME": str(folder / "home"),
@@ -49,12 +49,12 @@ def _batch(kind: str, seed: int, first: int, count: int, end: float | None) -> I
         (folder / name).mkdir()
     errors = (folder / "worker.log").open("wb")
     process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3>&{writing}', "sh", *words],
+        [sys.executable, "-m", "tests.attacks.worker", *words],
         cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, pass_fds=[writing],
         start_new_session=True,
     )  # fmt: skip
     os.close(writing)
-    running: int | None = None
+    running: tuple[str, int] | None = None
     try:
         for line in _lines(reading, START, LIMIT):
             told = json.loads(line)
@@ -64,16 +64,16 @@ def _batch(kind: str, seed: int, first: int, count: int, end: float | None) -> I
             running = None
             outcome = Outcome(**told["end"])
             yield outcome
-            if end is not None and time.monotonic() > end:
-                return
         status = process.poll() if running is None else None
         if running is not None:
             died = process.poll()
             log = "\n".join(_tail(folder / name) for name in ("where", "stderr", "worker.log"))
             problem = "hangs" if died is None else f"the process died with status {died}"
-            yield Outcome(kind, seed, running, -1, LIMIT, problem, log)
+            yield Outcome(running[0], seed, running[1], -1, LIMIT, problem, log)
         elif status not in (0, None):
-            raise RuntimeError(f"{kind}: the worker ended with status {status}: {_tail(folder / 'worker.log')}")
+            raise RuntimeError(
+                f"{', '.join(kinds)}: the worker ended with status {status}: {_tail(folder / 'worker.log')}"
+            )
     finally:
         os.close(reading)
         process.kill()

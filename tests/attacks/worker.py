@@ -1,6 +1,7 @@
-"""``python -m tests.attacks.worker KIND SEED FIRST COUNT FOLDER``: attacks in one process, each held to the oracle.
+"""``python -m tests.attacks.worker KINDS SEED FIRST COUNT FOLDER DESCRIPTOR``: attacks, each held to the oracle.
 
-A line of JSON on descriptor 3 when an attack begins and one when it ended; the parent ends us where that takes too
+KINDS are separated by commas, COUNT is of each: frameworks are imported once.
+A line of JSON on the descriptor when an attack begins and one when it ended; the parent ends us where that takes too
 long. What an attack prints goes to files. HOME, TMPDIR and the working directory are below FOLDER.
 """
 
@@ -54,23 +55,24 @@ def generator(kind: str, seed: int, index: int) -> random.Random:
 
 def main(arguments: list[str]) -> int:
     """Entry of the process."""
-    kind, root = arguments[0], Path(arguments[4])
+    kinds, root = arguments[0].split(","), Path(arguments[4])
     seed, first, count = map(int, arguments[1:4])
-    report = os.fdopen(3, "w", encoding="utf-8")
+    report = os.fdopen(int(arguments[5]), "w", encoding="utf-8")
     where = (root / "where").open("w", encoding="utf-8")
     for name in ("home", "tmp"):
         (root / name).mkdir(parents=True, exist_ok=True)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("default")
-    prepare(kind)
-    for index in range(first, first + count):
-        report.write(json.dumps({"begin": index}) + "\n")
-        report.flush()
-        where.truncate(0)
-        faulthandler.dump_traceback_later(STUCK, file=where)  # the parent tells where it hung
-        report.write(json.dumps({"end": asdict(attack(kind, seed, index, root))}) + "\n")
-        report.flush()
+    for kind in kinds:
+        prepare(kind)
+        for index in range(first, first + count):
+            report.write(json.dumps({"begin": [kind, index]}) + "\n")
+            report.flush()
+            where.truncate(0)
+            faulthandler.dump_traceback_later(STUCK, file=where)  # the parent tells where it hung
+            report.write(json.dumps({"end": asdict(attack(kind, seed, index, root))}) + "\n")
+            report.flush()
     return 0
 
 
@@ -82,6 +84,7 @@ def prepare(kind: str) -> None:
 
     with contextlib.chdir(bases.folder()) if hasattr(contextlib, "chdir") else _at(bases.folder()):
         scratch = bases.folder() / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         KINDS[kind](rng, scratch, "mark")
         if kind in ("onnx", "pt2"):
@@ -109,8 +112,8 @@ def attack(kind: str, seed: int, index: int, root: Path) -> Outcome:
     """One attack, and what the oracle says of it."""
     from tests.attacks.kinds import KINDS
 
-    place = root / str(index)
-    folder, marks = place / "in" / "side", root / "marks" / str(index)
+    place = root / f"{kind}-{index}"
+    folder, marks = place / "in" / "side", root / "marks" / f"{kind}-{index}"
     for path in (folder, marks):
         path.mkdir(parents=True)
     made = KINDS[kind](generator(kind, seed, index), folder, str(marks / "mark"))

@@ -427,6 +427,10 @@ def attention() -> Iterator[Case]:
     seen = integers(2, 1, 5, 6, high=2).astype(bool)
     seen[..., 0] = True
     yield Case("Attention", {"q": q, "k": k, "v": v, "m": seen}, opset=23)
+    blind = seen.copy()
+    blind[:, :, 2] = False  # a row that sees nothing is 0
+    yield Case("Attention", {"q": q, "k": k, "v": v, "m": blind}, opset=23)
+    yield Case("Attention", {"q": q, "k": k, "v": v, "m": np.where(blind, 0, -np.inf).astype(np.float32)}, opset=23)
     yield Case("Attention", {"q": normal(2, 5, 32), "k": normal(2, 5, 16), "v": normal(2, 5, 16)}, opset=23,
                attributes={"q_num_heads": 4, "kv_num_heads": 2, "is_causal": 1})  # fmt: skip
     yield Case("Attention", {"q": q, "k": k, "v": v, "pk": normal(2, 2, 3, 8), "pv": normal(2, 2, 3, 8, seed="pv")},

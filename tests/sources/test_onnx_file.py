@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeattn.converters.from_onnx import ImportedModel, OnnxRuntimeModule
 from edgeattn.errors import ConversionError, EdgeattnError, ModelError, UnsupportedError
+from edgeattn.model import EdgeModel
 from edgeattn.sources import load_model
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
@@ -514,6 +515,51 @@ def test_infinity_in_a_weight_is_refused_by_name(write: Write) -> None:
     weight = np.where(WEIGHT > 1, np.inf, WEIGHT).astype(np.float32)
     with pytest.raises(ModelError, match=r"parameter \w+\.weight of graph 'main' holds NaN or infinity"):
         load_model(write(model_of([product()], constants={"w": weight})))
+
+
+def test_an_example_that_the_user_gave_is_kept_also_where_it_hides(tmp_path: Path, write: Write) -> None:
+    nodes = [
+        helper.make_node("Cast", ["mask"], ["seen"], to=TensorProto.BOOL),
+        helper.make_node("MatMul", ["x", "w"], ["scores"]),
+        helper.make_node("Where", ["seen", "scores", "lowest"], ["masked"]),
+        helper.make_node("Identity", ["masked"], ["logits"]),
+        helper.make_node("LogSoftmax", ["masked"], ["logs"]),
+        helper.make_node("Softmax", ["masked"], ["y"]),
+    ]
+    inputs = [info("x", [1, 4]), info("mask", [1, 5], INT64)]
+    constants = {"w": WEIGHT, "lowest": np.float32(-np.inf)}
+    model = model_of(nodes, inputs, ("logits", "logs", "y"), constants)
+    mask = np.array([[1, 0, 1, 0, 1]])
+    np.savez(tmp_path / "net.npz", x=np.ones((1, 4), np.float32), mask=mask)
+    loaded = load_model(write(model))
+    np.testing.assert_array_equal(loaded.example["main"]["mask"], mask)
+    outputs = loaded.run(loaded.example["main"])
+    for name in ("logits", "logs"):
+        np.testing.assert_array_equal(np.isneginf(outputs[name]), mask == 0)
+    np.savez(tmp_path / "net.npz", x=np.ones((1, 4), np.float32), mask=np.zeros_like(mask))
+    with pytest.raises(ModelError, match="is (NaN|infinite)"):  # told, never silently replaced
+        load_model(write(model))
+
+
+def test_nan_is_told_by_its_node_also_without_names_and_one_that_where_puts_is_data(write: Write) -> None:
+    missing = numpy_helper.from_array(np.array([np.nan], np.float32))
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Constant", [], ["nothing"], value=missing),
+        helper.make_node("Greater", ["h", "limit"], ["far"]),
+        helper.make_node("Where", ["far", "nothing", "h"], ["kept"]),
+        helper.make_node("IsNaN", ["kept"], ["lost"]),
+        helper.make_node("Where", ["lost", "limit", "kept"], ["y"]),
+    ]
+    constants = {"w": WEIGHT, "limit": np.float32(1e6)}
+    assert _finite(load_model(write(model_of(nodes, [info("x", [1, 4])], constants=constants))))
+    nodes[3:] = [helper.make_node("Add", ["h", "nothing"], ["y"])]
+    with pytest.raises(ModelError, match=r"value of node 'nothing' \(Constant\) at position 1 holds NaN at 1 of 1"):
+        load_model(write(model_of([*nodes[:2], nodes[3]], [info("x", [1, 4])], constants=constants)))
+
+
+def _finite(model: EdgeModel) -> bool:
+    return bool(np.isfinite(model.run(model.example["main"])["y"]).all())
 
 
 ATTENTION = helper.make_graph(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeattn.converters.from_onnx import difference
 from edgeattn.converters.onnx import (
     GIVEN,
     SECOND,
@@ -23,7 +24,7 @@ from edgeattn.converters.onnx import (
     reduced_opset,
     with_exporter,
 )
-from edgeattn.converters.trace import trace
+from edgeattn.converters.trace import compare, trace
 from edgeattn.errors import ConversionError
 from edgeattn.layers import module_path
 from edgeattn.model import Artifact
@@ -333,3 +334,14 @@ def test_the_optimizer_of_the_exporter_is_left_as_it_was() -> None:
     with exact_rules():
         assert SimplePatternMatcher._match_constant is not before
     assert SimplePatternMatcher._match_constant is before
+
+
+@pytest.mark.parametrize("hidden", [-1e4, -1e9, -1e30, float(np.finfo(np.float32).min), -np.inf])
+def test_a_hidden_place_widens_no_bound(hidden: float) -> None:
+    expected = np.array([1.0, -2.0, hidden], np.float32)
+    compare({"y": expected}, {"y": expected + np.float32(1e-4)}, 1e-4, "main", "ONNX")
+    for wrong in ([1.01, -2.0, hidden], [1.0, -2.0, hidden / 3 if np.isfinite(hidden) else -1e5]):
+        got = {"y": np.array(wrong, np.float32)}
+        with pytest.raises(ConversionError, match="output y of the ONNX model"):
+            compare({"y": expected}, got, 1e-4, "main", "ONNX")
+        assert difference(expected, got["y"]) > 1e-3

@@ -237,7 +237,7 @@ def test_what_an_epsilon_keeps_off_zero_is_divided_by_in_float32(guard: str, eps
     }
     moved = [helper.make_node("Expand", ["t", "shape"], ["wide"]), helper.make_node("Div", ["h", "wide"], ["y"])]
     nodes = [linear(target="g"), helper.make_node("Relu", ["g"], ["h"]), sums, *guards[guard], *moved]
-    constants = {
+    constants: dict[str, np.ndarray | np.generic] = {
         "w": WEIGHT,
         "axes": np.array([-1], np.int64),
         "eps": np.float32(epsilon),

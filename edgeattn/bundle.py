@@ -195,7 +195,7 @@ class GoldenArray:
         self.shape, self.dtype = (steps, *tensor.shape), np.dtype(tensor.dtype)
         self._file, self._where = file, info.filename
         shape, dtype = _npy_header(self._file, info.filename)
-        if shape != self.shape or dtype != np.lib.format.dtype_to_descr(self.dtype):
+        if shape != self.shape or dtype != self.dtype.str:
             named = np.dtype(dtype).name if dtype in _NPY_DTYPES else repr(dtype)
             raise ValueError(f"{info.filename}: expected {self.dtype} {self.shape}, got {named} {shape}")
         self._begin = self._file.tell()
@@ -230,7 +230,7 @@ class GoldenArray:
         return array
 
 
-_NPY_DTYPES = {np.lib.format.dtype_to_descr(np.dtype(name)) for name in (*DTYPES, "float64")}
+_NPY_DTYPES = {np.dtype(name).str for name in (*DTYPES, "float64")}
 
 
 def _npy_header(file: IO[bytes], where: str) -> tuple[tuple[int, ...], str]:

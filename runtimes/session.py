@@ -567,10 +567,10 @@ class Session(abc.ABC):
 
         Closing twice is fine. In a process forked from the one that loaded it nothing is released: it is not its own.
         """
-        if self._gate.refusal is not None:
+        if self._gate.shut():
             return
         with self._returned:
-            if self._gate.refusal is not None:  # another thread was first
+            if self._gate.shut():  # another thread was first
                 return
             self._gate.refusal = CLOSED
             self._returned.notify_all()

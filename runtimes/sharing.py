@@ -31,6 +31,10 @@ class Gate:
     def __init__(self) -> None:
         self.refusal: str | None = None
 
+    def shut(self) -> bool:
+        """Whether it is closed or left behind, as any thread may have made it meanwhile."""
+        return self.refusal is not None
+
     def check(self) -> None:
         """Go through.
 

@@ -146,7 +146,7 @@ print(result.passed, result.steps)
 
 def test_a_small_bundle_of_many_steps_takes_the_memory_of_one(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    steps, width = 600, 2**18  # 1 MiB in and 1 MiB out a step, 1.2 GB in all, 1.2 MB packed
+    steps, width = 300, 2**18  # 1 MiB in and 1 MiB out a step, 600 MiB in all, 3 MB packed
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, width]) for name in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
@@ -168,7 +168,7 @@ def test_a_small_bundle_of_many_steps_takes_the_memory_of_one(tmp_path: Path) ->
             Manifest("hostile", "cpu", "onnxruntime", spec, {"main": "main.onnx"}, {}, {}, {}, golden=golden)
         )
         bundle = draft.publish()
-    assert sum(path.stat().st_size for path in bundle.iterdir()) < 12 * 2**20
+    assert sum(path.stat().st_size for path in bundle.iterdir()) < 4 * 2**20
     done = subprocess.run([sys.executable, "-c", HOSTILE, str(bundle)], capture_output=True, text=True, timeout=100)
     assert done.stdout.split() == ["True", str(steps)], done.stderr[-2_000:]
 

@@ -17,7 +17,8 @@ import pytest
 
 from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.runtimes import Session, Stream, load, open_session
-from edgeattn.runtimes.session import HostStep
+from edgeattn.runtimes.session import EngineStep, HostStep
+from edgeattn.spec import GraphSpec
 from tests.runtimes.test_selftest import make_bundle
 from tests.runtimes.test_streams import cut, listen, noise, tiny_stream_spec
 from tests.runtimes.tiny import ENGINES, NumpyStep, numpy_step, tiny_spec, tiny_weights
@@ -106,10 +107,14 @@ def test_threads_that_share_a_stream_take_turns(session: Session) -> None:
     assert (*events, *stream.flush()) == expected
 
 
-def test_threads_beyond_the_limit_wait_for_a_step(session: Session) -> None:
-    made: list[Any] = []
-    new_step = session.new_step
-    session.new_step = lambda graph: made.append(1) or new_step(graph)  # type: ignore[method-assign, func-returns-value]
+def test_threads_beyond_the_limit_wait_for_a_step(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, new_step = [], session.new_step
+
+    def counted(graph: GraphSpec) -> EngineStep:
+        made.append(graph.name)
+        return new_step(graph)
+
+    monkeypatch.setattr(session, "new_step", counted)
     session.parallel_runs = 2
     assert sum(in_threads(8, lambda number: wrong_calls(session, number))) == 0
     assert 1 <= len(made) <= 2
@@ -150,9 +155,9 @@ def test_a_step_that_another_thread_runs_is_refused_and_not_shared() -> None:
     step.run()  # free again
 
 
-def test_closing_waits_for_the_run_that_is_going_on(session: Session) -> None:
+def test_closing_waits_for_the_run_that_is_going_on(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = SlowStep()
-    session.new_step = lambda _: slow  # type: ignore[method-assign]
+    monkeypatch.setattr(session, "new_step", lambda _: slow)
     step = session.step()
     running = threading.Thread(target=step.run)
     running.start()
@@ -160,13 +165,12 @@ def test_closing_waits_for_the_run_that_is_going_on(session: Session) -> None:
     closing = threading.Thread(target=session.close)
     closing.start()
     closing.join(0.05)
-    assert closing.is_alive()
-    assert not slow.freed
+    before = (closing.is_alive(), slow.freed)
     slow.end.set()
     closing.join(20)
     running.join(20)
-    assert slow.freed
-    assert not closing.is_alive()
+    assert before == (True, False)
+    assert (closing.is_alive(), slow.freed) == (False, True)
 
 
 @pytest.mark.parametrize("backend", ENGINES)
@@ -208,19 +212,18 @@ def test_everything_after_close_is_one_clear_error(backend: str, tiny_file: File
     session.close()
 
 
-def test_a_run_that_failed_leaves_the_session_usable(tiny_file: Files) -> None:
+def test_a_run_that_failed_leaves_the_session_usable(tiny_file: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing(SlowStep):
         def infer(self) -> None:
             raise UnsupportedError("no")
 
     with open_session("onnxruntime", {"main": tiny_file("onnxruntime")}, tiny_spec()) as session:
         session.parallel_runs = 1
-        new_step = session.new_step
-        session.new_step = lambda _: Failing()  # type: ignore[method-assign]
+        monkeypatch.setattr(session, "new_step", lambda _: Failing())
         for _ in range(3):
             with pytest.raises(UnsupportedError, match="no"):
                 session.run(some_inputs(0))
-        session.new_step = new_step  # type: ignore[method-assign]
+        monkeypatch.undo()
         assert wrong_calls(session, 0) == 0
 
 
@@ -291,9 +294,9 @@ def test_a_session_from_before_a_fork_is_refused_in_the_child_and_whole_in_the_p
     ],
     ids=str,
 )
-def test_what_is_no_array_of_the_input_is_refused_by_name(session: Session, value: object, message: str) -> None:
+def test_what_is_no_array_of_the_input_is_refused_by_name(session: Session, value: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"'feats'.*{message}"):
-        session.run(some_inputs(0) | {"feats": value})  # type: ignore[operator]
+        session.run(some_inputs(0) | {"feats": value})
 
 
 def test_an_object_that_fails_to_become_an_array_is_refused_by_name(session: Session) -> None:
@@ -301,8 +304,9 @@ def test_an_object_that_fails_to_become_an_array_is_refused_by_name(session: Ses
         def __array__(self, *_: object, **__: object) -> np.ndarray:
             raise RuntimeError("call detach() first")
 
+    tensor: Any = Tensor()
     with pytest.raises(InputError, match=r"'feats'.*the Tensor given \(call detach\(\) first\)"):
-        session.run(some_inputs(0) | {"feats": Tensor()})  # type: ignore[operator]
+        session.run({**some_inputs(0), "feats": tensor})
 
 
 @pytest.mark.parametrize("inputs", [None, [1, 2], np.zeros(3)], ids=str)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeattn.cli.inspect import measured
 from edgeattn.converters.preflight import RULES
 from tests.cli.conftest import Command
 from tests.cli.test_commands import damage
@@ -183,3 +184,13 @@ def test_a_damaged_bundle_is_refused(edgeattn: Command, small_bundle: Path, tmp_
     outcome = edgeattn("inspect", damage(small_bundle, tmp_path / small_bundle.name))
     assert outcome.code == 2
     assert "was changed" in outcome.error
+
+
+@pytest.mark.parametrize("value", ["text", 5, [1], {"p50_ms": "fast"}, {"metric": "wer", "deployed": None}, {"a": {}}])
+@pytest.mark.parametrize("field", ["accuracy", "latency"])
+def test_measured_figures_of_another_form_are_said_to_be_so(field: str, value: object) -> None:
+    name = {"accuracy": "metric", "latency": "latency"}[field]
+    assert measured({field: value, "device": "x"}) == {
+        name: "in a form that this edgeattn does not know",
+        "device": "x",
+    }

@@ -26,7 +26,6 @@ from tests.runtimes.tiny import ENGINES, NumpyStep, numpy_step, tiny_spec, tiny_
 Files = Callable[[str], Path]
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
-CALLS = 1_000
 
 
 def some_inputs(seed: int) -> Arrays:
@@ -55,7 +54,7 @@ def switching_often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def wrong_calls(session: Session, number: int, graph: str | None = None, calls: int = CALLS) -> int:
+def wrong_calls(session: Session, number: int, graph: str | None = None, calls: int = 200) -> int:
     given = [some_inputs(100 * number + index) for index in range(10)]
     expected = [numpy_step(tiny_weights(), inputs) for inputs in given]
     wrong = 0
@@ -65,9 +64,9 @@ def wrong_calls(session: Session, number: int, graph: str | None = None, calls: 
     return wrong
 
 
-@pytest.mark.parametrize("threads", [2, 5])
-def test_every_thread_gets_the_answer_to_its_own_inputs(session: Session, threads: int) -> None:
-    assert in_threads(threads, lambda number: wrong_calls(session, number)) == [0] * threads
+@pytest.mark.parametrize(("threads", "calls"), [(2, 1_000), (5, 200)])
+def test_every_thread_gets_the_answer_to_its_own_inputs(session: Session, threads: int, calls: int) -> None:
+    assert in_threads(threads, lambda number: wrong_calls(session, number, None, calls)) == [0] * threads
 
 
 @pytest.mark.parametrize("backend", ENGINES)

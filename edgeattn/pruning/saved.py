@@ -57,6 +57,10 @@ SAME = 1e-6  # largest difference of an output of the model that was written and
 SIZE = re.compile(r"(^|_)(layers?|depth|heads?|ffn_dim|d_ff|intermediate_size|hidden_dim|n_inner|ffn_hidden_size)$")
 
 
+SOURCE_KEYS = ("stack_trace", "source_fn_stack", "torch_fn", "from_node", "custom")  # of a node's metadata
+MODULE = "torch.nn.modules.module.Module"  # what every class is called in a program that is written
+FOLDERS = re.compile(r"(?<![\w.:/])(?:~|\.{1,2})?/(?:[^/\s'\",;:()<>]+/)+(?=[^/\s])|(?<![\w.:/])~/(?=[^/\s])")
+
 Export = Callable[[EdgeModel, Path], Mapping[str, Path]]
 
 
@@ -164,7 +168,8 @@ def write_pruned(
     # A directory with an ONNX file is read from that file: its layers have the names that the file gives them.
     again = is_saved(Path(reference)) and not (Path(reference) / GRAPH).is_file()
     before = read_saved(Path(reference)) if again else None
-    first = (before.source, before.source_sha256, before.cuts) if before else (reference, source.source_sha256, ())
+    given = (shown_reference(reference), source.source_sha256, ())
+    first = (before.source, before.source_sha256, before.cuts) if before else given
     with _draft(directory, force) as draft, writing(directory):
         if (Path(reference) / CONFIG).is_file():
             said = _write_hugging_face(draft, pruned, Path(reference), (*first[2], cut))
@@ -177,10 +182,24 @@ def write_pruned(
             else:
                 more = {"loads": f"into {first[0]}", **_write_program(draft, pruned)}
         sha256 = file_sha256(draft / weights)
-        saved = Saved(first[0], first[1], sha256, cuts, {**facts, **more})
+        saved = Saved(first[0], first[1], sha256, cuts, without_folders({**facts, **more}))
         text = json.dumps(saved.to_json(), indent=1, allow_nan=False)
         write_atomically(draft / PRUNING, text.encode() + b"\n")
     return directory
+
+
+def shown_reference(reference: str) -> str:
+    """A MODEL reference without the folders that it lies in: they are the user's own business."""
+    return Path(reference).name or reference
+
+
+def without_folders(value: Any) -> Any:
+    """JSON whose texts name files without the folders that they lie in; what tools say is full of those."""
+    if isinstance(value, str):
+        return FOLDERS.sub("", value)
+    if isinstance(value, Mapping):
+        return {key: without_folders(item) for key, item in value.items()}
+    return [without_folders(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextlib.contextmanager
@@ -231,11 +250,28 @@ def _write_program(draft: Path, pruned: EdgeModel) -> dict[str, str]:
     try:
         with silenced(), torch.inference_mode(False), torch.no_grad():
             program = torch.export.export(pruned.modules[name], (), example)
+            _forget_source(program)
             torch.export.save(program, path)
     except Exception as error:  # noqa: BLE001 - torch.export raises whatever a forward does that it cannot trace
         path.unlink(missing_ok=True)
-        return {"program": f"no {PROGRAM}: torch.export: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+        # Not its words: torch quotes lines of the user's source.
+        return {"program": f"no {PROGRAM}: torch.export: {type(error).__name__}"}
     return {"program": PROGRAM}
+
+
+def _forget_source(program: torch.export.ExportedProgram) -> None:
+    """Take out of a program what it says of the code that made it: traces with paths and lines, names of classes.
+
+    Where a module stands stays: readers come apart by it, and messages name it.
+    """
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for key in SOURCE_KEYS:
+                node.meta.pop(key, None)
+            if "nn_module_stack" in node.meta:
+                node.meta["nn_module_stack"] = {
+                    key: (path, MODULE) for key, (path, _) in node.meta["nn_module_stack"].items()
+                }
 
 
 def _write_graph(draft: Path, pruned: EdgeModel, source: str, export: Export) -> dict[str, str]:

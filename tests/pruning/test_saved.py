@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +343,7 @@ def test_a_hugging_face_model_is_pruned_twice(tmp_path: Path) -> None:
     twice = written(tmp_path / "two", once, second, str(tmp_path / "one"))
     saved = read_saved(tmp_path / "two")
     assert saved.cuts == (first, second)
-    assert saved.source == str(reference)
+    assert saved.source == reference.name
     assert saved.source_sha256 == source.source_sha256
     assert largest_difference(twice, load_model(str(tmp_path / "two"))) <= SAME
 
@@ -355,3 +356,54 @@ def test_hugging_face_weights_that_were_changed_are_refused(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(EdgeattnError, match="was changed"):
         load_model(str(tmp_path / "x"))
+
+
+# --- what is nobody's business ----------------------------------------------------------------------------------------
+
+FACTORY = """\
+import torch
+
+
+class Block(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)
+
+    def forward(self, x):
+        line_of_my_source = torch.nn.functional.gelu(self.up(x))
+        return x + self.down(line_of_my_source)
+
+
+def model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(Block(), Block()).eval(), (torch.ones(1, 4, 8),)
+"""
+
+
+def test_what_is_written_holds_no_folders_and_no_lines_of_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeattn.pruning.cut import Cut
+
+    home = tmp_path / "home-of-mine"
+    (home / "project").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home / "project")
+    file = home / "project" / "net.py"
+    file.write_text(FACTORY)
+    source = load_model(str(file))
+    told = {"speedup": 1.5, "failures": [f"cannot read {home}/project/data.tsv:3", "see ~/notes/a.txt"]}
+    write_pruned(home / "out", source, source, Cut(), f"{file}:model", told)
+    saved = read_saved(home / "out")
+    assert saved.source == "net.py:model"
+    assert saved.facts["failures"] == ["cannot read data.tsv:3", "see a.txt"]
+    held = {path.name: path.read_bytes() for path in (home / "out").iterdir()}
+    with zipfile.ZipFile(home / "out" / PROGRAM) as archive:
+        held |= {f"{PROGRAM}/{name}": archive.read(name) for name in archive.namelist()}
+    for name, data in held.items():
+        for word in (str(tmp_path), "home-of-mine", "line_of_my_source", "Block", "stack_trace"):
+            assert word.encode() not in data, (name, word)
+    again = load_model(str(home / "out" / PROGRAM))
+    inputs = source.example["main"]
+    wanted, got = source.run(inputs), again.run({next(iter(again.example["main"])): next(iter(inputs.values()))})
+    np.testing.assert_allclose(next(iter(got.values())), next(iter(wanted.values())), atol=SAME)

@@ -269,8 +269,8 @@ def _pad(node: Node) -> Function:
         if node.dtype() == torch.bool:
             return lambda x, *_: F.pad(x.to(torch.uint8), widths, value=float(value)).to(torch.bool)
         return lambda x, *_: F.pad(x, widths, value=value)
-    for axis, widths in amounts.items():
-        node.count("pads", node.shape()[axis] + sum(max(0, width) for width in widths))
+    for axis, around in amounts.items():
+        node.count("pads", node.shape()[axis] + sum(max(0, amount) for amount in around))
     picks = [(axis, _reflected(node.shape()[axis], *amounts[axis], mode)) for axis in amounts if any(amounts[axis])]
 
     def apply(x: Tensor, *_: Tensor) -> Tensor:

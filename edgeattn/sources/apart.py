@@ -107,8 +107,9 @@ def read_apart(reference: str, modules: tuple[str, ...]) -> None:
 
 def _judge(reference: str, limits: Limits, answer: Mapping[str, Any]) -> None:
     """Raise what a child met."""
-    if "error" in answer:
-        raise error_from(dict(answer))
+    if "error" in answer:  # a child that was taken over says what it likes
+        name, message = (str(answer.get(key, "")) for key in ("error", "message"))
+        raise error_from({"error": name, "message": message if message.isprintable() else ascii(message)[1:-1]})
     gib = limits.memory_bytes / 2**30
     more = f"if you trust the file, set {GIB_VARIABLE}={2 * gib:.0f}"
     if answer.get("time"):

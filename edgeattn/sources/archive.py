@@ -37,6 +37,7 @@ MAX_BYTES = 16 * 2**30  # read into memory as a whole
 SPARE_BYTES = 64 * 2**20  # of a tensor that repeats a few stored numbers
 MAX_ELEMENTS = 2**31  # of one tensor
 MAX_CREATED = 2**28  # of one that the program makes itself
+MAX_RANK = 64
 MAX_NAME = 1_000  # characters
 MAX_TEXT = 10_000
 MAX_SYMBOLIC = 2_000
@@ -135,7 +136,10 @@ def clean_archive(path: Path) -> Archive:
                     clean.writestr(ROOT + name, content)
                 for name in dict.fromkeys(stored):
                     clean.writestr(ROOT + name, archive.read(files[name]))
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, KeyError, ValueError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile, OSError, EOFError, NotImplementedError, LookupError, ValueError, TypeError, RuntimeError,
+        ArithmeticError, MemoryError,
+    ) as error:  # fmt: skip
         # An encrypted member is a RuntimeError, a path with NUL a ValueError, nesting without end a RecursionError.
         raise ModelError(
             f"{path}: truncated, or no file of torch.export.save: {_said(error)}; write it again"
@@ -311,7 +315,7 @@ def _scalar(hint: type, value: Any, place: str) -> Any:
         return value
     if hint is int and plain:
         if abs(value) >= 2**63:
-            raise Refused(f"{place} of {value:.3e} fits no integer of 64 bits")
+            raise Refused(f"{place} {str(value)[:24]}... fits no integer of 64 bits")
         return value
     # NaN and infinity stand in words, which json does not write.
     if hint is float and (plain or isinstance(value, float) or value in ("Infinity", "-Infinity", "NaN")):
@@ -544,7 +548,7 @@ def _check_node(node: Mapping[str, Any]) -> None:
         return
     for key, value in _entries(node.get("inputs")):
         numbers = value if key == "as_ints" and isinstance(value, list) else [value] if key == "as_int" else []
-        if math.prod(abs(number) for number in numbers if isinstance(number, int)) > MAX_CREATED:
+        if _product([abs(number) for number in numbers if isinstance(number, int)], MAX_CREATED) > MAX_CREATED:
             raise Refused(f"{target} of {str(numbers)[:80]} is larger than an edge device's memory")
 
 
@@ -593,10 +597,23 @@ def _elements(sizes: list[Any]) -> int:
         ValueError: for too many, or a negative size.
     """
     numbers = [size.get("as_int") for size in sizes if isinstance(size, dict)]
-    count = math.prod(number for number in numbers if isinstance(number, int))
-    if count > MAX_ELEMENTS or any(isinstance(number, int) and number < 0 for number in numbers):
+    plain = [number for number in numbers if isinstance(number, int)]
+    count = _product(plain, MAX_ELEMENTS)
+    if count > MAX_ELEMENTS or len(numbers) > MAX_RANK or any(number < 0 for number in plain):
         raise ValueError(f"a tensor of {str(numbers)[:80]} is no part of a model for an edge device")
     return count
+
+
+def _product(numbers: list[int], limit: int) -> int:
+    """Of sizes, or anything above the limit: a product of a million numbers takes hours."""
+    if 0 in numbers:
+        return 0
+    product = 1
+    for number in numbers:
+        product *= number
+        if abs(product) > limit:
+            break
+    return product
 
 
 def _check_tensors(

@@ -54,11 +54,13 @@ def load(reference: str) -> EdgeModel:
     graph = archive.graph
     module, inputs, dims, notes = _program(path, archive)
     del archive
-    with silenced():
-        try:
+    try:
+        with silenced():
             made = from_graphs({GRAPH: Graph(module, inputs, dims=dims)}, path.stem, graph)
-        except ModelError as error:
-            raise ModelError(f"{path}: {error}") from error
+    except EdgeattnError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except Exception as error:  # whatever running a damaged graph raises
+        raise ModelError(f"{path}: cannot be run: {_said(error)}") from error
     return EdgeModel(
         made.spec,
         made.modules,

@@ -75,6 +75,7 @@ from edgeattn.profiling.worker import profile_bundle
 from edgeattn.pruning.request import Request
 from edgeattn.quantize.plan import Plan
 from edgeattn.quantize.search import most_trials
+from edgeattn.repeatable import confirmed
 from edgeattn.report import Candidate, Precision, Pruning, Report, Result, graph_results, with_gates
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.selftest import make_golden
@@ -188,6 +189,7 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         if own.dla:
             check_dla(target, engine(target, own))
         contract(model.spec, own.measure)
+    model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)
         findings = preflight(model, data, options, progress)

@@ -30,6 +30,7 @@ from edgeattn.pipeline import (
 )
 from edgeattn.profiling.measure import device_name
 from edgeattn.quantize.plan import plan_text
+from edgeattn.repeatable import confirmed
 from edgeattn.report import Candidate, Precision, Report, Result, with_gates
 from edgeattn.schemes import Workshop, schemes
 from edgeattn.scratch import Room, put_in_place, scratch_room
@@ -52,6 +53,7 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
         own = options.of(target)
         schemes(target, engine(target, own), own.precision)  # refused before any waiting
         refuse_existing(destination(model, target, own), own.force)
+    model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)
         preflight(model, data, options, progress)
@@ -119,7 +121,7 @@ def _result(
         parity=verified.parity,
         accuracy=figures,
         build=artifact.build,
-        notes=(artifact.recipe, *foreign),
+        notes=(*shop.model.notes, artifact.recipe, *foreign),
     )
     return with_gates(result, rows)
 

@@ -31,6 +31,7 @@ from edgeattn.pipeline import (
 from edgeattn.profiling.measure import device_name
 from edgeattn.pruning.figure import importance_figure
 from edgeattn.pruning.saved import write_pruned
+from edgeattn.repeatable import confirmed
 from edgeattn.report import Precision, Report, Result, with_gates
 from edgeattn.schemes import Workshop
 from edgeattn.scratch import scratch_room
@@ -70,6 +71,7 @@ def prune(
         path = destination(model, target, options)
         if path.exists() and not options.force:
             raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
+    model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)
         shop = Workshop(model, baseline(model, data, progress), scratch)
@@ -133,7 +135,7 @@ def _result(shop: Workshop, target: Target, verified: Verified, gates: Gates) ->
         parity=verified.parity,
         accuracy=figures,
         build=artifact.build,
-        notes=pruning.notes,
+        notes=(*shop.model.notes, *pruning.notes),
         pruning=pruning_facts(shop, verified, ()),
     )
     return with_gates(result, rows)

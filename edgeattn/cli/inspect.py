@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, print_json, progress_bar
+from edgeattn.cli.console import console, exit_codes, note, print_json, progress_bar
 from edgeattn.cli.sensitivity_tables import print_sensitivity, sensitivity_json
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def inspect(
         from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
         from edgeattn.converters.preflight import facts, look
         from edgeattn.pipeline import ConvertOptions, calibration_sample, describe, engine, foresee
+        from edgeattn.repeatable import confirmed
         from edgeattn.sources import load_data, load_model
         from edgeattn.spec import to_json
         from edgeattn.targets import get_target
@@ -80,7 +81,7 @@ def inspect(
         engines = [engine(found, settings) for found in settings.targets]  # refused before loading
         with progress_bar() as bar:
             bar.begin(f"loading {model}")
-            source = with_buckets(load_model(model), buckets, fills)
+            source = confirmed(with_buckets(load_model(model), buckets, fills))
             # A built-in model brings its own data. Preflight needs one sample of it.
             given = load_data(model, source.spec, data, split, samples if sensitivity else 1, source.assets)
             bar.begin("preflight")
@@ -98,6 +99,7 @@ def inspect(
                     "schema": 1,
                     "model": describe(source),
                     "graphs": to_json(graphs),
+                    "notes": list(source.notes),
                     "targets": [
                         {"target": each.name, "engine": name, "findings": to_json(rows)}
                         for each, name, rows in zip(settings.targets, engines, found, strict=True)
@@ -109,6 +111,8 @@ def inspect(
             )
         else:
             print_graphs(graphs)
+            for words in source.notes:
+                note(words)
             print_prunable(parts)
             print_findings([row for rows in found for row in rows], [each.name for each in settings.targets])
             if measured is not None:

@@ -139,6 +139,7 @@ def test_a_hangup_that_is_ignored_stays_ignored(converted: Converted, tmp_path: 
 
 SWALLOWS = """\
 import signal, sys
+from edgeattn.cli import ending
 
 def work():
     try:

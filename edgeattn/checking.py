@@ -32,6 +32,7 @@ from edgeattn.profiling.holding import held
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.profiling.remote import Task, measure_on, task_on
 from edgeattn.profiling.worker import TIMEOUT_SECONDS, profile_bundle
+from edgeattn.refusals import Refusals
 from edgeattn.report import Candidate, Precision, Report, Result, graph_results, with_gates
 from edgeattn.runtimes import load
 from edgeattn.runtimes.selftest import SelftestResult, selftest
@@ -342,13 +343,17 @@ def estimated(
         deadlines: target -> milliseconds per chunk or call; without, its default or the stream's hop.
 
     Raises:
-        EdgeattnError: as :func:`edgeattn.estimating.estimate_bundle`.
+        EdgeattnError: as :func:`edgeattn.estimating.estimate_bundle`, where there is but one target.
     """
     manifest = read_manifest(path)
     shipped = str(manifest.precision["shipped"])
     results = []
+    refused = Refusals(targets, manifest.backend, str(manifest.precision["asked"]))
     for target in targets:
-        found = estimate_bundle(path, target, threads)
+        with refused.within(target, "target"):
+            found = estimate_bundle(path, target, threads)
+        if target in refused:
+            continue
         notes = [f"estimated by a roofline, not measured; {found.source}", *found.notes]
         if found.fits is False:
             notes.append(
@@ -376,7 +381,7 @@ def estimated(
             kind="estimated",
         )
         results.append(with_gates(result, rows))
-    return Report(_model(manifest), tuple(results))
+    return Report(_model(manifest), refused.rows(results))
 
 
 def _check_benchmark(devices: Sequence[Device], options: MeasureOptions, backend: str | None) -> None:

@@ -102,6 +102,11 @@ def error_from(facts: Mapping[str, object], where: str = "") -> EdgeattnError:
     return kind(f"{where}: {message}" if where else message)
 
 
+def exit_code_of(facts: Mapping[str, str]) -> int:
+    """The exit code of an error in plain JSON; see :func:`error_facts`."""
+    return error_from(facts).exit_code
+
+
 def load_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency inside the function that needs it; it leaves nothing in the user's home.
 

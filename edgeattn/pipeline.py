@@ -75,6 +75,7 @@ from edgeattn.profiling.worker import profile_bundle
 from edgeattn.pruning.request import Request
 from edgeattn.quantize.plan import Plan
 from edgeattn.quantize.search import most_trials
+from edgeattn.refusals import Refusals
 from edgeattn.repeatable import confirmed
 from edgeattn.report import Candidate, Precision, Pruning, Report, Result, graph_results, with_gates
 from edgeattn.runtimes import Session
@@ -179,45 +180,55 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         data: to calibrate and to measure the metric on; without it int8 needs an engine that quantizes dynamically,
             and no accuracy figure is given.
 
+    What one target of several cannot take is a row with its error, and the others go on.
+
     Raises:
-        EdgeattnError: for anything that stops a target; what was published before stays.
+        EdgeattnError: for anything that stops all targets, or the only one; what was published before stays.
     """
-    for target in options.targets:
+    refused = Refusals(options.targets, options.backend, options.precision)
+    for target in options.targets:  # refused before any waiting
         own = options.of(target)
-        schemes(target, engine(target, own), own.precision)  # refused before any waiting
         destination(model, target, own)
-        if own.dla:
-            check_dla(target, engine(target, own))
         contract(model.spec, own.measure)
+        with refused.within(target, "target", UnsupportedError):
+            schemes(target, engine(target, own), own.precision)
+            if own.dla:
+                check_dla(target, engine(target, own))
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)
-        findings = preflight(model, data, options, progress)
-        workshop = Workshop(model, baseline(model, data, progress), scratch)
-        results = [
-            replace(convert_target(shop, target, options.of(target), progress), preflight=findings[target.name])
-            for target, shop in pruned(workshop, options, progress)
-        ]
-    return Report(describe(model), tuple(results))
+        findings = preflight(model, data, options, refused, progress)
+        results: list[Result] = []
+        if refused.left():
+            workshop = Workshop(model, baseline(model, data, progress), scratch)
+            for target, shop in pruned(workshop, options, refused, progress):
+                with refused.within(target, "conversion"):
+                    result = convert_target(shop, target, options.of(target), progress)
+                    results.append(replace(result, preflight=findings[target.name]))
+    return Report(describe(model), refused.rows(results, findings))
 
 
-def pruned(workshop: Workshop, options: ConvertOptions, progress: Progress) -> Iterator[tuple[Target, Workshop]]:
+def pruned(
+    workshop: Workshop, options: ConvertOptions, refused: Refusals, progress: Progress
+) -> Iterator[tuple[Target, Workshop]]:
     """Each target with what is converted for it: the source itself, or what pruning made of it."""
     compressors: dict[Request, Compressor] = {}  # what does not depend on the target is done once for each request
-    for target in options.targets:
+    for target in refused.left():
         request = options.of(target).prune
         if request is None:
             yield target, workshop
             continue
-        if request not in compressors:
-            from edgeattn.compress import Compressor  # it loads torch
+        with refused.within(target, "pruning"):
+            if request not in compressors:
+                from edgeattn.compress import Compressor  # it loads torch
 
-            checkpoint = prune_file(workshop, options)
-            compressors[request] = Compressor(
-                workshop, request, options.measure.threads, checkpoint, options.loss, options.accept_unproved
-            )
-        made = compressors[request].for_target(target, engine(target, options), progress)
-        yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
+                checkpoint = prune_file(workshop, options)
+                compressors[request] = Compressor(
+                    workshop, request, options.measure.threads, checkpoint, options.loss, options.accept_unproved
+                )
+            made = compressors[request].for_target(target, engine(target, options), progress)
+        if target not in refused:
+            yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
     for compressor in compressors.values():
         compressor.forget()
 
@@ -228,20 +239,23 @@ def prune_file(workshop: Workshop, options: ConvertOptions) -> Path:
 
 
 def preflight(
-    model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress
+    model: EdgeModel, data: Data | None, options: ConvertOptions, refused: Refusals, progress: Progress
 ) -> dict[str, tuple[Mapping[str, Any], ...]]:
-    """What is foreseen for each target, as plain JSON objects.
+    """What is foreseen for each target that is left, as plain JSON objects.
 
     Raises:
-        UnsupportedError: naming what would fail, why, and what to change.
+        UnsupportedError: of the only target: naming what would fail, why, and what to change.
     """
+    if not refused.left():
+        return {}
     progress.begin("preflight")
     views = look(model, calibration_sample(model, data))
     told = {}
-    for target in options.targets:
-        findings = foresee(model, views, target, data, options.of(target))
-        refuse(findings)
-        told[target.name] = tuple(to_json(finding) for finding in findings)
+    for target in refused.left():
+        with refused.within(target, "preflight"):
+            findings = foresee(model, views, target, data, options.of(target))
+            told[target.name] = tuple(to_json(finding) for finding in findings)
+            refuse(findings)
     return told
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgeattn.baseline import Progress, baseline
 from edgeattn.bundle import writing
 from edgeattn.candidates import SUBSTITUTE, Verified, artifact_files, choose
-from edgeattn.errors import OutputError
+from edgeattn.errors import OutputError, UnsupportedError
 from edgeattn.estimating import HOST
 from edgeattn.evaluation.data import Data
 from edgeattn.model import EdgeModel
@@ -30,6 +30,7 @@ from edgeattn.pipeline import (
 )
 from edgeattn.profiling.measure import device_name
 from edgeattn.quantize.plan import plan_text
+from edgeattn.refusals import Refusals
 from edgeattn.repeatable import confirmed
 from edgeattn.report import Candidate, Precision, Report, Result, with_gates
 from edgeattn.schemes import Workshop, schemes
@@ -49,17 +50,23 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
     Raises:
         EdgeattnError: as convert.
     """
-    for target in options.targets:
+    refused = Refusals(options.targets, options.backend, options.precision)
+    for target in options.targets:  # refused before any waiting
         own = options.of(target)
-        schemes(target, engine(target, own), own.precision)  # refused before any waiting
         refuse_existing(destination(model, target, own), own.force)
+        with refused.within(target, "target", UnsupportedError):
+            schemes(target, engine(target, own), own.precision)
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)
-        preflight(model, data, options, progress)
-        shop = Workshop(model, baseline(model, data, progress), scratch)
-        results = tuple(_quantize_target(shop, target, options.of(target), progress) for target in options.targets)
-    return Report(describe(model), results)
+        findings = preflight(model, data, options, refused, progress)
+        results: list[Result] = []
+        if refused.left():
+            shop = Workshop(model, baseline(model, data, progress), scratch)
+            for target in refused.left():
+                with refused.within(target, "conversion"):
+                    results.append(_quantize_target(shop, target, options.of(target), progress))
+    return Report(describe(model), refused.rows(results, findings))
 
 
 def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:

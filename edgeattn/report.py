@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from edgeattn.errors import exit_code_of
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
+NOT_MEASURED = 5  # exit code: nothing failed, and a gate that a flag asked for could not be judged here
 ABSENT = "-"
 
 
@@ -103,6 +105,7 @@ class Result:
         kind: where its time comes from, as ``latency.kind``; "emulated" without a latency: the processor was emulated,
             so that outputs and precisions are told and no figure of time is. None where nothing was to be timed.
         board: how a Jetson was set while it was measured; None elsewhere.
+        error: class and message of what stopped this target while others went on; None where it was served.
         benchmark: what LiteRT's own tool measured on a device without a Python, in its own figures; no latency then.
         gates: what became of each gate, those among them that nobody could judge.
     """
@@ -133,6 +136,7 @@ class Result:
     kind: Kind | None = None
     benchmark: Mapping[str, Any] | None = None
     board: Board | None = None
+    error: Mapping[str, str] | None = None
     gates: tuple[Judgement, ...] = ()
 
     @property
@@ -174,6 +178,16 @@ class Report:
         """Gates that the user asked for and nobody could judge."""
         every = (gate for result in self.results for gate in result.gates)
         return tuple(gate for gate in every if gate.verdict == "not measured" and gate.asked == "flag")
+
+    @property
+    def exit_code(self) -> int:
+        """Of a command: the highest code of the errors that stopped targets, else 1 if a gate failed.
+
+        Else :data:`NOT_MEASURED` if one that the user asked for could not be judged here, else 0.
+        """
+        stopped = [exit_code_of(result.error) for result in self.results if result.error is not None]
+        fallback = 1 if self.failed else NOT_MEASURED if self.unjudged else 0
+        return max(stopped, default=fallback)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

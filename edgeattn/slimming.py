@@ -31,6 +31,7 @@ from edgeattn.pipeline import (
 from edgeattn.profiling.measure import device_name
 from edgeattn.pruning.figure import importance_figure
 from edgeattn.pruning.saved import write_pruned
+from edgeattn.refusals import Refusals
 from edgeattn.repeatable import confirmed
 from edgeattn.report import Precision, Report, Result, with_gates
 from edgeattn.schemes import Workshop
@@ -62,7 +63,7 @@ def prune(
     gate failed, since the best so far is worth keeping; the report says so.
 
     Raises:
-        EdgeattnError: for anything that stops a target; what was written before stays.
+        EdgeattnError: for anything that stops all targets, or the only one; what was written before stays.
     """
     assert options.prune is not None, "the command asks for it"
     if options.prune.saved is not None:
@@ -79,9 +80,13 @@ def prune(
         compressor = Compressor(
             shop, options.prune, options.measure.threads, checkpoint, options.loss, options.accept_unproved
         )
-        results = tuple(_prune_target(compressor, target, options, more, progress) for target in options.targets)
+        refused = Refusals(options.targets, options.backend, options.precision)
+        results: list[Result] = []
+        for target in options.targets:
+            with refused.within(target, "pruning"):
+                results.append(_prune_target(compressor, target, options, more, progress))
         compressor.forget()
-    return Report(describe(model), results)
+    return Report(describe(model), refused.rows(results))
 
 
 def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:

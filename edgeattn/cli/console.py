@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from edgeattn.report import Report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
-NOT_MEASURED = 5  # nothing failed, and a gate that a flag asked for could not be judged here
 BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate
 BACK = "\r\033[K"  # to the start of the line, which is cleared
 
@@ -134,7 +133,7 @@ def say_over(message: str, end: str) -> None:
 
 
 def finish(report: Report, as_json: bool) -> None:
-    """Print a report and leave with its verdict."""
+    """Print a report and leave with its exit code."""
     if as_json:
         print_json(report.to_json())
     else:
@@ -143,13 +142,15 @@ def finish(report: Report, as_json: bool) -> None:
 
 
 def leave(report: Report) -> None:
-    """Exit 1 if a gate failed, 5 if none did and one that the user asked for could not be judged here."""
-    if report.failed:
-        raise typer.Exit(1)
-    if report.unjudged:
+    """Exit with the code of a report: see :attr:`edgeattn.report.Report.exit_code`."""
+    from edgeattn.report import NOT_MEASURED
+
+    code = report.exit_code
+    if code == NOT_MEASURED:
         names = dict.fromkeys(gate.gate for gate in report.unjudged)
         note(f"asked for and not judged here: {', '.join(names)} (exit {NOT_MEASURED}); nothing failed")
-        raise typer.Exit(NOT_MEASURED)
+    if code:
+        raise typer.Exit(code)
 
 
 def print_table(report: Report) -> None:

@@ -13,7 +13,7 @@ from edgeattn.cli.console import console, exit_codes, note, print_json, progress
 from edgeattn.cli.sensitivity_tables import print_sensitivity, sensitivity_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from edgeattn.baseline import Progress
     from edgeattn.bundle import Manifest
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from edgeattn.evaluation.data import Data
     from edgeattn.inspecting import ModelSensitivity
     from edgeattn.model import EdgeModel
+    from edgeattn.pipeline import ConvertOptions
     from edgeattn.pruning.anatomy import Stack, Unit, Unknown
     from edgeattn.spec import GraphSpec
+    from edgeattn.targets import Target
 
 STOPPED = 4  # as convert would exit
 COLOURS = {"stops": "red", "slow": "yellow", "risk": "cyan", "handled": "dim"}
@@ -62,11 +64,12 @@ def inspect(
         if is_bundle(model):
             show_bundle(Path(model), as_json)
             return
+        import functools
         import time
 
         from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
         from edgeattn.converters.preflight import facts, look
-        from edgeattn.pipeline import ConvertOptions, calibration_sample, describe, engine, foresee
+        from edgeattn.pipeline import ConvertOptions, calibration_sample, describe, foresee
         from edgeattn.repeatable import confirmed
         from edgeattn.sources import load_data, load_model
         from edgeattn.spec import to_json
@@ -78,7 +81,7 @@ def inspect(
             precision=precision,
             backend=backend,
         )
-        engines = [engine(found, settings) for found in settings.targets]  # refused before loading
+        engines = [engine_or_first(found, settings) for found in settings.targets]  # refused before loading
         with progress_bar() as bar:
             bar.begin(f"loading {model}")
             source = confirmed(with_buckets(load_model(model), buckets, fills))
@@ -87,7 +90,10 @@ def inspect(
             bar.begin("preflight")
             began = time.monotonic()
             views = look(source, calibration_sample(source, given))
-            found = [foresee(source, views, each, given, settings) for each in settings.targets]
+            found = [
+                findings_of(each, name, settings, functools.partial(foresee, source, views, each, given, settings))
+                for each, name in zip(settings.targets, engines, strict=True)
+            ]
             seconds = round(time.monotonic() - began, 3)
             bar.begin("looking for heads and neurons")
             parts = prunable(source)
@@ -119,6 +125,43 @@ def inspect(
                 print_sensitivity(measured)
         if any(row.severity == "stops" for rows in found for row in rows):
             raise typer.Exit(STOPPED)
+
+
+def engine_or_first(target: Target, options: ConvertOptions) -> str:
+    """The engine of a target; of several targets, one that has not the one asked for is told in its findings.
+
+    Raises:
+        UnsupportedError: of the only target.
+    """
+    from edgeattn.errors import UnsupportedError
+    from edgeattn.pipeline import engine
+
+    try:
+        return engine(target, options)
+    except UnsupportedError:
+        if len(options.targets) == 1:
+            raise
+        return target.backends[0]
+
+
+def findings_of(
+    target: Target, engine: str, options: ConvertOptions, look: Callable[[], Sequence[Finding]]
+) -> Sequence[Finding]:
+    """What preflight says of a target; of several, what one cannot be asked is a row that stops it, and it alone.
+
+    Raises:
+        UnsupportedError: of the only target.
+    """
+    from edgeattn.converters.preflight import Finding
+    from edgeattn.errors import UnsupportedError
+
+    try:
+        return look()
+    except UnsupportedError as error:
+        if len(options.targets) == 1:
+            raise
+        change = "leave this target out, or choose an engine and a precision that it has"
+        return [Finding(target.name, engine, "", "stops", "target", "", "", "", 1, str(error), change, False)]
 
 
 def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:

@@ -42,7 +42,7 @@ def test_one_object_with_graphs_and_findings_of_every_target(edgeattn: Command, 
     outcome = edgeattn("inspect", converted.reference, "--target", "mobile", "--target", "jetson", "--json")
     assert outcome.code == 0, outcome.err
     told = outcome.json
-    assert set(told) == {"schema", "model", "graphs", "targets", "prunable", "seconds"}
+    assert set(told) == {"schema", "model", "graphs", "notes", "targets", "prunable", "seconds"}
     (graph,) = told["graphs"]
     assert graph["inputs"] == [{"name": "tokens", "dtype": "float32", "shape": [1, 8, 16]}]
     assert (graph["attention"], graph["ranges"]) == ([""], "recorded") or graph["attention"]
@@ -132,7 +132,7 @@ def test_sensitivity_is_one_more_key_and_a_picture(edgeattn: Command, small: tup
     arguments = ("--data", data, "--samples", "20", "--sensitivity", "--plot", "costs.svg", "--json")
     outcome = edgeattn("inspect", model, *arguments)
     assert outcome.code == 0, outcome.err
-    assert set(outcome.json) == {"schema", "model", "graphs", "targets", "prunable", "seconds", "sensitivity"}
+    assert set(outcome.json) == {"schema", "model", "graphs", "notes", "targets", "prunable", "seconds", "sensitivity"}
     told = outcome.json["sensitivity"]
     assert (told["metric"], told["source"], told["scored"], told["samples"]) == ("accuracy", 100.0, 20, 8)
     costs = {row["path"]: row for row in told["layers"]}
@@ -184,6 +184,15 @@ def test_a_damaged_bundle_is_refused(edgeattn: Command, small_bundle: Path, tmp_
     outcome = edgeattn("inspect", damage(small_bundle, tmp_path / small_bundle.name))
     assert outcome.code == 2
     assert "was changed" in outcome.error
+
+
+def test_a_target_that_cannot_be_asked_leaves_the_others_their_findings(edgeattn: Command, doubler: str) -> None:
+    outcome = edgeattn("inspect", doubler, "--target", "cpu", "--target", "mobile", "--backend", "openvino", "--json")
+    assert outcome.code == 4
+    told = {target["target"]: target["findings"] for target in outcome.json["targets"]}
+    assert set(told) == {"cpu", "android-arm64"}
+    assert [row["rule"] for row in told["android-arm64"]] == ["target"]
+    assert "unknown engine 'openvino'" in told["android-arm64"][0]["reason"]
 
 
 @pytest.mark.parametrize("value", ["text", 5, [1], {"p50_ms": "fast"}, {"metric": "wer", "deployed": None}, {"a": {}}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,39 @@ def test_weights_with_strides_stay_apart_and_the_module_is_left_alone(tmp_path: 
     for name, value in module.named_buffers():
         assert torch.equal(value, before[name][0])
         assert value.stride() == before[name][1]
+
+
+class Infinite(nn.Module):
+    """A table with -inf that is added to what is returned, and rows that see nothing behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(4, 6).masked_fill(torch.eye(4, 6, dtype=torch.bool), float("-inf")))
+
+    def forward(self, x: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        scores = x + self.get_buffer("table")
+        hidden = scores.masked_fill(~seen, float("-inf"))
+        return {
+            "scores": scores,
+            "logs": hidden.log_softmax(-1),
+            "mended": torch.nan_to_num(hidden.softmax(-1)),
+            "weights": hidden.softmax(-1),
+        }
+
+
+def test_infinities_and_rows_that_see_nothing_are_torchs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = as_model("infinite", Infinite(), x=torch.randn(4, 6), seen=torch.ones(4, 6, dtype=torch.bool))
+    artifact = to_tflite(model, tmp_path, "fp32")
+    example = dict(model.example["main"])
+    example["seen"] = example["seen"].copy()
+    example["seen"][2] = False
+    blind = replace(model, example={"main": example})
+    got = deployed_once(artifact, blind)
+    for output, expected in blind.run(example).items():
+        np.testing.assert_allclose(got[output], expected, atol=1e-6, err_msg=output)
+    assert np.isnan(got["weights"][2]).all()
+    assert (got["mended"][2] == 0).all()
 
 
 class Counting(nn.Module):

@@ -527,7 +527,7 @@ def test_an_example_that_the_user_gave_is_kept_also_where_it_hides(tmp_path: Pat
         helper.make_node("Softmax", ["masked"], ["y"]),
     ]
     inputs = [info("x", [1, 4]), info("mask", [1, 5], INT64)]
-    constants = {"w": WEIGHT, "lowest": np.float32(-np.inf)}
+    constants = {"w": WEIGHT, "lowest": np.array(-np.inf, np.float32)}
     model = model_of(nodes, inputs, ("logits", "logs", "y"), constants)
     mask = np.array([[1, 0, 1, 0, 1]])
     np.savez(tmp_path / "net.npz", x=np.ones((1, 4), np.float32), mask=mask)
@@ -551,7 +551,7 @@ def test_nan_is_told_by_its_node_also_without_names_and_one_that_where_puts_is_d
         helper.make_node("IsNaN", ["kept"], ["lost"]),
         helper.make_node("Where", ["lost", "limit", "kept"], ["y"]),
     ]
-    constants = {"w": WEIGHT, "limit": np.float32(1e6)}
+    constants = {"w": WEIGHT, "limit": np.array(1e6, np.float32)}
     assert _finite(load_model(write(model_of(nodes, [info("x", [1, 4])], constants=constants))))
     nodes[3:] = [helper.make_node("Add", ["h", "nothing"], ["y"])]
     with pytest.raises(ModelError, match=r"value of node 'nothing' \(Constant\) at position 1 holds NaN at 1 of 1"):

@@ -146,7 +146,7 @@ def _difference(
         if not same.all():
             return Difference(graph, name, np.inf, np.inf)
         largest = float(np.abs(wide[finite] - other[finite]).max(initial=0.0))
-        relative = largest / max(float(np.abs(wide[finite]).max(initial=0.0)), np.finfo(np.float32).tiny)
+        relative = largest / max(float(np.abs(wide[finite]).max(initial=0.0)), float(np.finfo(np.float32).tiny))
         if relative > bound:
             return Difference(graph, name, largest, relative)
     return None

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn import scratch
 from edgeattn.scratch import FILES, MARKER, Room, put_in_place, reap, scratch_room
 
 ROOT = Path(__file__).parents[1]
@@ -194,7 +193,7 @@ def test_a_disk_without_locks_still_has_rooms(tmp_path: Path, monkeypatch: pytes
     def refuse(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(scratch.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with Room(tmp_path, ".b.") as room:
         assert left(room.path) == [FILES]  # unmarked: nobody may take it for dead
     assert left(tmp_path) == []

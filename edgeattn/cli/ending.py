@@ -175,7 +175,7 @@ class _Watched:
 
     def write(self, text: str) -> int:
         with self._watching():
-            return self.target.write(text)
+            self.target.write(text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

@@ -78,7 +78,7 @@ def test_an_engine_that_one_target_has_not_stops_that_target(kept: Converted, tm
 def test_what_preflight_stops_keeps_its_findings(
     kept: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = pipeline.refuse
+    from edgeattn.converters.preflight import refuse as real
 
     def stop(findings: object) -> None:
         real(findings)  # type: ignore[arg-type]
@@ -116,8 +116,7 @@ def test_an_estimate_that_fails_for_one_target_leaves_the_others(
     converted: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgeattn import checking
-
-    real = checking.estimate_bundle
+    from edgeattn.estimating import estimate_bundle as real
 
     def one_fails(path: Path, target: object, threads: int) -> object:
         if target == get_target("pixel-8"):

@@ -537,7 +537,7 @@ def test_an_example_that_the_user_gave_is_kept_also_where_it_hides(tmp_path: Pat
     for name in ("logits", "logs"):
         np.testing.assert_array_equal(np.isneginf(outputs[name]), mask == 0)
     np.savez(tmp_path / "net.npz", x=np.ones((1, 4), np.float32), mask=np.zeros_like(mask))
-    with pytest.raises(ModelError, match="is (NaN|infinite)"):  # told, never silently replaced
+    with pytest.raises(ModelError, match=r"is (NaN|infinite)"):  # told, never silently replaced
         load_model(write(model))
 
 

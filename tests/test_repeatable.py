@@ -41,12 +41,12 @@ class Forward(nn.Module):
 
 class AlwaysDrops(Forward):
     def after(self, y: Tensor) -> Tensor:
-        return cast(Tensor, functional.dropout(y, 0.1))  # training=True is its default
+        return functional.dropout(y, 0.1)  # training=True is its default
 
 
 class Samples(Forward):
     def after(self, y: Tensor) -> Tensor:
-        return y + 1e-6 * torch.randn_like(y)
+        return cast(Tensor, y + 1e-6 * torch.randn_like(y))
 
 
 class Remembers(Forward):

@@ -200,7 +200,9 @@ def test_this_machines_clock_judges_this_machine_alone(
 
 # --- the metric -------------------------------------------------------------------------------------------------------
 
-RECORDED = Accuracy("accuracy", 97.0, 96.8, (95.0, 98.0), 400, "test.npz", "inputs", "labelled")
+RECORDED = Accuracy(
+    "accuracy", 97.0, 96.8, (95.0, 98.0), 400, "test.npz", inputs_sha256="inputs", labelled_sha256="labelled"
+)
 SAME = replace(RECORDED, source=None)
 CHANCE = 10.0
 

@@ -3,8 +3,8 @@
 SIGINT, SIGTERM, SIGHUP    raised as KeyboardInterrupt, so that everything cleans up as for Ctrl-C; exit 128 + the
 number. One that was ignored when we were started (nohup) stays ignored.
 stdout full                one line on stderr, exit 2; what was written to disk stays. Not 1, which tells of a gate.
-nobody reads stdout        the same with exit 141, 128 + SIGPIPE, as shells count.
-stderr full or closed      the work goes on; exit 2 if nothing worse comes, unless stderr was closed from the start.
+nobody reads stdout        exit 141 without a word: 128 + SIGPIPE, as shells count.
+stderr full or closed      the work goes on, and its exit code says how it went.
 """
 
 from __future__ import annotations
@@ -76,12 +76,13 @@ def run(work: Callable[[], None]) -> int:
         with contextlib.suppress(OSError, ValueError):
             stdout.flush()
         if stdout.failed is not None:
-            stderr.write(f"error: stdout: {stdout.failed.strerror or stdout.failed}; the result was not told\n")
+            if stdout.failed.errno != errno.EPIPE:
+                stderr.write(f"error: stdout: {stdout.failed.strerror or stdout.failed}; the result was not told\n")
             _point_at_null(before[0])
         stderr.flush()
         if stderr.failed is not None:
             _point_at_null(before[1])
-        return code or _unwritten(stdout.failed or stderr.failed) or 0
+        return code or _unwritten(stdout.failed) or 0
     finally:
         sys.stdout, sys.stderr = before
 

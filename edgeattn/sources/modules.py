@@ -93,7 +93,8 @@ def _carrying(name: str, graph: Graph) -> Graph:
 
     example = {key: torch.from_numpy(np.array(value)) for key, value in example_arrays(graph).items()}
     graph.module.eval()
-    return with_carried_states(name, graph, example)
+    with users_code(f"{type(graph.module).__name__}.forward"):
+        return with_carried_states(name, graph, example)
 
 
 def _with_states_that_fit(name: str, before: Graph, after: Graph) -> Graph:

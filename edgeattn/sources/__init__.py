@@ -84,7 +84,8 @@ MODULES: Mapping[Callable[[str], EdgeModel], tuple[str, ...]] = {
     pruned.load: (*_ONNX, "edgeattn.pruning.saved"),
     huggingface.load: (
         "torch._dynamo.config", "torch.fx.experimental.symbolic_shapes", "transformers.modeling_utils",
-        "transformers.dynamic_module_utils", "transformers.models.auto.modeling_auto", "safetensors.torch",
+        "transformers.dynamic_module_utils", "transformers.models.auto.modeling_auto", "transformers.generation.utils",
+        "transformers.processing_utils", "transformers.modeling_layers", "safetensors.torch", "tokenizers",
         "edgeattn.pruning.saved",
     ),
 }  # fmt: skip

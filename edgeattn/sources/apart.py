@@ -140,6 +140,7 @@ def fingerprint(path: Path) -> Print:
 
 _lock = threading.Lock()
 _passed: set[Print] = set()
+_others: list[subprocess.Popen[bytes]] = []
 _server: tuple[int, subprocess.Popen[bytes]] | None = None  # with the process that it belongs to
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgeattn.sources.apart import serve; serve()"
 
@@ -147,8 +148,12 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgeattn
 def _running() -> subprocess.Popen[bytes]:
     """The server of this process; a fork of it has none yet."""
     global _server
-    if _server is not None and _server[0] == os.getpid() and _server[1].poll() is None:
-        return _server[1]
+    if _server is not None and _server[0] == os.getpid():
+        if _server[1].poll() is None:
+            return _server[1]
+        _close(_server[1])  # it was idle
+    elif _server is not None:
+        _others.append(_server[1])  # kept, not ended: it is the parent's
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     started = subprocess.Popen(
         [sys.executable, "-I", "-W", "ignore", "-c", _START, json.dumps(sys.path)],

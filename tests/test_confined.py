@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_texts_of_a_directory_stay_inside(directory: Path, secret: Path) -> None
         read_texts(directory / "pipe.tsv")
 
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "model_type": "bert", "architectures": ["BertModel"], "vocab_size": 31, "hidden_size": 8, "num_hidden_layers": 1,
     "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 16,
 }  # fmt: skip

@@ -28,8 +28,12 @@ def info(name: str, shape: Sequence[int | str] | None, kind: int = FLOAT) -> onn
     return helper.make_tensor_value_info(name, kind, shape)
 
 
-def write(path: Path, nodes: Sequence[Node], constants: dict[str, np.ndarray] | None = None, **extra: object) -> str:
-    inputs = extra.get("inputs", [info("x", [1, 4])])
+def write(
+    path: Path,
+    nodes: Sequence[Node],
+    constants: dict[str, np.ndarray] | None = None,
+    inputs: Sequence[onnx.ValueInfoProto] = (info("x", [1, 4]),),
+) -> str:
     stored = [numpy_helper.from_array(value, name) for name, value in (constants or {}).items()]
     graph = helper.make_graph(nodes, "main", inputs, [info("y", None)], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -23,10 +23,11 @@ from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.spec import ModelSpec
 from edgeattn.targets import Target, get_target, host_target
 from edgeattn.targets.roofline import Estimate
+from edgeattn.targets.target import NAME
 
 Verdict = Literal["passed", "failed", "not measured"]
 Asked = Literal["flag", "default", "no"]
-NO_METRIC = "no data with labels (--data, target_NAME)"
+NO_METRIC = "no labelled data was given (--data)"
 
 
 @dataclass(frozen=True)
@@ -335,6 +336,8 @@ def foreseen(path: Path, target: Target, threads: int) -> Estimate | str:
 
 def known_target(name: str) -> Target | None:
     """The target of a bundle; None for one of a file of the user's own, which a bundle does not hold."""
+    if not NAME.fullmatch(name):  # a path would be read
+        return None
     try:
         return get_target(name)
     except InputError:
@@ -352,6 +355,8 @@ def elsewhere(manifest: Manifest, named: bool) -> str:
     """
     host = host_target()
     if manifest.target == HOST:
+        if named:
+            return ""
         made = manifest.provenance.get("machine")
         if not isinstance(made, Mapping) or not isinstance(made.get("isa"), list):
             return ""  # made before bundles told it
@@ -367,6 +372,6 @@ def elsewhere(manifest: Manifest, named: bool) -> str:
     missing = sorted(isa - set(host.cpu.isa))
     if arch != host.cpu.arch:
         return f"this machine is {host.cpu.arch} and {name} is {arch}"
-    if missing and not (named and manifest.target == HOST):
+    if missing:
         return f"this machine is not {name}: it has no {', '.join(missing)}"
     return ""

@@ -170,9 +170,9 @@ def host(arch: str, *isa: Any) -> Target:
             False,
             "this machine is x86_64 and the machine",
         ),
-        ("cpu", {"arch": "aarch64", "isa": []}, host("x86_64", "avx2"), True, "this machine is x86_64 and the machine"),
+        ("cpu", {"arch": "aarch64", "isa": []}, host("x86_64", "avx2"), True, ""),  # named: this very machine
         ("cpu", {"arch": "x86_64", "isa": ["avx512"]}, host("x86_64", "avx2"), False, "it has no avx512"),
-        ("cpu", {"arch": "x86_64", "isa": ["avx512"]}, host("x86_64", "avx2"), True, ""),  # named: this very machine
+        ("cpu", {"arch": "x86_64", "isa": ["avx512"]}, host("x86_64", "avx2"), True, ""),
         ("cpu", ["strange"], host("x86_64"), False, ""),
         ("pixel-8", None, host("x86_64", "avx2"), False, "this machine is not pixel-8"),
         ("pixel-8", None, host("x86_64", "avx2"), True, "this machine is x86_64 and pixel-8 is aarch64"),
@@ -274,7 +274,7 @@ def test_absolute_gates_need_no_source(low: float | None, high: float | None, pa
 @pytest.mark.parametrize("name", ["max_drop", "min_metric", "max_metric", "deadline_ms"])
 def test_a_gate_that_is_no_number_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="must be a number, got NaN"):
-        Gates(**{name: math.nan})
+        replace(Gates(), **{name: math.nan})  # type: ignore[arg-type]
 
 
 def test_limits_that_nothing_can_keep_are_refused() -> None:
@@ -321,3 +321,12 @@ def test_an_estimate_that_cannot_be_made_is_a_reason_and_no_error(tmp_path: Path
     found = verdicts.foreseen(tmp_path / "missing.edge", get_target("pixel-8"), 1)
     assert isinstance(found, str)
     assert "no such bundle" in found
+
+
+def test_the_target_of_a_bundle_is_a_name_and_never_a_file(tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text("not read")
+    assert [verdicts.known_target(name) for name in (str(own), "own.toml", "my-board", "")] == [None] * 4
+    found = verdicts.known_target("pixel-8")
+    assert found is not None
+    assert found.name == "pixel-8"

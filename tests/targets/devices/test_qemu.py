@@ -80,7 +80,7 @@ def mobile_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = load_data("streaming-conformer", model.spec, None, None, 4)
     out = tmp_path_factory.mktemp("mobile")
     report = convert(model, data, ConvertOptions((get_target("mobile"),), "fp32", out=out, measure=QUICK), Watch())
-    assert report.passed
+    assert not report.failed
     return out / f"streaming-conformer.{get_target('mobile').name}.edge"
 
 
@@ -103,7 +103,7 @@ def test_the_mobile_bundle_is_right_on_arm_behind_sshd_and_hears_the_same_words(
     device = f"{board.url}{python_of(root)}"
     report = check(mobile_bundle, CheckOptions(device=device), Watch())
     (result,) = report.results
-    assert result.passed, result.failures
+    assert (result.failures, result.verdict) == ((), "not measured")  # its hop: an emulator tells no time
     assert (result.kind, result.backend) == ("emulated", "litert")
     assert (result.latency, result.realtime, result.memory, result.energy) == (None, None, None, None)
     assert result.device == f"aarch64, emulated by {EMULATOR}"
@@ -146,7 +146,7 @@ def test_the_command_says_that_it_is_emulated_and_tells_no_time(
         app(["profile", str(tiny_bundle), "--device", emulated, "--json"])
     assert not left.value.code
     (result,) = json.loads(capsys.readouterr().out)["results"]
-    assert (result["kind"], result["passed"]) == ("emulated", True)
+    assert (result["kind"], result["verdict"]) == ("emulated", "not measured")  # its hop: an emulator tells no time
     absent = ("latency", "realtime", "memory", "energy", "estimate")
     assert [result[name] for name in absent] == [None] * len(absent)
     assert "emulated, so nothing is told of its time" in result["notes"][0]

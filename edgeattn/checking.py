@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edgeattn.adversarial import deviation_failures
 from edgeattn.baseline import Baseline, Progress, baseline, replay_baseline, score_of, whole_parity
@@ -67,6 +67,7 @@ from edgeattn.verdicts import (
 EVALUATION = "edgeattn.evaluation.worker"
 SLOWEST_SAMPLE = 10.0  # seconds of a board for one sample, a recording of some seconds among them
 SLOWEST_OPS = 10  # of an estimate that a report names
+Told = TypeVar("Told", Accuracy, Candidate)
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,18 @@ def _metric(
         return None, metric_unmeasured(options.gates, origin, asked)
     found = identified(accuracy(None if base is None else base.score, score, data.origin), data)
     recorded = manifest.measured.get("accuracy")
-    before = from_json(Accuracy, recorded, "manifest.measured.accuracy") if recorded else None
+    before = _recorded(Accuracy, recorded, "manifest.measured.accuracy") if recorded else None
     return accuracy_judged(found, before, options.gates, asked)
+
+
+def _recorded(kind: type[Told], value: Any, where: str) -> Told:
+    """An object of a manifest's reports, which may have grown: fields that are not known here are left out.
+
+    Raises:
+        InputError: for another form.
+    """
+    known = {one.name for one in fields(kind)}
+    return from_json(kind, {k: v for k, v in value.items() if k in known} if isinstance(value, dict) else value, where)
 
 
 def _executed(manifest: Manifest, engine: str, executed: Mapping[str, Mapping[str, int]]) -> list[Judgement]:
@@ -645,7 +656,7 @@ def _result(
     note = f"a substitute: {profile.backend} on this machine runs what {manifest.backend} would run"
     tried_on = str(manifest.measured.get("device") or "a machine that the bundle does not tell")
     asked, shipped = str(manifest.precision["asked"]), str(manifest.precision["shipped"])
-    candidates = tuple(from_json(Candidate, c, "candidate") for c in manifest.precision.get("candidates", ()))
+    candidates = tuple(_recorded(Candidate, c, "candidate") for c in manifest.precision.get("candidates", ()))
     buckets, graphs = graph_results(manifest.spec, parity[1], profile.latency)
     result = Result(
         target=manifest.target,

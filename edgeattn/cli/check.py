@@ -73,7 +73,7 @@ def check(
         from edgeattn.checking import CheckOptions
         from edgeattn.checking import check as run
         from edgeattn.cli.loading import deadline_for, one_device, typed
-        from edgeattn.gates import Gates
+        from edgeattn.gates import DEFAULT_MAX_DROP, Gates
         from edgeattn.pictures import check_picture
         from edgeattn.profiling.contract import MeasureOptions
         from edgeattn.timeline import draw_timeline
@@ -85,7 +85,7 @@ def check(
         limit = deadline_for(target, deadline, typed(context))
         emulated = device is not None and device.startswith("qemu:")  # where options of time are refused
         asked = max_drop is not None
-        drop = o.MAX_DROP if max_drop is None else max_drop
+        drop = DEFAULT_MAX_DROP if max_drop is None else max_drop
         settings = CheckOptions(
             gates=Gates(drop, limit, max_size, min_metric, max_metric, asked),
             measure=MeasureOptions(

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from edgeattn.pruning.request import Request
     from edgeattn.quantize.plan import Plan
 
-MAX_DROP = 0.5  # points, as edgeattn.gates has it
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "": 1.0}
 UNITS_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -97,7 +96,7 @@ MaxDropAsked = Annotated[
         "--max-drop",
         min=0.0,
         help="Points of the metric that may be lost against the source, which --model measures or the manifest tells. "
-        f"Default: {MAX_DROP:g}.",
+        "Default: 0.5.",
         show_default=False,
     ),
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from edgeattn.bundle import BundleDraft, read_manifest
 from tests.cli.conftest import Command
 from tests.conversions import BUNDLES, Converted
 
@@ -47,6 +50,20 @@ def test_wrong_labels_fail_whatever_the_file_is_called(edgeattn: Command, small_
     (result,) = outcome.json["results"]
     assert result["verdict"] == gates(result)["accuracy"]["verdict"] == "failed"
     assert (result["accuracy"]["source"], result["accuracy"]["deployed"]) == (100.0, 0.0)
+
+
+def test_a_record_that_has_grown_is_read_and_one_of_another_form_refused(
+    edgeattn: Command, converted: Converted, small_bundle: Path, tmp_path: Path
+) -> None:
+    manifest = read_manifest(small_bundle)
+    later = {**manifest.measured, "accuracy": {**manifest.measured["accuracy"], "of_a_later_version": 1}}
+    for name, measured, code in (("later", later, 0), ("broken", {"accuracy": 5}, 2)):
+        copy = tmp_path / f"{name}.cpu.edge"
+        with BundleDraft(copy) as draft:
+            shutil.copytree(small_bundle, draft.path, dirs_exist_ok=True)
+            draft.write_manifest(replace(manifest, measured=measured))
+            draft.publish()
+        assert edgeattn("check", copy, "--data", converted.data, *QUICK).code == code
 
 
 def test_other_data_is_not_gated_and_the_exit_code_says_so(edgeattn: Command, small_bundle: Path, other: Path) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 
 ALPHA = 0.05  # of all verdicts on one target together: a claim that is wrong oftener than that is no claim
 SAMPLES = 2_000  # to measure on unless said: proves half a point after the correction for a whole search
-RESAMPLES, TAIL = 1_000, 20  # of the bootstrap: at least, and so many beyond the bound
+RESAMPLES, TAIL = 1_000, 5  # of the bootstrap: at least, and so many beyond the bound
 MOST_SAMPLES = 10_000_000  # that are told as needed
-HALVINGS = 60
+HALVINGS = 45
 
 
 def rate_upper(count: float, samples: float, alpha: float = ALPHA) -> float:
@@ -56,9 +56,9 @@ def net_upper(worse: float, better: float, samples: float, alpha: float = ALPHA)
     Source: Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
     design", Statistics in Medicine 17 (1998).
     """
-    floor = rate_upper(max(worse - better, 0.0), samples, alpha)
+    net = max(worse - better, 0.0)
     if worse + better == 0:
-        return floor
+        return rate_upper(0, samples, alpha)
     z, seen = NormalDist().inv_cdf(1.0 - alpha), worse - better
     low, high = max(seen / samples, -1.0), 1.0
     for _ in range(HALVINGS):
@@ -68,7 +68,9 @@ def net_upper(worse: float, better: float, samples: float, alpha: float = ALPHA)
             high = middle
         else:
             low = middle
-    return max(floor, high)
+    if net > 0 and _incomplete_beta(net + 1.0, samples - net, high) >= 1.0 - alpha:
+        return high  # the bound of the net count lies below
+    return max(rate_upper(net, samples, alpha), high)
 
 
 def _paired_variance(worse: float, better: float, samples: float, difference: float) -> float:

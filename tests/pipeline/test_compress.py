@@ -195,12 +195,20 @@ def test_milliseconds_of_a_phone_are_not_judged_by_this_machines_clock(shop: Wor
 
 
 def test_the_most_that_keeps_the_metric_is_found(shop: Workshop) -> None:
-    made = compressed(shop, Request(max_drop=4.0))
+    target = get_target("cpu")
+    by_samples = Compressor(shop, Request(max_drop=4.0), 1, accept_unproved=True)
+    made = by_samples.for_target(target, "openvino", Watch())
     score = made.pruning.facts["score"]
     assert score["drop"] <= 4.0
     # A larger drop allows no slower model.
-    looser = compressed(shop, Request(max_drop=60.0))
+    looser = Compressor(shop, Request(max_drop=60.0), 1, accept_unproved=True).for_target(target, "openvino", Watch())
     assert looser.pruning.facts["speedup"] >= made.pruning.facts["speedup"] > 1.0
+
+
+def test_nothing_goes_where_the_samples_are_too_few_to_show_that_it_may(shop: Workshop) -> None:
+    made = compressed(shop, Request(max_drop=4.0))
+    assert made.cut == Cut()
+    assert any("is not surely within 4 points" in note and "nothing is removed" in note for note in made.pruning.notes)
 
 
 def test_shares_are_removed_from_every_unit(shop: Workshop) -> None:

@@ -396,8 +396,8 @@ def _divided(
     if not divided.evaluation:
         raise DataError(f"{origin}: no sample to measure on; at least 2 different ones are needed, or a split")
     origin = f"{origin}/{divided.split}" if divided.split else origin
-    parts = (tuple(made[i] for i in part) for part in (divided.calibration, divided.evaluation))
-    return ArrayData(origin, *parts)
+    calibration, evaluation = divided.calibration, divided.evaluation
+    return ArrayData(origin, tuple(made[i] for i in calibration), tuple(made[i] for i in evaluation))
 
 
 def _digest(sample: ArraySample) -> bytes:

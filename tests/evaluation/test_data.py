@@ -382,7 +382,7 @@ def test_any_beginning_of_what_is_drawn_holds_each_label_in_its_share(labels: li
 def test_every_form_takes_the_same_samples(tmp_path: Path) -> None:
     rows = by_class(6, 4)
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    np.savez(tmp_path / "a.npz", **stacked)
+    np.savez(tmp_path / "a.npz", allow_pickle=False, **stacked)
     one, other = sample_data(rows, "a.npz", FLAT, limit=8), load_arrays(tmp_path / "a.npz", FLAT, limit=8)
     for part, twin in ((one.calibration, other.calibration), (one.evaluation, other.evaluation)):
         assert [s.inputs["x"].tolist() for s in part] == [s.inputs["x"].tolist() for s in twin]
@@ -414,7 +414,9 @@ def test_a_sample_may_carry_its_split(tmp_path: Path, form: str) -> None:
     def loaded(split: str | None) -> ArrayData:
         if form == "samples":
             return sample_data(rows, "x", FLAT, split)
-        np.savez(tmp_path / "x", **{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+        np.savez(
+            tmp_path / "x", allow_pickle=False, **{name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        )
         return load_arrays(tmp_path / "x.npz", FLAT, split)
 
     data = loaded(None)

@@ -272,10 +272,10 @@ def _utterance(row: Row, sample_rate: int) -> Utterance:
     return Utterance(read_audio(row.path, sample_rate), tuple(row.text.lower().split()), row.speaker)
 
 
-def spread(items: Sequence[T], limit: int) -> Sequence[T]:
+def spread(items: Sequence[T], limit: int) -> list[T]:
     """At most so many items, evenly spread over all of them: neighbours in a stream are alike. 0 for all."""
     if not limit or len(items) <= limit:
-        return items
+        return list(items)
     return [items[index * len(items) // limit] for index in range(limit)]
 
 

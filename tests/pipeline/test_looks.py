@@ -104,7 +104,7 @@ def test_all_looks_together_have_5_percent() -> None:
 @pytest.mark.parametrize("layers", [1, 2, 3, 7, 12, 16, 33, 100])
 def test_a_search_makes_no_more_trials_than_were_paid_for(layers: int) -> None:
     for fewest in range(1, layers + 2):
-        made = []
+        made: list[int] = []
 
         def evaluate(paths: tuple[str, ...], fewest: int = fewest, made: list[int] = made) -> Trial:
             made.append(len(paths))

@@ -289,5 +289,5 @@ def test_a_block_ends_at_the_first_number_of_a_path(path: str, block: str) -> No
 
 def test_even_samples_are_spread_over_all() -> None:
     assert spread(range(10), 3) == [0, 3, 6]
-    assert list(spread(range(2), 16)) == [0, 1]
-    assert list(spread([], 16)) == []
+    assert spread(range(2), 16) == [0, 1]
+    assert spread([], 16) == []

@@ -106,6 +106,15 @@ class PrintableStream:
         """Hand on what is buffered."""
         self.raw.flush()
 
+    def close(self) -> None:
+        """Hand on what is buffered: loggers close what they found as stderr, and the stream is the process's."""
+        self.flush()
+
+    @property
+    def closed(self) -> bool:
+        """Of the stream behind it."""
+        return self.raw.closed
+
     def isatty(self) -> bool:
         """Whether it takes colours."""
         return False

@@ -37,10 +37,13 @@ def chosen_targets(names: Sequence[str]) -> tuple[Target, ...]:
     """Each target once, an alias and its name being the same.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: for an unknown name, or none at all (an empty list in edgeattn.toml).
     """
+    from edgeattn.errors import InputError
     from edgeattn.targets import get_target
 
+    if not names:
+        raise InputError("no target is named; give --target, or leave the empty list in edgeattn.toml out")
     return tuple({found.name: found for found in map(get_target, names)}.values())
 
 

@@ -89,6 +89,13 @@ def test_without_a_file_nothing_changes(edgeattn: Command) -> None:
     assert edgeattn("models").code == 0
 
 
+def test_an_empty_list_of_targets_is_refused(edgeattn: Command, toml: Path) -> None:
+    toml.write_text("[convert]\ntarget = []\n", encoding="utf-8")
+    outcome = edgeattn("convert", "missing.onnx")
+    assert outcome.code == 2
+    assert "no target is named" in outcome.error
+
+
 # --- what one target has for itself -----------------------------------------------------------------------------------
 
 QUICK = ("--paced-seconds", "0", "--json")

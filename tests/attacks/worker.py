@@ -27,7 +27,7 @@ MAX_OUTPUT = 2**20  # bytes of all that a command prints
 MAX_GROWTH = 2**30  # bytes that an attack may add to the process
 MAX_ADDRESSES = 24 * 2**30  # bytes of addresses, of which torch and its like reserve gigabytes
 STUCK = 30.0  # seconds after which its place is written down
-SECONDS = 10.0  # of one attack, on a machine with other work
+SECONDS = 30.0  # of one attack: the first of a kind may import a framework, on a machine with other work
 CODES = (0, 1, 2, 3, 4, 5)
 
 

@@ -8,12 +8,14 @@ long. What an attack prints goes to files. HOME, TMPDIR and the working director
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import time
 import warnings
@@ -22,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 MAX_LINE = 4_000  # characters of an error
 MAX_OUTPUT = 2**20  # bytes of all that a command prints
 MAX_GROWTH = 2**30  # bytes that an attack may add to the process
@@ -61,6 +64,7 @@ def main(arguments: list[str]) -> int:
     where = (root / "where").open("w", encoding="utf-8")
     for name in ("home", "tmp"):
         (root / name).mkdir(parents=True, exist_ok=True)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # an attack that hangs outlives nobody
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("default")

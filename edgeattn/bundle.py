@@ -98,6 +98,14 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
 
+@final
+class _Facts(dict[str, Any]):
+    """What a manifest says for reports, in any form; a reader that needs a field that is not there says which."""
+
+    def __missing__(self, key: str) -> Any:
+        raise BundleError(f"manifest.json says nothing of {key!r}, which is needed here; convert the model again")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A bundle that was read and verified."""
@@ -467,7 +475,28 @@ def _parse(source: Path, data: bytes) -> Manifest:
     for name in sorted(wanted - set(manifest.files)):
         raise BundleError(f"{source}: the manifest uses {name!r:.200} but does not list it under files")
     _check_seal(source, data, seal)
-    return manifest
+    _check_facts(source, manifest)
+    return replace(manifest, precision=_Facts(manifest.precision))
+
+
+def _check_facts(source: Path, manifest: Manifest) -> None:
+    """Where a report looks into what may hold anything, it finds an object, or nothing."""
+    known = {
+        "precision.executed": manifest.precision.get("executed"),
+        "provenance.tools": manifest.provenance.get("tools"),
+        "provenance.layers": manifest.provenance.get("layers"),
+        **{f"precision.executed.{op:.40}": kinds for op, kinds in _items(manifest.precision.get("executed"))},
+    }
+    for place, value in known.items():
+        if value is not None and not isinstance(value, dict):
+            raise BundleError(f"{source}: manifest.{place}: expected an object, got {type(value).__name__}")
+    candidates = manifest.precision.get("candidates")
+    if candidates is not None and not isinstance(candidates, list):
+        raise BundleError(f"{source}: manifest.precision.candidates: expected a list, got {type(candidates).__name__}")
+
+
+def _items(value: Any) -> list[tuple[str, Any]]:
+    return list(value.items()) if isinstance(value, dict) else []
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 LOG = logging.getLogger(__name__)
 
 MAGIC = b"edgeattn cache 1\n"
+HEAD_BYTES = len(MAGIC) + 65  # before what was stored: MAGIC, a sha256, a line end
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -132,9 +133,8 @@ def _head(name: str, data: bytes) -> bytes:
 
 
 def _checked(path: Path, content: bytes) -> bytes | None:
-    size = len(MAGIC) + 65
-    data = content[size:]
-    if content[:size] == _head(path.name, data):
+    data = content[HEAD_BYTES:]
+    if content[:HEAD_BYTES] == _head(path.name, data):
         return data
     LOG.warning("%s: not used, it is damaged or was written by another version; it is built again", path)
     return None

@@ -978,3 +978,25 @@ def test_golden_bytes_that_were_damaged_are_found_when_their_step_is_read(bundle
     relist(bundle)
     with open_bundle(bundle) as opened, pytest.raises(BundleError, match=r"golden\.npz is not|is damaged"):
         golden_of(opened)
+
+
+@pytest.mark.parametrize(
+    ("place", "facts"),
+    [
+        ("precision", {"executed": [1]}),
+        ("precision", {"executed": {"MatMul": 5}}),
+        ("precision", {"candidates": {"a": 1}}),
+        ("provenance", {"tools": "numpy"}),
+        ("provenance", {"layers": ["a"]}),
+    ],
+)
+def test_facts_that_reports_look_into_are_objects(bundle: Path, place: str, facts: dict[str, Any]) -> None:
+    edit(bundle, lambda values: values.update({place: facts}))
+    with pytest.raises(BundleError, match=rf"manifest\.{place}\.\w+.*: expected a"):
+        read(bundle)
+
+
+def test_a_fact_that_is_missing_is_named_by_who_needs_it(bundle: Path) -> None:
+    edit(bundle, lambda values: values.update(precision={}))
+    with pytest.raises(BundleError, match=r"says nothing of 'shipped'.*convert the model again"):
+        read(bundle).precision["shipped"]

@@ -22,7 +22,7 @@ import edgeattn.runtimes.cuda
 import edgeattn.runtimes.tensorrt
 from edgeattn.errors import ConversionError, UnsupportedError
 from edgeattn.runtimes import Session, open_session
-from edgeattn.runtimes.engine_cache import MAGIC, engine_cache, fetch, store
+from edgeattn.runtimes.engine_cache import HEAD_BYTES, engine_cache, fetch, store
 from edgeattn.runtimes.tensorrt_build import BuildRecipe, recipe_to_build
 from tests.runtimes.cudart import build_simulator
 from tests.runtimes.simulated_tensorrt import SCRATCH, STREAMED, onnxruntime_network, simulated_tensorrt
@@ -482,7 +482,7 @@ def test_memory_of_the_engine_is_scratch_and_weights(board: Board, version: str)
     board.install(version)
     with board.open() as session:
         (engine,) = engine_cache().glob("*.engine")
-        weights = STREAMED if version.startswith("11") else engine.stat().st_size - len(MAGIC) - 65
+        weights = STREAMED if version.startswith("11") else engine.stat().st_size - HEAD_BYTES
         assert session.engine_bytes == 2 * SCRATCH + weights  # of either direction of the states
 
 

@@ -7,6 +7,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+INTERPRETER = sys.executable  # of this process, whatever its programs are told to take for theirs later
+
 # In the child, before it becomes the program: the kernel kills it when the thread that started it is gone (prctl(2),
 # PR_SET_PDEATHSIG). It may be gone already. A function between fork and exec (preexec_fn) is not safe beside threads.
 BIND = """\
@@ -31,4 +33,4 @@ def bound(command: Sequence[str]) -> list[str]:
     program = shutil.which(command[0])
     if program is None:
         raise FileNotFoundError(2, os.strerror(2), command[0])
-    return [sys.executable, "-I", "-S", "-c", BIND, str(os.getpid()), program, *command[1:]]
+    return [INTERPRETER, "-I", "-S", "-c", BIND, str(os.getpid()), program, *command[1:]]

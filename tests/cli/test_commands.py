@@ -106,7 +106,7 @@ def test_convert_prints_every_candidate_and_why(edgeattn: Command, kept: Convert
     assert outcome.code == 0, outcome.err
     for scheme in ("fp32", "fp16", "int8-static", "int8-dynamic"):
         assert scheme in outcome.out
-    assert "fastest that keeps the metric" in outcome.out
+    assert "fastest float; not proved: " in outcome.out  # the samples are few
 
 
 def test_quantize_saves_a_plan_and_one_object(edgeattn: Command, converted: Converted, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ GIB_VARIABLE = "EDGEATTN_READ_GIB"
 IDLE_SECONDS = 60.0  # of the server, before it ends
 MAX_ANSWER_BYTES = 2**16
 MAX_FILES = 10_000  # of a directory that is looked at for changes
+READ = (".json", ".safetensors", ".txt", ".model", ".spm", ".jinja", ".onnx", ".npz", ".data")  # of a directory
 
 Print = tuple[tuple[str, int, int, int, int], ...]
 
@@ -125,13 +126,23 @@ def _judge(reference: str, limits: Limits, answer: Mapping[str, Any]) -> None:
 
 
 def fingerprint(path: Path) -> Print:
-    """What changes with any file of a reference: names, places, sizes, times. Of a file, those beside it too."""
-    folder = path if path.is_dir() else path.parent
-    files = [path]
-    with contextlib.suppress(OSError):
-        files += sorted(folder.iterdir())[:MAX_FILES] if path.suffix == ".onnx" or path.is_dir() else []
+    """What changes with any file of a reference: names, places, sizes, times.
+
+    Files that only lie in the same folder are left out: others may be at work there.
+    """
+    files: list[Path] = []
+    if path.is_dir():
+        with contextlib.suppress(OSError):
+            files = sorted(file for file in path.iterdir() if file.suffix in READ)[:MAX_FILES]
+    else:
+        files = [
+            path,
+            path.with_suffix(".npz"),
+            path.with_name(f"{path.name}.data"),
+            path.with_name(f"{path.name}_data"),
+        ]
     found = []
-    for file in dict.fromkeys(files):
+    for file in files:
         with contextlib.suppress(OSError):
             known = file.stat()
             found.append((str(file.absolute()), known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns))

@@ -181,6 +181,26 @@ def test_a_file_that_changes_meanwhile_is_refused(monkeypatch: pytest.MonkeyPatc
         apart.read_apart(str(path), ())
 
 
+@pytest.mark.parametrize("name", ["net.onnx", "directory"])
+def test_other_files_of_the_folder_may_change_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    if name == "directory":
+        path.mkdir()
+        (path / "config.json").write_text("{}")
+    else:
+        path.write_bytes(b"one")
+
+    def change(request: Any) -> dict[str, Any]:
+        (tmp_path / "log.txt").write_text("another")
+        (path if path.is_dir() else tmp_path).joinpath("run.log").write_text("another")
+        return {"read": True}
+
+    monkeypatch.setattr(apart, "_asked", change)
+    apart.read_apart(str(path), ())
+
+
 def test_where_no_process_can_be_started_reading_goes_on(
     answers: Callable[[dict[str, Any] | None], None], tmp_path: Path
 ) -> None:

@@ -39,7 +39,7 @@ from edgeattn.runtimes.selftest import SelftestResult, selftest
 from edgeattn.scratch import scratch_room
 from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, from_json, to_json
-from edgeattn.targets import Target
+from edgeattn.targets import Target, known_target
 from edgeattn.targets.devices import Device, Inventory, parse_device
 from edgeattn.targets.roofline import Estimate
 from edgeattn.trial import NOTE, PRECISION, Trials
@@ -59,7 +59,6 @@ from edgeattn.verdicts import (
     foreseen,
     golden_judged,
     hashes_judged,
-    known_target,
     metric_unmeasured,
     parity_judged,
 )
@@ -155,7 +154,8 @@ def _metric(
     if data is None or score is None:
         origin = NO_METRIC if data is None else f"{data.origin} holds no labels (target_NAME) that a metric is made of"
         return None, metric_unmeasured(options.gates, origin, asked)
-    found = identified(accuracy(None if base is None else base.score, score, data.origin), data)
+    source = None if base is None else base.score
+    found = identified(accuracy(source, score, data.origin, max_drop=options.gates.max_drop), data)
     recorded = manifest.measured.get("accuracy")
     before = _recorded(Accuracy, recorded, "manifest.measured.accuracy") if recorded else None
     return accuracy_judged(found, before, options.gates, asked)

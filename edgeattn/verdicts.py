@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgeattn.bundle import Manifest
-from edgeattn.errors import EdgeattnError, InputError
+from edgeattn.errors import EdgeattnError
 from edgeattn.estimating import HOST, estimate_bundle
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import MAX_ABS_FP32, MIN_SQNR_FP16, MIN_SQNR_FP32, Parity
@@ -21,9 +21,8 @@ from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.profiling.figures import Profile
 from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.spec import ModelSpec
-from edgeattn.targets import Target, get_target, host_target
+from edgeattn.targets import Target, host_target, known_target
 from edgeattn.targets.roofline import Estimate
-from edgeattn.targets.target import NAME
 
 Verdict = Literal["passed", "failed", "not measured"]
 Asked = Literal["flag", "default", "no"]
@@ -332,16 +331,6 @@ def foreseen(path: Path, target: Target, threads: int) -> Estimate | str:
         return estimate_bundle(path, target, threads)
     except EdgeattnError as error:
         return str(error)
-
-
-def known_target(name: str) -> Target | None:
-    """The target of a bundle; None for one of a file of the user's own, which a bundle does not hold."""
-    if not NAME.fullmatch(name):  # a path would be read
-        return None
-    try:
-        return get_target(name)
-    except InputError:
-        return None
 
 
 def elsewhere(manifest: Manifest, named: bool) -> str:

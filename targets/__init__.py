@@ -1,7 +1,7 @@
 """Devices that bundles are made for: facts in .toml files beside this one, and this machine."""
 
 from edgeattn.targets.host import CpuFeatures, cpu_features, host_target
-from edgeattn.targets.loader import get_target, list_targets
+from edgeattn.targets.loader import get_target, known_target, list_targets
 from edgeattn.targets.target import (
     Accelerator,
     Arch,
@@ -41,6 +41,7 @@ __all__ = [
     "get_target",
     "head_dim_note",
     "host_target",
+    "known_target",
     "list_targets",
     "supports_2_4",
 ]

@@ -10,7 +10,7 @@ from edgeattn.errors import InputError, unknown_name
 from edgeattn.plain import parse_toml, read_toml
 from edgeattn.spec import from_json
 from edgeattn.targets.host import host_target
-from edgeattn.targets.target import Target
+from edgeattn.targets.target import NAME, Target
 
 
 def get_target(name_or_path: str | Path) -> Target:
@@ -29,6 +29,16 @@ def get_target(name_or_path: str | Path) -> Target:
     if text not in by_name:
         raise InputError(f"{unknown_name('target', text, ['cpu', *by_name])}, or the path of a .toml file")
     return by_name[text]
+
+
+def known_target(name: str) -> Target | None:
+    """The target of a bundle; None for one of a file of the user's own, which a bundle does not hold."""
+    if not NAME.fullmatch(name):  # a path would be read
+        return None
+    try:
+        return get_target(name)
+    except InputError:
+        return None
 
 
 def list_targets() -> tuple[Target, ...]:

@@ -19,7 +19,7 @@ from edgeattn.gates import Failure, Gates
 from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.report import Precision, Report, Result, with_gates
 from edgeattn.runtimes.selftest import OutputCheck, SelftestResult
-from edgeattn.targets import Target, get_target, host_target
+from edgeattn.targets import Target, get_target, host_target, known_target
 from edgeattn.targets.roofline import Estimate
 from edgeattn.verdicts import (
     Asked,
@@ -326,7 +326,7 @@ def test_an_estimate_that_cannot_be_made_is_a_reason_and_no_error(tmp_path: Path
 def test_the_target_of_a_bundle_is_a_name_and_never_a_file(tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text("not read")
-    assert [verdicts.known_target(name) for name in (str(own), "own.toml", "my-board", "")] == [None] * 4
-    found = verdicts.known_target("pixel-8")
+    assert [known_target(name) for name in (str(own), "own.toml", "my-board", "")] == [None] * 4
+    found = known_target("pixel-8")
     assert found is not None
     assert found.name == "pixel-8"

@@ -480,8 +480,8 @@ def _array_sample(
         if spec.name not in arrays:
             continue
         value = np.asarray(arrays[spec.name])
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise DataError(f"{origin}: {spec.name}[{index}] holds NaN or infinity")
+        if value.dtype.kind == "f" and bool((np.isnan(value) | np.isposinf(value)).any()):  # -inf hides, as in a mask
+            raise DataError(f"{origin}: {spec.name}[{index}] holds NaN or +infinity")
         varying = [axis for axis in range(len(spec.shape)) if (spec.name, axis) in padded]
         shape = next((s for s in (value.shape, (1, *value.shape)) if _fits(s, spec.shape, varying)), None)
         if shape is None:
@@ -495,7 +495,7 @@ def _array_sample(
     if bucket is not None:
         _check_lengths(origin, bucket, inputs, index)
     for name, array in arrays.items():
-        if np.asarray(array).dtype.kind not in "biuf":
+        if name != SPLIT and np.asarray(array).dtype.kind not in "biuf":
             raise DataError(f"{origin}: {name}[{index}] holds {np.asarray(array).dtype}, not numbers")
     targets = {
         name.removeprefix(TARGET_PREFIX): np.asarray(array)
@@ -513,7 +513,7 @@ def _as_dtype(where: str, value: np.ndarray, dtype: str) -> np.ndarray:
     """
     with np.errstate(over="ignore"):
         made = np.ascontiguousarray(value, dtype=dtype)
-    if made.dtype.kind == "f" and not np.isfinite(made).all():
+    if made.dtype.kind == "f" and bool((np.isfinite(value) & ~np.isfinite(made)).any()):
         raise DataError(f"{where} holds numbers that {dtype} does not")
     if made.dtype.kind in "iu" and not np.array_equal(made, value):
         raise DataError(f"{where} holds {value.min()} to {value.max()}, which {dtype} does not")

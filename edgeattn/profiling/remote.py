@@ -20,7 +20,7 @@ from edgeattn.runtimes import Event
 from edgeattn.runtimes.engines import INSTALL, PACKAGES
 from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.spec import to_json
-from edgeattn.targets import get_target
+from edgeattn.targets import known_target
 from edgeattn.targets.devices import Device, DeviceSession, Inventory, Job, Timeouts, Wants, on_device
 from edgeattn.targets.target import Arch
 
@@ -217,7 +217,5 @@ def _arch(target: str) -> Arch | None:
     """Architecture of the target that a bundle is made for; None where it is any machine, or a user's own file."""
     if target == "cpu":
         return None
-    try:
-        return get_target(target).cpu.arch
-    except InputError:
-        return None
+    known = known_target(target)
+    return None if known is None else known.cpu.arch

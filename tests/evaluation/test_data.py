@@ -75,7 +75,7 @@ def test_transcripts_are_read_with_optional_columns(tmp_path: Path) -> None:
         ("path\ttext\n../a.wav\tone\n", r":2: .*\.\./a\.wav lies outside"),
         ("path\ttext\na.wav\tone\n/etc/passwd\tone\n", r":3: /etc/passwd lies outside"),
         ("path\ttext\na\x00.wav\tone\n", r":2: .*cannot be read: .*null"),
-        (f"path\ttext\n{'x' * 5_000}\tone\n", r":2: x+ cannot be read: File name too long"),
+        (f"path\ttext\n{'x' * 5_000}\tone\n", r":2: .*x+: cannot be read: File name too long"),
         (b"path\ttext\na.wav\t\xff\xfe\n", r"not a UTF-8 table with tabs"),
         (b"path\ttext\na.wav\t" + b"x" * 200_000 + b"\n", r"not a UTF-8 table with tabs"),
     ],
@@ -211,7 +211,8 @@ def test_npz_samples_calibrate_or_measure_never_both(count: int) -> None:
     [
         ({"z": np.zeros(10)}, r"array 'z' is neither an input \(x, ids, cache\) nor a target \(target_y\)"),
         ({"target_z": np.zeros(10)}, r"array 'target_z' is neither"),
-        ({"x": np.full((10, 3), np.nan, np.float32)}, r"x\[0\] holds NaN or infinity"),
+        ({"x": np.full((10, 3), np.nan, np.float32)}, r"x\[0\] holds NaN or \+infinity"),
+        ({"x": np.full((10, 3), np.inf, np.float32)}, r"x\[0\] holds NaN or \+infinity"),
         ({"x": np.zeros((10, 4), np.float32)}, r"x\[0\] has shape \(4,\), the model takes \(1, 3\)"),
         ({"x": np.zeros((10, 3), np.int64)}, r"x is int64, the model takes float32"),
         ({"x": np.zeros((9, 3), np.float32)}, r"the same first axis, of at least 2 samples; got \[9, 10\]"),
@@ -263,6 +264,13 @@ def test_members_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
         load_arrays(tmp_path / "a.npz", SPEC)
 
 
+def test_minus_infinity_is_data_as_in_an_additive_mask() -> None:
+    spec = ModelSpec("net", "test", (GraphSpec("main", (TensorSpec("mask", "float32", (1, 2)),), ()),))
+    rows = [{"mask": np.array([[0.0, -np.inf]], np.float32)}, {"mask": np.array([[-np.inf, 0.0]], np.float32)}]
+    data = sample_data(rows, "data", spec)
+    assert all(np.isneginf(sample.inputs["mask"]).sum() == 1 for sample in data.evaluation)
+
+
 @pytest.mark.parametrize(
     ("values", "dtype", "message"),
     [
@@ -274,7 +282,7 @@ def test_members_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
 def test_numbers_that_the_model_cannot_hold_are_refused(values: np.ndarray, dtype: Any, message: str | None) -> None:
     spec = ModelSpec("net", "test", (GraphSpec("main", (TensorSpec("x", dtype, (1, 2)),), ()),))
     if message is None:
-        assert sample_data([{"x": values}] * 2, "data", spec).evaluation[0].inputs["x"].dtype == dtype
+        assert sample_data([{"x": values}, {"x": values + 1}], "data", spec).evaluation[0].inputs["x"].dtype == dtype
         return
     with pytest.raises(DataError, match=message):
         sample_data([{"x": values}] * 2, "data", spec)

@@ -247,11 +247,7 @@ SCORES = [node("Add", "x mask", "scores"), node("Softmax", "scores", "y", axis=-
 @pytest.mark.parametrize("hidden", [-1e4, -1e9, float(np.finfo(np.float32).min), -np.inf])
 def test_hidden_positions_on_the_way_to_a_softmax_are_no_overflow(tmp_path: Path, hidden: float) -> None:
     path = graph_of(tmp_path / "m.onnx", SCORES)
-    if hidden == -np.inf:
-        with pytest.raises(DataError, match="holds NaN or infinity"):
-            named(path, mask=masked(hidden, slice(0)))
-    else:
-        assert named(path, mask=masked(hidden, slice(0))) == {}
+    assert named(path, mask=masked(hidden, slice(0))) == {}
 
 
 def test_a_row_that_is_hidden_as_a_whole_needs_float32(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ from edgeattn.converters.tensorrt import on_dla
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError, unknown_name
 from edgeattn.estimating import HOST
 from edgeattn.evaluation.accuracy import Accuracy, accuracy, within
-from edgeattn.evaluation.confidence import ALPHA
+from edgeattn.evaluation.confidence import ALPHA, zero_loss_samples
 from edgeattn.evaluation.data import ArrayData, Data
 from edgeattn.evaluation.identity import identified
 from edgeattn.gates import Failure, Gates, size_failures
@@ -514,6 +514,16 @@ def try_harder(
 
     if worth_mending() is None:
         return
+    if options.precision == "auto" and not options.accept_unproved:
+        assert shop.base.score is not None, "candidates lose a metric"
+        samples = shop.base.score.samples + len(shop.base.score.unlabelled)
+        needed = zero_loss_samples(options.gates.max_drop / 100.0, tried.alpha)
+        if samples < needed:  # whatever is mended could not be shown to keep the metric, either
+            tried.notes.append(
+                f"nothing was tried to mend int8: {samples} samples cannot show that it loses less than "
+                f"{options.gates.max_drop:g} points, even if it changed none ({needed} would; --accept-unproved tries)"
+            )
+            return
     if options.precision == "auto":
         for scheme in FALLBACK.get(backend, ()):
             add_scheme(tried, shop, target, scheme, options, stack, progress)

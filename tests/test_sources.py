@@ -251,7 +251,9 @@ def spec_of(reference: str) -> ModelSpec:
 
 
 def test_data_from_an_npz(write: WriteModel, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", tokens=np.arange(30, dtype=np.float32).reshape(10, 3), target_output=np.zeros(10, np.int64))
+    np.savez(
+        tmp_path / "a.npz", tokens=np.arange(30, dtype=np.float32).reshape(10, 3), target_output=np.zeros(10, np.int64)
+    )
     data = load_data("x.py", spec_of(write()), str(tmp_path / "a.npz"), None, 60)
     assert isinstance(data, ArrayData)
     assert len(data.evaluation) == 8
@@ -267,7 +269,7 @@ def test_data_from_a_function_that_never_ends_is_refused(
         "    for n in itertools.count():\n"
         "        yield {'tokens': np.full((1, 3), n, np.float32), 'target_output': n % 2}\n"
     )
-    with pytest.raises(DataError, match="more than 100 samples .* yield fewer, drawn at random over the whole"):
+    with pytest.raises(DataError, match=r"more than 100 samples .* yield fewer, drawn at random over the whole"):
         load_data("x.py", spec_of(write()), f"{tmp_path / 'data.py'}:samples", None, 20)
 
 
@@ -284,7 +286,10 @@ def test_data_from_a_function_that_never_ends_is_refused(
         ("yield {'tokens': 'text'}", "sample 0: 'tokens' holds <U4, not numbers"),
         ("yield {1: np.ones(3)}", "sample 0: expected names of inputs, got 1"),
         ("yield {'tokens': np.ma.masked_all(3)}", "sample 0: 'tokens' is a masked array"),
-        ("yield type('Odd', (dict,), {'items': lambda s: 1 / 0})(a=1)", r"samples raised ZeroDivisionError: .*\(data\.py:3\)"),
+        (
+            "yield type('Odd', (dict,), {'items': lambda s: 1 / 0})(a=1)",
+            r"samples raised ZeroDivisionError: .*\(data\.py:3\)",
+        ),
         ("yield {'tokens': type('Odd', (), {'__array__': lambda *a, **k: 1 / 0})()}", "'tokens' is no array: division"),
         ("yield {'tokens': np.ones(3)}; raise OSError('gone')", r"raised OSError: gone \(data\.py:3\)"),
     ],

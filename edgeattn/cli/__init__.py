@@ -28,7 +28,7 @@ from edgeattn.cli import (
     train,
 )
 from edgeattn.cli.console import INTERRUPTED, exit_codes, note
-from edgeattn.cli.ending import refuse_arguments, run, words_of
+from edgeattn.cli.ending import output_failed, refuse_arguments, run, words_of
 from edgeattn.cli.settings import read_settings, settings_of
 from edgeattn.printable import one_line
 from edgeattn.traces import leave_none
@@ -78,6 +78,8 @@ def dispatch() -> None:
         refuse_arguments(words_of(defaults))
     try:
         status = command(default_map=defaults, standalone_mode=False)
+    except SystemExit as ended:  # typer's own, of an output that nobody reads: 1 would tell of a gate
+        sys.exit(output_failed() or ended.code)
     except USAGE_ERROR as error:
         sys.exit(usage_error(error))
     except typer.Abort:

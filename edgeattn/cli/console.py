@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate
+LONGEST_PHASE = 200  # characters
 BACK = "\r\033[K"  # to the start of the line, which is cleared
 
 
@@ -234,12 +235,13 @@ class Bar:
 
     def begin(self, what: str, total: int | None = None) -> None:
         """A new phase; the one before it is done."""
+        what = one_line(what, LONGEST_PHASE)
         if self._progress is None:
             note(what)
             return
         if self._task is not None:
             self._finish(self._task)
-        self._task = self._progress.add_task(one_line(what), total=total)
+        self._task = self._progress.add_task(what, total=total)
 
     def advance(self) -> None:
         """One unit of the phase is done."""

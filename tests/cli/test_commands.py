@@ -285,8 +285,12 @@ def test_a_missing_engine_is_one_line_with_the_command(
 def test_a_full_temporary_directory_is_one_line(
     edgeattn: Command, kept: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device", "/tmp/edgeattn-x")
+    there = tempfile.mkdtemp
+
+    def full(suffix: str | None = None, prefix: str | None = None, dir: Path | None = None) -> str:  # noqa: A002
+        if prefix == "edgeattn-":  # of TMPDIR; what is published lies beside its destination
+            raise OSError(28, "No space left on device", "/tmp/edgeattn-x")
+        return there(suffix, prefix, dir)
 
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     outcome = edgeattn("convert", kept.reference, "--precision", "fp32", *QUICK)

@@ -233,7 +233,8 @@ def test_real_speech_streams_as_the_source_hears_it(
 def test_check_measures_real_speech(edgeattn: Command, speech_bundle: Path, shared_data: Path) -> None:
     arguments = ("--data", shared_data / "fsdd", "--split", "test", "--samples", 20, "--paced-seconds", 0, "--json")
     outcome = edgeattn("check", speech_bundle, *arguments)
-    assert outcome.code == 0, outcome.err
+    assert outcome.code == 5, outcome.err  # other data than the source was measured on: nothing to hold it to
+    assert edgeattn("check", speech_bundle, *arguments, "--max-metric", "100").code == 0
     accuracy = outcome.json["results"][0]["accuracy"]
     assert (accuracy["metric"], accuracy["samples"]) == ("wer", 20)
     assert accuracy["ci95"][0] <= accuracy["deployed"] <= accuracy["ci95"][1]

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeattn import bundle as bundles
 from edgeattn import pipeline
 from edgeattn.baseline import baseline
 from edgeattn.bundle import open_bundle, read_manifest
@@ -275,7 +274,7 @@ def test_a_directory_without_permission_is_refused_at_once(kept: Converted, tmp_
 
 
 @pytest.mark.parametrize("archive", [False, True])
-@pytest.mark.parametrize("where", ["_save_arrays", "copyfile", "mkstemp"])
+@pytest.mark.parametrize("where", ["_save_arrays", "copyfile", "mkdtemp"])
 def test_a_full_disk_loses_nothing(
     kept: Converted, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, where: str, archive: bool
 ) -> None:
@@ -286,7 +285,7 @@ def test_a_full_disk_loses_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     # The kept artifacts are copied with copytree, which holds its own reference to copy2.
-    owner: object = {"_save_arrays": pipeline, "copyfile": pipeline.shutil, "mkstemp": bundles.tempfile}[where]  # type: ignore[attr-defined]
+    owner: object = {"_save_arrays": pipeline, "copyfile": pipeline.shutil, "mkdtemp": tempfile}[where]
     monkeypatch.setattr(owner, where, full)
     if where == "copyfile":
         monkeypatch.setattr(pipeline, "BUILDERS", {"openvino": lambda *_: kept.artifacts["openvino", "fp16"]})

@@ -176,13 +176,14 @@ def test_calibration_reaches_every_size_and_parity_the_size_that_a_sample_goes_t
     assert {name: len(found) for name, found in base.calibration.items()} == dict.fromkeys(NAMES, 7)
     for name in NAMES:
         assert {found["ids"].shape for found in base.calibration[name]} == {model.spec.graph(name).inputs[0].shape}
-    assert {name: len(records) for name, records in base.records.items()} == {"main_8": 6, "main_16": 6, "main_32": 13}
+    assert {name: len(records) for name, records in base.records.items()} == {"main_8": 7, "main_16": 6, "main_32": 12}
 
 
 def test_samples_of_a_further_graph_calibrate_every_size_of_it() -> None:
     model = with_buckets(encoder_decoder(), {"src": (8, 16)})
     step = {"token": np.array([1]), "memory": np.zeros((5, 16), np.float32), "memory_mask": np.ones(5, np.int64)}
-    rows = [{n: v[0] for n, v in call(5).items()} | {f"decoder_step.{n}": v for n, v in step.items()}] * 2
+    steps = {f"decoder_step.{name}": value for name, value in step.items()}
+    rows = [{name: value[0] for name, value in call(length).items()} | steps for length in (5, 6)]
     found = baseline(model, sample_data(rows, "calls", model.spec), Watch()).calibration
     assert {name: len(samples) for name, samples in found.items()} == {
         "encoder_8": 1, "encoder_16": 1, "decoder_step_8": 2, "decoder_step_16": 2,

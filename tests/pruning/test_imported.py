@@ -150,8 +150,11 @@ def zeroed(found: Subject, cut: Cut) -> EdgeModel:
 
 
 def largest(one: EdgeModel, other: EdgeModel, calls: Sequence[Arrays], graph: str = "main") -> float:
+    """The largest difference of an output, of its size, which counts as 1 at least: sums round as large as they are."""
     pairs = ((one.run(inputs, graph), other.run(inputs, graph)) for inputs in calls)
-    return max(float(np.abs(a[name] - b[name]).max()) for a, b in pairs for name in a)
+    return max(
+        float(np.abs(a[name] - b[name]).max()) / max(1.0, float(np.abs(a[name]).max())) for a, b in pairs for name in a
+    )
 
 
 def check_removal(model: EdgeModel) -> Subject:

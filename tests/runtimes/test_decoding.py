@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeattn.runtimes import decoding, selftest
+from edgeattn.runtimes import agreement, decoding
 from edgeattn.runtimes.decoding import GreedyDecoder, best_labels, greedy_words
 from edgeattn.spec import CtcGreedy
 
@@ -64,7 +64,7 @@ def test_first_of_equal_scores_wins() -> None:
 
 
 def test_docstring_examples_hold() -> None:
-    for module in (decoding, selftest):
+    for module in (decoding, agreement):
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0

@@ -19,6 +19,8 @@ from edgeattn.errors import EdgeattnError, InputError, ModelError, UnsupportedEr
 from edgeattn.sources import apart, walls
 
 HERE = Path(__file__).parents[2]
+# Another test of this process may have loaded JAX, which warns of forks; the deeds here take no lock of its threads.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 
 
 def behind_walls(

@@ -15,7 +15,10 @@ from edgeattn.targets.devices.archive import closure, runtime_archive
 from tests.wheels import ROOT
 
 SMALL = 250_000  # bytes: seconds over a slow link
-DEVICE = ("errors", "spec", "bundle", "audio", "runtimes", "targets", "evaluation", "profiling", "silence", "pictures")
+DEVICE = (
+    "audio", "bundle", "children", "confined", "errors", "evaluation", "npz", "pictures", "plain", "printable",
+    "profiling", "runtimes", "scratch", "silence", "spec", "targets", "traces",
+)  # fmt: skip
 
 
 def test_the_archive_is_small_and_the_same_each_time() -> None:

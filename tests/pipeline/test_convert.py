@@ -281,11 +281,15 @@ def test_a_full_disk_loses_nothing(
     run(kept, options(tmp_path / "out", archive=archive))
     before = contents(tmp_path / "out")
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    there = tempfile.mkdtemp
+
+    def full(*_: object, prefix: str = ".", dir: object = None, **__: object) -> str:  # noqa: A002
+        if prefix.startswith("."):  # what is published lies beside its destination; the rest is of TMPDIR
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return there(prefix=prefix, dir=str(dir))
 
     # The kept artifacts are copied with copytree, which holds its own reference to copy2.
-    owner: object = {"_save_arrays": pipeline, "copyfile": pipeline.shutil, "mkdtemp": tempfile}[where]
+    owner: object = {"_save_arrays": pipeline, "copyfile": pipeline.shutil, "mkdtemp": tempfile}[where]  # type: ignore[attr-defined]
     monkeypatch.setattr(owner, where, full)
     if where == "copyfile":
         monkeypatch.setattr(pipeline, "BUILDERS", {"openvino": lambda *_: kept.artifacts["openvino", "fp16"]})

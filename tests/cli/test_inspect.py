@@ -186,6 +186,20 @@ def test_a_damaged_bundle_is_refused(edgeattn: Command, small_bundle: Path, tmp_
     assert "was changed" in outcome.error
 
 
+def test_samples_of_a_function_tell_the_ranges(edgeattn: Command, doubler: str, tmp_path: Path) -> None:
+    (tmp_path / "calls.py").write_text(
+        "import numpy as np\n"
+        "def samples():\n"
+        "    for n in range(4):\n"
+        "        yield {'x': np.full((8, 16), n, np.float32)}\n"
+    )
+    outcome = edgeattn("inspect", doubler, "--target", "jetson", "--data", "calls.py:samples", "--json")
+    assert outcome.code == 0, outcome.err
+    assert outcome.json["graphs"][0]["ranges"] == "recorded"
+    refused = edgeattn("inspect", doubler, "--data", "calls.py:sample")
+    assert (refused.code, "did you mean 'samples'" in refused.error) == (2, True)
+
+
 def test_a_target_that_cannot_be_asked_leaves_the_others_their_findings(edgeattn: Command, doubler: str) -> None:
     outcome = edgeattn("inspect", doubler, "--target", "cpu", "--target", "mobile", "--backend", "openvino", "--json")
     assert outcome.code == 4

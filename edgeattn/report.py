@@ -10,6 +10,7 @@ from edgeattn.errors import exit_code_of
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.gates import Failure
+from edgeattn.printable import one_line
 from edgeattn.profiling.figures import Board, Energy, Kind, Latency, Memory, Realtime
 from edgeattn.spec import ModelSpec, to_json
 from edgeattn.verdicts import Judgement, Verdict, failed, overall
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SCHEMA = 1
+LONGEST_REASON = 1_000  # characters; a bundle may hold any text
 NOT_MEASURED = 5  # exit code: nothing failed, and a gate that a flag asked for could not be judged here
 ABSENT = "-"
 
@@ -295,7 +297,7 @@ def candidate_table(results: Sequence[Result]) -> Table:
                 lost,
                 ABSENT if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f} MB",
                 "yes" if row.kept else "",
-                row.why,
+                one_line(row.why, LONGEST_REASON),
             )
             grid.add_row(*map(Text, cells), style="bold" if row.kept else "")
     return grid

@@ -33,6 +33,9 @@ HIDDEN = -1e4
 -1e4 still fits float16."""
 
 
+MAX_NAME = 4_096  # characters; generated ones of deep modules have some hundreds
+
+
 def check_name(kind: str, name: str) -> None:
     """Refuse a name that a terminal would obey, or that a reader could not tell from another.
 
@@ -40,8 +43,10 @@ def check_name(kind: str, name: str) -> None:
     are printed.
 
     Raises:
-        InputError: for characters that are not printable.
+        InputError: for characters that are not printable, or more than :data:`MAX_NAME`.
     """
+    if len(name) > MAX_NAME:
+        raise InputError(f"the name of a {kind} has {len(name)} characters, more than {MAX_NAME}: {excerpt(name)}")
     if not name.isprintable():
         raise InputError(f"the name of a {kind} must be printable, got {excerpt(name)}")
 

@@ -11,6 +11,7 @@ import typer
 from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, note, print_json, progress_bar
 from edgeattn.cli.sensitivity_tables import print_sensitivity, sensitivity_json
+from edgeattn.printable import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edgeattn.targets import Target
 
 STOPPED = 4  # as convert would exit
+LONGEST_FACT = 1_000  # characters of a line of a manifest, whoever wrote it
 COLOURS = {"stops": "red", "slow": "yellow", "risk": "cyan", "handled": "dim"}
 
 
@@ -353,7 +355,7 @@ def print_manifest(manifest: Manifest) -> None:
     }
     terminal = console()
     for name, text in lines.items():
-        terminal.print(f"{name:10} {text}", soft_wrap=True)
+        terminal.print(f"{name:10} {one_line(text, LONGEST_FACT)}", soft_wrap=True)
     grid = Table("graph", "file", "inputs", "outputs", "states")
     for graph in manifest.spec.graphs:
         grid.add_row(*map(Text, graph_cells(graph, manifest.models[graph.name])))
@@ -370,7 +372,12 @@ def measured(figures: Mapping[str, Any]) -> dict[str, str]:
         if figures.get(field):
             try:
                 lines[name] = form.format(**figures[field])
-            except (TypeError, KeyError, ValueError):  # a later edgeattn, or a stranger, wrote them in its own form
+            except (
+                TypeError,
+                KeyError,
+                ValueError,
+                OverflowError,
+            ):  # a later edgeattn, or a stranger, wrote them in its own form
                 lines[name] = "in a form that this edgeattn does not know"
     if figures.get("device"):
         lines["device"] = str(figures["device"])

@@ -26,7 +26,8 @@ from typing import Any
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 MAX_LINE = 4_000  # characters of an error
-MAX_OUTPUT = 2**20  # bytes of all that a command prints
+MAX_OUTPUT = 2**20  # bytes of all that a command prints for people
+MAX_JSON = 2**27  # a manifest may have 16 MiB, each character an escape of six
 MAX_GROWTH = 2**30  # bytes that an attack may add to the process
 MAX_ADDRESSES = 24 * 2**30  # bytes of addresses, of which torch and its like reserve gigabytes
 STUCK = 30.0  # seconds after which its place is written down
@@ -187,7 +188,7 @@ def judge(code: int, out: bytes, err: bytes, as_json: bool) -> list[str]:
     problems = [] if code in CODES else [f"exit {code}"]
     if b"Traceback (most recent" in err and code in CODES:
         problems.append("a traceback")
-    if len(out) + len(err) > MAX_OUTPUT:
+    if len(out) + len(err) > (MAX_JSON if as_json else MAX_OUTPUT):
         problems.append(f"{len(out) + len(err)} bytes printed")
     for name, data in (("stdout", out), ("stderr", err)):
         try:

@@ -209,7 +209,18 @@ def test_a_target_that_cannot_be_asked_leaves_the_others_their_findings(edgeattn
     assert "unknown engine 'openvino'" in told["android-arm64"][0]["reason"]
 
 
-@pytest.mark.parametrize("value", ["text", 5, [1], {"p50_ms": "fast"}, {"metric": "wer", "deployed": None}, {"a": {}}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "text",
+        5,
+        [1],
+        {"p50_ms": "fast"},
+        {"metric": "wer", "deployed": None},
+        {"a": {}},
+        {"metric": "wer", "deployed": 10**400},
+    ],
+)
 @pytest.mark.parametrize("field", ["accuracy", "latency"])
 def test_measured_figures_of_another_form_are_said_to_be_so(field: str, value: object) -> None:
     name = {"accuracy": "metric", "latency": "latency"}[field]

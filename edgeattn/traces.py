@@ -16,8 +16,10 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import getpass
 import os
-import sys
+import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -47,15 +49,17 @@ def _decline() -> None:
 
 @functools.cache
 def _watch_inductor() -> None:
-    atexit.register(_remove_inductor)
+    atexit.register(remove_inductor)
 
 
-def _remove_inductor() -> None:
-    """Its directory, if it is empty: what a user's own torch.compile put there stays."""
-    places = sys.modules.get("torch._inductor.runtime.cache_dir_utils")
-    if places is not None:
-        with contextlib.suppress(Exception):  # we are leaving, and the name is not ours
-            Path(places.default_cache_dir()).rmdir()
+def remove_inductor() -> None:
+    """Remove torch's directory, if it is empty: what a user's own torch.compile put there stays.
+
+    Named as torch names it (torch/_inductor/runtime/cache_dir_utils.py), for a process of ours may have made it.
+    """
+    with contextlib.suppress(Exception):  # we are leaving, and the name is not ours
+        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
+        Path(tempfile.gettempdir(), f"torchinductor_{user}").rmdir()
 
 
 QUIET: Mapping[str, Callable[[], None]] = {

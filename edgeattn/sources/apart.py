@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.errors import EdgeattnError, InputError, ModelError, error_facts, error_from
+from edgeattn.traces import leave_none
 
 SECONDS = 300  # and one for each MiB
 GIB = 4  # and sixteen times the file
@@ -165,7 +166,8 @@ def _running() -> subprocess.Popen[bytes]:
         _close(_server[1])  # it was idle
     elif _server is not None:
         _others.append(_server[1])  # kept, not ended: it is the parent's
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    leave_none("torch")  # what it imports leaves here, too; before _stop is registered, so that it comes after it
+    environment = dict(os.environ)
     started = subprocess.Popen(
         [sys.executable, "-I", "-W", "ignore", "-c", _START, json.dumps(sys.path)],
         stdin=subprocess.PIPE,

@@ -24,6 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeattn.traces import remove_inductor
+
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 MAX_LINE = 4_000  # characters of an error
 MAX_OUTPUT = 2**20  # bytes of all that a command prints for people
@@ -127,6 +129,7 @@ def attack(kind: str, seed: int, index: int, root: Path) -> Outcome:
     began, resident = time.monotonic(), memory("VmRSS")
     with _at(folder), captured(root) as printed, fake_devices(made.device):
         code = command(made.words) if made.words else called(made.call)
+    remove_inductor()  # as at the end of a command's process
     seconds, growth = time.monotonic() - began, memory("VmHWM") - resident
     out, err = (text.read_bytes() for text in printed)
     problems = [

@@ -38,7 +38,7 @@ from edgeattn.errors import EdgeattnError
 from edgeattn.evaluation.probing import Deviation, Probe, deviations, scaled_error
 from edgeattn.evaluation.replay import Record, record_steps
 from edgeattn.gates import Failure
-from edgeattn.model import Arrays, EdgeModel, ReferenceStep
+from edgeattn.model import Arrays, EdgeModel, ReferenceStep, attention_fast_path
 from edgeattn.runtimes import Session
 from edgeattn.silence import silenced
 from edgeattn.spec import HIDDEN, GraphSpec, TensorSpec
@@ -360,13 +360,10 @@ def plain_source() -> Iterator[None]:
     """
     import torch
 
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with silenced(), np.errstate(all="ignore"), torch.compiler.set_stance("force_eager"):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    with (
+        attention_fast_path(False), silenced(), np.errstate(all="ignore"), torch.compiler.set_stance("force_eager"),
+    ):  # fmt: skip
+        yield
 
 
 def _bounded(probe: Probe, precision: str) -> Probe:

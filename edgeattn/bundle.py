@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from typing import IO, Any, final
 import numpy as np
 
 from edgeattn.errors import BundleError, EdgeattnError, InputError, OutputError, unknown_name
+from edgeattn.plain import strict_json
 from edgeattn.scratch import Room, put_in_place, scratch_room
 from edgeattn.spec import DTYPES, ModelSpec, TensorSpec, from_json, to_json
 
@@ -453,7 +453,7 @@ def _bounded(source: Path, path: Path) -> bytes:
 def _parse(source: Path, data: bytes) -> Manifest:
     try:
         text = data.decode()  # json would also take UTF-16 and UTF-32
-        values = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        values = strict_json(text)
         _check_whole_characters(values)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{source}: {MANIFEST} is not JSON ({error})") from error
@@ -499,29 +499,11 @@ def _items(value: Any) -> list[tuple[str, Any]]:
     return list(value.items()) if isinstance(value, dict) else []
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):  # two readers could see two bundles
-        raise ValueError("a key stands twice in one object")
-    return values
-
-
 def _check_whole_characters(values: Any) -> None:
     try:
         json.dumps(values, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:  # "\\ud800" is JSON, and can be neither printed nor written
         raise ValueError("a text holds half a character, a lone surrogate") from error
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):  # 1e999 is a JSON number, and no float
-        raise ValueError(f"{text:.40} is too large a number")
-    return value
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
 
 
 def _check_files(source: Path, files: Mapping[str, FileEntry]) -> None:

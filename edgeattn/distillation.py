@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from edgeattn.bundle import write_atomically, writing
 from edgeattn.errors import InputError
+from edgeattn.model import attention_fast_path
 
 HELD_OUT = 5  # one sample in so many is never trained on
 MAX_HELD_OUT = 64  # samples: their loss is computed many times
@@ -45,13 +46,8 @@ T = TypeVar("T")
 @contextlib.contextmanager
 def training() -> Iterator[None]:
     """Gradients on; torch's fast path of attention off, which has none and computes padded positions otherwise."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    with attention_fast_path(False), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 class Kept(Generic[T]):

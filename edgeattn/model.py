@@ -111,14 +111,18 @@ class EdgeModel:
             return cut_outputs(bucket, inputs, self.run(pad_inputs(bucket, routed, inputs), routed.name, fast_path))
         chosen = self.spec.graph(graph)
         # What a module caches on the way must serve gradients later: no inference mode.
-        with torch.no_grad(), _attention_fast_path(fast_path):
+        with torch.no_grad(), attention_fast_path(fast_path):
             tensors = {t.name: torch.from_numpy(t.check(inputs[t.name])) for t in chosen.all_inputs}
             outputs = self.modules[chosen.name](**tensors)
         return {name: outputs[name].numpy() for name in chosen.output_names}
 
 
 @contextlib.contextmanager
-def _attention_fast_path(enabled: bool) -> Iterator[None]:
+def attention_fast_path(enabled: bool) -> Iterator[None]:
+    """Whether torch's attention takes its kernels for inference; what was set before is put back.
+
+    They compute other numbers than the modules where a sequence is padded, and have no gradients.
+    """
     import torch
 
     before = torch.backends.mha.get_fastpath_enabled()

@@ -97,8 +97,7 @@ def _prepared(model: EdgeModel) -> tuple[Subject, str]:
         return as_it_is, ""
     try:
         made = model.rebuild(network)
-        with _slow_path():
-            difference = oracle_difference(as_it_is, Cut(), made)
+        difference = oracle_difference(as_it_is, Cut(), made)
     except Exception as error:  # noqa: BLE001 - any exception means that the network needs its own blocks
         return as_it_is, f"with blocks that can be cut it does not run ({_line(error)})"
     if not difference <= ORACLE:
@@ -110,20 +109,6 @@ def _found(model: EdgeModel) -> Anatomy:
     """What is in a model, by structure where it is an imported graph and by names where it is a module."""
     assert model.network is not None, "checked by subject()"
     return imported.find(model.network) if imported.is_graph(model.network) else find(model.network)
-
-
-@contextlib.contextmanager
-def _slow_path() -> Iterator[None]:
-    """While open, torch's layers compute with their own modules, as every converter reads them.
-
-    The fast path puts zeros where a sequence is padded, other numbers than the modules do.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _with_units_in_use(given: Subject) -> Subject:

@@ -16,10 +16,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
-import getpass
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,6 +56,9 @@ def remove_inductor() -> None:
     Named as torch names it (torch/_inductor/runtime/cache_dir_utils.py), for a process of ours may have made it.
     """
     with contextlib.suppress(Exception):  # we are leaving, and the name is not ours
+        import getpass
+        import tempfile  # both here: a device imports this module and needs neither
+
         user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
         Path(tempfile.gettempdir(), f"torchinductor_{user}").rmdir()
 

@@ -334,7 +334,7 @@ def test_importing_runtimes_loads_numpy_and_nothing_heavier() -> None:
     loaded = set(done.stdout.split())
     heavy = {"torch", "onnx", "onnxruntime", "openvino", "ai_edge_litert", "tflite_runtime", "tensorrt", "tensorrt_rtx"}
     assert "numpy" in loaded
-    assert not loaded & (heavy | {"zipfile", "tempfile", "typer", "rich", "wave", "asyncio"})
+    assert not loaded & (heavy | {"zipfile", "tempfile", "getpass", "typer", "rich", "wave", "asyncio"})
 
 
 def test_loading_imports_one_engine_only(tiny_file: Files) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.convert_cost import default_directory
-from edgeattn.silence import silenced
+from edgeattn.guards.silence import silenced
 from edgeattn.sources.text import read_texts
 
 if TYPE_CHECKING:

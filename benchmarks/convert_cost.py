@@ -87,9 +87,9 @@ import sys, warnings
 warnings.simplefilter("ignore")
 import pathlib, torch
 torch.set_num_threads(1)
-from edgeattn.baseline import Baseline
-from edgeattn.buckets import with_buckets
-from edgeattn.schemes import BUILDERS, Workshop
+from edgeattn.pipeline.steps.baseline import Baseline
+from edgeattn.sources.sizes import with_buckets
+from edgeattn.pipeline.steps.recipes import BUILDERS, Workshop
 from edgeattn.sources import load_model
 from edgeattn.targets import get_target
 directory, out, engine, target = sys.argv[1:]

@@ -29,14 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeattn.baseline import Quiet, example_calls, recorded
-from edgeattn.calibrating import calibrate
 from edgeattn.errors import EdgeattnError
-from edgeattn.estimating import computes_int8, file_figures
+from edgeattn.graphs.counting import computes_int8, file_figures
 from edgeattn.model import EdgeModel, one_thread
+from edgeattn.pipeline.calibrate import calibrate
+from edgeattn.pipeline.steps.baseline import example_calls, recorded
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.profiling.measure import time_step
+from edgeattn.progress import Quiet
 from edgeattn.runtimes import Session, open_session
-from edgeattn.schemes import Workshop, build
 from edgeattn.sources.modules import from_module
 from edgeattn.targets import Target, host_target
 from edgeattn.targets.calibration import Calibration, with_measured

@@ -24,12 +24,12 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeattn.jobs.measure import profile_bundle
 from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.profiling.measure import affinity, time_step
 from edgeattn.profiling.pacing import Clock, arrivals, follow
 from edgeattn.profiling.stability import NOISE_LIMIT
 from edgeattn.profiling.throttling import Watch
-from edgeattn.profiling.worker import profile_bundle
 
 LIMIT = 0.02  # of a call of 1 ms
 APART = 0.03

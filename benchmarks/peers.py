@@ -357,9 +357,9 @@ def streaming_case(data: str | None) -> Case:
 def text_case(directory: Path, data: Path | None) -> Case:
     """A text model on sentences, padded to one size."""
     from benchmarks.classifier import read_split, read_tokenizer
-    from edgeattn.buckets import with_buckets
     from edgeattn.runtimes.buckets import pad_inputs
     from edgeattn.sources import load_model
+    from edgeattn.sources.sizes import with_buckets
     from tests.acceptance.sentences import SENTENCES
 
     model = with_buckets(load_model(str(directory)), {"seq": (TOKENS,)})

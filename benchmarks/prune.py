@@ -41,25 +41,33 @@ from benchmarks import quantize
 from benchmarks.peer_scripts.job import write_samples
 from benchmarks.peers import PRUNERS, Peer, PeerError, run_script
 from benchmarks.quantize import Bar, Case, Log, Row, limited, show
-from edgeattn.baseline import Baseline, baseline, score_of, training_runs
-from edgeattn.candidates import Verified, artifact_files, time_candidates
-from edgeattn.compress import Compressed, Compressor
 from edgeattn.errors import EdgeattnError
 from edgeattn.evaluation.accuracy import paired_drop
 from edgeattn.evaluation.data import ArrayData, SpeechData, spread
-from edgeattn.gates import Gates
-from edgeattn.mixed import Effort, open_artifact
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline import ConvertOptions, Tried, add_scheme, try_schemes
+from edgeattn.pipeline.steps.baseline import Baseline, baseline, score_of, training_runs
+from edgeattn.pipeline.steps.candidates import (
+    Tried,
+    Verified,
+    add_scheme,
+    artifact_files,
+    open_artifact,
+    time_candidates,
+)
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.fallbacks import try_schemes
+from edgeattn.pipeline.steps.options import ConvertOptions, Effort
+from edgeattn.pipeline.steps.pruning import Compressed, Compressor
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning.apply import Subject, copied, subject
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.latency import unit_rows
 from edgeattn.pruning.recovery import Recovered, RecoveryOptions, recover
 from edgeattn.pruning.request import parse_request
 from edgeattn.pruning.surgery import set_number
+from edgeattn.results.gates import Gates
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.buckets import pad_inputs
-from edgeattn.schemes import Workshop, build
 from edgeattn.targets import Target, get_target
 
 ENGINES = {"openvino": "cpu", "litert": "mobile"}

@@ -24,16 +24,16 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from edgeattn.baseline import Baseline, baseline
-from edgeattn.candidates import Verified, artifact_files, best_float, time_candidates
 from edgeattn.evaluation.accuracy import paired_drop
 from edgeattn.evaluation.data import Data, SpeechData
-from edgeattn.gates import Gates
-from edgeattn.mixed import Effort
 from edgeattn.model import Artifact, EdgeModel
-from edgeattn.pipeline import ConvertOptions, Tried, try_schemes
+from edgeattn.pipeline.steps.baseline import Baseline, baseline
+from edgeattn.pipeline.steps.candidates import Tried, Verified, artifact_files, best_float, time_candidates
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.fallbacks import try_schemes
+from edgeattn.pipeline.steps.options import ConvertOptions, Effort
+from edgeattn.results.gates import Gates
 from edgeattn.runtimes import Session, open_session
-from edgeattn.schemes import Workshop
 from edgeattn.targets import get_target
 
 ENGINES = {"openvino": "cpu", "litert": "mobile", "tensorrt": "jetson"}
@@ -125,8 +125,8 @@ def streaming(data: Path, weights: Path | None) -> Case:
 def classifier(data: Path, _: Path | None) -> Case:
     """The fine-tuned sentence encoder at 128 tokens."""
     from benchmarks.classifier import classifier_directory
-    from edgeattn.buckets import with_buckets
     from edgeattn.sources import load_data, load_model
+    from edgeattn.sources.sizes import with_buckets
 
     directory = classifier_directory(data / "sst2", Path("out") / "classifier-sst2")
     model = with_buckets(load_model(str(directory)), {"seq": (TOKENS,)})
@@ -244,7 +244,7 @@ def peer_row(
     base: Baseline,
 ) -> Row:
     """A peer's figures, or its reason."""
-    from edgeattn.baseline import score_of
+    from edgeattn.pipeline.steps.baseline import score_of
 
     if isinstance(session, str):
         return Row(case.name, engine, name, False, None, None, None, None, None, session[:160])

@@ -40,14 +40,16 @@ def margin(cosines: np.ndarray) -> float:
 def main() -> None:
     import torch
 
-    from edgeattn.baseline import Baseline
-    from edgeattn.buckets import with_buckets
-    from edgeattn.candidates import SUBSTITUTE, artifact_files
+    from edgeattn.engines import SUBSTITUTE
     from edgeattn.errors import EdgeattnError
+    from edgeattn.pipeline.steps.baseline import Baseline
+    from edgeattn.pipeline.steps.candidates import artifact_files
+    from edgeattn.pipeline.steps.exports import Workshop
+    from edgeattn.pipeline.steps.recipes import BUILDERS
     from edgeattn.runtimes import open_session
     from edgeattn.runtimes.buckets import pad_inputs
-    from edgeattn.schemes import BUILDERS, Workshop
     from edgeattn.sources import load_model
+    from edgeattn.sources.sizes import with_buckets
     from edgeattn.targets import get_target
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.layers import MODULE_KEY, module_path, node_name
+from edgeattn.graphs.layers import MODULE_KEY, module_path, node_name
 
 if TYPE_CHECKING:
     import onnx

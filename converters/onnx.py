@@ -25,11 +25,11 @@ from edgeattn.converters.trace import (
     wrapper_prefix,
 )
 from edgeattn.errors import ConversionError, load_extra
-from edgeattn.layers import MODULE_KEY, module_path
+from edgeattn.graphs.layers import MODULE_KEY, module_path
+from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.runtimes.onnxruntime import BROKEN_FUSIONS
-from edgeattn.scratch import scratch_room
-from edgeattn.silence import silenced
 from edgeattn.spec import GraphSpec, to_json
 
 if TYPE_CHECKING:
@@ -269,7 +269,7 @@ def _write(proto: onnx.ModelProto, exporter: str, model: EdgeModel, graph: Graph
     """Check and save; whether the file holds integers of its own."""
     import onnx
 
-    from edgeattn.converters.from_onnx import is_quantized
+    from edgeattn.graphs.layers import is_quantized
 
     proto.producer_name = "edgeattn"
     described = {

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeattn.converters.onnx import describe_node, with_exporter
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
+from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact
-from edgeattn.silence import silenced
 
 if TYPE_CHECKING:
     import openvino

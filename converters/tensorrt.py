@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgeattn.converters.half import to_half
 from edgeattn.converters.onnx import describe_node, reduced_opset, with_exporter
 from edgeattn.errors import ConversionError, MissingExtraError, UnsupportedError, load_extra, unknown_name
+from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact
 from edgeattn.runtimes.tensorrt_build import (
     BuildOutcome,
@@ -25,7 +26,6 @@ from edgeattn.runtimes.tensorrt_build import (
     recipe_from_build,
     recipe_to_build,
 )
-from edgeattn.silence import silenced
 
 if TYPE_CHECKING:
     import onnx

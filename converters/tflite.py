@@ -24,8 +24,8 @@ from edgeattn.converters.trace import (
     wrapper_prefix,
 )
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
+from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact, EdgeModel
-from edgeattn.silence import silenced
 from edgeattn.spec import GraphSpec
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import numpy as np
 
 from edgeattn.errors import ConversionError, ModelError
 from edgeattn.evaluation.probing import scaled_error
+from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.runtimes.agreement import sqnr_db
-from edgeattn.silence import silenced
 from edgeattn.spec import GraphSpec
 
 if TYPE_CHECKING:

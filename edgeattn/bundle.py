@@ -26,8 +26,8 @@ from typing import IO, Any, final
 import numpy as np
 
 from edgeattn.errors import BundleError, EdgeattnError, InputError, OutputError, unknown_name
-from edgeattn.plain import strict_json
-from edgeattn.scratch import Room, put_in_place, scratch_room
+from edgeattn.guards.plain import strict_json
+from edgeattn.guards.scratch import Room, put_in_place, scratch_room
 from edgeattn.spec import DTYPES, ModelSpec, TensorSpec, from_json, to_json
 
 FORMAT_VERSION = 2

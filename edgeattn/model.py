@@ -67,7 +67,7 @@ class EdgeModel:
         assets: name in the bundle -> file that travels with the model, such as a tokenizer.
         onnx: graph -> the ONNX that the source is, where it is one: static shapes, names of the spec. The module of
             that graph was imported from it.
-        buckets: dimension -> sizes to convert for, as the source declares them; see :mod:`edgeattn.buckets`.
+        buckets: dimension -> sizes to convert for, as the source declares them; see :mod:`edgeattn.sources.sizes`.
         fills: input -> what its padded positions hold, if not 0.
         resize: makes a graph anew for inputs of other sizes, where modules are bound to those they were made with.
         notes: what its user should know about how it was read, for the result.

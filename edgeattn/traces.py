@@ -8,7 +8,7 @@ runs every command and every engine in an empty home and looks at what is there 
                     The variable is read once, at the import (tried with 1.31; "" and "0" count as unset).
     OpenVINO, NNCF  report to Google Analytics at the import, where there is no consent file in the home directory.
     torch           makes TMPDIR/torchinductor_USER when torch.export is first used, and puts nothing into it.
-    matplotlib      keeps a list of fonts and a directory for settings: see :mod:`edgeattn.pictures`.
+    matplotlib      keeps a list of fonts and a directory for settings: see :mod:`edgeattn.results.pictures`.
 """
 
 from __future__ import annotations

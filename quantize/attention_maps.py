@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeattn.errors import InputError
 from edgeattn.evaluation.data import spread
-from edgeattn.layers import LinearLayer, linear_layers, module_path
+from edgeattn.graphs.layers import LinearLayer, linear_layers, module_path
 from edgeattn.quantize.calibration import Calibration, checked_samples
 from edgeattn.quantize.probe import Arrays, probe
 

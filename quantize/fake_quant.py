@@ -2,7 +2,7 @@
 
 Rounding is put around products while the module runs, whatever kind of module it is: torch hands every call of its
 functions to a mode first. A product is known by the content of its weight, as in an engine's file; see
-:func:`edgeattn.layers.fingerprint`.
+:func:`edgeattn.graphs.layers.fingerprint`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from edgeattn.engines import Treatment
 from edgeattn.errors import UnsupportedError
-from edgeattn.layers import LinearLayer, fingerprint
-from edgeattn.quantize.plan import Treatment
+from edgeattn.graphs.layers import LinearLayer, fingerprint
 from edgeattn.quantize.qdq import GROUP, INT4_MAX, INT8_MAX, MIN_SCALE
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def reach(
     Args:
         inputs: one full input set.
         model: the ONNX that was exported from ``module``.
-        layers: :func:`~edgeattn.layers.linear_layers` of it.
+        layers: :func:`~edgeattn.graphs.layers.linear_layers` of it.
     """
     import onnx
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from edgeattn.engines import Treatment
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra
 from edgeattn.evaluation.data import spread
-from edgeattn.layers import LinearLayer, linear_layers
+from edgeattn.graphs.layers import LinearLayer, linear_layers
+from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact
 from edgeattn.quantize.calibration import Calibration, checked_samples
-from edgeattn.quantize.plan import EVERYTHING, Plan, Treatment, counted
+from edgeattn.quantize.plan import EVERYTHING, Plan, counted
 from edgeattn.runtimes.agreement import SQNR_LIMIT, Agreement
 from edgeattn.runtimes.openvino import safe_properties
-from edgeattn.silence import silenced
 
 Samples = list[dict[str, np.ndarray]]
 

@@ -7,17 +7,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
+from edgeattn.engines import TREATMENTS, Treatment
 from edgeattn.errors import InputError
-from edgeattn.plain import read_toml
+from edgeattn.guards.plain import read_toml
 from edgeattn.spec import from_json
-
-Treatment = Literal["float", "int8", "int8-weights", "int4-weights"]
-"""``float`` is the float of the rest of the model; ``int8`` has int8 weights and activations; the last two store narrow
-weights and compute as the engine does with these."""
-
-TREATMENTS: tuple[Treatment, ...] = get_args(Treatment)
 
 
 @dataclass(frozen=True)

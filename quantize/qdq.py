@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeattn.engines import Treatment
 from edgeattn.errors import UnsupportedError, load_extra
-from edgeattn.layers import LinearLayer, linear_layers
+from edgeattn.graphs.layers import LinearLayer, linear_layers
 from edgeattn.quantize.calibration import Calibration, checked_samples
-from edgeattn.quantize.plan import EVERYTHING, Plan, Treatment
+from edgeattn.quantize.plan import EVERYTHING, Plan
 from edgeattn.quantize.probe import probe
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgeattn.errors import DataError, load_extra
-from edgeattn.layers import layer_path, node_name
+from edgeattn.graphs.layers import layer_path, node_name
 from edgeattn.quantize.calibration import checked_samples
 from edgeattn.quantize.probe import probe
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeattn.errors import load_extra
-from edgeattn.layers import LinearLayer, linear_layers
+from edgeattn.graphs.layers import LinearLayer, linear_layers
 from edgeattn.quantize.calibration import Calibration, checked_samples
 from edgeattn.quantize.probe import probe
 from edgeattn.quantize.qdq import (

@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeattn.engines import Treatment
 from edgeattn.evaluation.data import spread
 from edgeattn.evaluation.parity import ParityMeter
-from edgeattn.layers import LinearLayer, linear_layers
+from edgeattn.graphs.layers import LinearLayer, linear_layers
+from edgeattn.guards.scratch import scratch_room
 from edgeattn.quantize.calibration import Calibration, checked_samples
-from edgeattn.quantize.plan import Plan, Rule, Treatment
+from edgeattn.quantize.plan import Plan, Rule
 from edgeattn.quantize.probe import Arrays, probe
 from edgeattn.quantize.qdq import QdqOptions, QuantizedOnnx, quantize_onnx
 from edgeattn.runtimes.agreement import SQNR_LIMIT
-from edgeattn.scratch import scratch_room
 
 if TYPE_CHECKING:
     import onnx

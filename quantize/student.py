@@ -11,8 +11,9 @@ import numpy as np
 import onnx as onnx_module
 import torch
 
+from edgeattn.engines import Treatment
 from edgeattn.errors import UnsupportedError
-from edgeattn.layers import LinearLayer, fingerprint, linear_layers
+from edgeattn.graphs.layers import LinearLayer, fingerprint, linear_layers
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.quantize.fake_quant import (
     Products,
@@ -25,7 +26,7 @@ from edgeattn.quantize.fake_quant import (
     straight_through,
     unique,
 )
-from edgeattn.quantize.plan import Plan, Treatment
+from edgeattn.quantize.plan import Plan
 from edgeattn.quantize.qdq import MIN_SCALE, activation_scales, worthwhile
 
 Tensors = dict[str, torch.Tensor]

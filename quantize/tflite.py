@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from edgeattn.engines import TREATMENTS, Treatment
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
-from edgeattn.layers import linear_layers
+from edgeattn.graphs.layers import linear_layers
+from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact
 from edgeattn.quantize.calibration import Calibration, Declared, checked_against
-from edgeattn.quantize.plan import TREATMENTS, Plan, Treatment, counted
+from edgeattn.quantize.plan import Plan, counted
 from edgeattn.quantize.tflite_layers import TfliteProduct, tflite_products
-from edgeattn.silence import silenced
 
 Scheme = Literal["int8-dynamic", "int8-static", "int8-weights", "int4-weights"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.errors import load_extra
-from edgeattn.layers import linear_layers
+from edgeattn.graphs.layers import linear_layers
 
 if TYPE_CHECKING:
     import onnx

@@ -11,7 +11,8 @@ Importing this loads numpy and nothing heavier; :func:`load` imports the one eng
 """
 
 from edgeattn.runtimes.engines import BackendStatus, backends, load, open_session
-from edgeattn.runtimes.session import LayerTime, Session, Step
+from edgeattn.runtimes.session import LayerTime, Session
+from edgeattn.runtimes.step import Step
 from edgeattn.runtimes.stream import Event, Stream, Word
 
 __all__ = [

@@ -9,30 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeattn.engines import INSTALL, PACKAGES, SUBSTITUTES
 from edgeattn.errors import InputError, MissingExtraError, unknown_name
 from edgeattn.runtimes.session import Session
 from edgeattn.spec import ModelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path  # 4 ms at import, with the urllib that it brings
-
-PACKAGES: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "openvino": (("openvino", "openvino"),),
-    "litert": (("ai_edge_litert", "ai-edge-litert"), ("tflite_runtime", "tflite-runtime")),
-    "onnxruntime": (("onnxruntime", "onnxruntime"),),
-    "tensorrt": (("tensorrt", "tensorrt"),),
-}
-"""Backend -> modules that provide it, best first, each with the distribution that it usually comes in."""
-
-INSTALL: Mapping[str, str] = {
-    "openvino": "pip install openvino",
-    "litert": "pip install ai-edge-litert",
-    "onnxruntime": "pip install onnxruntime",
-    "tensorrt": "comes with JetPack (sudo apt install nvidia-jetpack)",
-}
-
-SUBSTITUTES: Mapping[str, tuple[str, ...]] = {"tensorrt": ("onnxruntime",)}
-"""Backend of a bundle -> others that can replay its files: a TensorRT bundle holds ONNX."""
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,10 @@ from typing import Any, final
 import numpy as np
 
 from edgeattn.errors import BundleError, InputError, load_extra
-from edgeattn.runtimes.session import (
-    Arrays,
-    Census,
-    EngineStep,
-    Found,
-    HostStep,
-    LayerTime,
-    Session,
-    check_names,
-    count_op,
-    loading,
-    run_failed,
-)
+from edgeattn.runtimes.faults import loading, run_failed
+from edgeattn.runtimes.inputs import Arrays, Found, check_names
+from edgeattn.runtimes.session import Census, LayerTime, Session, count_op
+from edgeattn.runtimes.step import EngineStep, HostStep
 from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
 
 

@@ -13,20 +13,11 @@ from typing import Any, final
 import numpy as np
 
 from edgeattn.errors import load_extra
-from edgeattn.runtimes.session import (
-    Arrays,
-    Census,
-    EngineStep,
-    Found,
-    HostStep,
-    LayerTime,
-    Session,
-    check_names,
-    count_op,
-    loading,
-    run_failed,
-)
-from edgeattn.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_room
+from edgeattn.runtimes.faults import loading, run_failed
+from edgeattn.runtimes.inputs import Arrays, Found, check_names
+from edgeattn.runtimes.session import Census, LayerTime, Session, count_op
+from edgeattn.runtimes.step import EngineStep, HostStep
 from edgeattn.spec import GraphSpec, ModelSpec
 
 DTYPES = {"float": "float32", "double": "float64"}  # the others are called as numpy calls them

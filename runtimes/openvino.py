@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import Any, final
 
 from edgeattn.errors import load_extra
-from edgeattn.runtimes.session import (
-    Arrays,
-    Census,
-    EngineStep,
-    Found,
-    HostStep,
-    LayerTime,
-    Session,
-    check_names,
-    loading,
-    run_failed,
-)
+from edgeattn.runtimes.faults import loading, run_failed
+from edgeattn.runtimes.inputs import Arrays, Found, check_names
+from edgeattn.runtimes.session import Census, LayerTime, Session
+from edgeattn.runtimes.step import EngineStep, HostStep
 from edgeattn.spec import GraphSpec, ModelSpec
 
 DTYPES = {

@@ -15,7 +15,8 @@ import numpy as np
 from edgeattn.errors import BundleError, InputError
 from edgeattn.runtimes.agreement import Agreement
 from edgeattn.runtimes.engines import load
-from edgeattn.runtimes.session import Arrays, Census, Session, read_input
+from edgeattn.runtimes.inputs import Arrays, read_input
+from edgeattn.runtimes.session import Census, Session
 from edgeattn.spec import GraphSpec, ModelSpec
 
 COMPARED = 2**20  # entries at a time

@@ -9,21 +9,22 @@ from __future__ import annotations
 import abc
 import contextlib
 import ctypes
-import difflib
 import os
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgeattn.errors import BundleError, EdgeattnError, InputError, UnsupportedError, unknown_name
+from edgeattn.errors import InputError, unknown_name
 from edgeattn.runtimes.buckets import cut_outputs, pad_inputs, route
-from edgeattn.runtimes.sharing import CLOSED, FORKED, Gate, Turn
-from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+from edgeattn.runtimes.inputs import Arrays, check_finite, check_inputs, read_inputs
+from edgeattn.runtimes.sharing import CLOSED, FORKED, Gate
+from edgeattn.runtimes.step import EngineStep
+from edgeattn.spec import GraphSpec, ModelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,161 +33,8 @@ if TYPE_CHECKING:
 
     from edgeattn.runtimes.stream import Stream
 
-Arrays = dict[str, np.ndarray]
-Found = dict[str, tuple[str, tuple[int, ...]]]
-"""What a model file holds: tensor name -> dtype, shape; -1 stands for a size that is not fixed."""
 Census = dict[str, dict[str, int]]
 """Op type -> {dtype: how many}."""
-
-NARROW_FIRST = ("int4", "float8", "int8", "uint8", "int16", "bfloat16", "float16", "float32", "float64")
-"""Dtypes that an op computes in; an op is counted under the first of these that it reads."""
-
-
-def read_input(tensor: TensorSpec, value: object) -> np.ndarray:
-    """What a caller gave for an input, as an array of its dtype; the shape is not looked at.
-
-    Arrays of any layout and byte order are taken, and what numpy makes an array of (lists of numbers, scalars). A dtype
-    is widened inside its kind (float16 -> float32, int32 -> int64) and never narrowed or turned into another kind.
-
-    Raises:
-        InputError: for another dtype, a masked array (what is hidden would come back), or what is no array.
-    """
-    if isinstance(value, np.ma.MaskedArray):
-        raise InputError(
-            f"input {tensor.name!r} is a masked array, and engines know no masks: fill it (array.filled(0)) and tell "
-            "the model in the input that it has for that"
-        )
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # ragged lists, and whatever the __array__ of another library raises
-        raise InputError(
-            f"input {tensor.name!r} must be an array of {tensor.dtype}{list(tensor.shape)}; numpy cannot make one of "
-            f"the {type(value).__name__} given ({first_line(error):.200})"
-        ) from error
-    wanted = np.dtype(tensor.dtype)
-    if array.dtype.kind != wanted.kind or not np.can_cast(array.dtype, wanted, "safe"):
-        given = (
-            array.dtype if isinstance(value, (np.ndarray, np.generic)) else f"{type(value).__name__} ({array.dtype})"
-        )
-        raise InputError(f"input {tensor.name!r} must be {tensor.dtype}, got {given}")
-    return np.asarray(array, dtype=wanted, order="C")
-
-
-def read_inputs(graph: GraphSpec, inputs: Mapping[str, object]) -> Arrays:
-    """Every input and state of ``graph`` by name, in the graph's order, as :func:`read_input` gives them.
-
-    Raises:
-        InputError: for a missing or unknown name, and as :func:`read_input`.
-    """
-    if not isinstance(inputs, Mapping):
-        raise InputError(
-            f"graph {graph.name!r} takes a mapping of names to arrays, got {type(inputs).__name__}; it needs "
-            f"{', '.join(graph.input_names)}"
-        )
-    for name in inputs:
-        if name not in graph.input_names:
-            near = difflib.get_close_matches(str(name), graph.input_names, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else "."
-            raise InputError(
-                f"graph {graph.name!r} has no input {name!r:.80}{hint} It takes {', '.join(graph.input_names)}"
-            )
-    for name in graph.input_names:
-        if name not in inputs:
-            given = ", ".join(map(str, inputs)) or "nothing"
-            raise InputError(f"graph {graph.name!r} needs input {name!r}; given: {given}")
-    return {tensor.name: read_input(tensor, inputs[tensor.name]) for tensor in graph.all_inputs}
-
-
-def check_inputs(graph: GraphSpec, inputs: Mapping[str, object]) -> Arrays:
-    """Every input and state of ``graph`` as contiguous arrays of the right dtype and shape, in the graph's order.
-
-    Raises:
-        InputError: for a wrong shape, and as :func:`read_inputs`.
-    """
-    arrays = read_inputs(graph, inputs)
-    return {tensor.name: tensor.check(arrays[tensor.name]) for tensor in graph.all_inputs}
-
-
-def check_finite(kind: Literal["input", "output"], arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Refuse NaN and infinity.
-
-    Args:
-        arrays: by tensor name.
-        where: graph and step, for the message.
-
-    Raises:
-        InputError: if an input holds one.
-        UnsupportedError: if an output does.
-    """
-    for name, array in arrays.items():
-        if array.dtype.kind != "f" or np.isfinite(array).all():
-            continue
-        place = tuple(int(index) for index in np.argwhere(~np.isfinite(array))[0])
-        found = f"{where}: {kind} {name!r} holds {array[place]} at {list(place)}"
-        if kind == "input":
-            raise InputError(f"{found}; every input must be finite here (check_finite)")
-        raise UnsupportedError(
-            f"{found} although its inputs are finite: it overflows in this precision, or divides by zero; compare with "
-            "the source, or convert it with a wider precision (fp32)"
-        )
-
-
-def check_names(path: Path, graph: GraphSpec, inputs: Found, outputs: Found) -> None:
-    """Hold a loaded model file to the spec that it came with.
-
-    Args:
-        path: the file, for the message.
-        inputs: what the engine found, by name.
-        outputs: likewise.
-
-    Raises:
-        BundleError: if a name of the spec is missing in the file, or has another shape or dtype there.
-    """
-    for kind, wanted, found in (("input", graph.all_inputs, inputs), ("output", graph.all_outputs, outputs)):
-        for tensor in wanted:
-            if tensor.name not in found:
-                names = ", ".join(found) or "none"
-                raise BundleError(
-                    f"{path}: has no {kind} {tensor.name!r}; its {kind}s: {names}. Convert the model again"
-                )
-            dtype, shape = found[tensor.name]
-            if (dtype, shape) != (tensor.dtype, tensor.shape):
-                raise BundleError(
-                    f"{path}: {kind} {tensor.name!r} is {dtype}{list(shape)}, the spec says "
-                    f"{tensor.dtype}{list(tensor.shape)}. Convert the model again"
-                )
-        extra = sorted(set(found) - {tensor.name for tensor in wanted})
-        if extra and kind == "input":
-            raise BundleError(
-                f"{path}: takes an input {extra[0]!r} that the spec does not have. Convert the model again"
-            )
-
-
-def first_line(error: BaseException) -> str:
-    """The part of a vendor's message that fits one line: C++ stack traces and file positions come after it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.startswith(("Exception from", "Check '"))), repr(error))
-
-
-@contextlib.contextmanager
-def loading(engine: str, path: Path) -> Iterator[None]:
-    """Turn whatever an engine raises over a model file into one :class:`BundleError`."""
-    if not path.is_file():
-        raise BundleError(f"{path}: no such model file")
-    try:
-        yield
-    except (EdgeattnError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        reason = first_line(error)
-        raise BundleError(
-            f"{path}: {engine} cannot load it, it is damaged or not its format ({reason:.300})"
-        ) from error
-
-
-def run_failed(engine: str, graph: GraphSpec, error: BaseException) -> UnsupportedError:
-    """The error of a graph that loaded and then would not run."""
-    return UnsupportedError(f"{engine} failed while running graph {graph.name!r}: {first_line(error):.300}")
 
 
 def count_op(census: Census, op: str, dtypes: list[str]) -> None:
@@ -195,158 +43,6 @@ def count_op(census: Census, op: str, dtypes: list[str]) -> None:
     dtype = known[0] if known else (dtypes[0] if dtypes else "none")
     kinds = census.setdefault(op, {})
     kinds[dtype] = kinds.get(dtype, 0) + 1
-
-
-class Step(Protocol):
-    """One graph with buffers and states of its own."""
-
-    @property
-    def inputs(self) -> Mapping[str, np.ndarray]:
-        """Writable buffers by name, states left out; they keep what was written until it is overwritten."""
-
-    @property
-    def outputs(self) -> Mapping[str, np.ndarray]:
-        """Results by name, states left out; valid until the next run."""
-
-    def run(self) -> None:
-        """Run once; the next states become the states."""
-
-    def reset(self) -> None:
-        """Give the states their initial values."""
-
-    def states(self) -> Arrays:
-        """Copies of the states, keyed by the graph's input names."""
-
-
-class EngineStep(abc.ABC):
-    """A :class:`Step` whose states can also be set; what :meth:`Session.run` runs on.
-
-    For one thread at a time: a call while another thread is inside one is an InputError, and so is every call once the
-    session is closed, or in a process forked from the one that loaded it.
-
-    Attributes:
-        graph: what it runs.
-        inputs: see :class:`Step`.
-        outputs: see :class:`Step`.
-        device_ms: time of the last run by the clock of the device that computes, copies to and from it included and
-            the host's share left out; None where it has no clock of its own, and before the first run.
-        turn: what every call passes; of the session.
-        check_finite: look for NaN and infinity in what every run reads and gives.
-    """
-
-    inputs: Mapping[str, np.ndarray]
-    outputs: Mapping[str, np.ndarray]
-    device_ms: float | None = None
-    check_finite: bool = False
-
-    def __init__(self, graph: GraphSpec) -> None:
-        self.graph = graph
-        self.turn = Turn(Gate())
-        self._runs = 0  # since the states were initial
-
-    @abc.abstractmethod
-    def advance(self) -> None:
-        """Run once; the next states become the states."""
-
-    @abc.abstractmethod
-    def clear_states(self) -> None:
-        """Give the states their initial values."""
-
-    @abc.abstractmethod
-    def read_states(self) -> Arrays:
-        """Copies of the states, keyed by the graph's input names."""
-
-    @abc.abstractmethod
-    def write_states(self, values: Mapping[str, np.ndarray]) -> None:
-        """Copy in states, keyed by the graph's input names."""
-
-    @abc.abstractmethod
-    def free(self) -> None:
-        """Drop the engine's objects and memory; nothing is called afterwards."""
-
-    def run(self) -> None:
-        """See :class:`Step`.
-
-        Raises:
-            UnsupportedError: if the engine fails, or its outputs are not finite and that is to be checked.
-            InputError: if its inputs are not finite and that is to be checked, and as the class says.
-        """
-        with self.turn:
-            if self.check_finite:
-                self._advance_checked()
-            else:
-                self.advance()
-
-    def reset(self) -> None:
-        """See :class:`Step`."""
-        with self.turn:
-            self.clear_states()
-            self._runs = 0
-
-    def states(self) -> Arrays:
-        """See :class:`Step`."""
-        with self.turn:
-            return self.read_states()
-
-    def set_states(self, values: Mapping[str, np.ndarray]) -> None:
-        """Copy in states, keyed by the graph's input names."""
-        with self.turn:
-            self.write_states(values)
-
-    def _advance_checked(self) -> None:
-        where = f"graph {self.graph.name!r}, step {self._runs}"
-        check_finite("input", {**self.inputs, **self.read_states()}, where)
-        self.advance()
-        states, names = self.read_states(), {state.input: state.output for state in self.graph.states}
-        check_finite("output", {**self.outputs, **{names[name]: array for name, array in states.items()}}, where)
-        self._runs += 1
-
-
-class HostStep(EngineStep):
-    """States in two sets of host arrays: a run reads one and writes the other, so nothing is copied or allocated."""
-
-    def __init__(self, graph: GraphSpec) -> None:
-        super().__init__(graph)
-        # Engines hold the addresses of these arrays: putting another one in their place must not be possible.
-        self.inputs = MappingProxyType({t.name: np.zeros(t.shape, t.dtype) for t in graph.inputs})
-        self.outputs = MappingProxyType({t.name: np.zeros(t.shape, t.dtype) for t in graph.outputs})
-        self.state_sets = (graph.initial_states(), graph.initial_states())
-        self.parity = 0  # the set that the next run reads
-
-    @abc.abstractmethod
-    def infer(self) -> None:
-        """Run with ``state_sets[parity]`` as states and ``state_sets[1 - parity]`` for the next ones."""
-
-    def advance(self) -> None:
-        """See :class:`EngineStep`.
-
-        Raises:
-            UnsupportedError: if the engine fails.
-        """
-        self.infer()
-        self.parity ^= 1
-
-    def clear_states(self) -> None:
-        """See :class:`EngineStep`."""
-        current = self.state_sets[self.parity]
-        for state in self.graph.states:
-            current[state.input].fill(state.initial)
-
-    def read_states(self) -> Arrays:
-        """See :class:`EngineStep`."""
-        return {name: array.copy() for name, array in self.state_sets[self.parity].items()}
-
-    def write_states(self, values: Mapping[str, np.ndarray]) -> None:
-        """See :class:`EngineStep`."""
-        current = self.state_sets[self.parity]
-        for state in self.graph.states:
-            np.copyto(current[state.input], values[state.input])
-
-    def bindings(self, parity: int) -> tuple[Arrays, Arrays]:
-        """All input and all output arrays by the engine's names, for runs that read state set ``parity``."""
-        read, write = self.state_sets[parity], self.state_sets[1 - parity]
-        nexts = {state.output: write[state.input] for state in self.graph.states}
-        return {**self.inputs, **read}, {**self.outputs, **nexts}
 
 
 @dataclass(frozen=True)
@@ -606,3 +302,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+NARROW_FIRST = ("int4", "float8", "int8", "uint8", "int16", "bfloat16", "float16", "float32", "float64")
+"""Dtypes that an op computes in; an op is counted under the first of these that it reads."""

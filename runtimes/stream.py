@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeattn.errors import AudioError, InputError, UnsupportedError
 from edgeattn.runtimes.decoding import GreedyDecoder, best_labels
-from edgeattn.runtimes.session import Step
+from edgeattn.runtimes.step import Step
 from edgeattn.spec import HIDDEN, StreamSpec
 
 ENDPOINT_SECONDS = Fraction(6, 5)  # of blanks after text end a segment (sherpa's rule 2)

@@ -31,18 +31,11 @@ from edgeattn.errors import (
 )
 from edgeattn.runtimes.cuda import Cuda, CudaGraph
 from edgeattn.runtimes.engine_cache import engine_cache, fetch, store
+from edgeattn.runtimes.faults import run_failed
+from edgeattn.runtimes.inputs import Arrays, Found, check_names
 from edgeattn.runtimes.jetson import l4t_release, power_mode
-from edgeattn.runtimes.session import (
-    Arrays,
-    Census,
-    EngineStep,
-    Found,
-    LayerTime,
-    Session,
-    check_names,
-    count_op,
-    run_failed,
-)
+from edgeattn.runtimes.session import Census, LayerTime, Session, count_op
+from edgeattn.runtimes.step import EngineStep
 from edgeattn.runtimes.tensorrt_build import BuildRecipe, build_engine, recipe_from_build
 from edgeattn.spec import GraphSpec, ModelSpec, to_json
 

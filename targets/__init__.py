@@ -5,7 +5,6 @@ from edgeattn.targets.loader import get_target, known_target, list_targets
 from edgeattn.targets.target import (
     Accelerator,
     Arch,
-    Backend,
     CoreCluster,
     Cpu,
     Isa,
@@ -13,7 +12,6 @@ from edgeattn.targets.target import (
     Memory,
     Peaks,
     Power,
-    Precision,
     Software,
     Target,
     cpu_kernels,
@@ -24,7 +22,6 @@ from edgeattn.targets.target import (
 __all__ = [
     "Accelerator",
     "Arch",
-    "Backend",
     "CoreCluster",
     "Cpu",
     "CpuFeatures",
@@ -33,7 +30,6 @@ __all__ = [
     "Memory",
     "Peaks",
     "Power",
-    "Precision",
     "Software",
     "Target",
     "cpu_features",

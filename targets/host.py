@@ -7,19 +7,8 @@ import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeattn.targets.target import (
-    Arch,
-    Backend,
-    CoreCluster,
-    Cpu,
-    Isa,
-    Memory,
-    Peaks,
-    Precision,
-    Target,
-    cpu_kernels,
-    int8_dot,
-)
+from edgeattn.engines import Backend, Precision
+from edgeattn.targets.target import Arch, CoreCluster, Cpu, Isa, Memory, Peaks, Target, cpu_kernels, int8_dot
 
 CPUINFO = Path("/proc/cpuinfo")
 MAX_FREQUENCY = Path("/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")  # kHz
@@ -187,3 +176,6 @@ def _memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+
+
+HOST = "cpu"  # the target that is this machine

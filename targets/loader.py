@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.errors import InputError, unknown_name
-from edgeattn.plain import parse_toml, read_toml
+from edgeattn.guards.plain import parse_toml, read_toml
 from edgeattn.spec import from_json
 from edgeattn.targets.host import host_target
 from edgeattn.targets.target import NAME, Target

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeattn.engines import Backend, Precision
+
 Arch = Literal["x86_64", "aarch64", "other"]
-Backend = Literal["tensorrt", "openvino", "litert", "onnxruntime"]
-Precision = Literal["fp32", "fp16", "int8", "int4"]
 Isa = Literal[
     "avx2", "fma", "f16c", "avx512", "avx512-vnni", "avx512-bf16", "avx512-fp16", "avx-vnni", "amx-int8", "amx-bf16",
     "neon", "fp16", "dotprod", "i8mm", "bf16", "sve", "sve2",

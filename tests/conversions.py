@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn import pipeline
 from edgeattn.evaluation.data import ArrayData
 from edgeattn.model import Artifact, EdgeModel
-from edgeattn.pipeline import ConvertOptions, convert
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.steps import candidates
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.options import ConvertOptions
+from edgeattn.pipeline.steps.recipes import BUILDERS, Choices
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.report import Report
-from edgeattn.schemes import BUILDERS, Choices, Workshop
+from edgeattn.results.report import Report
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import Target, get_target
 
@@ -144,7 +146,7 @@ def small_conversion(root: Path) -> Converted:
     options = ConvertOptions(tuple(map(get_target, TARGETS)), out=home / "out", measure=QUICK)
     real = BUILDERS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "BUILDERS", {name: functools.partial(keeping, name) for name in real})
+        patch.setattr(candidates, "BUILDERS", {name: functools.partial(keeping, name) for name in real})
         report = convert(model, load_data(reference, model.spec, data, None, 60), options, watch)
     return Converted(reference, data, home / "out", report, watch.phases, artifacts)
 

@@ -70,13 +70,13 @@ def check(
     """
     with exit_codes(as_json):
         from edgeattn.bundle import read_manifest
-        from edgeattn.checking import CheckOptions
-        from edgeattn.checking import check as run
         from edgeattn.cli.loading import deadline_for, one_device, typed
-        from edgeattn.gates import DEFAULT_MAX_DROP, Gates
-        from edgeattn.pictures import check_picture
+        from edgeattn.pipeline.check import CheckOptions
+        from edgeattn.pipeline.check import check as run
         from edgeattn.profiling.contract import MeasureOptions
-        from edgeattn.timeline import draw_timeline
+        from edgeattn.results.gates import DEFAULT_MAX_DROP, Gates
+        from edgeattn.results.pictures import check_picture
+        from edgeattn.results.timeline import draw_timeline
 
         if plot is not None:
             check_picture(plot)

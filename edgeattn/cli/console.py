@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-    from edgeattn.report import Report
+    from edgeattn.results.report import Report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate
@@ -143,8 +143,8 @@ def finish(report: Report, as_json: bool) -> None:
 
 
 def leave(report: Report) -> None:
-    """Exit with the code of a report: see :attr:`edgeattn.report.Report.exit_code`."""
-    from edgeattn.report import NOT_MEASURED
+    """Exit with the code of a report: see :attr:`edgeattn.results.report.Report.exit_code`."""
+    from edgeattn.results.report import NOT_MEASURED
 
     code = report.exit_code
     if code == NOT_MEASURED:
@@ -156,7 +156,7 @@ def leave(report: Report) -> None:
 
 def print_table(report: Report) -> None:
     """The results as a table on stdout; as wide as it needs to be when that is no terminal."""
-    from edgeattn.report import candidate_table, pruning_table, table
+    from edgeattn.results.tables import candidate_table, pruning_table, table
 
     terminal = console()
     terminal.print(table(report.results))
@@ -175,7 +175,7 @@ def save_picture(report: Report, path: Path) -> None:
     import io
 
     from edgeattn.bundle import write_atomically, writing
-    from edgeattn.report import table
+    from edgeattn.results.tables import table
 
     recorder = _console(file=io.StringIO(), record=True, width=165, force_terminal=True)
     recorder.print(table(report.results))

@@ -56,11 +56,10 @@ def convert(
 ) -> None:
     """Make a verified bundle of MODEL for each target: prune, quantize, convert, check, measure."""
     with exit_codes(as_json):
-        from edgeattn.gates import Gates
-        from edgeattn.mixed import Effort
-        from edgeattn.pipeline import ConvertOptions
-        from edgeattn.pipeline import convert as run
+        from edgeattn.pipeline.convert import convert as run
+        from edgeattn.pipeline.steps.options import ConvertOptions, Effort
         from edgeattn.profiling.measure import MeasureOptions
+        from edgeattn.results.gates import Gates
 
         targets, flags = chosen_targets(target), typed(context)
         own = own_options(targets, flags, recover_minutes)

@@ -21,7 +21,7 @@ from edgeattn.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from edgeattn.report import Result
+    from edgeattn.results.report import Result
 
 DEMO_TARGETS = ("cpu", "mobile", "jetson")
 
@@ -34,10 +34,11 @@ def demo(
 ) -> None:
     """Convert the built-in speech model for three targets, stream a recording through each bundle, print the table."""
     with exit_codes(as_json):
-        from edgeattn.candidates import SUBSTITUTE
+        from edgeattn.engines import SUBSTITUTE
         from edgeattn.errors import DeviceError, MissingExtraError
         from edgeattn.evaluation.data import SpeechData
-        from edgeattn.pipeline import ConvertOptions, convert
+        from edgeattn.pipeline.convert import convert
+        from edgeattn.pipeline.steps.options import ConvertOptions
         from edgeattn.profiling.pacing import pace
         from edgeattn.runtimes import Event, load
         from edgeattn.sources import load_data, load_model

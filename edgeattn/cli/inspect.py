@@ -16,13 +16,13 @@ from edgeattn.printable import one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from edgeattn.baseline import Progress
     from edgeattn.bundle import Manifest
-    from edgeattn.converters.preflight import Finding, GraphFacts
+    from edgeattn.converters.preflight.judge import Finding, GraphFacts
     from edgeattn.evaluation.data import Data
-    from edgeattn.inspecting import ModelSensitivity
     from edgeattn.model import EdgeModel
-    from edgeattn.pipeline import ConvertOptions
+    from edgeattn.pipeline.inspect import ModelSensitivity
+    from edgeattn.pipeline.steps.options import ConvertOptions
+    from edgeattn.progress import Progress
     from edgeattn.pruning.anatomy import Stack, Unit, Unknown
     from edgeattn.spec import GraphSpec
     from edgeattn.targets import Target
@@ -69,11 +69,12 @@ def inspect(
         import functools
         import time
 
-        from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
-        from edgeattn.converters.preflight import facts, look
-        from edgeattn.pipeline import ConvertOptions, calibration_sample, describe, foresee
-        from edgeattn.repeatable import confirmed
+        from edgeattn.converters.preflight.judge import facts, look
+        from edgeattn.pipeline.steps.options import ConvertOptions
+        from edgeattn.pipeline.steps.preflight import calibration_sample, describe, foresee
+        from edgeattn.pipeline.steps.repeatable import confirmed
         from edgeattn.sources import load_data, load_model
+        from edgeattn.sources.sizes import parse_buckets, parse_fills, with_buckets
         from edgeattn.spec import to_json
         from edgeattn.targets import get_target
 
@@ -136,7 +137,7 @@ def engine_or_first(target: Target, options: ConvertOptions) -> str:
         UnsupportedError: of the only target.
     """
     from edgeattn.errors import UnsupportedError
-    from edgeattn.pipeline import engine
+    from edgeattn.pipeline.steps.preflight import engine
 
     try:
         return engine(target, options)
@@ -154,7 +155,7 @@ def findings_of(
     Raises:
         UnsupportedError: of the only target.
     """
-    from edgeattn.converters.preflight import Finding
+    from edgeattn.converters.preflight.judge import Finding
     from edgeattn.errors import UnsupportedError
 
     try:
@@ -179,7 +180,7 @@ def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:
     if sensitivity and is_bundle(model):
         raise InputError(f"{model} is a bundle, made already: --sensitivity needs the MODEL that it was made from")
     if plot is not None:
-        from edgeattn.pictures import check_picture
+        from edgeattn.results.pictures import check_picture
 
         check_picture(plot)
 
@@ -188,11 +189,11 @@ def measure_sensitivity(
     source: EdgeModel, data: Data | None, samples: int, plot: Path | None, bar: Progress
 ) -> ModelSensitivity:
     """Measure, and draw where a picture is wanted."""
-    from edgeattn.inspecting import InspectOptions, inspect_sensitivity
+    from edgeattn.pipeline.inspect import InspectOptions, inspect_sensitivity
 
     measured = inspect_sensitivity(source, data, InspectOptions(samples=samples), bar)
     if plot is not None:
-        from edgeattn.quantize.figure import sensitivity_figure
+        from edgeattn.results.sensitivity import sensitivity_figure
 
         sensitivity_figure(measured.report, measured.attention, plot)
     return measured

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from edgeattn.cli.settings import TargetTable
     from edgeattn.evaluation.data import Data
     from edgeattn.model import EdgeModel
-    from edgeattn.pipeline import Own
+    from edgeattn.pipeline.steps.options import Own
     from edgeattn.pruning.importance import Hook
-    from edgeattn.report import Report
+    from edgeattn.results.report import Report
     from edgeattn.targets import Target
 
 
@@ -108,9 +108,9 @@ def own_options(targets: Sequence[Target], flags: frozenset[str], recover_minute
     """
     from edgeattn.cli.settings import SETTINGS, TARGETS
     from edgeattn.errors import InputError
-    from edgeattn.pipeline import Own
+    from edgeattn.pipeline.steps.options import Own
+    from edgeattn.pipeline.steps.recipes import check_precision
     from edgeattn.pruning.request import parse_request
-    from edgeattn.schemes import check_precision
 
     own = {}
     for target in targets:
@@ -141,8 +141,8 @@ def in_sizes(
     Raises:
         EdgeattnError: as :func:`load` and ``run``.
     """
-    from edgeattn.buckets import parse_buckets
-    from edgeattn.report import joined
+    from edgeattn.results.report import joined
+    from edgeattn.sources.sizes import parse_buckets
 
     groups: dict[tuple[str, ...], list[Target]] = {}
     for target in targets:
@@ -181,9 +181,9 @@ def load(inputs: Inputs, bar: Bar) -> tuple[EdgeModel, Data | None]:
     Raises:
         EdgeattnError: if either cannot be used.
     """
-    from edgeattn.buckets import parse_buckets, parse_fills, with_buckets
     from edgeattn.evaluation.data import enough_to_calibrate
     from edgeattn.sources import load_data, load_model
+    from edgeattn.sources.sizes import parse_buckets, parse_fills, with_buckets
 
     buckets, fills = parse_buckets(inputs.buckets), parse_fills(inputs.fills)
     bar.begin(f"loading {inputs.model}")

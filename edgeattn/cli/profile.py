@@ -18,7 +18,7 @@ from edgeattn.errors import DeviceError, InputError, UnsupportedError
 if TYPE_CHECKING:
     from edgeattn.profiling.figures import Board
     from edgeattn.profiling.measure import MeasureOptions
-    from edgeattn.report import Report, Result
+    from edgeattn.results.report import Report, Result
 
 
 def profile(
@@ -106,8 +106,8 @@ def of_bundle(
 ) -> Report:
     """A bundle measured: on the devices given, else on those of its target in edgeattn.toml, else here."""
     from edgeattn.bundle import read_manifest
-    from edgeattn.checking import profile as run
     from edgeattn.cli.loading import deadline_for, devices_of
+    from edgeattn.pipeline.profile import profile as run
 
     target = read_manifest(bundle).target
     chosen = devices or devices_of(target)
@@ -124,8 +124,8 @@ def of_estimate(
     Raises:
         InputError: if a device is given as well, which would be measured.
     """
-    from edgeattn.checking import estimated
     from edgeattn.cli.loading import chosen_targets, deadline_for
+    from edgeattn.pipeline.profile import estimated
 
     if devices:
         raise InputError(
@@ -150,8 +150,8 @@ def of_model(
     Raises:
         InputError: for devices given beside several targets, which would not say which is of which.
     """
-    from edgeattn.checking import ProfileOptions, profile_model
     from edgeattn.cli.loading import chosen_targets, deadline_for, devices_of, in_sizes
+    from edgeattn.pipeline.profile import ProfileOptions, profile_model
 
     chosen = chosen_targets(targets or ["cpu"])
     if devices and len(chosen) > 1:

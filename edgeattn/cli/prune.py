@@ -67,13 +67,13 @@ def prune(
 ) -> None:
     """Remove heads, neurons and layers for measured milliseconds; the smaller model is a MODEL for convert."""
     with exit_codes(as_json):
-        from edgeattn.gates import Gates
-        from edgeattn.pictures import check_picture
-        from edgeattn.pipeline import ConvertOptions
+        from edgeattn.pipeline.prune import PruneOptions
+        from edgeattn.pipeline.prune import prune as run
+        from edgeattn.pipeline.steps.options import ConvertOptions
         from edgeattn.profiling.measure import MeasureOptions
         from edgeattn.pruning.request import Request
-        from edgeattn.slimming import PruneOptions
-        from edgeattn.slimming import prune as run
+        from edgeattn.results.gates import Gates
+        from edgeattn.results.pictures import check_picture
 
         request = Request(
             speedup, deadline, max_drop, heads, neurons, layers, kv_heads, rank, left, sparsity,

@@ -37,11 +37,10 @@ def quantize(
 ) -> None:
     """Find the fastest precision that keeps the metric; save the engine's files and the plan for convert --plan."""
     with exit_codes(as_json):
-        from edgeattn.gates import Gates
-        from edgeattn.mixed import Effort
-        from edgeattn.pipeline import ConvertOptions
+        from edgeattn.pipeline.quantize import quantize as run
+        from edgeattn.pipeline.steps.options import ConvertOptions, Effort
         from edgeattn.profiling.measure import MeasureOptions
-        from edgeattn.quantizing import quantize as run
+        from edgeattn.results.gates import Gates
 
         targets, flags = chosen_targets(target), typed(context)
         own = own_options(targets, flags)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from edgeattn.inspecting import ModelSensitivity
+    from edgeattn.pipeline.inspect import ModelSensitivity
     from edgeattn.quantize.attention_maps import HeadDrift, ResidualOutlier
     from edgeattn.quantize.sensitivity import Sensitivity, SensitivityReport
 

@@ -85,7 +85,7 @@ def read_targets() -> dict[str, TargetTable]:
 def _tables() -> dict[str, Any]:
     if not SETTINGS.is_file():
         return {}
-    from edgeattn.plain import read_toml
+    from edgeattn.guards.plain import read_toml
 
     return read_toml(SETTINGS, "settings file")
 

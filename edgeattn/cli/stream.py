@@ -92,7 +92,7 @@ def _stream_there(
     from edgeattn.audio import read_audio
     from edgeattn.bundle import read_manifest
     from edgeattn.errors import InputError
-    from edgeattn.profiling.remote import stream_on
+    from edgeattn.jobs.remote import stream_on
     from edgeattn.targets.devices import parse_device
 
     parsed = parse_device(device)

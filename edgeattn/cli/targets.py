@@ -72,13 +72,13 @@ def calibrate(
 ) -> None:
     """Measure what the engines reach of this machine, for its estimates; kept in the user's cache."""
     with exit_codes(as_json):
+        from edgeattn.engines import PACKAGES
         from edgeattn.errors import InputError, unknown_name
-        from edgeattn.runtimes.engines import PACKAGES
 
         for name in engine or ():
             if name not in PACKAGES:
                 raise InputError(unknown_name("engine", name, PACKAGES))
-        from edgeattn.calibrating import calibrate as run
+        from edgeattn.pipeline.calibrate import calibrate as run
         from edgeattn.spec import to_json
         from edgeattn.targets.calibration import keep_calibration
 

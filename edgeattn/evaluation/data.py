@@ -16,9 +16,9 @@ from typing import TypeVar
 import numpy as np
 
 from edgeattn.audio import Floats, read_audio
-from edgeattn.confined import confined, confined_file, regular_file
 from edgeattn.errors import DataError, InputError
-from edgeattn.npz import read_npz
+from edgeattn.guards.confined import confined, confined_file, regular_file
+from edgeattn.guards.npz import read_npz
 from edgeattn.spec import BucketSpec, GraphSpec, ModelSpec
 
 TRANSCRIPTS = "transcripts.tsv"

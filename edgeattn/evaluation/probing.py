@@ -1,7 +1,7 @@
 """Inputs that people meet and examples do not, replayed on an engine and held to what the source gives.
 
 Host and device run the same comparison. What the source leaves open is no difference: NaN that it gives itself, and
-entries that :mod:`edgeattn.adversarial` found to hang on a rounding; both are NaN in the expected outputs.
+entries that were found to hang on a rounding when the source was probed; both are NaN in the expected outputs.
 """
 
 from __future__ import annotations

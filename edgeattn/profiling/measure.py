@@ -1,4 +1,4 @@
-"""Measuring a bundle in this process. ``edgeattn.profiling.worker`` runs it in a process of its own."""
+"""Measuring a bundle in this process. ``edgeattn.jobs.measure`` runs it in a process of its own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from edgeattn.profiling.pacing import arrivals, follow, follow_stream, realtime
 from edgeattn.profiling.stability import NOISE_LIMIT, Warmup, block_noise, warm_up
 from edgeattn.profiling.throttling import Watch
 from edgeattn.runtimes import Session, Step, Stream, load
-from edgeattn.runtimes.session import EngineStep, LayerTime
+from edgeattn.runtimes.session import LayerTime
+from edgeattn.runtimes.step import EngineStep
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
 from edgeattn.targets import cpu_features
 

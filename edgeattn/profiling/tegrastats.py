@@ -13,7 +13,7 @@ import select
 import subprocess
 import time
 
-from edgeattn.children import bound
+from edgeattn.guards.children import bound
 from edgeattn.runtimes.jetson import find_program
 
 INTERVAL_MS = 100

@@ -49,7 +49,7 @@ Letters = list["Hashable | None"]
 
 
 class Step(Protocol):
-    """A call of a module in a graph; see :class:`edgeattn.converters.from_onnx.Step`."""
+    """A call of a module in a graph; see :class:`edgeattn.sources.onnx.importer.Step`."""
 
     path: str
     inputs: tuple[str, ...]
@@ -61,7 +61,7 @@ class Step(Protocol):
 
 @runtime_checkable
 class Graph(Protocol):
-    """A network that is a list of steps; see :class:`edgeattn.converters.from_onnx.ImportedModel`."""
+    """A network that is a list of steps; see :class:`edgeattn.sources.onnx.importer.ImportedModel`."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

@@ -26,8 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeattn.bundle import sha256_of, write_atomically, writing
-from edgeattn.confined import confined_file
 from edgeattn.errors import EdgeattnError, InputError, ModelError, OutputError, UnsupportedError, load_extra
+from edgeattn.guards.confined import confined_file
+from edgeattn.guards.scratch import Room, put_in_place
+from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.apply import Subject, copied, subject
 from edgeattn.pruning.configs import plain_config
@@ -35,8 +37,6 @@ from edgeattn.pruning.cut import Cut, cut_from_json
 from edgeattn.pruning.families import find
 from edgeattn.pruning.forms import shape_forms
 from edgeattn.pruning.surgery import remove
-from edgeattn.scratch import Room, put_in_place
-from edgeattn.silence import silenced
 from edgeattn.spec import from_json, to_json
 
 FORMAT = 1

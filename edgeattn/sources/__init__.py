@@ -12,12 +12,14 @@ from pathlib import Path
 from edgeattn.errors import ModelError, load_extra, unknown_name
 from edgeattn.model import EdgeModel, check_finite
 from edgeattn.models import MODELS
-from edgeattn.sources import builtin, code, exported, huggingface, onnx_file, pruned
+from edgeattn.sources import builtin, code, exported, pruned
 from edgeattn.sources.apart import prepare, read_apart
 from edgeattn.sources.carried import refuse_carried
 from edgeattn.sources.code import FORM, split_reference
 from edgeattn.sources.data import load_data
+from edgeattn.sources.huggingface import directory as huggingface
 from edgeattn.sources.modules import from_graphs, from_module
+from edgeattn.sources.onnx import file as onnx_file
 from edgeattn.sources.usercode import users_code
 
 __all__ = ["from_graphs", "from_module", "load_data", "load_model"]
@@ -73,7 +75,7 @@ def _load_unknown_path(reference: str) -> EdgeModel:
 
 _ONNX = (
     "onnx.inliner", "onnxruntime", "numpy.random", "torch._dynamo.config", "torch.fx.experimental.symbolic_shapes",
-    "edgeattn.sources.onnx_inputs", "edgeattn.converters.from_onnx", "edgeattn.converters.passes",
+    "edgeattn.sources.onnx.example", "edgeattn.sources.onnx.importer", "edgeattn.converters.passes",
 )  # fmt: skip
 MODULES: Mapping[Callable[[str], EdgeModel], tuple[str, ...]] = {
     exported.load: (

@@ -29,7 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeattn.errors import ModelError, load_extra
-from edgeattn.silence import silenced
+from edgeattn.guards.silence import silenced
 
 MAX_FILES = 100_000
 MAX_JSON_BYTES = 512 * 2**20  # the graph of a model with thousands of layers

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeattn.converters.trace import masks_stay_explicit
 from edgeattn.errors import ModelError, UnsupportedError
+from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
-from edgeattn.silence import silenced
 from edgeattn.spec import DTYPES
 
 if TYPE_CHECKING:

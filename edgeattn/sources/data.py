@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from edgeattn.confined import regular_file
 from edgeattn.errors import DataError, unknown_name
 from edgeattn.evaluation.data import (
     SPLIT,
@@ -22,6 +21,7 @@ from edgeattn.evaluation.data import (
     load_speech,
     sample_data,
 )
+from edgeattn.guards.confined import regular_file
 from edgeattn.models import MODELS
 from edgeattn.printable import excerpt
 from edgeattn.sources import pruned

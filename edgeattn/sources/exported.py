@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.errors import EdgeattnError, ModelError, load_extra
+from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
-from edgeattn.silence import silenced
 from edgeattn.sources.archive import EXPORT, GRAPH_FILE, Archive, clean_archive
 from edgeattn.sources.code import FORM
 from edgeattn.sources.modules import GRAPH, from_graphs, name_outputs

@@ -1,6 +1,6 @@
 """MODEL as a directory of a pruned model, as :mod:`edgeattn.pruning.saved` writes it.
 
-That of a Hugging Face source is a Hugging Face directory again, and :mod:`edgeattn.sources.huggingface` reads it.
+That of a Hugging Face source is a Hugging Face directory again, read as one.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgeattn.confined import confined_file
 from edgeattn.errors import ModelError
+from edgeattn.guards.confined import confined_file
 from edgeattn.model import EdgeModel
-from edgeattn.sources import builtin, onnx_file
-from edgeattn.sources.checkpoint import CONFIG
+from edgeattn.sources import builtin
+from edgeattn.sources.huggingface.checkpoint import CONFIG
+from edgeattn.sources.onnx import file as onnx_file
 
 PRUNING = "pruning.json"  # known without torch
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeattn.confined import confined_file, regular_file
 from edgeattn.errors import DataError
 from edgeattn.evaluation.data import IGNORED, MAX_ROWS, TARGET_PREFIX, ArrayData, Listed, chosen_data, divide
+from edgeattn.guards.confined import confined_file, regular_file
 from edgeattn.model import Arrays
-from edgeattn.sources.checkpoint import CONFIG, read_json, read_tokenizer
+from edgeattn.sources.huggingface.checkpoint import CONFIG, read_json, read_tokenizer
 from edgeattn.spec import GraphSpec, ModelSpec
 
 TOKENIZER = "tokenizer.json"

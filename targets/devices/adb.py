@@ -10,8 +10,8 @@ import threading
 from collections.abc import Sequence
 from typing import IO
 
-from edgeattn.children import bound
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.guards.children import bound
 from edgeattn.printable import one_line
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.link import Link, Timeouts, TransportError

@@ -24,7 +24,7 @@ def runtime_archive(modules: tuple[str, ...]) -> tuple[str, bytes]:
     """Pack modules of edgeattn with all of edgeattn that they import, also inside functions.
 
     Args:
-        modules: dotted names, such as ``"edgeattn.profiling.worker"``.
+        modules: dotted names, such as ``"edgeattn.jobs.measure"``.
 
     Returns:
         sha256 as hexadecimal digits, and the zip, to be put on ``PYTHONPATH``.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, error_from
-from edgeattn.plain import read_json
+from edgeattn.guards.plain import read_json
 from edgeattn.printable import excerpt
 from edgeattn.spec import from_json
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.bundle import user_cache, writing
-from edgeattn.children import bound
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, OutputError
+from edgeattn.guards.children import bound
 from edgeattn.spec import from_json, to_json
 
 FORMAT = 1

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from edgeattn.bundle import open_bundle, sha256_of, zip_bundle
 from edgeattn.errors import DeviceError, UnsupportedError
+from edgeattn.guards.scratch import scratch_room
 from edgeattn.printable import one_line
-from edgeattn.scratch import scratch_room
 from edgeattn.targets.devices.archive import runtime_archive
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.events import Busy, Done, Inventory, Kept, Ready, Unpacked, read_answer

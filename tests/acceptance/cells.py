@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeattn.baseline import Baseline
-from edgeattn.candidates import SUBSTITUTE
+from edgeattn.engines import SUBSTITUTE, Precision
 from edgeattn.evaluation.parity import ParityMeter
+from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, Artifact, EdgeModel
+from edgeattn.pipeline.steps.baseline import Baseline
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import BUILDERS
 from edgeattn.runtimes import open_session
-from edgeattn.schemes import BUILDERS, Workshop
-from edgeattn.silence import silenced
 from edgeattn.sources import load_model
-from edgeattn.targets import Precision, get_target
+from edgeattn.targets import get_target
 from tests.architectures import Architecture
 
 Source = Literal["torch", "pt2", "onnx", "directory"]

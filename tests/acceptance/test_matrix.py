@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from edgeattn.engines import Precision
 from edgeattn.errors import EdgeattnError
 from edgeattn.evaluation.parity import MAX_ABS_FP32, MIN_SQNR_FP16
 from edgeattn.runtimes.agreement import SQNR_LIMIT
-from edgeattn.targets import Precision
 from tests.acceptance.cells import ENGINES, Figures, Loaded, Source, sources_of
 from tests.architectures import FURTHER, NAMED, Architecture
 

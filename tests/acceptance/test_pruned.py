@@ -11,18 +11,18 @@ import pytest
 pytest.importorskip("torch", reason="conversions need edgeattn[convert,openvino,tflite]")
 
 from benchmarks.prune import cost_gone
-from edgeattn.baseline import Baseline, baseline, recorded
-from edgeattn.candidates import verify
 from edgeattn.evaluation.data import Data
-from edgeattn.gates import Gates
-from edgeattn.mixed import open_artifact
 from edgeattn.model import EdgeModel
+from edgeattn.pipeline.steps.baseline import Baseline, baseline, recorded
+from edgeattn.pipeline.steps.candidates import open_artifact, verify
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import BUILDERS
 from edgeattn.pruning.apply import prune, subject
 from edgeattn.pruning.importance import ImportanceOptions, importance
 from edgeattn.pruning.latency import estimate_table
 from edgeattn.pruning.reconstruct import ReconstructOptions, reconstruct
 from edgeattn.pruning.select import SelectOptions, select
-from edgeattn.schemes import BUILDERS, Workshop
+from edgeattn.results.gates import Gates
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import get_target
 from tests.conversions import Watch

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.baseline import Baseline
-from edgeattn.candidates import SUBSTITUTE
+from edgeattn.engines import SUBSTITUTE
 from edgeattn.evaluation.parity import MAX_ABS_FP32, ParityMeter
 from edgeattn.model import Arrays, Artifact, EdgeModel
+from edgeattn.pipeline.steps.baseline import Baseline
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import BUILDERS
 from edgeattn.pruning.apply import Subject, prune, subject
 from edgeattn.runtimes import open_session
-from edgeattn.schemes import BUILDERS, Workshop
 from edgeattn.targets import get_target
 from tests.acceptance.cells import ENGINES, TARGETS, like
 from tests.architectures import TRANSFORMERS

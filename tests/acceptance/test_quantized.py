@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn.baseline import Baseline, baseline
-from edgeattn.candidates import SUBSTITUTE, Verified, artifact_files, verify
+from edgeattn.engines import SUBSTITUTE, TRIED
 from edgeattn.evaluation.data import Data
-from edgeattn.gates import Gates
 from edgeattn.model import Artifact, EdgeModel
+from edgeattn.pipeline.steps.baseline import Baseline, baseline
+from edgeattn.pipeline.steps.candidates import Verified, artifact_files, verify
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.results.gates import Gates
 from edgeattn.runtimes import open_session
-from edgeattn.schemes import BUILDERS, TRIED, Workshop
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import get_target
 from tests.conversions import Watch

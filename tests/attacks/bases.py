@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from edgeattn.jobs.measure import profile_bundle
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.worker import profile_bundle
 from edgeattn.runtimes.selftest import selftest
 from edgeattn.spec import to_json
 from tests.profiling.conftest import write_tiny_bundle

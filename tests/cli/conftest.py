@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from edgeattn import pipeline
 from edgeattn.cli import main
-from edgeattn.report import Report
+from edgeattn.pipeline.steps import candidates
+from edgeattn.results.report import Report
 from tests.conversions import BUNDLES, Converted, small_conversion, speech_conversion
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 @pytest.fixture
 def kept(converted: Converted, monkeypatch: pytest.MonkeyPatch) -> Converted:
     """The artifacts that were made once stand in for the converters."""
-    monkeypatch.setattr(pipeline, "BUILDERS", converted.builders())
+    monkeypatch.setattr(candidates, "BUILDERS", converted.builders())
     return converted
 
 

@@ -25,7 +25,7 @@ from tests.conversions import BUNDLES, Converted
 QUICK = ("--paced-seconds", "0")
 HEAVY = (
     "numpy", "torch", "onnx", "onnxruntime", "openvino", "ai_edge_litert", "litert_torch", "tensorrt", "tensorrt_rtx",
-    "nncf", "soundfile", "rich.progress", "rich.live", "edgeattn.runtimes", "edgeattn.pipeline",
+    "nncf", "soundfile", "rich.progress", "rich.live", "edgeattn.runtimes", "edgeattn.pipeline.convert",
 )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ import typer
 from edgeattn.cli import main
 from edgeattn.cli.console import exit_codes, note, print_json, print_table, progress_bar, save_picture, say, say_over
 from edgeattn.errors import DeviceError, InputError, UnsupportedError
-from edgeattn.gates import Failure
-from edgeattn.report import Candidate, Precision, Report, Result
+from edgeattn.results.gates import Failure
+from edgeattn.results.report import Candidate, Precision, Report, Result
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edgeattn.cli.inspect import measured
-from edgeattn.converters.preflight import RULES
+from edgeattn.converters.preflight.judge import RULES
 from tests.cli.conftest import Command
 from tests.cli.test_commands import damage
 from tests.conversions import Converted, write_model_and_data

@@ -13,8 +13,8 @@ import pytest
 pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 pytest.importorskip("openvino", reason="the cpu target needs edgeattn[openvino]")
 
-from edgeattn.compress import Compressor
 from edgeattn.model import EdgeModel
+from edgeattn.pipeline.steps.pruning import Compressor
 from edgeattn.pruning.latency import Timing
 from edgeattn.runtimes import load
 from edgeattn.sources import load_model

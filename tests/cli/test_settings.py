@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn import pipeline
 from edgeattn.errors import UnsupportedError
-from edgeattn.pipeline import ConvertOptions
+from edgeattn.pipeline import convert as pipeline
+from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pruning.request import request_text
 from edgeattn.targets import Target
 from tests.cli.conftest import Command

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn import calibrating, targets
-from edgeattn.calibration_models import Size, of_size
+from edgeattn import targets
+from edgeattn.pipeline import calibrate as calibrating
+from edgeattn.pipeline.calibrate_models import Size, of_size
 from edgeattn.spec import to_json
 from edgeattn.targets import get_target, list_targets
 from edgeattn.targets.calibration import calibration_path, read_calibration

@@ -10,10 +10,10 @@ pytest.importorskip("onnxruntime", reason="the oracle is ONNX Runtime: edgeattn[
 
 import torch
 
-from edgeattn.converters.from_onnx import ImportedModel, difference, import_onnx, runtime_session
-from edgeattn.converters.onnx_graph import constant_value, without_constant
-from edgeattn.converters.onnx_ops import TABLE
-from edgeattn.converters.onnx_static import make_static
+from edgeattn.sources.onnx.importer import ImportedModel, difference, import_onnx, runtime_session
+from edgeattn.sources.onnx.ops import TABLE
+from edgeattn.sources.onnx.static import make_static
+from edgeattn.sources.onnx.values import constant_value, without_constant
 from tests.converters.onnx_cases import CASES, Case
 
 NEW = 23  # opsets from here on are newer than the oldest ONNX Runtime that we install

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeattn.converters.from_onnx import difference
 from edgeattn.converters.onnx import (
     GIVEN,
     SECOND,
@@ -26,10 +25,11 @@ from edgeattn.converters.onnx import (
 )
 from edgeattn.converters.trace import compare, trace
 from edgeattn.errors import ConversionError
-from edgeattn.layers import module_path
+from edgeattn.graphs.layers import module_path
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.sources import from_module
+from edgeattn.sources.onnx.importer import difference
 from edgeattn.spec import GraphSpec, from_json
 from tests.converters.samples import (
     AttentionBlock,

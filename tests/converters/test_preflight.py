@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from edgeattn.converters import passes
-from edgeattn.converters.preflight import RULES, Ask, Finding, facts, judge, look, memory_need, preflight, refuse
-from edgeattn.converters.preflight_rules import Partitions
+from edgeattn.converters.preflight.judge import RULES, Ask, Finding, facts, judge, look, memory_need, preflight, refuse
+from edgeattn.converters.preflight.rules_operations import Partitions
 from edgeattn.errors import EdgeattnError, UnsupportedError
 from edgeattn.model import EdgeModel, Graph
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import BUILDERS
 from edgeattn.runtimes import open_session
-from edgeattn.schemes import BUILDERS, Workshop
 from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.targets import Memory, Target, get_target
 from tests import architectures
@@ -298,7 +299,7 @@ def test_ranges_are_those_of_the_sample_that_is_given() -> None:
 
 
 def test_a_run_that_would_take_long_is_left_out_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeattn.converters.preflight_view.MAX_MACS", 10)
+    monkeypatch.setattr("edgeattn.converters.preflight.view.MAX_MACS", 10)
     view = look(from_graphs({"main": plain()}, "long"))[0]
     assert view.ranges is None
     assert "multiply-adds are more than" in facts(view).ranges

@@ -11,10 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeattn.converters.preflight import Finding, preflight
+from edgeattn.converters.preflight.judge import Finding, preflight
 from edgeattn.errors import UnsupportedError
 from edgeattn.model import EdgeModel
-from edgeattn.schemes import BUILDERS, Workshop
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import BUILDERS
 from edgeattn.sources import load_model
 from edgeattn.targets import get_target
 

@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from edgeattn.silence import silenced
+from edgeattn.guards.silence import silenced
 
 
 def chatter() -> None:

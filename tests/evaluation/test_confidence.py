@@ -18,8 +18,8 @@ from edgeattn.evaluation.confidence import (
     step_down,
     zero_loss_samples,
 )
-from edgeattn.gates import DEFAULT_MAX_DROP
 from edgeattn.quantize.search import most_trials
+from edgeattn.results.gates import DEFAULT_MAX_DROP
 
 
 def binomial(count: int, samples: int, rate: float) -> float:

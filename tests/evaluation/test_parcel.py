@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeattn.errors import DataError
-from edgeattn.evaluation import parcel
 from edgeattn.evaluation.data import ArrayData, ArraySample, SpeechData, Utterance
-from edgeattn.evaluation.parcel import Steps, pack, unpacked
 from edgeattn.evaluation.replay import Record
+from edgeattn.jobs import parcel
+from edgeattn.jobs.parcel import Steps, pack, unpacked
 
 NAMES = st.sampled_from(["feats", "a/b", "../up", "0", "index", "", "x.y:0"])
 ARRAYS = hnp.arrays(st.sampled_from([np.float32, np.int64, np.int8]), hnp.array_shapes(max_dims=3, max_side=3))
@@ -88,7 +88,7 @@ def test_nothing_in_it_is_a_pickle() -> None:
 
 def test_the_process_needs_no_training_framework(tmp_path: Path) -> None:
     program = (
-        "import sys; import edgeattn.evaluation.worker; "
+        "import sys; import edgeattn.jobs.evaluate; "
         "sys.exit(bool({'torch', 'onnx', 'transformers', 'jiwer', 'soundfile'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

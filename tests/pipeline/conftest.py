@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn.report import Report
+from edgeattn.results.report import Report
 from tests.conversions import Converted, small_conversion, speech_conversion
 
 

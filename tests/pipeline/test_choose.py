@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn.candidates import Verified, choose
 from edgeattn.evaluation.accuracy import Drop, Score
 from edgeattn.evaluation.parity import OutputParity, Parity
-from edgeattn.gates import Failure
 from edgeattn.model import Artifact
+from edgeattn.pipeline.steps.candidates import Verified, choose
+from edgeattn.results.gates import Failure
 
 SOURCE = Score("wer", 0.05, (0.04, 0.06), (1.0,), (20.0,))
 LOST = Failure("accuracy", "wer within 0.5 points of the source's 5.00 %", "9.00 %")

@@ -12,23 +12,24 @@ import pytest
 
 pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 
-from edgeattn import compress, pipeline
-from edgeattn.baseline import baseline
-from edgeattn.candidates import PAYS
-from edgeattn.compress import REACHED, Compressor, promise
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.data import ArrayData
-from edgeattn.gates import Failure, Gates
-from edgeattn.mixed import Effort
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline import ConvertOptions, convert
+from edgeattn.pipeline import convert as pipeline
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.steps import pruning as compress
+from edgeattn.pipeline.steps.baseline import baseline
+from edgeattn.pipeline.steps.candidates import PAYS
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.options import ConvertOptions, Effort
+from edgeattn.pipeline.steps.pruning import REACHED, Compressor, promise
 from edgeattn.pruning.apply import Subject, prune
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.latency import Timing
 from edgeattn.pruning.request import Request
 from edgeattn.pruning.saved import write_pruned
-from edgeattn.report import Pruning
-from edgeattn.schemes import Workshop
+from edgeattn.results.gates import Failure, Gates
+from edgeattn.results.report import Pruning
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import get_target
 from tests.conversions import QUICK, Watch

@@ -19,18 +19,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeattn import pipeline
-from edgeattn.baseline import baseline
 from edgeattn.bundle import open_bundle, read_manifest
-from edgeattn.checking import CheckOptions, check
+from edgeattn.engines import TRIED
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError
-from edgeattn.gates import Gates
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline import ConvertOptions, convert
-from edgeattn.report import Report
+from edgeattn.pipeline.check import CheckOptions, check
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.steps import candidates, packing
+from edgeattn.pipeline.steps.baseline import baseline
+from edgeattn.pipeline.steps.options import ConvertOptions
+from edgeattn.results.gates import Gates
+from edgeattn.results.report import Report
 from edgeattn.runtimes import load
 from edgeattn.runtimes.selftest import selftest
-from edgeattn.schemes import TRIED
 from edgeattn.sources import load_model
 from edgeattn.targets import Target, get_target
 from tests.conversions import BUNDLES, QUICK, TARGETS, Converted, Watch
@@ -46,7 +47,7 @@ RESULT_KEYS = {
 @pytest.fixture
 def kept(converted: Converted, monkeypatch: pytest.MonkeyPatch) -> Converted:
     """The artifacts that were made once stand in for the converters."""
-    monkeypatch.setattr(pipeline, "BUILDERS", converted.builders())
+    monkeypatch.setattr(candidates, "BUILDERS", converted.builders())
     return converted
 
 
@@ -289,10 +290,10 @@ def test_a_full_disk_loses_nothing(
         return there(prefix=prefix, dir=str(dir))
 
     # The kept artifacts are copied with copytree, which holds its own reference to copy2.
-    owner: object = {"_save_arrays": pipeline, "copyfile": pipeline.shutil, "mkdtemp": tempfile}[where]  # type: ignore[attr-defined]
+    owner: object = {"_save_arrays": packing, "copyfile": shutil, "mkdtemp": tempfile}[where]
     monkeypatch.setattr(owner, where, full)
     if where == "copyfile":
-        monkeypatch.setattr(pipeline, "BUILDERS", {"openvino": lambda *_: kept.artifacts["openvino", "fp16"]})
+        monkeypatch.setattr(candidates, "BUILDERS", {"openvino": lambda *_: kept.artifacts["openvino", "fp16"]})
     with pytest.raises(OutputError, match="the disk is full") as caught:
         run(kept, options(tmp_path / "out", precision="fp16", archive=archive, force=True))
     assert caught.value.exit_code == 2

@@ -9,7 +9,9 @@ import pytest
 
 from edgeattn.evaluation.accuracy import Score, accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
-from edgeattn.gates import (
+from edgeattn.profiling.figures import Clocks, Energy, Latency, Memory, Profile, Realtime
+from edgeattn.profiling.stability import Trend
+from edgeattn.results.gates import (
     accuracy_failures,
     clock_failures,
     deadline_failures,
@@ -19,8 +21,6 @@ from edgeattn.gates import (
     size_failures,
     timing_notes,
 )
-from edgeattn.profiling.figures import Clocks, Energy, Latency, Memory, Profile, Realtime
-from edgeattn.profiling.stability import Trend
 
 
 def score(metric: str, value: float) -> Score:

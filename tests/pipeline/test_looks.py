@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.candidates import CUT_ALPHA, CUT_LOOKS, Looks, Verified, choose, settled, why_not
-from edgeattn.compress import SPEEDUPS
 from edgeattn.evaluation.accuracy import Score, paired_drop
 from edgeattn.evaluation.confidence import ALPHA
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.model import Artifact
+from edgeattn.pipeline.steps.candidates import CUT_ALPHA, CUT_LOOKS, Looks, Verified, choose, settled, why_not
+from edgeattn.pipeline.steps.pruning import SPEEDUPS
 from edgeattn.quantize.search import Notebook, Trial, most_trials, search
 
 MODELS = int(os.environ.get("EDGEATTN_SIMULATED_MODELS", "100"))

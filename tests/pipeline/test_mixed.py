@@ -13,12 +13,12 @@ import pytest
 from edgeattn.bundle import read_manifest
 from edgeattn.errors import DataError, InputError, OutputError
 from edgeattn.evaluation.data import ArrayData, array_data, enough_to_calibrate
-from edgeattn.mixed import Effort
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline import ConvertOptions, convert
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.quantize import quantize
+from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.quantize.plan import Plan, Rule, read_plan
-from edgeattn.quantizing import quantize
-from edgeattn.report import Result
+from edgeattn.results.report import Result
 from edgeattn.runtimes import load
 from edgeattn.sources import from_module
 from edgeattn.targets import get_target

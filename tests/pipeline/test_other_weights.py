@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.baseline import Quiet
-from edgeattn.checking import CheckOptions, check
 from edgeattn.evaluation.parity import ParityMeter
-from edgeattn.gates import parity_failures
-from edgeattn.pipeline import ConvertOptions, convert
-from edgeattn.report import Report
+from edgeattn.pipeline.check import CheckOptions, check
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.steps.options import ConvertOptions
+from edgeattn.progress import Quiet
+from edgeattn.results.gates import parity_failures
+from edgeattn.results.report import Report
 from edgeattn.sources import load_model
 from edgeattn.targets import get_target
 from tests.conversions import QUICK

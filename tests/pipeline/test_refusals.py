@@ -6,21 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn import pipeline
-from edgeattn.checking import estimated
 from edgeattn.errors import ConversionError, DataError, DeviceError, EdgeattnError, UnsupportedError
 from edgeattn.model import Artifact
-from edgeattn.pipeline import ConvertOptions, convert
-from edgeattn.quantizing import quantize
-from edgeattn.refusals import Refusals
-from edgeattn.report import Report
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.profile import estimated
+from edgeattn.pipeline.quantize import quantize
+from edgeattn.pipeline.steps import candidates, preflight
+from edgeattn.pipeline.steps.options import ConvertOptions
+from edgeattn.pipeline.steps.refusals import Refusals
+from edgeattn.results.report import Report
 from edgeattn.targets import get_target
 from tests.conversions import BUNDLES, QUICK, TARGETS, Converted, Watch
 
 
 @pytest.fixture
 def kept(converted: Converted, monkeypatch: pytest.MonkeyPatch) -> Converted:
-    monkeypatch.setattr(pipeline, "BUILDERS", converted.builders())
+    monkeypatch.setattr(candidates, "BUILDERS", converted.builders())
     return converted
 
 
@@ -34,7 +35,7 @@ def failing(kept: Converted, monkeypatch: pytest.MonkeyPatch, error: EdgeattnErr
     def fail(*_: object) -> Artifact:
         raise error
 
-    monkeypatch.setattr(pipeline, "BUILDERS", {**kept.builders(), "litert": fail})
+    monkeypatch.setattr(candidates, "BUILDERS", {**kept.builders(), "litert": fail})
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_an_engine_that_one_target_has_not_stops_that_target(kept: Converted, tm
 def test_what_preflight_stops_keeps_its_findings(
     kept: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeattn.converters.preflight import refuse as real
+    from edgeattn.converters.preflight.judge import refuse as real
 
     def stop(findings: object) -> None:
         real(findings)  # type: ignore[arg-type]
@@ -87,7 +88,7 @@ def test_what_preflight_stops_keeps_its_findings(
             raise UnsupportedError("preflight for litert: softmax is unknown there")
 
     told: list[object] = []
-    monkeypatch.setattr(pipeline, "refuse", stop)
+    monkeypatch.setattr(preflight, "refuse", stop)
     report = convert(kept.model, None, options(tmp_path, "mobile", "cpu"), Watch())
     assert [row.failures[0].gate for row in report.results if not row.passed] == ["preflight"]
     assert isinstance(report.results[0].preflight, tuple)
@@ -115,15 +116,15 @@ def test_the_worst_error_is_the_exit_code() -> None:
 def test_an_estimate_that_fails_for_one_target_leaves_the_others(
     converted: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeattn import checking
-    from edgeattn.estimating import estimate_bundle as real
+    from edgeattn.graphs.estimate import estimate_bundle as real
+    from edgeattn.pipeline import profile
 
     def one_fails(path: Path, target: object, threads: int) -> object:
         if target == get_target("pixel-8"):
             raise UnsupportedError("no figures")
         return real(path, target, threads)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(checking, "estimate_bundle", one_fails)
+    monkeypatch.setattr(profile, "estimate_bundle", one_fails)
     bundle = converted.out / f"small-attention.{BUNDLES['mobile']}"
     report = estimated(bundle, (get_target("pixel-8"), get_target("pixel-9")), 1)
     assert [row.error is None for row in report.results] == [False, True]

@@ -11,20 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.baseline import baseline
-from edgeattn.buckets import with_buckets
-from edgeattn.candidates import artifact_files
-from edgeattn.checking import CheckOptions, check
+from edgeattn.engines import Precision
 from edgeattn.errors import BundleError, InputError
 from edgeattn.evaluation.data import ArrayData, sample_data
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline import ConvertOptions, convert, copy_assets
-from edgeattn.report import Result, table
+from edgeattn.pipeline.check import CheckOptions, check
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.steps.baseline import baseline
+from edgeattn.pipeline.steps.candidates import artifact_files
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.options import ConvertOptions
+from edgeattn.pipeline.steps.packing import copy_assets
+from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.results.report import Result
+from edgeattn.results.tables import table
 from edgeattn.runtimes import load, open_session
 from edgeattn.runtimes.selftest import selftest
-from edgeattn.schemes import BUILDERS, Workshop
+from edgeattn.sources.sizes import with_buckets
 from edgeattn.spec import ModelSpec
-from edgeattn.targets import Precision, get_target
+from edgeattn.targets import get_target
 from tests.conversions import QUICK, Watch
 from tests.several import call, encoder_decoder, masked_encoder, plain, transducer, two_towers
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from edgeattn.errors import DeviceError, InputError, UnsupportedError
+from edgeattn.jobs.measure import profile_bundle
 from edgeattn.profiling import holding
 from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.profiling.holding import held
-from edgeattn.profiling.worker import profile_bundle
 from tests.profiling.jetson import FREE, LOCKED, Jetson, make_jetson
 
 WAIT_SECONDS = 30.0  # for what happens in another process; nothing is asserted of the time it takes

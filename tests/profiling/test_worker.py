@@ -16,12 +16,12 @@ import pytest
 
 import edgeattn.profiling.measure
 from edgeattn.errors import BundleError, DeviceError, InputError
+from edgeattn.jobs.measure import profile_bundle
 from edgeattn.profiling.energy import find_meter
 from edgeattn.profiling.figures import Clocks, Energy, Latency, Profile, Realtime
 from edgeattn.profiling.measure import MeasureOptions, affinity, measure
 from edgeattn.profiling.stability import NOISE_LIMIT
 from edgeattn.profiling.throttling import Watch
-from edgeattn.profiling.worker import profile_bundle
 from edgeattn.spec import from_json, to_json
 from tests.profiling.trees import write_tree
 
@@ -195,7 +195,7 @@ def test_a_worker_that_does_not_end_is_a_lost_device(tiny_bundle: Path, monkeypa
 def test_the_worker_answers_with_one_line_and_loads_no_framework(tiny_bundle: Path) -> None:
     request = json.dumps({"backend": None, "options": {"runs": 3, "paced_seconds": 0}})
     program = (
-        "import sys; from edgeattn.profiling.worker import main; code = main(sys.argv[1:]); "
+        "import sys; from edgeattn.jobs.measure import main; code = main(sys.argv[1:]); "
         "heavy = {'torch', 'onnx', 'openvino', 'tensorrt_rtx', 'rich'} & set(sys.modules); "
         "sys.exit(code or bool(heavy))"
     )

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 import edgeattn.models.streaming_conformer as streaming
 from edgeattn.attention.relative_bias import RelativeBiasAttention
+from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
 from edgeattn.pruning.anatomy import Anatomy, Unit
 from edgeattn.pruning.apply import Subject, subject
 from edgeattn.pruning.cut import Cut
-from edgeattn.silence import silenced
 from edgeattn.sources import from_module, load_model
 from edgeattn.sources.modules import from_graphs
 from tests.architectures import (

@@ -25,20 +25,21 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from edgeattn.baseline import Baseline
-from edgeattn.buckets import with_buckets
-from edgeattn.candidates import SUBSTITUTE
 from edgeattn.converters.onnx import export_onnx
+from edgeattn.engines import SUBSTITUTE
 from edgeattn.errors import ModelError, UnsupportedError
+from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, EdgeModel
+from edgeattn.pipeline.steps.baseline import Baseline
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import BUILDERS
 from edgeattn.pruning.apply import Subject, prune, subject
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.imported import Lie, MixedError, _reshaped, find, letters
 from edgeattn.pruning.saved import apply_saved, write_pruned
 from edgeattn.runtimes import open_session
-from edgeattn.schemes import BUILDERS, Workshop
-from edgeattn.silence import silenced
 from edgeattn.sources import from_module, load_model
+from edgeattn.sources.sizes import with_buckets
 from edgeattn.targets import get_target
 from tests.acceptance.cells import ENGINES, TARGETS, like
 from tests.architectures import TRANSFORMERS, named

@@ -16,11 +16,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
-from edgeattn.baseline import Baseline
-from edgeattn.candidates import time_candidates
 from edgeattn.errors import InputError, UnsupportedError
-from edgeattn.mixed import open_artifact
 from edgeattn.model import EdgeModel
+from edgeattn.pipeline.steps.baseline import Baseline
+from edgeattn.pipeline.steps.candidates import open_artifact, time_candidates
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning.apply import Subject, subject
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.latency import (
@@ -40,7 +41,6 @@ from edgeattn.pruning.latency import (
 )
 from edgeattn.pruning.select import predict
 from edgeattn.runtimes import Session
-from edgeattn.schemes import Workshop, build
 from edgeattn.sources import from_module
 from edgeattn.spec import from_json, to_json
 from edgeattn.targets import get_target

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeattn import distillation
-from edgeattn.baseline import training_runs
-from edgeattn.buckets import with_buckets
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.data import SpeechData, Utterance, array_data, sample_data
 from edgeattn.evaluation.replay import record_utterances
 from edgeattn.model import EdgeModel, Graph, ReferenceStep
 from edgeattn.models.streaming_conformer import edge_model
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
+from edgeattn.pipeline.steps.baseline import training_runs
 from edgeattn.pruning import recovery
 from edgeattn.pruning.apply import Subject, copied, prune, subject
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.recovery import Recovered, RecoveryOptions, Run, matched, recover, residuals
 from edgeattn.sources.modules import from_graphs, from_module
+from edgeattn.sources.sizes import with_buckets
 from tests.clocks import StepClock
 
 DIM, LENGTH, CLASSES = 16, 6, 5

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from edgeattn.errors import EdgeattnError, ModelError, OutputError
+from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.apply import prune, subject
 from edgeattn.pruning.cut import Cut
@@ -28,7 +29,6 @@ from edgeattn.pruning.saved import (
     read_saved,
     write_pruned,
 )
-from edgeattn.silence import silenced
 from edgeattn.sources import from_module, load_model
 from tests.architectures import FURTHER, NAMED, Architecture
 

@@ -22,7 +22,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from edgeattn.baseline import Baseline, baseline
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.converters.tensorrt import asymmetric_nodes, to_tensorrt
 from edgeattn.errors import ConversionError
@@ -30,6 +29,7 @@ from edgeattn.evaluation.replay import replay
 from edgeattn.model import EdgeModel
 from edgeattn.models import streaming_conformer as built_in
 from edgeattn.models.streaming_conformer import BIAS, GRAPH, SCORES
+from edgeattn.pipeline.steps.baseline import Baseline, baseline
 from edgeattn.quantize.openvino import int8_nncf
 from edgeattn.quantize.probe import probe
 from edgeattn.quantize.qdq import quantize_onnx

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeattn.engines import TREATMENTS
 from edgeattn.errors import InputError
-from edgeattn.plain import MAX_TOML_BYTES
-from edgeattn.quantize.plan import TREATMENTS, Plan, Rule, counted, plan_text, read_plan
+from edgeattn.guards.plain import MAX_TOML_BYTES
+from edgeattn.quantize.plan import Plan, Rule, counted, plan_text, read_plan
 
 PATHS = ("subsampling.project", "blocks.0.attention.query", "blocks.0.ffn1.expand", "blocks.1.ffn1.expand", "classify")
 names = st.text(st.sampled_from("ab.01*?[]!-_/"), min_size=1, max_size=8)

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.converters.tensorrt import to_tensorrt
+from edgeattn.engines import Treatment
 from edgeattn.errors import InputError, UnsupportedError
-from edgeattn.layers import layer_path, linear_layers
+from edgeattn.graphs.layers import layer_path, linear_layers
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.quantize.plan import Plan, Rule, Treatment
+from edgeattn.quantize.plan import Plan, Rule
 from edgeattn.quantize.probe import probe
 from edgeattn.quantize.qdq import (
     GROUP,

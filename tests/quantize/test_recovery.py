@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from edgeattn import distillation
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import DataError, InputError, UnsupportedError
+from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.quantize import quantize_onnx, recovery
 from edgeattn.quantize.fake_quant import Products, rounded_activation, rounded_rows, rounded_weight
@@ -33,8 +34,8 @@ from edgeattn.quantize.qdq import (
     weight_scales,
 )
 from edgeattn.quantize.recovery import Recovered, RecoveryOptions, recover
-from edgeattn.silence import silenced
-from edgeattn.sources import exported, onnx_file
+from edgeattn.sources import exported
+from edgeattn.sources.onnx import file as onnx_file
 from tests.clocks import StepClock
 from tests.converters.samples import AttentionBlock, MaskedTokens, as_model
 from tests.several import two_towers

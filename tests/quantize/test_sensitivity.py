@@ -13,12 +13,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from edgeattn.converters.onnx import export_onnx
+from edgeattn.engines import Treatment
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.data import spread
-from edgeattn.layers import linear_layers
+from edgeattn.graphs.layers import linear_layers
 from edgeattn.model import EdgeModel
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.quantize.plan import Plan, Rule, Treatment
+from edgeattn.quantize.plan import Plan, Rule
 from edgeattn.quantize.probe import Arrays, probe
 from edgeattn.quantize.qdq import CLIPS, QdqOptions, quantize_onnx
 from edgeattn.quantize.sensitivity import (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.converters.tflite import to_tflite
 from edgeattn.errors import ConversionError, DataError, InputError, UnsupportedError
-from edgeattn.layers import linear_layers
+from edgeattn.graphs.layers import linear_layers
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.quantize import quantize_tflite, tflite

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeattn.engines import PACKAGES
 from edgeattn.errors import BundleError, InputError, MissingExtraError, UnsupportedError
 from edgeattn.runtimes import Session, backends, open_session
-from edgeattn.runtimes.engines import PACKAGES
 from edgeattn.spec import GraphSpec, ModelSpec, StateSpec, TensorSpec, to_json
 from tests.runtimes.tiny import ENGINES, NumpyStep, fill, numpy_step, tiny_spec, tiny_weights, write_onnx, write_qdq
 

@@ -17,7 +17,7 @@ import pytest
 
 from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.runtimes import Session, Stream, load, open_session
-from edgeattn.runtimes.session import EngineStep, HostStep
+from edgeattn.runtimes.step import EngineStep, HostStep
 from edgeattn.spec import GraphSpec
 from tests.runtimes.test_selftest import make_bundle
 from tests.runtimes.test_streams import cut, listen, noise, tiny_stream_spec

@@ -16,9 +16,10 @@ pytest.importorskip("onnxruntime", reason="ONNX sources need edgeattn[convert]")
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeattn.converters import onnx_static
 from edgeattn.errors import EdgeattnError, ModelError, UnsupportedError
-from edgeattn.sources import onnx_file, onnx_read
+from edgeattn.sources.onnx import file as onnx_file
+from edgeattn.sources.onnx import read as onnx_read
+from edgeattn.sources.onnx import static as onnx_static
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 Node = onnx.NodeProto
@@ -254,14 +255,14 @@ def test_a_chain_that_makes_its_weights_anew_stays_within_memory(monkeypatch: py
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     import torch
 
-    from edgeattn.converters.onnx_graph import Value
+    from edgeattn.sources.onnx.values import Value
 
     static = onnx_static.make_static(model, {"x": Value((1, 1024), torch.float32)})
     assert len([node for node in static.graph.node if node.op_type == "Neg"]) == 36  # four copies were folded
 
 
 def test_example_inputs_that_unpack_to_gigabytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgeattn.sources import onnx_inputs
+    from edgeattn.sources.onnx import example as onnx_inputs
 
     monkeypatch.setattr(onnx_inputs, "MAX_BYTES", 2**20)
     np.savez_compressed(tmp_path / "net.npz", x=np.zeros((1, 2**20), np.float32))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import MissingExtraError, ModelError
-from edgeattn.silence import silenced
+from edgeattn.guards.silence import silenced
 from edgeattn.sources import load_model
 
 torch = pytest.importorskip("torch", reason="models are torch modules: edgeattn[convert]")

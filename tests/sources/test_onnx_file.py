@@ -22,10 +22,10 @@ import torch
 from hypothesis import strategies
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeattn.converters.from_onnx import ImportedModel, OnnxRuntimeModule
 from edgeattn.errors import ConversionError, EdgeattnError, ModelError, UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.sources import load_model
+from edgeattn.sources.onnx.importer import ImportedModel, OnnxRuntimeModule
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 RNG = np.random.default_rng(0)
@@ -281,7 +281,7 @@ def test_a_size_that_the_graph_does_not_take_is_refused(write: Write) -> None:
     [("batch_size", 1), ("sequence_length", 16), ("past_sequence_length + 1", 17), ("height", 224), ("whatever", 16)],
 )
 def test_sizes_follow_the_names_that_exporters_use(name: str, size: int) -> None:
-    from edgeattn.sources.onnx_inputs import declared_inputs, example_shapes
+    from edgeattn.sources.onnx.example import declared_inputs, example_shapes
 
     graph = model_of([product()], [info("x", [2, name])]).graph
     assert example_shapes(declared_inputs(graph)) == {"x": (2, size)}
@@ -677,7 +677,7 @@ def test_a_branch_on_values_is_named_and_runs_in_onnx_runtime(write: Write) -> N
 def test_a_wrong_importer_is_found_by_the_first_node_that_differs(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeattn.converters.onnx_ops import TABLE
+    from edgeattn.sources.onnx.ops import TABLE
 
     monkeypatch.setitem(TABLE, ("", "Tanh"), lambda _node: torch.sin)
     nodes = [

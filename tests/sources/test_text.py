@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeattn.buckets import with_buckets
 from edgeattn.errors import DataError, ModelError
 from edgeattn.evaluation.accuracy import score_arrays
 from edgeattn.evaluation.data import ArrayData, ArraySample
-from edgeattn.silence import silenced
+from edgeattn.guards.silence import silenced
 from edgeattn.sources import load_data, load_model, text
+from edgeattn.sources.sizes import with_buckets
 from edgeattn.sources.text import load_texts, read_texts
 from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeattn.confined import confined_file
 from edgeattn.errors import InputError
+from edgeattn.guards.confined import confined_file
 from edgeattn.models.streaming_conformer.accents import SPELLINGS
 from edgeattn.models.streaming_conformer.augment import SAMPLE_RATE, Samples
 from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS

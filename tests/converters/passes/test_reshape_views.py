@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from edgeattn.converters.passes.plain_attention import plain_attention
 from edgeattn.converters.passes.reshape_views import reshape_views
-from edgeattn.silence import silenced
+from edgeattn.guards.silence import silenced
 from tests.converters.passes.tracing import Pass, traced
 
 

@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 
-from edgeattn.baseline import Quiet
 from edgeattn.bundle import read_manifest
-from edgeattn.checking import CheckOptions, check, profile
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
-from edgeattn.gates import Gates
+from edgeattn.jobs.remote import GOLDEN, measure_on, wants
+from edgeattn.pipeline.check import CheckOptions, check
+from edgeattn.pipeline.profile import profile
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import GOLDEN, measure_on, wants
+from edgeattn.progress import Quiet
+from edgeattn.results.gates import Gates
 from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.targets.devices import (
     Device,
@@ -84,7 +85,7 @@ def workers(phone: Phone) -> list[int]:
             words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        found += [number] if b"edgeattn.profiling.golden" in words else []
+        found += [number] if b"edgeattn.jobs.golden" in words else []
     return found
 
 
@@ -289,7 +290,7 @@ def test_a_cable_that_is_pulled_is_tried_again(
     slow = phone.root / "slow"
     slow.mkdir()
     (slow / "sitecustomize.py").write_text(
-        "import sys, time\nif 'edgeattn.profiling.golden' in sys.orig_argv: time.sleep(1)\n"
+        "import sys, time\nif 'edgeattn.jobs.golden' in sys.orig_argv: time.sleep(1)\n"
     )
     give_python(phone, f"PYTHONPATH={slow}:{SITE}")
     running = Running(device(phone), tiny_bundle, Timeouts(connect=20.0))
@@ -333,7 +334,7 @@ def test_two_at_once_go_one_after_the_other(phone: Phone, tiny_bundle: Path) -> 
 def test_a_client_that_is_killed_leaves_nothing_there(phone: Phone, tiny_bundle: Path, tmp_path: Path) -> None:
     hanging(phone)
     program = (
-        "import sys; from pathlib import Path; from edgeattn.profiling.remote import *; "
+        "import sys; from pathlib import Path; from edgeattn.jobs.remote import *; "
         "from edgeattn.targets.devices import parse_device; "
         "measure_on(parse_device(sys.argv[1]), Path(sys.argv[2]), MeasureOptions(runs=5, paced_seconds=0))"
     )

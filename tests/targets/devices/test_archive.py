@@ -10,15 +10,15 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
-from edgeattn.profiling.remote import GOLDEN, WORKER
+from edgeattn.jobs.remote import GOLDEN, WORKER
 from edgeattn.targets.devices.archive import closure, runtime_archive
 from tests.wheels import ROOT
 
 SMALL = 250_000  # bytes: seconds over a slow link
 DEVICE = (
-    "audio", "bundle", "children", "confined", "errors", "evaluation", "npz", "pictures", "plain", "printable",
-    "profiling", "runtimes", "scratch", "silence", "spec", "targets", "traces",
-)  # fmt: skip
+    *("audio", "bundle", "engines", "errors", "evaluation", "guards", "jobs", "printable", "profiling", "progress"),
+    *("runtimes", "spec", "targets", "traces"),
+)
 
 
 def test_the_archive_is_small_and_the_same_each_time() -> None:

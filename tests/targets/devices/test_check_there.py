@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from edgeattn.checking import CheckOptions, ProfileOptions, check, profile_model
 from edgeattn.cli import app
 from edgeattn.errors import DataError
-from edgeattn.evaluation import parcel
-from edgeattn.pipeline import ConvertOptions, convert
+from edgeattn.jobs import parcel
+from edgeattn.pipeline.check import CheckOptions, check
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.profile import ProfileOptions, profile_model
+from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import get_target

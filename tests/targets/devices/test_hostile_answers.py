@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edgeattn.errors import DeviceError, InputError, UnsupportedError
+from edgeattn.jobs.remote import measure_on
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import measure_on
 from edgeattn.targets.devices import Timeouts, link, parse_device, ways
 from edgeattn.targets.devices.events import Done, End, Hello, read_answer, read_event
 from edgeattn.targets.devices.program import PhoneFacts, facts_of

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn.checking import profile
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.jobs.remote import measure_on
+from edgeattn.pipeline.profile import profile
 from edgeattn.profiling.figures import Profile
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import measure_on
 from edgeattn.targets.devices import Device, Timeouts, link, parse_device
 from tests.profiling.conftest import write_tiny_bundle
 from tests.profiling.jetson import FREE, LOCKED, Jetson, make_jetson

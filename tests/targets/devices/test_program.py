@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from edgeattn.bundle import BundleDraft, Manifest
-from edgeattn.checking import profile
 from edgeattn.cli import app
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.jobs.remote import measure_on
+from edgeattn.pipeline.profile import profile
 from edgeattn.profiling.benchmark_model import benchmark_on
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import measure_on
 from edgeattn.targets.devices import Timeouts, TransportError, link, parse_device
 from tests.runtimes.tiny import tiny_spec, write_tflite
 from tests.targets.devices.board import SITE, interpreter_for

@@ -20,13 +20,14 @@ import pytest
 
 from edgeattn.audio import read_audio
 from edgeattn.bundle import read_manifest
-from edgeattn.checking import CheckOptions, check
 from edgeattn.cli import app
 from edgeattn.errors import DeviceError, InputError, UnsupportedError
-from edgeattn.pipeline import ConvertOptions, convert
-from edgeattn.profiling import remote
+from edgeattn.jobs import remote
+from edgeattn.jobs.remote import GOLDEN, measure_on, stream_on, wants
+from edgeattn.pipeline.check import CheckOptions, check
+from edgeattn.pipeline.convert import convert
+from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import GOLDEN, measure_on, stream_on, wants
 from edgeattn.runtimes import load
 from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.sources import load_data, load_model

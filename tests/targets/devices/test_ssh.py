@@ -25,11 +25,12 @@ import numpy as np
 import pytest
 
 from edgeattn.bundle import read_manifest
-from edgeattn.checking import CheckOptions, check, profile
 from edgeattn.cli import app
 from edgeattn.errors import DeviceError, EdgeattnError, UnsupportedError
+from edgeattn.jobs.remote import GOLDEN, measure_on, stream_on, wants
+from edgeattn.pipeline.check import CheckOptions, check
+from edgeattn.pipeline.profile import profile
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import GOLDEN, measure_on, stream_on, wants
 from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.targets.devices import (
     Device,
@@ -92,7 +93,7 @@ def workers(board: Board) -> list[int]:
             words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        found += [number] if b"edgeattn.profiling.golden" in words else []
+        found += [number] if b"edgeattn.jobs.golden" in words else []
     return found
 
 
@@ -367,7 +368,7 @@ def slowly(board: Board) -> None:
     """Replaying the golden inputs takes a second, to do something to it."""
     folder = board.module("slowly", "")
     (folder / "sitecustomize.py").write_text(
-        "import sys, time\nif 'edgeattn.profiling.golden' in sys.orig_argv: time.sleep(1)\n"
+        "import sys, time\nif 'edgeattn.jobs.golden' in sys.orig_argv: time.sleep(1)\n"
     )
     board.python(f'PYTHONPATH={folder}:{SITE} exec PYTHON3 "$@"')
 
@@ -410,7 +411,7 @@ def test_a_link_that_is_cut_each_time_ends_in_an_error(board: Board, tiny_bundle
 def test_a_client_that_is_killed_leaves_nothing_there(board: Board, tiny_bundle: Path, tmp_path: Path) -> None:
     hanging(board)
     program = (
-        "import sys; from pathlib import Path; from edgeattn.profiling.remote import *; "
+        "import sys; from pathlib import Path; from edgeattn.jobs.remote import *; "
         "from edgeattn.targets.devices import parse_device; "
         "measure_on(parse_device(sys.argv[1]), Path(sys.argv[2]), MeasureOptions(runs=5, paced_seconds=0))"
     )
@@ -473,7 +474,7 @@ def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle:
     hanging(board)
     relay, device = through(board)
     program = (
-        "import sys; from pathlib import Path; from edgeattn.checking import profile; "
+        "import sys; from pathlib import Path; from edgeattn.pipeline.check import profile; "
         "from edgeattn.profiling.measure import MeasureOptions; "
         "profile(Path(sys.argv[1]), MeasureOptions(runs=5, paced_seconds=0), None, sys.argv[2:])"
     )

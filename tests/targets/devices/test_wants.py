@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from edgeattn.bundle import read_manifest
-from edgeattn.checking import profile
 from edgeattn.errors import InputError
+from edgeattn.jobs.remote import measure_on, wants
+from edgeattn.pipeline.profile import profile
 from edgeattn.profiling.measure import MeasureOptions
-from edgeattn.profiling.remote import measure_on, wants
 from edgeattn.targets.devices import parse_device
 
 

@@ -1,0 +1,1 @@
+"""What would fail or lose on a target, found before anything is converted."""

@@ -1,0 +1,201 @@
+"""Preflight: what will fail, be slow or be at risk on a target, told in seconds and before any conversion.
+
+One torch.export trace per graph, one run of it on one batch, and static rules over both
+(:mod:`edgeattn.converters.preflight.rules`, and :mod:`~edgeattn.converters.preflight.rules_onnx` for ONNX sources). No
+engine is loaded: what an engine would say is predicted from operations that were tried on it, and the row says so.
+docs/preflight.md lists the rules.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgeattn.converters.preflight.rule import NO_CHANGE, Ask, Hit, Rule, Severity
+from edgeattn.converters.preflight.rules import RULES as TRACED_RULES
+from edgeattn.converters.preflight.rules_onnx import ONNX_RULES
+from edgeattn.converters.preflight.rules_size import memory_need
+from edgeattn.converters.preflight.view import GraphView, look
+from edgeattn.errors import UnsupportedError
+from edgeattn.model import Arrays, EdgeModel
+from edgeattn.spec import StateSpec, TensorSpec
+from edgeattn.targets import Target
+
+__all__ = [
+    "RULES",
+    "Ask",
+    "Finding",
+    "GraphFacts",
+    "GraphView",
+    "facts",
+    "judge",
+    "look",
+    "memory_need",
+    "preflight",
+    "refuse",
+]
+
+RULES: Mapping[str, Rule] = {**TRACED_RULES, **ONNX_RULES}
+PASS_RULE = "rewritten"  # noqa: S105  # the rule name of rows that tell what a pass mended
+ORDER: tuple[Severity, ...] = ("stops", "slow", "risk", "handled")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row: a rule, on a target, for all places of a graph with the same reason.
+
+    Attributes:
+        severity: "stops" (conversion fails), "slow", "risk", or "handled" (a pass of the converters mends it).
+        rule: its name in docs/preflight.md.
+        node: the first place: node of the traced graph or the ONNX file, empty for the graph as a whole.
+        module: path of the torch module there.
+        line: ``file.py:12`` of the user's code there, where known.
+        count: number of places.
+        change: what helps.
+        predicted: whether only the engine can confirm it.
+    """
+
+    target: str
+    engine: str
+    graph: str
+    severity: Severity
+    rule: str
+    node: str
+    module: str
+    line: str
+    count: int
+    reason: str
+    change: str
+    predicted: bool
+
+    @property
+    def place(self) -> str:
+        """Where, for people: ``node 'softmax_3' of module encoder.0 (model.py:12), 11 more``."""
+        parts = [f"node {self.node!r}"] * bool(self.node) + [f"of module {self.module}"] * bool(self.module)
+        if self.line:
+            parts.append(f"({self.line})")
+        return " ".join(parts) + (f", {self.count - 1} more" if self.count > 1 else "")
+
+    def __str__(self) -> str:
+        where = f" at {self.place}" if self.place else ""
+        return f"graph {self.graph!r}{where}: {self.reason.rstrip('.')}; {self.change}"
+
+
+def preflight(
+    model: EdgeModel,
+    target: Target,
+    backend: str,
+    precisions: Sequence[str],
+    samples: Mapping[str, Arrays] | None = None,
+    calibrated: bool = False,
+) -> tuple[Finding, ...]:
+    """What will fail or be bad on one target.
+
+    Args:
+        backend: engine.
+        precisions: that are to be tried.
+        samples: graph -> one set of inputs and states to record value ranges on; the example where absent.
+        calibrated: whether int8 will have calibration data.
+
+    Returns:
+        what stops first, then what is slow, then risks, then what the converters' passes take care of.
+    """
+    return judge(look(model, samples), Ask(model, target, backend, tuple(precisions), calibrated))
+
+
+def judge(views: Iterable[GraphView], ask: Ask) -> tuple[Finding, ...]:
+    """The findings for one target, from graphs that were looked at once for all targets."""
+    rows = []
+    for view in views:
+        for name, rule in RULES.items():
+            if ask.engine in rule.engines:
+                rows += _rows(view, ask, name, rule.find(view, ask))
+        rows += _rows(view, ask, PASS_RULE, _mended(view))
+    return tuple(sorted(rows, key=lambda row: ORDER.index(row.severity)))
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What ``edgeattn inspect`` tells of a graph.
+
+    Attributes:
+        parameters: number of weights, each once; None like all figures below where the graph cannot be traced.
+        macs: multiply-adds of one call.
+        flops: two per multiply-add, and one per element of every other result.
+        activation_bytes: largest sum of tensors that live at the same time, in the types of the source.
+        attention: module paths where attention is computed.
+        ranges: "recorded", or why value ranges were not.
+    """
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    states: tuple[StateSpec, ...]
+    parameters: int | None
+    macs: int | None
+    flops: int | None
+    activation_bytes: int | None
+    attention: tuple[str, ...]
+    ranges: str
+
+
+def facts(view: GraphView) -> GraphFacts:
+    """The figures of a graph that was looked at."""
+    known = not view.error
+    return GraphFacts(
+        view.spec.name,
+        view.spec.inputs,
+        view.spec.outputs,
+        view.spec.states,
+        view.parameters if known else None,
+        view.macs if known else None,
+        view.flops if known else None,
+        view.activation_bytes if known else None,
+        view.attention,
+        view.no_ranges or "recorded",
+    )
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Stop before any conversion if a row says that it would fail.
+
+    Raises:
+        UnsupportedError: with what stops, why, and what to change, one sentence per row.
+    """
+    stops = [row for row in findings if row.severity == "stops"]
+    if stops:
+        where = f"{stops[0].engine} on {stops[0].target}"
+        raise UnsupportedError(f"preflight for {where}: " + ". ".join(map(str, stops)))
+
+
+def _mended(view: GraphView) -> Iterator[Hit]:
+    done = ", ".join(f"{name} {count}" for name, count in view.passes.items() if count)
+    if done:
+        yield Hit("handled", f"passes of the converters rewrote the graph, places each: {done}", NO_CHANGE)
+
+
+def _rows(view: GraphView, ask: Ask, rule: str, hits: Iterable[Hit]) -> list[Finding]:
+    """One row for hits whose reasons differ in their numbers alone; the first place stands for all."""
+    grouped: dict[Any, list[Hit]] = {}
+    for hit in hits:
+        grouped.setdefault((hit.severity, re.sub(r"\d[\d.e+]*", "#", hit.reason)), []).append(hit)
+    return [
+        Finding(
+            ask.target.name,
+            ask.engine,
+            view.spec.name,
+            first.severity,
+            rule,
+            first.node,
+            first.module,
+            first.line,
+            len(found),
+            first.reason,
+            first.change,
+            first.predicted,
+        )
+        for found in grouped.values()
+        for first in found[:1]
+    ]

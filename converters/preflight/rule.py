@@ -1,0 +1,83 @@
+"""What a rule of preflight is: a small function with a name, engines and severities; it yields a hit per place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from edgeattn.converters.preflight.view import Call, GraphView
+from edgeattn.model import EdgeModel
+from edgeattn.targets.target import Target
+
+Severity = Literal["stops", "slow", "risk", "handled"]
+ALL = ("tensorrt", "openvino", "litert", "onnxruntime")
+ONNX_ENGINES = ("tensorrt", "openvino", "onnxruntime")  # reached through an ONNX file
+HALF_ENGINES = ("tensorrt", "onnxruntime")  # fp16 computes in float16 there; elsewhere it only stores weights so
+STATIC_INT8 = ("tensorrt", "openvino", "onnxruntime")  # activation ranges come from calibration
+NO_CHANGE = "nothing needs to be done"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked: a model on an engine of a target in some precisions.
+
+    Attributes:
+        calibrated: whether calibration data is given.
+        ranges: whether every int8 that is asked for takes ranges from calibration; False if one works without.
+    """
+
+    model: EdgeModel
+    target: Target
+    engine: str
+    precisions: tuple[str, ...]
+    calibrated: bool
+    ranges: bool = True
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A rule's find at one place; hits of the same reason are shown as one row.
+
+    Attributes:
+        node: its name in the traced graph or the ONNX file; empty for a graph as a whole.
+        predicted: whether an engine would have to confirm it.
+    """
+
+    severity: Severity
+    reason: str
+    change: str
+    node: str = ""
+    module: str = ""
+    line: str = ""
+    predicted: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule; the first line of its function's docstring is what the documentation says of it.
+
+    Attributes:
+        find: from a graph and what is asked to its hits.
+        engines: where it applies.
+        severities: that it may give.
+    """
+
+    find: Callable[[GraphView, Ask], Iterator[Hit]]
+    engines: tuple[str, ...]
+    severities: tuple[Severity, ...]
+
+    @property
+    def sees(self) -> str:
+        """What it looks for."""
+        return (self.find.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def at(call: Call, severity: Severity, reason: str, change: str, predicted: bool = False) -> Hit:
+    """A hit at a traced operation."""
+    return Hit(severity, reason, change, call.name, call.module, call.line, predicted)
+
+
+def is_first(view: GraphView, ask: Ask) -> bool:
+    """Whether this is the model's first graph, under which what concerns the whole model is said once."""
+    return view.spec.name == ask.model.spec.graphs[0].name

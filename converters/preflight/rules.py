@@ -1,0 +1,115 @@
+"""The rules of preflight over a traced graph: one small function each, in the table :data:`RULES`.
+
+A rule yields a :class:`Hit` per place. Severity is honest: ``stops`` only where conversion really fails today (a test
+converts every known-bad case and holds the rules to it), ``slow`` where the engine runs it badly, ``risk`` else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from edgeattn.converters.preflight.rule import ALL, HALF_ENGINES, ONNX_ENGINES, STATIC_INT8, Ask, Hit, Rule, is_first
+from edgeattn.converters.preflight.rules_numbers import (
+    decomposed_norm,
+    large_constant_value,
+    large_square,
+    large_value,
+    residual_outliers,
+    softmax_range,
+)
+from edgeattn.converters.preflight.rules_operations import (
+    cache_update,
+    grouped_expand,
+    litert_partitions,
+    mask_of_other_rank,
+    one_name_twice,
+    passed_through,
+    position_table,
+    scaled_scores,
+    unsupported_operation,
+    untried_operation,
+    wide_integers,
+)
+from edgeattn.converters.preflight.rules_size import flatbuffer_size, large_constant, memory, small_product
+from edgeattn.converters.preflight.rules_tracing import (
+    high_rank,
+    padded_positions,
+    untraceable,
+    value_dependent_shape,
+    varying_dimension,
+)
+from edgeattn.converters.preflight.view import GraphView
+
+LONG_ATTENTION = 512
+
+
+# The request ----------------------------------------------------------------------------------------------------------
+
+
+def missing_precision(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """A precision that the engine does not have on the target."""
+    offered = next((names for engine, names in ask.target.precisions.items() if engine == ask.engine), ())
+    missing = [p for p in ask.precisions if p not in offered]
+    if missing and is_first(view, ask):
+        left = len(missing) < len(ask.precisions)
+        yield Hit(
+            "risk" if left else "stops",
+            f"{ask.engine} on {ask.target.name} has no {', '.join(missing)}",
+            f"ask for {' or '.join(offered) or 'another engine'}",
+        )
+
+
+def missing_calibration(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """int8 without data where ranges come from calibration."""
+    if "int8" in ask.precisions and not ask.calibrated and is_first(view, ask):
+        only = ask.precisions == ("int8",) and ask.ranges
+        without = "" if only else "; int8 is left out" if ask.ranges else "; activations are quantized as they come"
+        yield Hit(
+            "stops" if only else "risk",
+            f"static int8 takes the ranges of its activations from data, and none is given{without}",
+            "give --data with inputs like those of use" + (", or ask for fp16" if only else ""),
+        )
+
+
+# Tracing and shapes ---------------------------------------------------------------------------------------------------
+
+
+# Operations -----------------------------------------------------------------------------------------------------------
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+# Size -----------------------------------------------------------------------------------------------------------------
+
+
+RULES: Mapping[str, Rule] = {
+    "missing-precision": Rule(missing_precision, ALL, ("stops", "risk")),
+    "missing-calibration": Rule(missing_calibration, STATIC_INT8, ("stops", "risk")),
+    "memory": Rule(memory, ALL, ("stops", "risk")),
+    "untraceable": Rule(untraceable, ALL, ("stops",)),
+    "padded-positions": Rule(padded_positions, ALL, ("stops",)),
+    "varying-dimension": Rule(varying_dimension, ALL, ("risk",)),
+    "value-dependent-shape": Rule(value_dependent_shape, ALL, ("stops", "risk")),
+    "high-rank": Rule(high_rank, ("litert", "tensorrt"), ("stops", "risk")),
+    "unsupported-operation": Rule(unsupported_operation, ALL, ("stops",)),
+    "untried-operation": Rule(untried_operation, ALL, ("risk",)),
+    "litert-partitions": Rule(litert_partitions, ("litert",), ("slow",)),
+    "wide-integers": Rule(wide_integers, ("litert", "tensorrt"), ("risk", "handled")),
+    "cache-update": Rule(cache_update, ("litert", "tensorrt"), ("slow",)),
+    "grouped-expand": Rule(grouped_expand, ("litert",), ("risk",)),
+    "mask-of-other-rank": Rule(mask_of_other_rank, ("litert",), ("risk",)),
+    "scaled-scores": Rule(scaled_scores, ("tensorrt",), ("slow", "handled")),
+    "position-table": Rule(position_table, ALL, ("risk",)),
+    "passed-through": Rule(passed_through, ALL, ("handled",)),
+    "one-name-twice": Rule(one_name_twice, ONNX_ENGINES, ("stops",)),
+    "decomposed-norm": Rule(decomposed_norm, ("tensorrt",), ("risk", "handled")),
+    "large-square": Rule(large_square, HALF_ENGINES, ("risk",)),
+    "large-value": Rule(large_value, HALF_ENGINES, ("risk",)),
+    "residual-outliers": Rule(residual_outliers, STATIC_INT8, ("risk",)),
+    "softmax-range": Rule(softmax_range, HALF_ENGINES, ("risk",)),
+    "large-constant-value": Rule(large_constant_value, HALF_ENGINES, ("risk",)),
+    "small-product": Rule(small_product, ("openvino", "tensorrt", "onnxruntime"), ("stops", "slow", "risk")),
+    "large-constant": Rule(large_constant, ALL, ("risk",)),
+    "file-size": Rule(flatbuffer_size, ("litert",), ("stops",)),
+}  # fmt: skip

@@ -1,0 +1,277 @@
+"""Rules of preflight: operations that an engine lacks, or runs badly."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+from edgeattn.converters.preflight import tried as ops
+from edgeattn.converters.preflight.rule import NO_CHANGE, ONNX_ENGINES, Ask, Hit, at
+from edgeattn.converters.preflight.rules_tracing import MAX_RANK
+from edgeattn.converters.preflight.view import PRODUCTS, SOFTMAX, VIEWS, Call, GraphView
+
+PARTITIONS = 2  # of the LiteRT delegate that cost nothing worth a row
+
+
+def unsupported_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """An operation that the engine or its converter lacks."""
+    if view.onnx is not None and ask.engine in ONNX_ENGINES:
+        return  # the file itself goes to the engine
+    for call in view.calls:
+        why = ops.refused(view, call, ask.engine)
+        if why:
+            yield at(call, "stops", f"{call.op}: {why}", ops.substitute(call.op))
+
+
+def untried_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """An operation that was never converted by edgeattn's own tests."""
+    for call in view.calls:
+        if call.overload.startswith("aten.") and not ops.known(call.overload):
+            yield at(
+                call,
+                "risk",
+                f"{call.op} is not among the operations that were tried on {ask.engine}; conversion tells",
+                "nothing, if it converts",
+                True,
+            )
+
+
+def litert_partitions(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """Operations in the middle of a graph that XNNPACK leaves to LiteRT's own kernels, which cut it into partitions."""
+    cut = Partitions(view)
+    if cut.count > PARTITIONS:
+        kinds = ", ".join(dict.fromkeys(call.op for call in cut.cutting))
+        yield at(
+            cut.cutting[0],
+            "slow",
+            f"XNNPACK leaves out {kinds}: about {cut.count} partitions, with reference kernels and copies between them",
+            "move these operations before or behind the model, or write them with arithmetic that XNNPACK has",
+            True,
+        )
+
+
+class Partitions:
+    """What LiteRT's delegate is expected to take.
+
+    LiteRT takes in turn all operations of one kind (delegated, not delegated) that can run, so an operation's turn is
+    the first of its kind that is not before those of its inputs; partitions are the delegated turns.
+
+    Attributes:
+        count: of partitions.
+        cutting: operations between two of them.
+    """
+
+    def __init__(self, view: GraphView) -> None:
+        turn: dict[str, int] = {}
+        delegated: set[int] = set()
+        left_out: list[Call] = []
+        fixed = ops.folded(view)
+        for call in view.calls:
+            before = max((turn[name] for name in call.inputs if name in turn), default=0)
+            if call.name in fixed:
+                continue
+            if call.op in VIEWS or call.op in ops.NOTHING:
+                turn[call.name] = before
+                continue
+            taken = not ops.undelegated(view, call)
+            turn[call.name] = before if (before % 2 == 0) == taken else before + 1
+            if taken:
+                delegated.add(turn[call.name])
+            else:
+                left_out.append(call)
+        self.count = len(delegated)
+        first, last = min(delegated, default=0), max(delegated, default=0)
+        self.cutting = tuple(call for call in left_out if first < turn[call.name] < last)
+
+
+def wide_integers(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """int64 inputs and outputs."""
+    wide = [t.name for t in (*view.spec.all_inputs, *view.spec.all_outputs) if t.dtype == "int64"]
+    if not wide:
+        return
+    if ask.engine == "litert":
+        yield Hit(
+            "handled",
+            f"int64 {', '.join(wide)} become int32 in the file; the runtime narrows and widens",
+            "nothing, while values fit 32 bits",
+        )
+    elif ask.engine == "tensorrt":
+        yield Hit(
+            "risk",
+            f"TensorRT 8.6 computes int64 {', '.join(wide)} in int32; 10 keeps it",
+            "keep values below 2^31",
+        )
+
+
+def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """A cache or state written by index."""
+    for call in view.calls:
+        if call.op not in (
+            "index_copy",
+            "index_put",
+            "scatter",
+            "scatter_add",
+            "index_add",
+            "slice_scatter",
+            "index_copy_",
+        ):
+            continue
+        if not ({call.name} & ops.folded(view)) and ask.engine == "litert" and call.op != "slice_scatter":
+            yield at(
+                call,
+                "slow",
+                f"{call.op} becomes a scatter, which XNNPACK leaves to a reference kernel",
+                "move caches with cat and a slice of fixed size: torch.cat([cache, new], dim)[:, -length:]",
+                True,
+            )
+        elif ask.engine == "tensorrt":
+            yield at(
+                call,
+                "slow",
+                f"{call.op} becomes ScatterND, which TensorRT cannot fuse into attention",
+                "move caches with cat and a slice of fixed size: torch.cat([cache, new], dim)[:, -length:]",
+                True,
+            )
+
+
+def grouped_expand(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """Keys and values repeated by expand for grouped queries."""
+    for call in view.calls:
+        source = view.shape_of(call.inputs[0]) if call.inputs else ()
+        if call.op != "expand" or len(call.shape) <= MAX_RANK or len(source) != len(call.shape):
+            continue
+        grown = [axis for axis, (a, b) in enumerate(zip(source, call.shape, strict=True)) if a == 1 and b != 1]
+        if grown and any(
+            reader.op in ("reshape", "view", "clone", "_unsafe_view", "flatten") for reader in view.readers(call.name)
+        ):
+            yield at(
+                call,
+                "risk",
+                "grouped queries by expand on 5 axes: BROADCAST_TO, which LiteRT's GPU delegate refuses (LiteRT#9191)",
+                "torch.repeat_interleave over the heads, or cat of the heads",
+                True,
+            )
+
+
+def mask_of_other_rank(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """A mask with fewer axes than the scores that it is added to."""
+    for call in view.calls:
+        if call.op != "add" or len(call.inputs) != 2 or not reaches_softmax(view, call.name):
+            continue
+        ranks = [len(view.shape_of(name)) for name in call.inputs]
+        if min(ranks) and max(ranks) == MAX_RANK and min(ranks) < max(ranks):
+            yield at(
+                call,
+                "risk",
+                f"a mask of {min(ranks)} axes on scores of {max(ranks)}: mobile GPU delegates take equal ranks only",
+                "give the mask its axes: mask[None, None]",
+                True,
+            )
+
+
+def reaches_softmax(view: GraphView, name: str, depth: int = 6) -> bool:
+    """Whether a softmax reads a value, with at most ``depth`` operations in between."""
+    return any(
+        reader.op in SOFTMAX
+        or (
+            depth > 0
+            and reader.op in VIEWS | {"add", "mul", "div", "to", "where", "masked_fill"}
+            and reaches_softmax(view, reader.name, depth - 1)
+        )
+        for reader in view.readers(name)
+    )
+
+
+def scaled_scores(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """A scale on the scores in place of the queries."""
+    for call in view.calls:
+        if call.op not in ("mul", "div") or not call.inputs or not reaches_softmax(view, call.name):
+            continue
+        made = view.maker(call.inputs[0])
+        if made is None or made.op not in PRODUCTS - {"linear"}:
+            continue
+        if len(call.inputs) == 1 or call.inputs[1] in view.constants or call.inputs[1] in ops.folded(view):
+            yield at(call, "handled", "the scale stands on the scores: pass scale_on_query moves it", NO_CHANGE)
+        elif math.prod(size or 0 for size in view.shape_of(call.inputs[1])) == 1:
+            yield at(
+                call,
+                "slow",
+                "a computed scale stands on the scores: L x L more multiplications, and TensorRT's fused attention "
+                "wants it on the queries (TensorRT#4537)",
+                "scale the queries: (q * scale) @ k.transpose(-1, -2)",
+                True,
+            )
+
+
+def position_table(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """A table of positions in a graph that carries states: the stream ends where the table ends."""
+    if not view.spec.states:
+        return
+    for call in view.calls:
+        table = next((n for n in call.inputs if n in view.constants), None)
+        if table is None or call.op not in ("embedding", "index_select", "index", "gather", "slice", "select"):
+            continue
+        shape = view.constants[table].shape
+        by_position = any("pos" in root for name in call.inputs if name != table for root in _roots(view, name))
+        named = by_position or re.search(
+            r"(^|[._])(pos|position|wpe|embed_positions|position_embeddings?|pos_emb\w*)([._]|$)",
+            view.constant_names.get(table, ""),
+        )
+        indexed = any(_roots(view, name) for name in call.inputs if name != table)
+        if named and len(shape) >= 2 and indexed:
+            rows = max(shape[:-1]) - max((_offset(view, name) for name in call.inputs if name != table), default=0)
+            yield at(
+                call,
+                "risk",
+                f"{view.constant_names[table]} ends after {rows} positions: step {rows + 1} of a stream has none",
+                "use relative positions (a bias per head, rotary), or reset the states before the table ends",
+            )
+
+
+def _offset(view: GraphView, name: str) -> int:
+    """What is added to a position before its row is read, 2 in BART's tables."""
+    made = view.maker(name)
+    while made is not None and made.op in VIEWS and made.inputs:
+        made = view.maker(made.inputs[0])
+    if made is None or made.op != "add":
+        return 0
+    numbers = [value for value in made.arguments if isinstance(value, int)]
+    constants = [view.constants[n] for n in made.inputs if n in view.constants and view.constants[n].numel() == 1]
+    return numbers[0] if numbers else int(constants[0].item()) if constants else 0
+
+
+def _roots(view: GraphView, name: str) -> set[str]:
+    """The inputs of the graph that a node depends on."""
+    made = view.maker(name)
+    found = {view.inputs[name]} if name in view.inputs else set()
+    return found.union(*(_roots(view, inner) for inner in made.inputs)) if made is not None else found
+
+
+def passed_through(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """Outputs that are inputs handed through, or one tensor under two names."""
+    for name, shown in view.outputs.items():
+        made = view.maker(name)
+        if (
+            made is not None
+            and made.op == "clone"
+            and made.inputs
+            and (made.inputs[0] in view.inputs or made.inputs[0] in view.outputs)
+        ):
+            yield at(
+                made,
+                "handled",
+                f"output {shown} is {view.inputs.get(made.inputs[0], 'another output')} unchanged: it is copied, "
+                "engines need a tensor of its own for each name",
+                "drop the output, and keep the value outside of the model",
+            )
+
+
+def one_name_twice(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """One name for an input and an output."""
+    for name in sorted(set(view.spec.input_names) & set(view.spec.output_names)):
+        yield Hit(
+            "stops",
+            f"{name!r} names an input and an output, ONNX needs a name for each",
+            "rename the output in forward",
+        )

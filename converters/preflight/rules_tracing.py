@@ -1,0 +1,110 @@
+"""Rules of preflight: what a static graph cannot hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from edgeattn.converters.preflight.rule import ONNX_ENGINES, Ask, Hit, Severity, at
+from edgeattn.converters.preflight.view import Call, GraphView
+
+MAX_RANK = 4  # of the mobile GPU delegate
+TENSORRT_MAX_RANK = 8
+BROADCAST_MAX_RANK = 6  # of TFLite
+
+
+def untraceable(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """A forward that torch.export cannot follow, such as a branch on values."""
+    from_onnx = view.onnx is not None and ask.engine in ONNX_ENGINES
+    if view.error and not from_onnx:
+        told = re.sub(r"^graph '.*?': ", "", view.error)
+        reason = re.split(r" \(unhinted| {2}\(Size-like| A branch depends", told)[0]
+        change = "take the branch on values out of forward, or write it with torch.where; fix sizes and give a mask"
+        if view.refusal:
+            change = "write the operation in a torch factory, or choose a target with another engine"
+        yield Hit("stops", reason, change, line=view.error_line)
+
+
+def padded_positions(view: GraphView, _: Ask) -> Iterator[Hit]:
+    """Outputs that read what ``nn.TransformerEncoder`` writes at padded positions."""
+    if view.mismatch:
+        reason, _colon, change = re.sub(r"^graph '.*?': ", "", view.mismatch).partition(": ")
+        yield Hit("stops", reason, change)
+
+
+def varying_dimension(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """An axis that may vary, without buckets."""
+    dims = ask.model.dims.get(view.spec.name, {})
+    bucketed = {graph for bucket in getattr(ask.model.spec, "buckets", ()) for graph in bucket.graphs}
+    if view.spec.name in bucketed:
+        return
+    names = sorted({name for axes in dims.values() for name in axes.values()})
+    sizes = {
+        name: next(t.shape[axis] for t in view.spec.all_inputs if t.name == given)
+        for given, axes in dims.items()
+        for axis, name in axes.items()
+        if any(t.name == given for t in view.spec.all_inputs)
+    }
+    for name in names:
+        npu = ask.engine == "openvino"
+        yield Hit(
+            "risk",
+            f"dimension {name} varies, and is fixed at the example's {sizes.get(name, '?')}: shorter inputs must be "
+            f"padded, longer ones do not fit{' (an NPU takes static shapes only)' if npu else ''}",
+            f"give --bucket {name}=... with the sizes of use",
+        )
+
+
+VALUE_SIZED = frozenset(
+    ("nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "item", "_local_scalar_dense")
+)
+
+
+def value_dependent_shape(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """A size that depends on values: nonzero, masked_select, a mask as an index, item."""
+    for call in view.calls:
+        if not _sized_by_values(view, call):
+            continue
+        severity: Severity = "stops"
+        reaches = any(None in view.shape_of(name) for name in view.outputs)
+        if ask.engine in ("onnxruntime", "openvino") and not reaches:
+            severity = "risk"
+        yield at(
+            call,
+            severity,
+            f"the size of what {call.op} makes depends on values; {ask.engine} needs static shapes",
+            "keep the full size and give a mask (torch.where, masked sum)",
+        )
+
+
+def _sized_by_values(view: GraphView, call: Call) -> bool:
+    made_here = any(None in shape for _, shape in call.outputs)
+    inherited = any(None in view.shape_of(name) for name in call.inputs)
+    return (made_here and not inherited) or (call.op in VALUE_SIZED and not inherited)
+
+
+def high_rank(view: GraphView, ask: Ask) -> Iterator[Hit]:
+    """Tensors of more axes than a delegate takes."""
+    for call in view.calls:
+        rank = len(call.shape)
+        if rank > TENSORRT_MAX_RANK and ask.engine == "tensorrt":
+            yield at(call, "stops", f"{rank} axes, TensorRT takes {TENSORRT_MAX_RANK}", "merge axes with reshape", True)
+        elif ask.engine == "litert" and rank > BROADCAST_MAX_RANK and _broadcasts(view, call):
+            yield at(
+                call, "stops", f"{rank} axes, TFLite broadcasts over {BROADCAST_MAX_RANK}", "merge axes with reshape"
+            )
+        elif rank > MAX_RANK and ask.engine == "litert" and call.dtype == "float32":
+            yield at(
+                call,
+                "risk",
+                f"more than {MAX_RANK} axes: mobile GPU delegates refuse the model; XNNPACK on the CPU takes it",
+                "merge the batch with another axis before this operation, or stay on the CPU",
+                True,
+            )
+
+
+def _broadcasts(view: GraphView, call: Call) -> bool:
+    """Whether an operation spreads a smaller side, or a number, over its result."""
+    return call.op in ("add", "sub", "mul", "div", "maximum", "minimum") and (
+        len(call.inputs) == 1 or any(view.shape_of(name) != call.shape for name in call.inputs)
+    )

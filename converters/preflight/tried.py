@@ -1,0 +1,207 @@
+"""What each engine and its converter make of torch's operations, as it was tried one by one.
+
+Every name here was converted alone for each engine (fp32, and fp16 for TensorRT). tests/converters/test_preflight.py
+converts those that are refused again, so that a newer converter that takes one is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgeattn.converters.preflight.view import Call, GraphView
+
+TENSORRT, OPENVINO, LITERT, ONNXRUNTIME = "tensorrt", "openvino", "litert", "onnxruntime"
+EXPORT = (TENSORRT, OPENVINO, ONNXRUNTIME)  # torch's ONNX exporter has no function for it
+EVERY = (*EXPORT, LITERT)
+
+REFUSED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("erfinv", "lgamma", "digamma", "cumprod", "cummax", "cummin", "median", "mode", "kthvalue", "hypot", "fmax",
+         "copysign", "searchsorted", "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
+         "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp", "histc", "vander", "gcd", "polygamma", "i0",
+         "special_bessel_j0", "nextafter", "frexp", "istft"),
+        EVERY,
+    ),
+    **dict.fromkeys(("det", "linalg_det"), (OPENVINO, TENSORRT, LITERT)),
+    "col2im": (TENSORRT, LITERT),
+    "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
+    "index_add": (TENSORRT, LITERT),
+    "scatter_add": (TENSORRT, LITERT),
+    "scatter_reduce": (TENSORRT, LITERT),
+    "masked_scatter": (TENSORRT, LITERT),
+    "embedding_bag": (OPENVINO, TENSORRT, LITERT),
+    "max_unpool2d": (TENSORRT, LITERT),
+    "fft_rfft": (OPENVINO, TENSORRT),
+    "fft_fft": (TENSORRT, LITERT),
+    "fft_irfft": (TENSORRT, LITERT),
+    "cross_entropy_loss": (TENSORRT,),
+    "nll_loss_nd": (OPENVINO, TENSORRT),
+    **dict.fromkeys(
+        ("erfc", "exp2", "signbit", "logcumsumexp", "bucketize", "tril_indices", "eye",
+         "one_hot", "adaptive_max_pool2d", "cond", "polar", "stft", "item", "rand", "rand_like", "randn_like",
+         "bernoulli", "multinomial", "bilinear", "ldexp", "special_erfcx", "rrelu", "logical_xor",
+         "view_as_complex", "view_as_real"),
+        (LITERT,),
+    ),
+}  # fmt: skip
+"""Operation -> engines that it cannot reach."""
+
+SUBSTITUTES: Mapping[str, str] = {
+    "erfc": "1 - torch.erf(x)",
+    "exp2": "torch.exp(x * math.log(2))",
+    "fmax": "torch.maximum",
+    "hypot": "torch.sqrt(x * x + y * y)",
+    "cumprod": "torch.exp(torch.cumsum(torch.log(x)))",
+    "one_hot": "(x.unsqueeze(-1) == torch.arange(n)).float()",
+    "eye": "a buffer made in __init__",
+    "tril_indices": "a buffer made in __init__",
+    "index_add": "a product with a one-hot matrix",
+    "scatter_add": "a product with a one-hot matrix",
+    "embedding_bag": "torch.nn.Embedding and a mean",
+    "stft": "a convolution with a window's cosines and sines",
+    "fft_rfft": "a product with a matrix of cosines and sines",
+    "fft_fft": "a product with a matrix of cosines and sines",
+    "polar": "cos and sin, real throughout",
+    "cond": "torch.where over both branches",
+    "item": "the tensor itself",
+}
+
+TRIED = frozenset((
+    "__and__", "__lshift__", "__or__", "__rshift__", "__xor__", "_assert_scalar", "_assert_tensor_metadata",
+    "_softmax", "_to_copy", "_unique2", "_unsafe_view", "_upsample_bicubic2d_aa", "_weight_norm", "abs", "acos",
+    "acosh", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "add_", "addbmm", "addcdiv",
+    "addcmul", "addmm", "affine_grid_generator", "alias", "all", "amax", "amin", "aminmax", "any", "arange", "argmax",
+    "argmin", "argsort", "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d", "baddbmm", "batch_norm", "bilinear", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "bmm",
+    "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "channel_shuffle", "chunk",
+    "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd", "contiguous", "conv1d", "conv2d",
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "copy_", "copysign", "cos", "cosh", "cosine_similarity",
+    "count_nonzero", "cross_entropy_loss", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach",
+    "detach_", "diag", "diag_embed", "diagonal", "diff", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu",
+    "embedding", "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as",
+    "expm1", "eye", "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten", "flip",
+    "floor", "floor_divide", "fmax", "fmod", "frac", "frexp", "full", "full_like", "gather", "gcd", "ge", "gelu",
+    "glu", "grid_sampler", "group_norm", "gru", "gru_cell", "gt", "hann_window", "hardshrink", "hardsigmoid",
+    "hardswish", "hardtanh", "heaviside", "histc", "hypot", "i0", "im2col", "index", "index_add", "index_copy",
+    "index_fill", "index_put", "index_put_", "index_select", "instance_norm", "inverse", "isfinite", "isin", "isinf",
+    "isnan", "istft", "item", "kron", "kthvalue", "layer_norm", "ldexp", "le", "leaky_relu", "lerp", "lgamma",
+    "lift_fresh_copy", "linalg_cholesky", "linalg_cross", "linalg_det", "linalg_eigvalsh", "linalg_inv",
+    "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_svdvals", "linalg_vector_norm", "linear", "linspace", "log",
+    "log10", "log1p", "log2", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp", "logical_and", "logical_not",
+    "logical_or", "logical_xor", "logit", "logspace", "logsumexp", "lstm", "lstm_cell", "lt", "mT", "masked_fill",
+    "masked_fill_", "masked_scatter", "masked_select", "matmul", "matrix_exp", "max", "max_pool1d",
+    "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d", "max_unpool2d", "maximum",
+    "mean", "median", "meshgrid", "min", "minimum", "mish", "mm", "mode", "movedim", "mse_loss", "msort", "mul",
+    "mul_", "mv", "nan_to_num", "nansum", "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros",
+    "nextafter", "nll_loss_nd", "nonzero", "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad",
+    "pairwise_distance", "permute", "pixel_shuffle", "pixel_unshuffle", "polar", "polygamma", "positive", "pow",
+    "prelu", "prod", "quantile", "real", "reciprocal", "relu", "relu6", "relu_", "remainder", "renorm", "repeat",
+    "repeat_interleave", "reshape", "rms_norm", "rnn_relu", "rnn_tanh", "roll", "rot90", "round", "rrelu", "rsqrt",
+    "rsub", "scalar_tensor", "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce",
+    "searchsorted", "select", "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc",
+    "sinh", "slice", "slice_scatter", "softmax", "softplus", "softshrink", "sort", "special_bessel_j0",
+    "special_erfcx", "split", "split_copy", "split_with_sizes", "sqrt", "square", "squeeze", "squeeze_", "stack",
+    "std", "std_mean", "stft", "sub", "sub_", "sum", "sym_size", "t", "take", "take_along_dim", "tan", "tanh",
+    "tanh_", "tensordot", "threshold", "tile", "to", "topk", "trace", "transpose", "trapezoid", "tril",
+    "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_",
+    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d", "vander", "var",
+    "var_mean", "view", "view_as", "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
+))  # fmt: skip
+"""Operations that were converted for every engine, whatever came of it."""
+
+NOTHING = frozenset((
+    "_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_size", "lift_fresh_copy", "detach", "detach_",
+    "alias", "clone", "contiguous", "dropout", "feature_dropout", "getitem", "type_as",
+))  # fmt: skip
+"""Operations that leave nothing in a TFLite file."""
+
+LEFT_OUT = frozenset((
+    "acos", "all", "any", "argmax", "argmin", "asin", "asinh", "atan", "atan2", "bitwise_and", "bitwise_not",
+    "bitwise_or", "conv3d", "cross", "cumsum", "diag", "diagonal", "embedding", "eq", "flip", "floor_divide", "fmod",
+    "frac", "gather", "ge", "gt", "heaviside", "im2col", "index", "index_copy", "index_fill", "index_put",
+    "index_put_", "index_select", "isin", "le", "linalg_cross", "logaddexp", "logical_and", "logical_not",
+    "logical_or", "logical_xor", "logsumexp", "lt", "masked_fill", "masked_fill_", "max_pool3d", "mish", "nan_to_num",
+    "ne", "prod", "remainder", "repeat", "repeat_interleave", "scatter", "select_scatter", "sgn", "sign",
+    "softshrink", "take", "take_along_dim", "tile", "topk", "tril", "triu", "trunc", "unfold", "upsample_bicubic2d",
+    "upsample_linear1d", "upsample_nearest2d", "where",
+))  # fmt: skip
+"""Operations that XNNPACK leaves to LiteRT's own kernels, seen in the census of the op alone."""
+
+
+def refused(view: GraphView, call: Call, engine: str) -> str:
+    """Why an engine cannot be reached with an operation; empty if it can."""
+    if engine not in REFUSED.get(call.op, ()) and not _refused_with(view, call, engine):
+        return ""
+    if engine == LITERT and call.dtype != "bfloat16":
+        return "LiteRT's converter has no lowering or its interpreter no kernel for it"
+    if call.dtype == "bfloat16":
+        return "no engine here computes in bfloat16"
+    if all(other in REFUSED.get(call.op, ()) for other in EXPORT):
+        return "torch's ONNX exporter has no function for it"
+    return f"{engine} has no such operation"
+
+
+WHOLE = ("int64", "int32", "int16", "int8", "uint8")
+BITWISE = ("__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not")  # fine on bool
+SHIFTS = ("__rshift__", "__lshift__", "bitwise_right_shift", "bitwise_left_shift")
+
+
+def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
+    """Operations that are taken or refused by their arguments."""
+    if call.dtype == "bfloat16" and call.op not in NOTHING and not call.op.startswith(("to", "_to_copy")):
+        return True
+    if call.op in SHIFTS or (call.op in BITWISE and call.dtype in WHOLE):
+        return engine in (TENSORRT, LITERT)
+    if call.op == "pow" and call.dtype in WHOLE:
+        return engine == LITERT
+    if call.op == "index_put" and len(call.arguments) > 3 and call.arguments[3] is True:
+        return engine in (TENSORRT, LITERT)
+    if call.op in ("index_put", "index_put_"):  # a mask as index needs the places where it is true
+        made = [view.maker(name) for name in call.inputs]
+        return engine in (TENSORRT, LITERT) and any(each is not None and each.dtype == "bool" for each in made)
+    if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] == "circular":
+        return engine == OPENVINO
+    if call.op == "relu" and len(call.shape) > 5:  # becomes tfl.maximum, which broadcasts over 5 axes
+        return engine == LITERT
+    return False
+
+
+def substitute(op: str) -> str:
+    """What to write instead."""
+    if op in SUBSTITUTES:
+        return f"write it as {SUBSTITUTES[op]}"
+    return "replace that operation in the module, or choose another target"
+
+
+def known(overload: str) -> bool:
+    """Whether an operation was tried."""
+    return overload.split(".")[1] in TRIED
+
+
+def folded(view: GraphView) -> frozenset[str]:
+    """Nodes that depend on no input: converters compute them once."""
+    varying = set(view.inputs)
+    for call in view.calls:
+        if any(name in varying for name in call.inputs):
+            varying.add(call.name)
+    return frozenset(call.name for call in view.calls if call.name not in varying)
+
+
+def undelegated(view: GraphView, call: Call) -> bool:
+    """Whether XNNPACK is expected to leave an operation out."""
+    if call.op in NOTHING:
+        return False
+    if call.op == "expand":  # a broadcast that is written out
+        grown = view.shape_of(call.inputs[0]) != call.shape if call.inputs else False
+        return grown and any(
+            reader.op in ("reshape", "clone", "view", "_unsafe_view") for reader in view.readers(call.name)
+        )
+    if call.op == "slice" and len(call.arguments) > 4 and call.arguments[4] != 1:
+        return True
+    if call.op == "pow":
+        return len(call.arguments) < 2 or call.arguments[1] not in (2, 3, 0.5)  # x^3 is part of GELU
+    if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] != "constant":
+        return True
+    return call.op in LEFT_OUT or call.dtype in ("int64", "int32", "bool", "int8", "uint8", "int16")

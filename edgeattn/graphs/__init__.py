@@ -1,0 +1,1 @@
+"""Model files read as graphs: their layers, and what their operations do, counted."""

@@ -1,0 +1,244 @@
+"""check() and profile(): a bundle that exists is verified and measured again, with or without its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgeattn.bundle import Manifest, open_bundle, read_manifest
+from edgeattn.errors import InputError
+from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
+from edgeattn.evaluation.confidence import SAMPLES
+from edgeattn.evaluation.data import Data
+from edgeattn.evaluation.identity import identified
+from edgeattn.evaluation.parity import Parity
+from edgeattn.evaluation.probing import Probe
+from edgeattn.jobs.evaluate import Evaluated
+from edgeattn.jobs.measure import TIMEOUT_SECONDS, profile_bundle
+from edgeattn.jobs.parcel import Steps, pack
+from edgeattn.jobs.remote import Task, measure_on, task_on
+from edgeattn.model import EdgeModel
+from edgeattn.pipeline.steps.adversarial import deviation_failures
+from edgeattn.pipeline.steps.baseline import Baseline, baseline, replay_baseline, score_of, whole_parity
+from edgeattn.pipeline.steps.packing import size_judged
+from edgeattn.pipeline.steps.rows import (
+    bundle_size,
+    checked_result,
+    device_row,
+    emulated,
+    judged_executed,
+    judged_in_time,
+    judged_in_time_here,
+    manifest_model,
+    on_device,
+    recorded_report,
+)
+from edgeattn.profiling.contract import contract
+from edgeattn.profiling.holding import held
+from edgeattn.profiling.measure import MeasureOptions
+from edgeattn.progress import Progress
+from edgeattn.results.gates import Gates, parity_failures
+from edgeattn.results.report import Report
+from edgeattn.results.verdicts import (
+    NO_METRIC,
+    Asked,
+    Judgement,
+    accuracy_judged,
+    adversarial_judged,
+    golden_judged,
+    hashes_judged,
+    metric_unmeasured,
+    parity_judged,
+)
+from edgeattn.runtimes import load
+from edgeattn.runtimes.selftest import selftest
+from edgeattn.sources import load_data, load_model
+from edgeattn.sources.sizes import with_buckets
+from edgeattn.spec import ModelSpec, from_json
+from edgeattn.targets.devices import Device, parse_device
+
+EVALUATION = "edgeattn.jobs.evaluate"
+SLOWEST_SAMPLE = 10.0  # seconds of a board for one sample, a recording of some seconds among them
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to check a bundle against.
+
+    Attributes:
+        backend: engine to run on, if not the bundle's own.
+        model: MODEL that it came from; without it parity is that of the golden outputs.
+        data: as ``--data`` of convert; without it the metric is not measured.
+        samples: at most so many samples to measure on.
+        device: as ``--device``; golden outputs, executed precision, time and memory are those found there. None for
+            this machine, whose clock then judges the target ``cpu`` alone; "local" says that it is the target.
+    """
+
+    gates: Gates = field(default_factory=Gates)
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+    backend: str | None = None
+    model: str | None = None
+    data: str | None = None
+    split: str | None = None
+    samples: int = SAMPLES
+    device: str | None = None
+
+
+def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
+    """Verify a bundle: hashes, golden outputs, parity and metric where source and data are given, deadline, size.
+
+    Raises:
+        EdgeattnError: if the bundle, the source or the data cannot be used.
+    """
+    manifest = read_manifest(path)
+    contract(manifest.spec, options.measure)  # refuses what makes no sense before minutes of work
+    _refuse_gates_without_data(options)
+    device = parse_device(options.device or "local")
+    if device.kind != "local":
+        return _check_on(device, path, manifest, options, progress)
+    shipped = str(manifest.precision["shipped"])
+    parities: dict[str, Parity] = {}
+    parity, score = None, None
+    with held(options.measure.power_mode, options.measure.lock_clocks):  # what is built here is tied to that
+        progress.begin("golden outputs")
+        rows = [hashes_judged(manifest), *golden_judged(selftest(path, options.backend, options.measure.threads))]
+        with load(path, backend=options.backend, threads=options.measure.threads) as session:
+            base, data = _source(manifest, session.assets, options, progress)
+            if base is not None:
+                progress.begin("parity", sum(len(records) for records in base.records.values()))
+                parities = replay_baseline(base, session, progress)
+                parity = whole_parity(session.spec, parities)
+                rows += parity_judged(
+                    parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity))
+                )
+                if base.adversary is not None:
+                    rows += adversarial_judged(base.adversary.failures(session, shipped), base.adversary.told())
+            if data is not None:
+                score = score_of(session, data, "check", progress)
+            figures, more = _metric(manifest, base, data, score, options)
+            rows += more
+            rows += judged_executed(manifest, session.backend, session.executed())
+    progress.begin("profile")
+    measured = profile_bundle(path, options.measure, options.backend)
+    here, notes = judged_in_time_here(
+        path, manifest, measured, options.measure, options.gates, options.device is not None
+    )
+    rows += [*here, *size_judged(bundle_size(manifest), options.gates)]
+    result = checked_result(path, manifest, measured, rows, (parity, parities), figures)
+    return Report(manifest_model(manifest), (replace(result, notes=(*notes, *result.notes)),))
+
+
+def _refuse_gates_without_data(options: CheckOptions) -> None:
+    """Gates on a metric that nothing can measure.
+
+    Raises:
+        InputError: naming them.
+    """
+    gates = options.gates
+    given = {"--min-metric": gates.min_metric is not None, "--max-metric": gates.max_metric is not None}
+    if names := [name for name, asked in given.items() if asked and options.data is None and options.model is None]:
+        raise InputError(f"{' and '.join(names)}: the metric is measured on data, and none is given: give --data")
+
+
+def _metric(
+    manifest: Manifest, base: Baseline | None, data: Data | None, score: Score | None, options: CheckOptions
+) -> tuple[Accuracy | None, list[Judgement]]:
+    """The metric, and what it is held to: the source's, beside it or as it was recorded, and absolute limits."""
+    asked: Asked = "no" if options.data is None else "flag"
+    if data is None or score is None:
+        origin = NO_METRIC if data is None else f"{data.origin} holds no labels (target_NAME) that a metric is made of"
+        return None, metric_unmeasured(options.gates, origin, asked)
+    source = None if base is None else base.score
+    found = identified(accuracy(source, score, data.origin, max_drop=options.gates.max_drop), data)
+    recorded = manifest.measured.get("accuracy")
+    before = recorded_report(Accuracy, recorded, "manifest.measured.accuracy") if recorded else None
+    return accuracy_judged(found, before, options.gates, asked)
+
+
+def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOptions, progress: Progress) -> Report:
+    """The same on a device: what is computed is computed there, the source and the data are read here."""
+    with open_bundle(path) as opened:
+        assets = {name: opened.asset(name) for name in opened.assets}
+        base, data = _source(manifest, assets, options, progress)
+    progress.begin(f"golden outputs and profile on {device.text}")
+    golden, measured, found = measure_on(device, path, options.measure, options.backend)
+    rows = [hashes_judged(manifest), *golden_judged(golden)]
+    shipped = str(manifest.precision["shipped"])
+    parities: Mapping[str, Parity] = {}
+    parity, score = None, None
+    if base is not None or data is not None:
+        progress.begin(f"parity and metric on {device.text}")
+        evaluated = _evaluated_on(device, path, options, base, data, shipped)
+        parities = evaluated.parities
+        if base is not None:
+            parity = whole_parity(manifest.spec, parities)
+            rows += parity_judged(parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity)))
+            if base.adversary is not None:
+                rows += adversarial_judged(deviation_failures(evaluated.deviations), base.adversary.told())
+        score = evaluated.score
+    figures, more = _metric(manifest, base, data, score, options)
+    rows += more
+    ran = golden if measured is None else measured
+    if ran is not None:
+        rows += judged_executed(manifest, ran.backend, ran.executed)
+    rows += judged_in_time(path, manifest, measured, options.measure, options.gates, emulated(found))
+    rows += size_judged(bundle_size(manifest), options.gates)
+    result = device_row(path, manifest, golden, measured, found, rows, (parity, parities), figures)
+    return Report(manifest_model(manifest), (on_device(device, found, result),))
+
+
+def _evaluated_on(
+    device: Device, path: Path, options: CheckOptions, base: Baseline | None, data: Data | None, precision: str
+) -> Evaluated:
+    """Parity and metric, computed there; the source's recorded steps, its probes and the samples are sent.
+
+    Raises:
+        EdgeattnError: as :func:`edgeattn.jobs.remote.task_on`; DataError for more than is sent.
+    """
+    steps, reference = {}, ""
+    probes: tuple[Probe, ...] = ()
+    if base is not None:
+        steps = {graph: Steps(graph in base.carried, records) for graph, records in base.records.items()}
+        reference = base.reference
+        if base.adversary is not None:
+            probes = base.adversary.probes(precision, certain=True)
+    task = Task(EVALUATION, pack(steps, reference, data, probes), "evaluated", Evaluated)
+    seconds = TIMEOUT_SECONDS + SLOWEST_SAMPLE * (0 if data is None else len(data.evaluation))
+    answer, _ = task_on(device, path, task, options.backend, options.measure.threads, seconds)
+    return answer
+
+
+def _source(
+    manifest: Manifest, assets: Mapping[str, Path], options: CheckOptions, progress: Progress
+) -> tuple[Baseline | None, Data | None]:
+    spec = manifest.spec
+    if options.model is None:
+        if options.data is None:
+            return None, None
+        return None, load_data(manifest.name, spec, options.data, options.split, options.samples, assets)
+    model = _sized(load_model(options.model), spec)
+    if model.spec != spec:
+        raise InputError(f"{options.model} is not what this bundle was made from: names, shapes or states differ")
+    data = load_data(options.model, model.spec, options.data, options.split, options.samples, model.assets)
+    return baseline(model, data, progress), data
+
+
+def _sized(model: EdgeModel, spec: ModelSpec) -> EdgeModel:
+    """The source in the sizes that the bundle has it in."""
+    sizes: dict[str, set[int]] = {}
+    for bucket in spec.buckets:
+        for name in bucket.graphs:
+            for dim, size in bucket.sizes(spec.graph(name)).items():
+                sizes.setdefault(dim, set()).add(size)
+    fills = {pad.tensor: pad.fill for bucket in spec.buckets for pad in bucket.pad}
+    return with_buckets(replace(model, buckets={}), {dim: tuple(sorted(found)) for dim, found in sizes.items()}, fills)
+
+
+def _recorded_parity(manifest: Manifest, parity: Parity) -> Parity | None:
+    """What the conversion measured against the same kind of reference; None where a figure of it is null."""
+    try:
+        recorded = from_json(Parity, manifest.measured.get("parity"), "manifest.measured.parity")
+    except InputError:
+        return None
+    return recorded if recorded.reference == parity.reference else None

@@ -1,0 +1,139 @@
+"""convert(): a trained model becomes one verified bundle per target.
+
+The steps, in order, each a file of steps/:
+
+    preflight      what would fail on a target is refused before anything is converted             (preflight.py)
+    baseline       the float32 source, streamed: recorded steps, calibration samples, the metric    (baseline.py)
+    prune          where asked: heads, neurons and layers are removed for a target's milliseconds   (pruning.py)
+    candidates     per target: each recipe built by the engine's converter and quantizer            (recipes.py)
+    verify         each candidate against the baseline: parity, the task's metric, time             (candidates.py)
+    fall back      where the fastest loses the metric: layers back to float, else a short training  (fallbacks.py)
+    choose         the fastest that keeps the metric; the reasons for the others are kept too       (candidates.py)
+    pack           the bundle is drafted, profiled in a process of its own, gated, published whole  (packing.py)
+
+Nothing appears under the destination before its last step; a failed gate publishes nothing unless asked to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from edgeattn.converters.tensorrt import on_dla
+from edgeattn.errors import UnsupportedError
+from edgeattn.evaluation.data import Data
+from edgeattn.guards.scratch import scratch_room
+from edgeattn.model import EdgeModel
+from edgeattn.pipeline.steps.baseline import baseline
+from edgeattn.pipeline.steps.candidates import (
+    choose,
+)
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.fallbacks import (
+    forget_trials,
+    try_schemes,
+)
+from edgeattn.pipeline.steps.options import ConvertOptions, Effort
+from edgeattn.pipeline.steps.packing import destination, golden_inputs, pack
+from edgeattn.pipeline.steps.preflight import check_dla, check_room, describe, engine, preflight, removed_if_empty
+from edgeattn.pipeline.steps.pruning import prune_file
+from edgeattn.pipeline.steps.recipes import schemes
+from edgeattn.pipeline.steps.refusals import Refusals
+from edgeattn.pipeline.steps.repeatable import confirmed
+from edgeattn.profiling.contract import contract
+from edgeattn.progress import Progress
+from edgeattn.pruning.request import Request
+from edgeattn.results.report import Report, Result
+from edgeattn.runtimes.selftest import make_golden
+from edgeattn.targets import Target
+
+if TYPE_CHECKING:
+    from edgeattn.pipeline.steps.pruning import Compressor
+
+
+def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress) -> Report:
+    """Make one verified bundle per target.
+
+    Args:
+        model: what :func:`edgeattn.sources.load_model` returned.
+        data: to calibrate and to measure the metric on; without it int8 needs an engine that quantizes dynamically,
+            and no accuracy figure is given.
+
+    What one target of several cannot take is a row with its error, and the others go on.
+
+    Raises:
+        EdgeattnError: for anything that stops all targets, or the only one; what was published before stays.
+    """
+    refused = Refusals(options.targets, options.backend, options.precision)
+    for target in options.targets:  # refused before any waiting
+        own = options.of(target)
+        destination(model, target, own)
+        contract(model.spec, own.measure)
+        with refused.within(target, "target", UnsupportedError):
+            schemes(target, engine(target, own), own.precision)
+            if own.dla:
+                check_dla(target, engine(target, own))
+    model = confirmed(model)
+    with removed_if_empty(options.out), scratch_room() as scratch:
+        check_room(model, scratch)
+        findings = preflight(model, data, options, refused, progress)
+        results: list[Result] = []
+        if refused.left():
+            workshop = Workshop(model, baseline(model, data, progress), scratch)
+            for target, shop in pruned(workshop, options, refused, progress):
+                with refused.within(target, "conversion"):
+                    result = convert_target(shop, target, options.of(target), progress)
+                    results.append(replace(result, preflight=findings[target.name]))
+    return Report(describe(model), refused.rows(results, findings))
+
+
+def pruned(
+    workshop: Workshop, options: ConvertOptions, refused: Refusals, progress: Progress
+) -> Iterator[tuple[Target, Workshop]]:
+    """Each target with what is converted for it: the source itself, or what pruning made of it."""
+    compressors: dict[Request, Compressor] = {}  # what does not depend on the target is done once for each request
+    for target in refused.left():
+        request = options.of(target).prune
+        if request is None:
+            yield target, workshop
+            continue
+        with refused.within(target, "pruning"):
+            if request not in compressors:
+                from edgeattn.pipeline.steps.pruning import Compressor
+
+                checkpoint = prune_file(workshop, options)
+                compressors[request] = Compressor(
+                    workshop, request, options.measure.threads, checkpoint, options.loss, options.accept_unproved
+                )
+            made = compressors[request].for_target(target, engine(target, options), progress)
+        if target not in refused:
+            yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
+    for compressor in compressors.values():
+        compressor.forget()
+
+
+def convert_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
+    """Candidates, verification, choice and bundle for one target, with the options that are its own."""
+    began = time.monotonic()
+    if shop.pruning is not None and shop.pruning.failures:  # it missed what was asked: a better plan will not mend it
+        options = replace(options, effort=Effort(0.0))
+    with ExitStack() as open_sessions:
+        tried = try_schemes(shop, target, options, open_sessions, progress)
+        candidates = (
+            *choose(
+                tried.verified, shop.base.score, options.precision, options.gates.max_drop, options.accept_unproved
+            ),
+            *tried.refused,
+        )
+        shipped = next(c.scheme for c in candidates if c.kept)
+        golden = make_golden(tried.sessions[shipped], golden_inputs(shop.base))
+    chosen = tried.verified[shipped]
+    if options.dla:
+        chosen = replace(chosen, artifact=on_dla(chosen.artifact))
+    result = pack(shop, target, chosen, candidates, golden, options, progress)
+    if result.bundle is not None:
+        forget_trials(shop.model, target, options)
+    return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)

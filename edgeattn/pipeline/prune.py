@@ -1,0 +1,139 @@
+"""prune(): the prune step of convert alone; the smaller model is saved as a MODEL for the next step."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from edgeattn.converters.onnx import export_onnx
+from edgeattn.engines import SUBSTITUTE
+from edgeattn.errors import InputError, OutputError
+from edgeattn.evaluation.data import Data
+from edgeattn.guards.scratch import scratch_room
+from edgeattn.model import EdgeModel
+from edgeattn.pipeline.steps.baseline import baseline
+from edgeattn.pipeline.steps.candidates import Tried, Verified, add_scheme
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.options import ConvertOptions
+from edgeattn.pipeline.steps.preflight import check_room, describe, engine, removed_if_empty
+from edgeattn.pipeline.steps.pruning import Compressed, Compressor, prune_file
+from edgeattn.pipeline.steps.refusals import Refusals
+from edgeattn.pipeline.steps.repeatable import confirmed
+from edgeattn.pipeline.steps.rows import pruning_facts, verified_gates
+from edgeattn.profiling.measure import device_name
+from edgeattn.progress import Progress
+from edgeattn.pruning.saved import write_pruned
+from edgeattn.results.gates import Gates
+from edgeattn.results.importance import importance_figure
+from edgeattn.results.report import Precision, Report, Result, with_gates
+from edgeattn.targets import Target
+
+SUFFIX = ".pruned"
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """Beside what convert takes.
+
+    Attributes:
+        reference: MODEL as it was given; what is written names it.
+        plot: picture of what every group is worth and what was removed; None for none.
+    """
+
+    reference: str
+    plot: Path | None = None
+
+
+def prune(
+    model: EdgeModel, data: Data | None, options: ConvertOptions, more: PruneOptions, progress: Progress
+) -> Report:
+    """Prune for each target, measure the float artifact on its engine, and save the model.
+
+    Writes ``OUT/NAME.TARGET.pruned/``, whole or not at all: see :mod:`edgeattn.pruning.saved`. It is written although a
+    gate failed, since the best so far is worth keeping; the report says so.
+
+    Raises:
+        EdgeattnError: for anything that stops all targets, or the only one; what was written before stays.
+    """
+    assert options.prune is not None, "the command asks for it"
+    if options.prune.saved is not None:
+        raise InputError(f"{options.prune.saved} is pruned already: give it as MODEL to prune it further")
+    for target in options.targets:
+        path = destination(model, target, options)
+        if path.exists() and not options.force:
+            raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
+    model = confirmed(model)
+    with removed_if_empty(options.out), scratch_room() as scratch:
+        check_room(model, scratch)
+        shop = Workshop(model, baseline(model, data, progress), scratch)
+        checkpoint = prune_file(shop, options)
+        compressor = Compressor(
+            shop, options.prune, options.measure.threads, checkpoint, options.loss, options.accept_unproved
+        )
+        refused = Refusals(options.targets, options.backend, options.precision)
+        results: list[Result] = []
+        for target in options.targets:
+            with refused.within(target, "pruning"):
+                results.append(_prune_target(compressor, target, options, more, progress))
+        compressor.forget()
+    return Report(describe(model), refused.rows(results))
+
+
+def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
+    """Where the pruned model goes."""
+    return options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
+
+
+def _prune_target(
+    compressor: Compressor, target: Target, options: ConvertOptions, more: PruneOptions, progress: Progress
+) -> Result:
+    began = time.monotonic()
+    backend = engine(target, options)
+    made = compressor.for_target(target, backend, progress)
+    shop = Workshop(made.model, made.base, compressor.shop.room(f"pruned-{target.name}"), made.pruning)
+    tried = Tried()
+    with ExitStack() as stack:
+        add_scheme(tried, shop, target, "fp32", options, stack, progress, alone=True)
+    result = _result(shop, target, tried.verified["fp32"], options.gates)
+    facts = result.pruning
+    assert facts is not None, "this is a pruned model"
+    if more.plot is not None and compressor.measured is not None:
+        importance_figure(compressor.measured, made.cut, more.plot)
+    if facts["kept"]:
+        progress.begin(f"{target.name}: writing")
+        path = destination(compressor.shop.model, target, options)
+        told, source = _told(facts, made), compressor.source
+        write_pruned(path, made.model, source, made.cut, more.reference, told, options.force, export_onnx)
+        result = replace(result, bundle=str(path))
+    return replace(result, seconds=time.monotonic() - began)
+
+
+def _told(facts: Any, made: Compressed) -> dict[str, Any]:
+    return {**facts, "failures": [str(failure) for failure in made.pruning.failures]}
+
+
+def _result(shop: Workshop, target: Target, verified: Verified, gates: Gates) -> Result:
+    artifact, pruning = verified.artifact, shop.pruning
+    assert pruning is not None, "this is a pruned model"
+    substitute = SUBSTITUTE.get(artifact.backend)
+    figures, rows = verified_gates(shop, verified, gates)
+    result = Result(
+        target=target.name,
+        device=device_name() if substitute is None else f"{device_name()} ({substitute})",
+        backend=artifact.backend,
+        bundle=None,
+        passed=True,
+        failures=(),
+        precision=Precision("fp32", artifact.precision),
+        size_bytes=verified.size_bytes,
+        source_size_bytes=shop.model.source_size_bytes,
+        parity=verified.parity,
+        accuracy=figures,
+        build=artifact.build,
+        notes=(*shop.model.notes, *pruning.notes),
+        pruning=pruning_facts(shop, verified, ()),
+    )
+    return with_gates(result, rows)

@@ -1,0 +1,208 @@
+"""The bundle: drafted, profiled in a process of its own, gated, and published whole."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+import edgeattn
+from edgeattn.bundle import ASSETS, SUFFIX, BundleDraft, Golden, Manifest, writing, zip_bundle
+from edgeattn.engines import SUBSTITUTE
+from edgeattn.errors import InputError, OutputError
+from edgeattn.jobs.measure import profile_bundle
+from edgeattn.model import Arrays, Artifact, EdgeModel
+from edgeattn.pipeline.steps.baseline import Baseline
+from edgeattn.pipeline.steps.candidates import Verified, artifact_files
+from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.options import ConvertOptions
+from edgeattn.pipeline.steps.preflight import removed_if_empty
+from edgeattn.pipeline.steps.rows import assemble
+from edgeattn.profiling.figures import Profile
+from edgeattn.progress import Progress
+from edgeattn.results.gates import Gates, size_failures
+from edgeattn.results.report import Candidate, Precision, Pruning, Result, with_gates
+from edgeattn.results.verdicts import Judgement, deadline_foreseen, deadline_judged, deadline_of, foreseen, judged
+from edgeattn.spec import to_json
+from edgeattn.targets.host import HOST, host_target
+from edgeattn.targets.target import Target
+
+GOLDEN_STEPS = 6
+# What other kernels of the same precision must reach.
+GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0, "int4": 10.0}
+
+
+def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
+    """Where the bundle goes.
+
+    Raises:
+        OutputError: if it cannot go there.
+    """
+    path = options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
+    with removed_if_empty(options.out):  # tried now, not after minutes of work
+        if not options.archive:
+            with BundleDraft(path, options.force):
+                return path
+        archive = path.with_suffix(f"{SUFFIX}.zip")
+        if archive.exists() and not (options.force and archive.is_file()):
+            raise OutputError(f"{archive} exists; remove it, choose another --out, or pass --force")
+        with writing(archive):
+            options.out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=options.out):
+                return archive
+
+
+def pack(
+    shop: Workshop,
+    target: Target,
+    chosen: Verified,
+    candidates: tuple[Candidate, ...],
+    golden: Arrays,
+    options: ConvertOptions,
+    progress: Progress,
+) -> Result:
+    """Draft the bundle, profile the draft, gate it, publish it."""
+    model, artifact = shop.model, chosen.artifact
+    path = destination(model, target, options)
+    draft_path = shop.scratch / path.name if options.archive else path
+    with BundleDraft(draft_path, options.force) as draft, writing(path):
+        precision = Precision(options.precision, artifact.precision, None, candidates)
+        manifest = draft_bundle(draft, shop, target, artifact, precision, golden)
+        progress.begin(f"{target.name}: profile")
+        profile = profile_bundle(draft.path, options.measure, SUBSTITUTE.get(artifact.backend))
+        result = assemble(shop, target, chosen, candidates, profile, options)
+        figures = {"parity": result.parity, "accuracy": result.accuracy, "latency": result.latency}
+        written = draft.write_manifest(
+            replace(
+                manifest, precision=to_json(result.precision), measured=to_json({**figures, "device": result.device})
+            )
+        )
+        size = sum(entry.size for entry in written.files.values())
+        rows = [*in_time(draft.path, shop, target, profile, options), *size_judged(size, options.gates)]
+        result = replace(with_gates(result, rows), size_bytes=size, bundle=str(path))
+        if result.verdict == "failed" and not options.keep_failed:
+            note = "not written: a gate failed (--keep-failed writes it)"
+            return replace(result, bundle=None, notes=(*result.notes, note))
+        if options.archive:
+            options.out.mkdir(parents=True, exist_ok=True)
+            zip_bundle(draft.path, path, options.force)
+        else:
+            draft.publish()
+    return result
+
+
+def in_time(path: Path, shop: Workshop, target: Target, profile: Profile, options: ConvertOptions) -> list[Judgement]:
+    """The deadline, by this machine's clock where it is the target, else by an estimate, which can pass nothing."""
+    deadline = deadline_of(shop.model.spec, target, options.gates, options.measure)
+    if deadline is None:
+        return []
+    if target.name == HOST:
+        return deadline_judged(profile, deadline)
+    found = foreseen(path, target, options.measure.threads)
+    return [deadline_foreseen(deadline, target.name, found, f"this machine is not {target.name}")]
+
+
+def size_judged(size: int, gates: Gates) -> list[Judgement]:
+    """The size of a bundle, where one was asked for."""
+    limit = gates.max_size_bytes
+    if limit is None:
+        return []
+    return judged("size", size_failures(size, limit), f"at most {limit} bytes", f"{size} bytes", "flag")
+
+
+def draft_bundle(
+    draft: BundleDraft,
+    shop: Workshop,
+    target: Target,
+    artifact: Artifact,
+    precision: Precision,
+    golden: Arrays | None,
+) -> Manifest:
+    """Fill a draft with an artifact and all that belongs to it; without measurements.
+
+    Args:
+        golden: as :func:`~edgeattn.runtimes.selftest.make_golden` gives it; None for a bundle without.
+    """
+    model = shop.model
+    for name, file in artifact_files(artifact).items():
+        shutil.copyfile(file, draft.path / name)
+    copy_assets(model.assets, draft.path)
+    facts = None
+    if golden is not None:
+        _save_arrays(draft.path / "golden.npz", golden)
+        maker = f"{SUBSTITUTE.get(artifact.backend, artifact.backend)}, edgeattn {edgeattn.__version__}"
+        facts = Golden("golden.npz", GOLDEN_STEPS, maker, GOLDEN_SQNR_DB[artifact.precision])
+    manifest = Manifest(
+        name=model.spec.name,
+        target=target.name,
+        backend=artifact.backend,
+        spec=model.spec,
+        models={graph: file.name for graph, file in artifact.models.items()},
+        precision=to_json(precision),
+        provenance=provenance(model, artifact, shop.pruning),
+        measured={},
+        golden=facts,
+        build=artifact.build,
+    )
+    draft.write_manifest(manifest)
+    return manifest
+
+
+def copy_assets(assets: Mapping[str, Path], draft: Path) -> None:
+    """Put what travels with a model under ``assets/``, where the manifest lists and hashes it as any file.
+
+    Raises:
+        InputError: for a name that would leave that directory.
+    """
+    for name, source in assets.items():
+        path = PurePosixPath(name)
+        plain = name == path.as_posix() and path.parts and not path.is_absolute() and ".." not in path.parts
+        if not plain or set(name) & set("\\:"):
+            raise InputError(f"asset {name!r} is no path inside the bundle")
+        target = draft / ASSETS / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def golden_inputs(base: Baseline) -> dict[str, list[Arrays]]:
+    """The first recorded inputs of every graph, from the start again where fewer were recorded."""
+    return {
+        graph: [dict(record.inputs) for record in itertools.islice(itertools.cycle(records), GOLDEN_STEPS)]
+        for graph, records in base.records.items()
+    }
+
+
+def provenance(model: EdgeModel, artifact: Artifact, pruning: Pruning | None = None) -> dict[str, Any]:
+    """Where the bundle comes from: enough to make it again."""
+    tools = (
+        "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "litert-torch", "ai-edge-quantizer",
+        "ai-edge-litert",
+    )  # fmt: skip
+    host = host_target()
+    return {
+        "source_sha256": model.source_sha256,
+        "recipe": artifact.recipe,
+        **({} if pruning is None else {"pruning": {key: pruning.facts.get(key) for key in ("asked", "kept", "cut")}}),
+        "layers": dict(artifact.treatments),
+        "machine": {"arch": host.cpu.arch, "isa": list(host.cpu.isa)},
+        "tools": {"edgeattn": edgeattn.__version__, **{name: _version(name) for name in tools if _version(name)}},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _save_arrays(path: Path, arrays: Arrays) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

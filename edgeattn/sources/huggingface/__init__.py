@@ -1,0 +1,1 @@
+"""MODEL as a local Hugging Face directory."""

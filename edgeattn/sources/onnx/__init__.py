@@ -1,0 +1,1 @@
+"""MODEL as an ONNX file: read, made static, and rebuilt as a torch module."""

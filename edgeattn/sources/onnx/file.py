@@ -1,0 +1,368 @@
+"""MODEL as an ONNX file: read with care, made static, imported into torch, compared with ONNX Runtime.
+
+docs/onnx.md says what is read, what is folded and what is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgeattn.errors import ConversionError, ModelError, UnsupportedError, load_extra
+from edgeattn.guards.silence import silenced
+from edgeattn.model import Arrays, EdgeModel, graph_from_example
+from edgeattn.sources.modules import GRAPH
+from edgeattn.spec import DTYPES, GraphSpec, ModelSpec
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+RUN_SECONDS = 120  # of one call on one thread; an example input of an edge model takes seconds
+
+
+def owns(reference: str) -> bool:
+    """Whether a reference is an .onnx file."""
+    return Path(reference).suffix == ".onnx"
+
+
+def load(reference: str) -> EdgeModel:
+    """Read an ONNX file.
+
+    Example inputs come from ``NAME.npz`` beside the file, if there is one, and are taken as they are; else from the
+    file's own shapes, with a modest size for every open dimension.
+
+    Raises:
+        ModelError: for a file that is damaged, hostile or incomplete, or that rejects the example inputs.
+        UnsupportedError: for what has no place in an edge model, by name.
+        ConversionError: if the imported module differs from ONNX Runtime, naming the node.
+    """
+    for extra in ("torch", "onnx", "onnxruntime"):
+        load_extra(extra, "convert")
+    path = Path(reference)
+    reader = _Reader(path)
+    try:
+        example = reader.example()
+        made = reader.made(example)
+        if made.nan and not reader.given:  # a mask of ones hides everything in some models, and nothing in others
+            example = {k: _unmasked(k, v) for k, v in example.items()}
+            made = reader.made(example)
+        spec = _spec(path, made)
+    except (ConversionError, UnsupportedError, ModelError) as error:
+        raise type(error)(f"{path}: {error}") from error
+    except Exception as error:  # a graph that no check of ours foresaw: what it is, is told, and where from
+        raise ModelError(
+            f"{path}: cannot be read: {type(error).__name__}: {_first(error)}; please report it if ONNX Runtime does"
+        ) from error
+    digest, size = hashlib.sha256(), 0
+    for tensor in reader.source.graph.initializer:
+        digest.update(tensor.name.encode())
+        digest.update(tensor.raw_data or tensor.SerializeToString())
+        size += 4 * math.prod(tensor.dims)
+    digest.update(b"".join(node.SerializeToString() for node in reader.source.graph.node))
+    dims = reader.dims()
+    del reader.source  # read again for another size
+
+    def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
+        assert graph == GRAPH, graph
+        try:
+            again = _Reader(path).made(inputs)
+        except (UnsupportedError, ModelError) as error:
+            raise ModelError(f"{path} does not take {_shapes(inputs)}: {error}") from error
+        share_weights(made.module, again.module)
+        return again.module, again.static
+
+    model = EdgeModel(
+        ModelSpec(model_name(path), "generic", (spec,)),
+        {GRAPH: made.module},
+        {GRAPH: example},
+        digest.hexdigest(),
+        size,
+        dims={GRAPH: dims} if dims else {},
+        onnx={GRAPH: made.static},
+        resize=resize,
+        notes=(*reader.notes, *made.notes),
+    )
+    from edgeattn.sources.onnx.importer import ImportedModel
+
+    if not isinstance(made.module, ImportedModel):
+        return model
+    others: dict[str, torch.nn.Module] = {}
+    return replace(model, network=made.module, rebuild=lambda network: rebuilt(model, network, others))
+
+
+def _shapes(inputs: Arrays) -> str:
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+
+
+def rebuilt(source: EdgeModel, network: torch.nn.Module, others: dict[str, torch.nn.Module]) -> EdgeModel:
+    """The model of a changed network that was imported from a file: the file no longer says what it is.
+
+    Args:
+        source: as it was read.
+        network: a copy of its network with other weights, sizes or layers.
+        others: shapes of inputs -> the source's module for them; what is read is kept there.
+    """
+    import torch
+
+    from edgeattn.sources.onnx.importer import ImportedModel, change_alike
+
+    assert isinstance(network, ImportedModel), type(network)
+    network.follow()
+    example = source.example[GRAPH]
+    with torch.inference_mode():
+        outputs = network(**{name: torch.from_numpy(np.array(array)) for name, array in example.items()})
+    spec = graph_from_example(GRAPH, dict(example), {name: tensor.numpy() for name, tensor in outputs.items()})
+
+    def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
+        assert graph == GRAPH, graph
+        shapes = _shapes(inputs)
+        if shapes not in others:
+            assert source.resize is not None, "load() gives it"
+            others[shapes], _ = source.resize(graph, inputs)
+        # Not its weights: they are those of the network in the end.
+        again = copy.deepcopy(others[shapes], {id(weight): weight for weight in others[shapes].parameters()})
+        try:
+            change_alike(source.modules[GRAPH], network, again)
+        except UnsupportedError as error:
+            raise ModelError(
+                f"{source.spec.name}: it cannot be pruned for inputs {shapes} as it was for others: {error}; prune an "
+                "ONNX file that was exported for them"
+            ) from error
+        return again, None
+
+    return replace(
+        source,
+        spec=replace(source.spec, graphs=(spec,)),
+        modules={GRAPH: network},
+        onnx={},
+        resize=resize,
+        network=network,
+        rebuild=lambda changed: rebuilt(source, changed, others),
+    )
+
+
+def share_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    """Give the second module the first one's parameters where they are equal: one copy for all buckets.
+
+    Linear layers are one object then, so that what hooks on them see is all that passes.
+    """
+    import torch
+
+    from edgeattn.sources.onnx.importer import ImportedModel
+
+    known = dict(first.named_parameters(remove_duplicate=False))
+    for path, part in second.named_modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            other = known.get(f"{path}.{name}" if path else name)
+            if other is not None and other.shape == parameter.shape and torch.equal(other, parameter):
+                part.register_parameter(name, other)
+    mine = dict(first.named_modules())
+    for path, part in list(second.named_modules()):
+        same = mine.get(path)
+        if same is None or not isinstance(part, torch.nn.Linear) or type(same) is not type(part):
+            continue
+        held = (module.parameters(recurse=False) for module in (part, same))
+        if all(a is b for a, b in zip(*held, strict=True)):
+            parent, _, name = path.rpartition(".")
+            setattr(second.get_submodule(parent), name, same)
+    if isinstance(second, ImportedModel):
+        second.follow()
+
+
+class _Made:
+    """A graph for one set of shapes."""
+
+    def __init__(
+        self, static: onnx.ModelProto, module: torch.nn.Module, inputs: Arrays, outputs: Arrays, notes: tuple[str, ...]
+    ) -> None:
+        self.static = static
+        self.module = module
+        self.inputs = inputs
+        self.outputs = outputs
+        self.notes = notes
+        self.nan = any(
+            a.dtype.kind == "f" and a.size and (np.isnan(a).any() or not np.isfinite(a).any()) for a in outputs.values()
+        )
+
+
+class _Reader:
+    """A file on its way to a model."""
+
+    def __init__(self, path: Path) -> None:
+        from edgeattn.sources.onnx.example import declared_inputs
+        from edgeattn.sources.onnx.read import read_onnx
+        from edgeattn.sources.onnx.upgrade import widen
+
+        self.path = path
+        self.source: onnx.ModelProto = read_onnx(path)
+        self.notes: tuple[str, ...] = ()
+        self.given = False  # whether the example is the user's
+        try:
+            self.inputs = declared_inputs(self.source.graph)
+        except (ModelError, UnsupportedError) as error:
+            raise type(error)(f"{path}: {error}") from error
+        if widen(self.source):
+            self.notes = ("read as float32: the file's float16 weights and inputs are widened",)
+
+    def dims(self) -> dict[str, dict[int, str]]:
+        from edgeattn.sources.onnx.example import named_dims
+
+        return named_dims(self.inputs)
+
+    def example(self) -> Arrays:
+        from edgeattn.sources.onnx.example import example_shapes, example_values, read_side_file, side_file
+
+        beside = side_file(self.path)
+        if beside is not None:
+            self.given = True
+            return read_side_file(beside, self.inputs)
+        return example_values(self.source.graph, self.inputs, example_shapes(self.inputs))
+
+    def made(self, example: Mapping[str, np.ndarray]) -> _Made:
+        """The static graph and the module for the shapes of these inputs, both compared with the file's own results."""
+        with silenced():  # torch logs what it tries on tensors without values
+            return self._made(example)
+
+    def _made(self, example: Mapping[str, np.ndarray]) -> _Made:
+        from edgeattn.sources.onnx.importer import OnnxRuntimeModule, check_against_runtime, import_onnx
+        from edgeattn.sources.onnx.static import make_static
+        from edgeattn.sources.onnx.upgrade import upgrade
+        from edgeattn.sources.onnx.values import constant_value, without_constant
+
+        shapes = {name: without_constant(constant_value(array)) for name, array in example.items()}
+        runtime = _Runtime(self.source, example)
+        static = make_static(self.source, shapes, runtime.intermediate)
+        expected = runtime.outputs()
+        notes = []
+        opset = next(entry.version for entry in static.opset_import if not entry.domain)
+        kept = upgrade(static)
+        if kept:
+            notes.append(f"kept at opset {opset}: {kept}; float16 may overflow where LayerNormalization is decomposed")
+        self._passes(static)
+        module = import_onnx(static)
+        if isinstance(module, OnnxRuntimeModule):
+            notes.append(f"runs in ONNX Runtime alone: {module.unsupported}")
+        notes.append(check_against_runtime(static, module, example, expected))
+        return _Made(static, module, dict(example), expected, tuple(note for note in notes if note))
+
+    def _passes(self, static: onnx.ModelProto) -> None:
+        from edgeattn.converters.passes import ONNX_PASSES
+
+        for rewrite in ONNX_PASSES:
+            rewrite(static)
+
+
+class _Runtime:
+    """The file as it is, in ONNX Runtime; asked only once the walk over the graph has bounded every size."""
+
+    def __init__(self, model: onnx.ModelProto, example: Mapping[str, np.ndarray]) -> None:
+        self.model = model
+        self.example = example
+
+    def outputs(self) -> Arrays:
+        names = [value.name for value in self.model.graph.output]
+        return self._run(self.model, names)
+
+    def intermediate(self, names: Any) -> Arrays:
+        """Values of tensors inside the graph."""
+        import onnx
+
+        probed = _made_of(self.model, set(names))
+        declared = {value.name: value for value in self.model.graph.output}
+        probed.graph.output.extend(declared.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+        return self._run(probed, list(names))
+
+    def _run(self, model: onnx.ModelProto, names: list[str]) -> Arrays:
+        from edgeattn.sources.onnx.importer import runtime_session
+
+        try:
+            session = runtime_session(model)
+            wanted = {value.name for value in session.get_inputs()}
+            results = _run_bounded(session, names, {k: v for k, v in self.example.items() if k in wanted})
+        except Exception as error:
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.example.items())
+            raise ModelError(
+                f"ONNX Runtime refuses it for inputs {shapes}: {_first(error)}; other example inputs may be given as "
+                f"NAME.npz beside the file"
+            ) from error
+        return dict(zip(names, results, strict=True))
+
+
+def _run_bounded(session: Any, names: list[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Run a session, and stop it between two nodes after :data:`RUN_SECONDS`: a loop may have 2^62 steps."""
+    runtime: Any = load_extra("onnxruntime", "convert")
+    options = runtime.RunOptions()
+    options.log_severity_level = 4
+    timer = threading.Timer(RUN_SECONDS, setattr, (options, "terminate", True))
+    timer.daemon = True
+    timer.start()
+    try:
+        results: list[np.ndarray] = session.run(names, dict(inputs), options)
+    except Exception as error:
+        if options.terminate:
+            raise RuntimeError(f"it runs longer than {RUN_SECONDS} s") from error
+        raise
+    finally:
+        timer.cancel()
+    return results
+
+
+def _made_of(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
+    """The part of a model that makes these tensors, without outputs: nothing behind them has been looked at yet."""
+    import onnx
+
+    from edgeattn.sources.onnx.static import captured
+
+    needed, nodes = set(names), []
+    for node in reversed(model.graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+            needed.update(captured(node))
+    made = onnx.ModelProto()
+    made.ir_version = model.ir_version
+    made.opset_import.extend(model.opset_import)
+    made.graph.name = model.graph.name
+    made.graph.node.extend(reversed(nodes))
+    made.graph.input.extend(value for value in model.graph.input if value.name in needed)
+    made.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    return made
+
+
+def _first(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return re.sub(r"/\S*/onnxruntime/\S+", "", text)[:300]
+
+
+def _unmasked(name: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype == np.bool_ or "mask" in name.lower():
+        return np.zeros_like(value)
+    return value
+
+
+def _spec(path: Path, made: _Made) -> GraphSpec:
+    for name, array in made.outputs.items():
+        if str(getattr(array, "dtype", "")) not in DTYPES:
+            kind = getattr(array, "dtype", type(array).__name__)
+            raise UnsupportedError(f"output {name!r} is {kind}; edge engines give {', '.join(DTYPES)}")
+        if 0 in array.shape:
+            raise ModelError(f"output {name!r} is empty, {list(array.shape)}: give example inputs as {path.stem}.npz")
+    try:
+        return graph_from_example(GRAPH, made.inputs, made.outputs)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+
+
+def model_name(path: Path) -> str:
+    """What a model is called after its file."""
+    return path.stem.replace("_", "-") or "model"

@@ -17,7 +17,7 @@ DEVICE = (
     *("audio", "bundle", "engines", "errors", "evaluation", "guards", "jobs", "printable", "profiling", "progress"),
     *("runtimes", "spec", "targets", "traces"),
 )
-ENGINES = {"ai_edge_litert", "onnxruntime", "openvino", "tensorrt", "tflite_runtime"}
+ENGINES = {"ai_edge_litert", "onnxruntime", "openvino", "openvino_telemetry", "tensorrt", "tflite_runtime"}
 SOUND = {"soundfile", "soxr"}
 FRAMEWORKS = ENGINES | {"ai_edge_quantizer", "litert_torch", "nncf", "onnx", "onnxscript", "tensorrt_rtx", "torch"}
 
@@ -60,7 +60,7 @@ def test_the_rules_hold() -> None:
             "def f():\n    import edgeattn.converters",
             "edgeattn.quantize.planted -> edgeattn.converters",
         ),
-        ("converters", "from edgeattn import pipeline", "edgeattn.converters.planted -> edgeattn.pipeline.convert"),
+        ("converters", "from edgeattn import pipeline", "edgeattn.converters.planted -> edgeattn.pipeline"),
         ("edgeattn/evaluation", "import onnx", "edgeattn.evaluation.planted -> onnx"),
     ],
 )

@@ -42,7 +42,7 @@ PASS_RULE = "rewritten"  # noqa: S105  # the rule name of rows that tell what a 
 ORDER: tuple[Severity, ...] = ("stops", "slow", "risk", "handled")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One row: a rule, on a target, for all places of a graph with the same reason.
 
@@ -116,7 +116,7 @@ def judge(views: Iterable[GraphView], ask: Ask) -> tuple[Finding, ...]:
     return tuple(sorted(rows, key=lambda row: ORDER.index(row.severity)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphFacts:
     """What ``edgeattn inspect`` tells of a graph.
 
@@ -143,18 +143,18 @@ class GraphFacts:
 
 def facts(view: GraphView) -> GraphFacts:
     """The figures of a graph that was looked at."""
-    known = not view.error
+    spec, figures = view.spec, view.figures
     return GraphFacts(
-        view.spec.name,
-        view.spec.inputs,
-        view.spec.outputs,
-        view.spec.states,
-        view.parameters if known else None,
-        view.macs if known else None,
-        view.flops if known else None,
-        view.activation_bytes if known else None,
-        view.attention,
-        view.no_ranges or "recorded",
+        name=spec.name,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        states=spec.states,
+        parameters=None if figures is None else figures.parameters,
+        macs=None if figures is None else figures.macs,
+        flops=None if figures is None else figures.flops,
+        activation_bytes=None if figures is None else figures.activation_bytes,
+        attention=() if figures is None else figures.attention,
+        ranges=view.no_ranges or "recorded",
     )
 
 
@@ -183,18 +183,18 @@ def _rows(view: GraphView, ask: Ask, rule: str, hits: Iterable[Hit]) -> list[Fin
         grouped.setdefault((hit.severity, re.sub(r"\d[\d.e+]*", "#", hit.reason)), []).append(hit)
     return [
         Finding(
-            ask.target.name,
-            ask.engine,
-            view.spec.name,
-            first.severity,
-            rule,
-            first.node,
-            first.module,
-            first.line,
-            len(found),
-            first.reason,
-            first.change,
-            first.predicted,
+            target=ask.target.name,
+            engine=ask.engine,
+            graph=view.spec.name,
+            severity=first.severity,
+            rule=rule,
+            node=first.node,
+            module=first.module,
+            line=first.line,
+            count=len(found),
+            reason=first.reason,
+            change=first.change,
+            predicted=first.predicted,
         )
         for found in grouped.values()
         for first in found[:1]

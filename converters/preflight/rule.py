@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeattn.converters.preflight.view import Call, GraphView
+from edgeattn.converters.preflight.graph import Call
+from edgeattn.converters.preflight.view import GraphView
 from edgeattn.model import EdgeModel
 from edgeattn.targets.target import Target
 

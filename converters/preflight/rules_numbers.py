@@ -8,9 +8,10 @@ from typing import Any
 
 from edgeattn.converters.half import HALF_MAX
 from edgeattn.converters.preflight import tried as ops
+from edgeattn.converters.preflight.graph import Call
 from edgeattn.converters.preflight.rule import NO_CHANGE, Ask, Hit, at
 from edgeattn.converters.preflight.rules_operations import reaches_softmax
-from edgeattn.converters.preflight.view import Call, GraphView
+from edgeattn.converters.preflight.view import GraphView
 from edgeattn.spec import HIDDEN
 
 NORM_MAX = 32.0  # |x| of a norm whose square is far from what float16 ends at
@@ -23,7 +24,7 @@ def decomposed_norm(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """LayerNorm or RMSNorm written out."""
     if "fp16" not in ask.precisions and "int8" not in ask.precisions:
         return
-    for call in view.calls:
+    for call in view.graph.calls:
         if call.op != "rsqrt" or not _is_mean_square(view, call):
             continue
         squared = _squared(view, call)
@@ -48,16 +49,16 @@ def decomposed_norm(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 def _is_centred(view: GraphView, name: str) -> bool:
     """Whether a node is x less its mean."""
-    made = view.maker(name)
+    made = view.graph.maker(name)
     if made is None or made.op != "sub" or len(made.inputs) != 2:
         return False
-    mean = view.maker(made.inputs[1])
+    mean = view.graph.maker(made.inputs[1])
     return mean is not None and mean.op == "mean" and mean.inputs[:1] == made.inputs[:1]
 
 
 def _is_mean_square(view: GraphView, call: Call, depth: int = 4) -> bool:
     for name in call.inputs:
-        made = view.maker(name)
+        made = view.graph.maker(name)
         if made is None or depth == 0:
             continue
         if made.op in ("mean", "var", "sum"):
@@ -70,7 +71,7 @@ def _is_mean_square(view: GraphView, call: Call, depth: int = 4) -> bool:
 def _squared(view: GraphView, call: Call, depth: int = 6) -> str | None:
     """The node that is squared on the way to a root."""
     for name in call.inputs if depth else ():
-        made = view.maker(name)
+        made = view.graph.maker(name)
         if made is None:
             continue
         if _is_square(made) or made.op == "var":
@@ -93,7 +94,7 @@ def large_square(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """x^2 beyond float16's range in the calibration batch."""
     if view.ranges is None or "fp16" not in ask.precisions:
         return
-    for call in view.calls:
+    for call in view.graph.calls:
         largest = view.ranges.largest.get(call.inputs[0], 0.0) if call.inputs else 0.0
         if _is_square(call) and largest > SQUARE_MAX:
             yield at(
@@ -109,7 +110,7 @@ def large_value(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Values beyond float16's range in the calibration batch."""
     if view.ranges is None or "fp16" not in ask.precisions:
         return
-    for call in view.calls:
+    for call in view.graph.calls:
         largest = view.ranges.largest.get(call.name, 0.0)
         if largest > HALF_MAX and not _is_square(call) and not _only_masks(view, call):
             yield at(
@@ -125,7 +126,7 @@ def _only_masks(view: GraphView, call: Call) -> bool:
     return (
         call.name in ops.folded(view)
         or reaches_softmax(view, call.name)
-        or any(reader.op == "scaled_dot_product_attention" for reader in view.readers(call.name))
+        or any(reader.op == "scaled_dot_product_attention" for reader in view.graph.readers(call.name))
     )
 
 
@@ -133,7 +134,7 @@ def residual_outliers(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Inputs of linear layers with single values far beyond the rest."""
     if view.ranges is None or "int8" not in ask.precisions:
         return
-    for call in view.calls:
+    for call in view.graph.calls:
         if call.op != "linear" or not call.inputs:
             continue
         largest, rms = view.ranges.largest.get(call.inputs[0]), view.ranges.rms.get(call.inputs[0], 0.0)
@@ -151,7 +152,7 @@ def softmax_range(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Scores so large that float16 rounds them to whole per cents of weight."""
     if view.ranges is None or "fp16" not in ask.precisions:
         return
-    for call in view.calls:
+    for call in view.graph.calls:
         largest = view.ranges.scores.get(call.name, 0.0)
         if largest > SCORE_MAX:
             yield at(
@@ -171,20 +172,20 @@ def large_constant_value(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """-inf, or a constant beyond float16's range."""
     if "fp16" not in ask.precisions and "int8" not in ask.precisions:
         return
-    for name, tensor in view.constants.items():
+    for name, tensor in view.graph.constants.items():
         value = _worst(tensor)
         if value is not None:
-            reader = next(iter(view.readers(name)), None)
+            reader = next(iter(view.graph.readers(name)), None)
             where = Hit(
                 "risk",
                 "",
                 "",
-                view.constant_names.get(name, name),
+                view.graph.constant_names.get(name, name),
                 reader.module if reader else "",
                 reader.line if reader else "",
             )
             yield _constant_hit(where, value)
-    for call in view.calls:
+    for call in view.graph.calls:
         scalars = [v for v in (*call.arguments, *call.options.values()) if isinstance(v, float)]
         worst = next((v for v in scalars if abs(v) > HALF_MAX), None)
         if worst is not None and call.op not in ("clamp", "clamp_min", "clamp_max", "slice"):

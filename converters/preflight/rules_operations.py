@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 
 from edgeattn.converters.preflight import tried as ops
+from edgeattn.converters.preflight.graph import PRODUCTS, SOFTMAX, VIEWS, Call
 from edgeattn.converters.preflight.rule import NO_CHANGE, ONNX_ENGINES, Ask, Hit, at
 from edgeattn.converters.preflight.rules_tracing import MAX_RANK
-from edgeattn.converters.preflight.view import PRODUCTS, SOFTMAX, VIEWS, Call, GraphView
+from edgeattn.converters.preflight.view import GraphView
 
 PARTITIONS = 2  # of the LiteRT delegate that cost nothing worth a row
 
@@ -18,7 +19,7 @@ def unsupported_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """An operation that the engine or its converter lacks."""
     if view.onnx is not None and ask.engine in ONNX_ENGINES:
         return  # the file itself goes to the engine
-    for call in view.calls:
+    for call in view.graph.calls:
         why = ops.refused(view, call, ask.engine)
         if why:
             yield at(call, "stops", f"{call.op}: {why}", ops.substitute(call.op))
@@ -26,7 +27,7 @@ def unsupported_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 def untried_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """An operation that was never converted by edgeattn's own tests."""
-    for call in view.calls:
+    for call in view.graph.calls:
         if call.overload.startswith("aten.") and not ops.known(call.overload):
             yield at(
                 call,
@@ -67,7 +68,7 @@ class Partitions:
         delegated: set[int] = set()
         left_out: list[Call] = []
         fixed = ops.folded(view)
-        for call in view.calls:
+        for call in view.graph.calls:
             before = max((turn[name] for name in call.inputs if name in turn), default=0)
             if call.name in fixed:
                 continue
@@ -106,7 +107,7 @@ def wide_integers(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """A cache or state written by index."""
-    for call in view.calls:
+    for call in view.graph.calls:
         if call.op not in (
             "index_copy",
             "index_put",
@@ -137,14 +138,13 @@ def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 def grouped_expand(view: GraphView, _: Ask) -> Iterator[Hit]:
     """Keys and values repeated by expand for grouped queries."""
-    for call in view.calls:
-        source = view.shape_of(call.inputs[0]) if call.inputs else ()
+    for call in view.graph.calls:
+        source = view.graph.shape_of(call.inputs[0]) if call.inputs else ()
         if call.op != "expand" or len(call.shape) <= MAX_RANK or len(source) != len(call.shape):
             continue
         grown = [axis for axis, (a, b) in enumerate(zip(source, call.shape, strict=True)) if a == 1 and b != 1]
-        if grown and any(
-            reader.op in ("reshape", "view", "clone", "_unsafe_view", "flatten") for reader in view.readers(call.name)
-        ):
+        copying = ("reshape", "view", "clone", "_unsafe_view", "flatten")
+        if grown and any(reader.op in copying for reader in view.graph.readers(call.name)):
             yield at(
                 call,
                 "risk",
@@ -156,10 +156,10 @@ def grouped_expand(view: GraphView, _: Ask) -> Iterator[Hit]:
 
 def mask_of_other_rank(view: GraphView, _: Ask) -> Iterator[Hit]:
     """A mask with fewer axes than the scores that it is added to."""
-    for call in view.calls:
+    for call in view.graph.calls:
         if call.op != "add" or len(call.inputs) != 2 or not reaches_softmax(view, call.name):
             continue
-        ranks = [len(view.shape_of(name)) for name in call.inputs]
+        ranks = [len(view.graph.shape_of(name)) for name in call.inputs]
         if min(ranks) and max(ranks) == MAX_RANK and min(ranks) < max(ranks):
             yield at(
                 call,
@@ -179,21 +179,21 @@ def reaches_softmax(view: GraphView, name: str, depth: int = 6) -> bool:
             and reader.op in VIEWS | {"add", "mul", "div", "to", "where", "masked_fill"}
             and reaches_softmax(view, reader.name, depth - 1)
         )
-        for reader in view.readers(name)
+        for reader in view.graph.readers(name)
     )
 
 
 def scaled_scores(view: GraphView, _: Ask) -> Iterator[Hit]:
     """A scale on the scores in place of the queries."""
-    for call in view.calls:
+    for call in view.graph.calls:
         if call.op not in ("mul", "div") or not call.inputs or not reaches_softmax(view, call.name):
             continue
-        made = view.maker(call.inputs[0])
+        made = view.graph.maker(call.inputs[0])
         if made is None or made.op not in PRODUCTS - {"linear"}:
             continue
-        if len(call.inputs) == 1 or call.inputs[1] in view.constants or call.inputs[1] in ops.folded(view):
+        if len(call.inputs) == 1 or call.inputs[1] in view.graph.constants or call.inputs[1] in ops.folded(view):
             yield at(call, "handled", "the scale stands on the scores: pass scale_on_query moves it", NO_CHANGE)
-        elif math.prod(size or 0 for size in view.shape_of(call.inputs[1])) == 1:
+        elif math.prod(size or 0 for size in view.graph.shape_of(call.inputs[1])) == 1:
             yield at(
                 call,
                 "slow",
@@ -208,15 +208,15 @@ def position_table(view: GraphView, _: Ask) -> Iterator[Hit]:
     """A table of positions in a graph that carries states: the stream ends where the table ends."""
     if not view.spec.states:
         return
-    for call in view.calls:
-        table = next((n for n in call.inputs if n in view.constants), None)
+    for call in view.graph.calls:
+        table = next((n for n in call.inputs if n in view.graph.constants), None)
         if table is None or call.op not in ("embedding", "index_select", "index", "gather", "slice", "select"):
             continue
-        shape = view.constants[table].shape
+        shape = view.graph.constants[table].shape
         by_position = any("pos" in root for name in call.inputs if name != table for root in _roots(view, name))
         named = by_position or re.search(
             r"(^|[._])(pos|position|wpe|embed_positions|position_embeddings?|pos_emb\w*)([._]|$)",
-            view.constant_names.get(table, ""),
+            view.graph.constant_names.get(table, ""),
         )
         indexed = any(_roots(view, name) for name in call.inputs if name != table)
         if named and len(shape) >= 2 and indexed:
@@ -224,44 +224,45 @@ def position_table(view: GraphView, _: Ask) -> Iterator[Hit]:
             yield at(
                 call,
                 "risk",
-                f"{view.constant_names[table]} ends after {rows} positions: step {rows + 1} of a stream has none",
+                f"{view.graph.constant_names[table]} ends after {rows} positions: step {rows + 1} of a stream has none",
                 "use relative positions (a bias per head, rotary), or reset the states before the table ends",
             )
 
 
 def _offset(view: GraphView, name: str) -> int:
     """What is added to a position before its row is read, 2 in BART's tables."""
-    made = view.maker(name)
+    made = view.graph.maker(name)
     while made is not None and made.op in VIEWS and made.inputs:
-        made = view.maker(made.inputs[0])
+        made = view.graph.maker(made.inputs[0])
     if made is None or made.op != "add":
         return 0
     numbers = [value for value in made.arguments if isinstance(value, int)]
-    constants = [view.constants[n] for n in made.inputs if n in view.constants and view.constants[n].numel() == 1]
+    read = [view.graph.constants[name] for name in made.inputs if name in view.graph.constants]
+    constants = [tensor for tensor in read if tensor.numel() == 1]
     return numbers[0] if numbers else int(constants[0].item()) if constants else 0
 
 
 def _roots(view: GraphView, name: str) -> set[str]:
     """The inputs of the graph that a node depends on."""
-    made = view.maker(name)
-    found = {view.inputs[name]} if name in view.inputs else set()
+    made = view.graph.maker(name)
+    found = {view.graph.inputs[name]} if name in view.graph.inputs else set()
     return found.union(*(_roots(view, inner) for inner in made.inputs)) if made is not None else found
 
 
 def passed_through(view: GraphView, _: Ask) -> Iterator[Hit]:
     """Outputs that are inputs handed through, or one tensor under two names."""
-    for name, shown in view.outputs.items():
-        made = view.maker(name)
+    for name, shown in view.graph.outputs.items():
+        made = view.graph.maker(name)
         if (
             made is not None
             and made.op == "clone"
             and made.inputs
-            and (made.inputs[0] in view.inputs or made.inputs[0] in view.outputs)
+            and (made.inputs[0] in view.graph.inputs or made.inputs[0] in view.graph.outputs)
         ):
             yield at(
                 made,
                 "handled",
-                f"output {shown} is {view.inputs.get(made.inputs[0], 'another output')} unchanged: it is copied, "
+                f"output {shown} is {view.graph.inputs.get(made.inputs[0], 'another output')} unchanged: it is copied, "
                 "engines need a tensor of its own for each name",
                 "drop the output, and keep the value outside of the model",
             )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from edgeattn.converters.preflight.graph import Call
 from edgeattn.converters.preflight.rule import HALF_ENGINES, Ask, Hit, at, is_first
-from edgeattn.converters.preflight.view import Call, GraphView
+from edgeattn.converters.preflight.view import GraphView
 from edgeattn.spec import ModelSpec
 
 TILE = 16  # K and N of a matrix product on tensor cores and DOT instructions
@@ -21,7 +22,7 @@ def memory_need(spec: ModelSpec, weights_bytes: int, activation_bytes: int = 0) 
 
     Args:
         weights_bytes: in the precision that ships.
-        activation_bytes: of the graph that needs most, see ``GraphView.activation_bytes``; without it inputs and
+        activation_bytes: of the graph that needs most, see ``Figures.activation_bytes``; without it inputs and
             outputs stand in.
     """
     states = 2 * sum(state.nbytes for graph in spec.graphs for state in graph.states)
@@ -34,10 +35,9 @@ def memory(view: GraphView, ask: Ask) -> Iterator[Hit]:
     available = ask.target.memory_bytes
     if available is None:
         return
-    needs = {
-        p: memory_need(ask.model.spec, int(ask.model.source_size_bytes * WEIGHT_SHARE[p]), view.activation_bytes)
-        for p in ask.precisions
-    }
+    activations = 0 if view.figures is None else view.figures.activation_bytes
+    weights = ask.model.source_size_bytes
+    needs = {p: memory_need(ask.model.spec, int(weights * WEIGHT_SHARE[p]), activations) for p in ask.precisions}
     short = {p: need for p, need in needs.items() if need > available}
     tight = {p: need for p, need in needs.items() if available * ENGINE_SHARE < need <= available}
     for severity, found, words in (
@@ -58,7 +58,8 @@ def small_product(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Linear layers with K or N below a tile, which int8 leaves float."""
     if "int8" not in ask.precisions or view.error:
         return
-    linears = [call for call in view.calls if call.op in ("linear", "addmm", "mm") and _weight(view, call) is not None]
+    products = [call for call in view.graph.calls if call.op in ("linear", "addmm", "mm")]
+    linears = [call for call in products if _weight(view, call) is not None]
     small = [call for call in linears if min(_weight(view, call) or (TILE,)) < TILE]
     rows = {call.name: math.prod(size or 1 for size in call.shape[:-1]) for call in linears}
     static = ask.engine in HALF_ENGINES  # OpenVINO's dynamic int8 takes single rows as well
@@ -80,18 +81,18 @@ def small_product(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 
 def _weight(view: GraphView, call: Call) -> tuple[int, ...] | None:
-    shapes = [tuple(view.constants[n].shape) for n in call.inputs if n in view.constants]
+    shapes = [tuple(view.graph.constants[n].shape) for n in call.inputs if n in view.graph.constants]
     return next((tuple(shape) for shape in shapes if len(shape) == 2), None)
 
 
 def large_constant(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """A table that is no weight and takes much room, such as a causal mask for the longest input."""
     weights = {name for name, _ in ask.model.modules[view.spec.name].named_parameters()}
-    for name, tensor in view.constants.items():
+    for name, tensor in view.graph.constants.items():
         size = tensor.numel() * tensor.element_size()
-        shown = view.constant_names.get(name, name)
+        shown = view.graph.constant_names.get(name, name)
         if size > LARGE_CONSTANT and not any(weight.endswith(shown) for weight in weights):
-            reader = next(iter(view.readers(name)), None)
+            reader = next(iter(view.graph.readers(name)), None)
             yield Hit(
                 "risk",
                 f"a constant of {size / 2**20:.0f} MiB that is no weight goes into the file",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from edgeattn.converters.preflight.graph import Call
 from edgeattn.converters.preflight.rule import ONNX_ENGINES, Ask, Hit, Severity, at
-from edgeattn.converters.preflight.view import Call, GraphView
+from edgeattn.converters.preflight.view import GraphView
 
 MAX_RANK = 4  # of the mobile GPU delegate
 TENSORRT_MAX_RANK = 8
@@ -62,11 +63,11 @@ VALUE_SIZED = frozenset(
 
 def value_dependent_shape(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """A size that depends on values: nonzero, masked_select, a mask as an index, item."""
-    for call in view.calls:
+    for call in view.graph.calls:
         if not _sized_by_values(view, call):
             continue
         severity: Severity = "stops"
-        reaches = any(None in view.shape_of(name) for name in view.outputs)
+        reaches = any(None in view.graph.shape_of(name) for name in view.graph.outputs)
         if ask.engine in ("onnxruntime", "openvino") and not reaches:
             severity = "risk"
         yield at(
@@ -79,13 +80,13 @@ def value_dependent_shape(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 def _sized_by_values(view: GraphView, call: Call) -> bool:
     made_here = any(None in shape for _, shape in call.outputs)
-    inherited = any(None in view.shape_of(name) for name in call.inputs)
+    inherited = any(None in view.graph.shape_of(name) for name in call.inputs)
     return (made_here and not inherited) or (call.op in VALUE_SIZED and not inherited)
 
 
 def high_rank(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Tensors of more axes than a delegate takes."""
-    for call in view.calls:
+    for call in view.graph.calls:
         rank = len(call.shape)
         if rank > TENSORRT_MAX_RANK and ask.engine == "tensorrt":
             yield at(call, "stops", f"{rank} axes, TensorRT takes {TENSORRT_MAX_RANK}", "merge axes with reshape", True)
@@ -106,5 +107,5 @@ def high_rank(view: GraphView, ask: Ask) -> Iterator[Hit]:
 def _broadcasts(view: GraphView, call: Call) -> bool:
     """Whether an operation spreads a smaller side, or a number, over its result."""
     return call.op in ("add", "sub", "mul", "div", "maximum", "minimum") and (
-        len(call.inputs) == 1 or any(view.shape_of(name) != call.shape for name in call.inputs)
+        len(call.inputs) == 1 or any(view.graph.shape_of(name) != call.shape for name in call.inputs)
     )

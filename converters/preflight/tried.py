@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from edgeattn.converters.preflight.view import Call, GraphView
+    from edgeattn.converters.preflight.graph import Call
+from edgeattn.converters.preflight.view import GraphView
 
 TENSORRT, OPENVINO, LITERT, ONNXRUNTIME = "tensorrt", "openvino", "litert", "onnxruntime"
 EXPORT = (TENSORRT, OPENVINO, ONNXRUNTIME)  # torch's ONNX exporter has no function for it
@@ -159,7 +160,7 @@ def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
     if call.op == "index_put" and len(call.arguments) > 3 and call.arguments[3] is True:
         return engine in (TENSORRT, LITERT)
     if call.op in ("index_put", "index_put_"):  # a mask as index needs the places where it is true
-        made = [view.maker(name) for name in call.inputs]
+        made = [view.graph.maker(name) for name in call.inputs]
         return engine in (TENSORRT, LITERT) and any(each is not None and each.dtype == "bool" for each in made)
     if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] == "circular":
         return engine == OPENVINO
@@ -182,11 +183,11 @@ def known(overload: str) -> bool:
 
 def folded(view: GraphView) -> frozenset[str]:
     """Nodes that depend on no input: converters compute them once."""
-    varying = set(view.inputs)
-    for call in view.calls:
+    varying = set(view.graph.inputs)
+    for call in view.graph.calls:
         if any(name in varying for name in call.inputs):
             varying.add(call.name)
-    return frozenset(call.name for call in view.calls if call.name not in varying)
+    return frozenset(call.name for call in view.graph.calls if call.name not in varying)
 
 
 def undelegated(view: GraphView, call: Call) -> bool:
@@ -194,9 +195,9 @@ def undelegated(view: GraphView, call: Call) -> bool:
     if call.op in NOTHING:
         return False
     if call.op == "expand":  # a broadcast that is written out
-        grown = view.shape_of(call.inputs[0]) != call.shape if call.inputs else False
+        grown = view.graph.shape_of(call.inputs[0]) != call.shape if call.inputs else False
         return grown and any(
-            reader.op in ("reshape", "clone", "view", "_unsafe_view") for reader in view.readers(call.name)
+            reader.op in ("reshape", "clone", "view", "_unsafe_view") for reader in view.graph.readers(call.name)
         )
     if call.op == "slice" and len(call.arguments) > 4 and call.arguments[4] != 1:
         return True

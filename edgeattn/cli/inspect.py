@@ -164,7 +164,11 @@ def findings_of(
         if len(options.targets) == 1:
             raise
         change = "leave this target out, or choose an engine and a precision that it has"
-        return [Finding(target.name, engine, "", "stops", "target", "", "", "", 1, str(error), change, False)]
+        row = Finding(
+            target=target.name, engine=engine, graph="", severity="stops", rule="target", node="", module="", line="",
+            count=1, reason=str(error), change=change, predicted=False,
+        )  # fmt: skip
+        return [row]
 
 
 def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:

@@ -6,13 +6,21 @@ says so. What an engine fuses or folds away is counted as that: nothing is start
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeattn.errors import UnsupportedError
 from edgeattn.graphs.files import Graph, Node, Tensor, read_ir, read_onnx, read_tflite
+from edgeattn.graphs.work import (
+    Lifetime,
+    attention_macs,
+    convolution_macs,
+    einsum_macs,
+    peak_bytes,
+    recurrent_macs,
+    transposed_convolution_macs,
+)
 from edgeattn.targets.roofline import Computed, OpFigures
 
 NARROW = {"int8", "uint8", "int4", "uint4"}
@@ -180,70 +188,54 @@ def _computed(read: Sequence[Tensor], given: Tensor, engine: str, dynamic: bool)
 
 def _product_flops(node: Node, read: Sequence[Tensor], given: Tensor) -> float | None:
     """Operations of a product; None for what is none."""
+    shapes = [tensor.shape for tensor in read]
     if node.type in PRODUCTS and len(read) >= 2:
-        first = read[0].shape
+        first = shapes[0]
         inner = first[-2] if node.transposed and len(first) > 1 else first[-1]
         if node.type == "FULLY_CONNECTED":
-            inner = read[1].shape[-1]
+            inner = shapes[1][-1]
         return 2.0 * given.size * inner
     if node.type in CONVOLUTIONS and len(read) >= 2:
-        return _convolution_flops(node.type, read, given)
+        return 2.0 * _convolution_macs(node.type, shapes, given.shape)
     if node.type in RECURRENT:
-        weights = sum(tensor.size for tensor in read if tensor.constant and len(tensor.shape) in (2, 3))
-        steps = math.prod(read[0].shape[:-1]) if not node.type.endswith("Cell") else read[0].shape[0]
-        return 2.0 * steps * weights
+        weights = [tensor.shape for tensor in read if tensor.constant and len(tensor.shape) in (2, 3)]
+        return 2.0 * recurrent_macs(shapes[0][:1] if node.type.endswith("Cell") else shapes[0][:-1], weights)
     if node.type in ATTENTION and len(read) >= 3:
-        queries, keys, values = (tensor.shape for tensor in read[:3])
-        return 2.0 * math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
+        return 2.0 * attention_macs(*shapes[:3])
     if node.type == "Einsum" and node.equation:
-        sizes: dict[str, int] = {}
-        for term, tensor in zip(node.equation.replace(" ", "").partition("->")[0].split(","), read, strict=False):
-            sizes.update(zip(term, tensor.shape, strict=False))
-        return 2.0 * math.prod(sizes.values())
+        return 2.0 * einsum_macs(node.equation, shapes)
     return None
 
 
-def _convolution_flops(kind: str, read: Sequence[Tensor], given: Tensor) -> float:
+def _convolution_macs(kind: str, shapes: Sequence[tuple[int, ...]], given: tuple[int, ...]) -> int:
     """By the weight's layout: OIHW in ONNX and OpenVINO, with groups in front there, OHWI in TFLite."""
-    if kind == "TRANSPOSE_CONV":  # sizes of the result, weight, input
-        weight, data = read[1], read[2]
-        return 2.0 * data.size * math.prod(weight.shape[:-1])
-    data, weight = read[0], read[1]
+    if kind == "TRANSPOSE_CONV":  # sizes of the result, weight OHWI, input
+        _, weight, data = shapes[:3]
+        return transposed_convolution_macs(data, (weight[-1], *weight[:-1]))
+    data, weight = shapes[:2]
     match kind:
-        case "DEPTHWISE_CONV_2D":
-            return 2.0 * given.size * math.prod(weight.shape[1:-1])
-        case "GroupConvolution":
-            return 2.0 * given.size * math.prod(weight.shape[2:])
+        case "DEPTHWISE_CONV_2D":  # 1HWO
+            return convolution_macs(given, (weight[-1], *weight[1:-1]))
+        case "GroupConvolution":  # GOIHW
+            return convolution_macs(given, weight[1:])
         case "ConvTranspose" | "ConvolutionBackpropData":
-            return 2.0 * data.size * math.prod(weight.shape[1:])
-        case "GroupConvolutionBackpropData":
-            return 2.0 * data.size * math.prod(weight.shape[2:])
-    return 2.0 * given.size * math.prod(weight.shape[1:])
+            return transposed_convolution_macs(data, weight)
+        case "GroupConvolutionBackpropData":  # GIOHW
+            return transposed_convolution_macs(data, weight[1:])
+    return convolution_macs(given, weight)
 
 
 def activation_peak(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
     """Bytes of the tensors that live at once at the worst moment; a view lives in the tensor that it shows."""
-    owner: dict[str, str] = {}
-    last: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
-        if node.type in NOTHING and node.inputs and len(node.outputs) == 1:
-            owner[node.outputs[0]] = owner.get(node.inputs[0], node.inputs[0])
-        for name in node.inputs:
-            last[owner.get(name, name)] = index
-    always = {owner.get(name, name) for name in (*graph.inputs, *graph.outputs)}
-    border = sum(tensors[name].nbytes for name in always if name in tensors)
-    live = peak = 0
-    alive: dict[str, int] = {}
-    for index, node in enumerate(graph.nodes):
-        for name in node.outputs:
-            tensor = tensors.get(name)
-            if name not in owner and name not in always and tensor is not None and not tensor.constant:
-                alive[name] = tensor.nbytes
-                live += tensor.nbytes
-        peak = max(peak, live)
-        for name in [name for name in alive if last.get(name, index) <= index]:
-            live -= alive.pop(name)
-    return peak + border
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
+    steps = [
+        Lifetime(
+            inputs=node.inputs,
+            outputs={
+                name: tensors[name].nbytes for name in node.outputs if name in tensors and not tensors[name].constant
+            },
+            views=node.inputs[0] if node.type in NOTHING and node.inputs and len(node.outputs) == 1 else None,
+        )
+        for node in graph.nodes
+    ]
+    given = {name: tensors[name].nbytes for name in graph.inputs if name in tensors}
+    return peak_bytes(steps, given, graph.outputs)

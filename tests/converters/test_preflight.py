@@ -284,7 +284,9 @@ def test_attention_is_found() -> None:
     ],
 )
 def test_multiply_adds_of_convolutions(module: nn.Module, shape: tuple[int, ...], expected: int) -> None:
-    assert look(from_module(module, torch.randn(shape), "conv"))[0].macs == expected
+    figures = look(from_module(module, torch.randn(shape), "conv"))[0].figures
+    assert figures is not None
+    assert figures.macs == expected
 
 
 def test_ranges_are_those_of_the_sample_that_is_given() -> None:
@@ -333,7 +335,8 @@ def test_a_hundred_million_parameters_take_less_than_five_seconds() -> None:
     views = look(model)
     for engine in ENGINES:
         judge(views, Ask(model, TARGETS[engine], engine, ("fp32", "fp16", "int8"), calibrated=True))
-    assert views[0].parameters > 100_000_000
+    assert views[0].figures is not None
+    assert views[0].figures.parameters > 100_000_000
     assert views[0].ranges is not None
     assert time.process_time() - began < 5.0 * torch.get_num_threads()  # of processor time: others may use this machine
 

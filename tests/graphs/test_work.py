@@ -22,7 +22,7 @@ def counted(module: nn.Module, *inputs: torch.Tensor) -> int:
     """Multiply-adds by torch, which counts two operations for each."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         module(*inputs)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 @pytest.mark.parametrize("groups", [1, 2])

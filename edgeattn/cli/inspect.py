@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgeattn.bundle import names_bundle
 from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, note, print_json, progress_bar
-from edgeattn.cli.sensitivity_tables import print_sensitivity, sensitivity_json
+from edgeattn.cli.loading import Inputs, chosen_targets, load
+from edgeattn.cli.sensitivity_tables import print_sensitivity
 from edgeattn.printable import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from edgeattn.bundle import Manifest
     from edgeattn.converters.preflight.judge import Finding, GraphFacts
-    from edgeattn.evaluation.data import Data
-    from edgeattn.model import EdgeModel
-    from edgeattn.pipeline.inspect import ModelSensitivity
-    from edgeattn.pipeline.steps.options import ConvertOptions
-    from edgeattn.progress import Progress
-    from edgeattn.pruning.anatomy import Stack, Unit, Unknown
+    from edgeattn.pipeline.inspect import Inspection, Prunable
     from edgeattn.spec import GraphSpec
-    from edgeattn.targets import Target
 
-STOPPED = 4  # as convert would exit
 LONGEST_FACT = 1_000  # characters of a line of a manifest, whoever wrote it
 COLOURS = {"stops": "red", "slow": "yellow", "risk": "cyan", "handled": "dim"}
 
@@ -63,112 +57,45 @@ def inspect(
     """
     with exit_codes(as_json):
         check_flags(model, sensitivity, plot)
-        if is_bundle(model):
+        if names_bundle(model):
             show_bundle(Path(model), as_json)
             return
-        import functools
-        import time
+        from edgeattn.pipeline.inspect import InspectOptions, check_targets
+        from edgeattn.pipeline.inspect import inspect as run
 
-        from edgeattn.converters.preflight.judge import facts, look
-        from edgeattn.pipeline.steps.options import ConvertOptions
-        from edgeattn.pipeline.steps.preflight import calibration_sample, describe, foresee
-        from edgeattn.pipeline.steps.repeatable import confirmed
-        from edgeattn.sources import load_data, load_model
-        from edgeattn.sources.sizes import parse_buckets, parse_fills, with_buckets
-        from edgeattn.spec import to_json
-        from edgeattn.targets import get_target
-
-        buckets, fills = parse_buckets(bucket), parse_fills(fill)
-        settings = ConvertOptions(
-            targets=tuple({found.name: found for found in map(get_target, target)}.values()),
+        settings = InspectOptions(
+            targets=chosen_targets(target),
             precision=precision,
             backend=backend,
+            sensitivity=sensitivity,
+            samples=samples,
         )
-        engines = [engine_or_first(found, settings) for found in settings.targets]  # refused before loading
+        check_targets(settings)  # before anything is loaded
         with progress_bar() as bar:
-            bar.begin(f"loading {model}")
-            source = confirmed(with_buckets(load_model(model), buckets, fills))
-            # A built-in model brings its own data. Preflight needs one sample of it.
-            given = load_data(model, source.spec, data, split, samples if sensitivity else 1, source.assets)
-            bar.begin("preflight")
-            began = time.monotonic()
-            views = look(source, calibration_sample(source, given))
-            found = [
-                findings_of(each, name, settings, functools.partial(foresee, source, views, each, given, settings))
-                for each, name in zip(settings.targets, engines, strict=True)
-            ]
-            seconds = round(time.monotonic() - began, 3)
-            bar.begin("looking for heads and neurons")
-            parts = prunable(source)
-            measured = measure_sensitivity(source, given, samples, plot, bar) if sensitivity else None
-        graphs = [facts(view) for view in views]
+            # Preflight needs one sample; a built-in model brings its own data.
+            source, given = load(Inputs(model, bucket, fill, data, split, samples if sensitivity else 1, 0), bar)
+            found = run(source, given, settings, bar)
+            if found.sensitivity is not None and plot is not None:
+                from edgeattn.results.sensitivity import sensitivity_figure
+
+                sensitivity_figure(found.sensitivity.report, found.sensitivity.attention, plot)
         if as_json:
-            print_json(
-                {
-                    "schema": 1,
-                    "model": describe(source),
-                    "graphs": to_json(graphs),
-                    "notes": list(source.notes),
-                    "targets": [
-                        {"target": each.name, "engine": name, "findings": to_json(rows)}
-                        for each, name, rows in zip(settings.targets, engines, found, strict=True)
-                    ],
-                    "prunable": prunable_json(parts),
-                    "seconds": seconds,
-                    **({} if measured is None else {"sensitivity": sensitivity_json(measured)}),
-                }
-            )
+            print_json(found.to_json())
         else:
-            print_graphs(graphs)
-            for words in source.notes:
-                note(words)
-            print_prunable(parts)
-            print_findings([row for rows in found for row in rows], [each.name for each in settings.targets])
-            if measured is not None:
-                print_sensitivity(measured)
-        if any(row.severity == "stops" for rows in found for row in rows):
-            raise typer.Exit(STOPPED)
+            print_inspection(found)
+        if found.exit_code:
+            raise typer.Exit(found.exit_code)
 
 
-def engine_or_first(target: Target, options: ConvertOptions) -> str:
-    """The engine of a target; of several targets, one that has not the one asked for is told in its findings.
-
-    Raises:
-        UnsupportedError: of the only target.
-    """
-    from edgeattn.errors import UnsupportedError
-    from edgeattn.pipeline.steps.preflight import engine
-
-    try:
-        return engine(target, options)
-    except UnsupportedError:
-        if len(options.targets) == 1:
-            raise
-        return target.backends[0]
-
-
-def findings_of(
-    target: Target, engine: str, options: ConvertOptions, look: Callable[[], Sequence[Finding]]
-) -> Sequence[Finding]:
-    """What preflight says of a target; of several, what one cannot be asked is a row that stops it, and it alone.
-
-    Raises:
-        UnsupportedError: of the only target.
-    """
-    from edgeattn.converters.preflight.judge import Finding
-    from edgeattn.errors import UnsupportedError
-
-    try:
-        return look()
-    except UnsupportedError as error:
-        if len(options.targets) == 1:
-            raise
-        change = "leave this target out, or choose an engine and a precision that it has"
-        row = Finding(
-            target=target.name, engine=engine, graph="", severity="stops", rule="target", node="", module="", line="",
-            count=1, reason=str(error), change=change, predicted=False,
-        )  # fmt: skip
-        return [row]
+def print_inspection(found: Inspection) -> None:
+    """The tables of a model."""
+    print_graphs(found.graphs)
+    for words in found.notes:
+        note(words)
+    print_prunable(found.prunable)
+    print_findings(found.findings, [each.target for each in found.targets])
+    if found.sensitivity is not None:
+        print_sensitivity(found.sensitivity)
 
 
 def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:
@@ -181,64 +108,12 @@ def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:
 
     if plot is not None and not sensitivity:
         raise InputError("--plot draws what --sensitivity measures: give both")
-    if sensitivity and is_bundle(model):
+    if sensitivity and names_bundle(model):
         raise InputError(f"{model} is a bundle, made already: --sensitivity needs the MODEL that it was made from")
     if plot is not None:
         from edgeattn.results.pictures import check_picture
 
         check_picture(plot)
-
-
-def measure_sensitivity(
-    source: EdgeModel, data: Data | None, samples: int, plot: Path | None, bar: Progress
-) -> ModelSensitivity:
-    """Measure, and draw where a picture is wanted."""
-    from edgeattn.pipeline.inspect import InspectOptions, inspect_sensitivity
-
-    measured = inspect_sensitivity(source, data, InspectOptions(samples=samples), bar)
-    if plot is not None:
-        from edgeattn.results.sensitivity import sensitivity_figure
-
-        sensitivity_figure(measured.report, measured.attention, plot)
-    return measured
-
-
-@dataclass(frozen=True)
-class Prunable:
-    """What pruning finds in a model: units and stacks, what it does not know, or why it finds nothing at all."""
-
-    units: tuple[Unit, ...] = ()
-    stacks: tuple[Stack, ...] = ()
-    unknown: tuple[Unknown, ...] = ()
-    why_not: str = ""
-
-
-def prunable(source: EdgeModel) -> Prunable:
-    """Look for what can be removed; a model in which there is nothing is no error here."""
-    from edgeattn.errors import EdgeattnError
-    from edgeattn.pruning.apply import subject
-
-    try:
-        anatomy = subject(source).anatomy
-    except EdgeattnError as error:
-        return Prunable(why_not=str(error))
-    return Prunable(anatomy.units, anatomy.stacks, anatomy.unknown)
-
-
-def prunable_json(parts: Prunable) -> dict[str, Any]:
-    """For ``--json``."""
-    return {
-        "units": [
-            {
-                "path": unit.path, "kind": unit.kind, "family": unit.family, "groups": unit.groups,
-                "heads": unit.heads or None, "head_dim": unit.head_dim or None, "cross": unit.cross,
-            }
-            for unit in parts.units
-        ],
-        "stacks": [{"path": s.path, "layers": s.layers, "pinned": list(s.pinned)} for s in parts.stacks],
-        "unknown": [{"path": u.path, "kind": u.kind, "why": u.why} for u in parts.unknown],
-        "why_not": parts.why_not or None,
-    }  # fmt: skip
 
 
 def print_prunable(parts: Prunable) -> None:
@@ -267,12 +142,6 @@ def print_prunable(parts: Prunable) -> None:
     for found in parts.unknown:
         line = f"left whole: {found.path or 'the model'} ({found.kind}): {found.why}"
         terminal.print(line, soft_wrap=True)
-
-
-def is_bundle(reference: str) -> bool:
-    """Whether a reference is a bundle and no MODEL."""
-    path = Path(reference)
-    return path.name.endswith((".edge", ".edge.zip")) or (path / "manifest.json").is_file()
 
 
 def print_graphs(graphs: Sequence[GraphFacts]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgeattn.cli.console import console
 
@@ -11,23 +11,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from edgeattn.pipeline.inspect import ModelSensitivity
+    from edgeattn.pipeline.steps.sensitivity import ModelSensitivity
     from edgeattn.quantize.attention_maps import HeadDrift, ResidualOutlier
     from edgeattn.quantize.sensitivity import Sensitivity, SensitivityReport
-
-
-def sensitivity_json(found: ModelSensitivity) -> dict[str, Any]:
-    """The object behind the key ``sensitivity``."""
-    from edgeattn.quantize.sensitivity import rank
-    from edgeattn.spec import to_json
-
-    facts = {"data": found.data, "metric": found.metric, "source": found.source, "scored": found.scored}
-    return {
-        **facts,
-        **to_json(found.report),
-        "ranking": list(rank(found.report)),
-        "attention": to_json(found.attention),
-    }
 
 
 def print_sensitivity(found: ModelSensitivity) -> None:

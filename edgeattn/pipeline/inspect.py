@@ -1,105 +1,228 @@
-"""inspect_sensitivity(): which layers a quantized model would lose by, and what becomes of its attention."""
+"""inspect(): what a model is, what would fail or be slow on each target, and what of it can be pruned; in seconds."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
-from edgeattn.converters.onnx import export_onnx
-from edgeattn.errors import DataError
-from edgeattn.evaluation.accuracy import accuracy
-from edgeattn.evaluation.data import Data, limited
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.converters.preflight.judge import Finding, GraphFacts, facts, look
+from edgeattn.converters.preflight.view import GraphView
+from edgeattn.errors import EdgeattnError, UnsupportedError
+from edgeattn.evaluation.data import Data
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline.steps.baseline import Baseline, baseline, score_of
-from edgeattn.progress import Progress, Quiet
-from edgeattn.quantize.attention_maps import AttentionReport, diagnose
-from edgeattn.quantize.sensitivity import Evaluate, SensitivityOptions, SensitivityReport, measure, quantize_all, steps
-from edgeattn.runtimes import open_session
+from edgeattn.pipeline.steps.options import ConvertOptions
+from edgeattn.pipeline.steps.preflight import calibration_sample, describe, engine, foresee
+from edgeattn.pipeline.steps.repeatable import confirmed
+from edgeattn.pipeline.steps.sensitivity import ModelSensitivity, model_sensitivity, sensitivity_json
+from edgeattn.progress import Progress
+from edgeattn.pruning.anatomy import Stack, Unit, Unknown
+from edgeattn.pruning.apply import subject
+from edgeattn.spec import to_json
+from edgeattn.targets import Target
 
-ENGINE = "onnxruntime"  # executes Q/DQ as it stands, on every host
+SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """What to measure.
+    """What to look at.
 
     Attributes:
-        samples: at most so many samples to measure the metric on, spread evenly: it is measured for every layer.
+        precision, backend: as for :class:`~edgeattn.pipeline.steps.options.ConvertOptions`.
+        sensitivity: whether to measure what quantizing each layer costs; that takes minutes, and data.
+        samples: at most this many to measure the metric on, for every layer.
     """
 
-    sensitivity: SensitivityOptions = field(default_factory=SensitivityOptions)
+    targets: tuple[Target, ...]
+    precision: str = "auto"
+    backend: str | None = None
+    sensitivity: bool = False
     samples: int = 60
 
 
-@dataclass(frozen=True)
-class ModelSensitivity:
-    """What :func:`inspect_sensitivity` found.
+@dataclass(frozen=True, kw_only=True)
+class TargetFindings:
+    """What preflight says of one target, with the engine that it would be converted for."""
+
+    target: str
+    engine: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prunable:
+    """What pruning finds in a model: units and stacks, what it does not know, or why it finds nothing at all."""
+
+    units: tuple[Unit, ...] = ()
+    stacks: tuple[Stack, ...] = ()
+    unknown: tuple[Unknown, ...] = ()
+    why_not: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What :func:`inspect` found.
 
     Attributes:
-        data: what calibrated and measured.
-        metric: the task's, None where the data has no targets; ``source`` is the float32 source's, in percent.
-        scored: samples that the metric was measured on.
+        model: the report's ``model`` object.
+        notes: of the source, for people.
+        seconds: that preflight took.
+        sensitivity: None where it was not asked for.
     """
 
-    data: str
-    metric: str | None
-    source: float | None
-    scored: int
-    report: SensitivityReport
-    attention: AttentionReport
+    model: Mapping[str, Any]
+    graphs: tuple[GraphFacts, ...]
+    notes: tuple[str, ...]
+    targets: tuple[TargetFindings, ...]
+    prunable: Prunable
+    seconds: float
+    sensitivity: ModelSensitivity | None = None
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """Of all targets."""
+        return tuple(row for each in self.targets for row in each.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """4 if a target would stop the conversion, as convert would exit; else 0."""
+        stopped = any(row.severity == "stops" for row in self.findings)
+        return UnsupportedError.exit_code if stopped else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of ``--json``."""
+        return {
+            "schema": SCHEMA,
+            "model": dict(self.model),
+            "graphs": to_json(self.graphs),
+            "notes": list(self.notes),
+            "targets": to_json(self.targets),
+            "prunable": _prunable_json(self.prunable),
+            "seconds": self.seconds,
+            **({} if self.sensitivity is None else {"sensitivity": sensitivity_json(self.sensitivity)}),
+        }
 
 
-def inspect_sensitivity(
-    model: EdgeModel, data: Data | None, options: InspectOptions, progress: Progress
-) -> ModelSensitivity:
-    """Quantize one layer after the other, and look at the attention maps with all layers quantized.
-
-    The metric is measured for every layer and every block where the data has targets: what that takes is the number
-    of layers times the evaluation of the data.
+def check_targets(options: InspectOptions) -> None:
+    """Refuse an engine that the only target has not, before anything is loaded.
 
     Raises:
-        DataError: without data: ranges of made-up values are those of another model.
-        EdgeattnError: if the model cannot be exported or quantized.
+        UnsupportedError: naming the engines that it has.
     """
-    if data is None:
-        raise DataError(
-            "sensitivity quantizes with the ranges that your inputs give and got no data: give --data with inputs like "
-            "those of use (npz, labelled texts, recordings with transcripts.tsv, or file.py:function)"
-        )
-    base = baseline(model, limited(data, options.samples), progress)
-    chosen = options.sensitivity
-    with scratch_room() as scratch:
-        rooms = [scratch / name for name in ("float", "quantized")]
-        for room in rooms:
-            room.mkdir()
-        progress.begin("sensitivity: exporting")
-        onnx = export_onnx(model, rooms[0])
-        progress.begin("sensitivity: calibrating")
-        quantized = quantize_all(onnx, base.calibration, rooms[1], chosen)
-        progress.begin("sensitivity: layers and blocks", steps(quantized))
-        report = measure(onnx, quantized, base.calibration, chosen, _metric_loss(model, base), progress.advance)
-        progress.begin("sensitivity: attention maps")
-        attention = diagnose(onnx, quantized.models, base.calibration)
-    score = base.score
-    if score is None:
-        return ModelSensitivity(data.origin, None, None, 0, report, attention)
-    return ModelSensitivity(data.origin, score.metric, 100.0 * score.value, score.samples, report, attention)
+    for target in options.targets:
+        _engine_or_first(target, _as_for_convert(options))
 
 
-def _metric_loss(model: EdgeModel, base: Baseline) -> Evaluate | None:
-    """Points that quantized ONNX files lose against the source, as the engine executes them."""
-    source, data = base.score, base.data
-    if source is None or data is None:
-        return None
+def inspect(model: EdgeModel, data: Data | None, options: InspectOptions, progress: Progress) -> Inspection:
+    """Look at a model: its graphs, what each target would say, and what can be removed.
 
-    def lost(files: Mapping[str, Path]) -> float:
-        with open_session(ENGINE, files, model.spec, threads=1) as session:
-            score = score_of(session, data, "sensitivity", Quiet())
-        assert score is not None, "the source was scored on this data"
-        drop = accuracy(source, score, data.origin).drop
-        assert drop is not None
-        return drop + 0.0  # never -0.0
+    Of several targets, one that cannot be asked (it lacks the engine or the precision) has a row that says so.
 
-    return lost
+    Args:
+        data: of which one sample shows the value ranges of use; all of it is measured on for ``sensitivity``.
+
+    Raises:
+        EdgeattnError: if the model does not repeat itself, the only target lacks what is asked for, or sensitivity
+            cannot be measured.
+    """
+    asked = _as_for_convert(options)
+    engines = [_engine_or_first(target, asked) for target in options.targets]
+    source = confirmed(model)
+    progress.begin("preflight")
+    began = time.monotonic()
+    views = look(source, calibration_sample(source, data))
+    targets = tuple(
+        TargetFindings(target=target.name, engine=name, findings=_findings(source, views, target, name, data, asked))
+        for target, name in zip(options.targets, engines, strict=True)
+    )
+    seconds = round(time.monotonic() - began, 3)
+    progress.begin("looking for heads and neurons")
+    parts = prunable(source)
+    return Inspection(
+        model=describe(source),
+        graphs=tuple(map(facts, views)),
+        notes=tuple(source.notes),
+        targets=targets,
+        prunable=parts,
+        seconds=seconds,
+        sensitivity=model_sensitivity(source, data, options.samples, progress) if options.sensitivity else None,
+    )
+
+
+def prunable(source: EdgeModel) -> Prunable:
+    """Look for what can be removed; a model in which there is nothing is no error here."""
+    try:
+        anatomy = subject(source).anatomy
+    except EdgeattnError as error:
+        return Prunable(why_not=str(error))
+    return Prunable(units=tuple(anatomy.units), stacks=tuple(anatomy.stacks), unknown=tuple(anatomy.unknown))
+
+
+def _as_for_convert(options: InspectOptions) -> ConvertOptions:
+    return ConvertOptions(targets=options.targets, precision=options.precision, backend=options.backend)
+
+
+def _engine_or_first(target: Target, options: ConvertOptions) -> str:
+    """The engine of a target; of several targets, one that has not the one asked for is told in its findings."""
+    try:
+        return engine(target, options)
+    except UnsupportedError:
+        if len(options.targets) == 1:
+            raise
+        return target.backends[0]
+
+
+def _findings(
+    source: EdgeModel,
+    views: tuple[GraphView, ...],
+    target: Target,
+    name: str,
+    data: Data | None,
+    options: ConvertOptions,
+) -> tuple[Finding, ...]:
+    try:
+        return foresee(source, views, target, data, options)
+    except UnsupportedError as error:
+        if len(options.targets) == 1:
+            raise
+        return (_cannot_be_asked(target, name, error),)
+
+
+def _cannot_be_asked(target: Target, name: str, error: UnsupportedError) -> Finding:
+    return Finding(
+        target=target.name,
+        engine=name,
+        graph="",
+        severity="stops",
+        rule="target",
+        node="",
+        module="",
+        line="",
+        count=1,
+        reason=str(error),
+        change="leave this target out, or choose an engine and a precision that it has",
+        predicted=False,
+    )
+
+
+def _prunable_json(parts: Prunable) -> dict[str, Any]:
+    return {
+        "units": [_unit_json(unit) for unit in parts.units],
+        "stacks": [{"path": s.path, "layers": s.layers, "pinned": list(s.pinned)} for s in parts.stacks],
+        "unknown": [{"path": u.path, "kind": u.kind, "why": u.why} for u in parts.unknown],
+        "why_not": parts.why_not or None,
+    }
+
+
+def _unit_json(unit: Unit) -> Mapping[str, object]:
+    return {
+        "path": unit.path,
+        "kind": unit.kind,
+        "family": unit.family,
+        "groups": unit.groups,
+        "heads": unit.heads or None,
+        "head_dim": unit.head_dim or None,
+        "cross": unit.cross,
+    }

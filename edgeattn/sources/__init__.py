@@ -22,7 +22,7 @@ from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.sources.onnx import file as onnx_file
 from edgeattn.sources.usercode import users_code
 
-__all__ = ["from_graphs", "from_module", "load_data", "load_model"]
+__all__ = ["from_graphs", "from_module", "load_data", "load_model", "read_loaded"]
 
 
 def load_model(reference: str) -> EdgeModel:
@@ -55,11 +55,20 @@ def read_model(reference: str) -> EdgeModel:
         if owns(reference):
             model = load(reference)
             with users_code(reference):  # an EdgeModel made by hand may not do what its spec says
-                refuse_carried(model)
-                check_finite(model)
-            return model
+                return read_loaded(model)
     near = unknown_name("model", reference, MODELS)
     raise ModelError(f"{near}. {FORM}")
+
+
+def read_loaded(model: EdgeModel) -> EdgeModel:
+    """A model as it is, once it was looked at.
+
+    Raises:
+        ModelError: if its weights or outputs are not finite, or it carries what no graph can.
+    """
+    refuse_carried(model)
+    check_finite(model)
+    return model
 
 
 def _is_path(reference: str) -> bool:

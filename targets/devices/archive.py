@@ -62,7 +62,7 @@ def closure(modules: Iterable[str]) -> frozenset[str]:
 def _imports(source: Path) -> Iterator[str]:
     with PARSING:
         tree = ast.parse(source.read_bytes(), str(source))
-    for node in ast.walk(tree):
+    for node in _walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -70,6 +70,18 @@ def _imports(source: Path) -> Iterator[str]:
         else:
             continue
         yield from (name for name in names if name.partition(".")[0] == PACKAGE)
+
+
+def _walk(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every node but what only type checkers read."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        yield node
+        waiting += ast.iter_child_nodes(node)
 
 
 def _source(module: str) -> Path | None:

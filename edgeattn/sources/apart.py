@@ -19,12 +19,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeattn.errors import EdgeattnError, InputError, ModelError, error_facts, error_from
+from edgeattn.sources.walls import build_walls
 from edgeattn.traces import leave_none
 
 SECONDS = 300  # and one for each MiB
@@ -154,7 +155,12 @@ _lock = threading.Lock()
 _passed: set[Print] = set()
 _others: list[subprocess.Popen[bytes]] = []
 _server: tuple[int, subprocess.Popen[bytes]] | None = None  # with the process that it belongs to
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgeattn.sources.apart import serve; serve()"
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from edgeattn.sources import apart, read_model  # by name: this module stands below those that read
+apart.serve(read_model)
+"""
 
 
 def _running() -> subprocess.Popen[bytes]:
@@ -225,8 +231,12 @@ def _asked(request: Mapping[str, Any]) -> Mapping[str, Any] | None:
 # --- there ------------------------------------------------------------------------------------------------------------
 
 
-def serve() -> None:
-    """The server: a line of JSON in, a line of JSON out, until its input ends or it idles."""
+def serve(read: Callable[[str], object]) -> None:
+    """The server: a line of JSON in, a line of JSON out, until its input ends or it idles.
+
+    Args:
+        read: what a child calls with a reference.
+    """
     with contextlib.suppress(ImportError):
         importlib.import_module("torch")
     with contextlib.suppress(OSError):
@@ -241,11 +251,11 @@ def serve() -> None:
         waiting += data
         while b"\n" in waiting:
             line, _, waiting = waiting.partition(b"\n")
-            answer = json.dumps(_forked(json.loads(line))).encode() + b"\n"
+            answer = json.dumps(_forked(json.loads(line), read)).encode() + b"\n"
             os.write(1, answer)
 
 
-def _forked(request: Mapping[str, Any]) -> dict[str, Any]:
+def _forked(request: Mapping[str, Any], read: Callable[[str], object]) -> dict[str, Any]:
     for module in request["modules"]:  # before the fork: the next child has them, too
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
@@ -254,7 +264,7 @@ def _forked(request: Mapping[str, Any]) -> dict[str, Any]:
     if child == 0:
         os.close(ends)
         os.setsid()
-        _child(starts, request)
+        _child(starts, request, read)
     os.close(starts)
     try:
         said, ended = _listen(ends, request["seconds"])
@@ -292,18 +302,16 @@ def _listen(ends: int, seconds: float) -> tuple[bytes, str | None]:
             return said, None
 
 
-def _child(starts: int, request: Mapping[str, Any]) -> None:
+def _child(starts: int, request: Mapping[str, Any], read: Callable[[str], object]) -> None:
     """Read behind walls; never returns."""
     try:
-        from edgeattn.sources import walls
-
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         with contextlib.suppress(OSError):
             os.chdir(request["directory"])
-        walls.build_walls(request["memory_bytes"], request["seconds"] * (os.cpu_count() or 1))
-        answer = _read(request["reference"])
+        build_walls(request["memory_bytes"], request["seconds"] * (os.cpu_count() or 1))
+        answer = _read(request["reference"], read)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is told
         answer = {"memory": True} if _out_of_memory(error) else {"ended": f"{type(error).__name__}: {_line(error)}"}
     with contextlib.suppress(BaseException):
@@ -312,11 +320,9 @@ def _child(starts: int, request: Mapping[str, Any]) -> None:
     os._exit(0)
 
 
-def _read(reference: str) -> dict[str, Any]:
-    from edgeattn.sources import read_model
-
+def _read(reference: str, read: Callable[[str], object]) -> dict[str, Any]:
     try:
-        read_model(reference)
+        read(reference)
     except EdgeattnError as error:
         return {"memory": True} if _out_of_memory(error) else {**error_facts(error)}
     return {"read": True}

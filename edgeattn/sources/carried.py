@@ -23,6 +23,7 @@ from edgeattn.converters.trace import masks_stay_explicit
 from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
+from edgeattn.sources.outputs import name_outputs
 from edgeattn.spec import DTYPES
 
 if TYPE_CHECKING:
@@ -134,8 +135,6 @@ def carrying_module(module: torch.nn.Module, states: Mapping[str, str]) -> torch
         states: buffer -> name of its input.
     """
     import torch
-
-    from edgeattn.sources.modules import name_outputs
 
     tensors = dict(module.named_buffers())
     places = {
@@ -291,8 +290,6 @@ def _taking(module: torch.nn.Module) -> torch.nn.Module:
             self.module = module
 
         def forward(self, given: dict[str, torch.Tensor]) -> Any:
-            from edgeattn.sources.modules import name_outputs
-
             return name_outputs(self.module(**given))
 
     return Taking().eval()

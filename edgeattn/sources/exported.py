@@ -18,7 +18,8 @@ from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.sources.archive import EXPORT, GRAPH_FILE, Archive, clean_archive
 from edgeattn.sources.code import FORM
-from edgeattn.sources.modules import GRAPH, from_graphs, name_outputs
+from edgeattn.sources.modules import GRAPH, from_graphs
+from edgeattn.sources.outputs import name_outputs
 
 if TYPE_CHECKING:
     import torch

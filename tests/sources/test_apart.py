@@ -244,8 +244,7 @@ def read(reference):
         from edgeattn.errors import ModelError
         raise ModelError("no model")
 
-sources.read_model = read
-apart.serve()
+apart.serve(read)
 """
 
 

@@ -32,7 +32,8 @@ from edgeattn.sources.huggingface.checkpoint import (
 )
 from edgeattn.sources.huggingface.encoder_decoder import step_graphs
 from edgeattn.sources.huggingface.example import Source, example_inputs, text_dims, text_fills
-from edgeattn.sources.modules import GRAPH, from_graphs, name_outputs
+from edgeattn.sources.modules import GRAPH, from_graphs
+from edgeattn.sources.outputs import name_outputs
 from edgeattn.sources.pruned import PRUNING
 
 if TYPE_CHECKING:

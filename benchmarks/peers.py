@@ -337,8 +337,8 @@ class Case:
 
 def streaming_case(data: str | None) -> Case:
     """The built-in model on speech, with the states that its stream carried."""
-    from edgeattn.evaluation.data import SpeechData
     from edgeattn.evaluation.replay import record_utterances
+    from edgeattn.evaluation.speech import SpeechData
     from edgeattn.sources import load_data, load_model
 
     name = "streaming-conformer"

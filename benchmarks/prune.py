@@ -43,9 +43,11 @@ from benchmarks.peers import PRUNERS, Peer, PeerError, run_script
 from benchmarks.quantize import Bar, Case, Log, Row, limited, show
 from edgeattn.errors import EdgeattnError
 from edgeattn.evaluation.accuracy import paired_drop
-from edgeattn.evaluation.data import ArrayData, SpeechData, spread
+from edgeattn.evaluation.arrays import ArrayData
+from edgeattn.evaluation.data import spread
+from edgeattn.evaluation.speech import SpeechData
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline.steps.baseline import Baseline, baseline, score_of, training_runs
+from edgeattn.pipeline.steps.baseline import Baseline, baseline, score_of
 from edgeattn.pipeline.steps.candidates import (
     Tried,
     Verified,
@@ -485,7 +487,7 @@ class Rivals:
         ]
         torch.set_num_threads(self.trial.settings.threads)
         options = RecoveryOptions(seconds=seconds, hidden=1.0 if norms[0] == norms[1] else 0.0)
-        runs = training_runs(given.model, self.trial.case.data)
+        runs = self.trial.case.data.training_runs(given.model.spec)
         made = recover(given, Cut(), model, runs, options, lambda _: None)
         torch.set_num_threads(1)
         return made

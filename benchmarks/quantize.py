@@ -25,7 +25,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from edgeattn.evaluation.accuracy import paired_drop
-from edgeattn.evaluation.data import Data, SpeechData
+from edgeattn.evaluation.data import Data
+from edgeattn.evaluation.speech import SpeechData
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline
 from edgeattn.pipeline.steps.candidates import Tried, Verified, artifact_files, best_float, time_candidates
@@ -153,7 +154,7 @@ def limited(case: Case, samples: int) -> Case:
     """The case on fewer samples."""
     every = case.data.evaluation
     step = max(1, len(every) // samples) if samples else 1
-    return replace(case, data=replace(case.data, evaluation=every[::step]))  # type: ignore[arg-type]
+    return replace(case, data=replace(case.data, evaluation=every[::step]))
 
 
 def measure(case: Case, base: Baseline, peers: bool, only: Sequence[str], room: Path) -> tuple[list[Row], list[Bar]]:

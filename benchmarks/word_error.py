@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeattn.evaluation.data import Utterance
+from edgeattn.evaluation.speech import Utterance
 from edgeattn.evaluation.word_error import WordErrors, total
 from edgeattn.models.streaming_conformer import weights_path
 from edgeattn.models.streaming_conformer.augment import Samples
@@ -64,7 +64,7 @@ def torch_recogniser(weights: Path) -> Callable[[Samples], Sequence[str]]:
 
 def bundle_recogniser(bundle: Path) -> Callable[[Samples], Sequence[str]]:
     """A stream of the device runtime."""
-    from edgeattn.evaluation.accuracy import transcribe
+    from edgeattn.evaluation.speech import transcribe
     from edgeattn.runtimes import load
 
     stream = load(bundle).stream()
@@ -76,7 +76,7 @@ def deployed_recogniser(weights: Path) -> Iterator[Callable[[Samples], Sequence[
     """A stream of the device runtime over the fp32 OpenVINO model of some weights."""
     from edgeattn.converters.onnx import export_onnx
     from edgeattn.converters.openvino import to_openvino
-    from edgeattn.evaluation.accuracy import transcribe
+    from edgeattn.evaluation.speech import transcribe
     from edgeattn.models.streaming_conformer import build
     from edgeattn.runtimes import open_session
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from edgeattn.errors import ModelError
+from edgeattn.runtimes import Stream
 from edgeattn.runtimes.buckets import cut_outputs, pad_inputs, route
 from edgeattn.spec import DTYPES, DType, GraphSpec, ModelSpec, StateSpec, TensorSpec
 
@@ -174,6 +175,32 @@ class ReferenceStep:
     def states(self) -> Arrays:
         """Copies of the states that the next step will read, by input name."""
         return {name: state.copy() for name, state in self._states.items()}
+
+
+class Reference:
+    """The float32 source, run as a :class:`~edgeattn.runtimes.Session` runs what was made of it."""
+
+    def __init__(self, model: EdgeModel) -> None:
+        self._model = model
+        self.spec = model.spec
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """One call of the first graph, in the smallest of its sizes that fits."""
+        return self._model.run(inputs)
+
+    def step(self, graph: str | None = None) -> ReferenceStep:
+        """A step of a graph, the first by default, with states of its own."""
+        return ReferenceStep(self._model, graph)
+
+    def stream(self) -> Stream:
+        """Samples in, words out.
+
+        Raises:
+            ModelError: if the model does not stream.
+        """
+        if self.spec.stream is None:
+            raise ModelError(f"model {self.spec.name!r} ({self.spec.task}) does not stream")
+        return Stream(self.step(), self.spec.stream)
 
 
 def check_finite(model: EdgeModel) -> None:

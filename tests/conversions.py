@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.evaluation.data import ArrayData
+from edgeattn.evaluation.arrays import ArrayData
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.convert import convert
 from edgeattn.pipeline.steps import candidates

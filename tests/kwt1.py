@@ -25,7 +25,8 @@ from torch.nn import functional
 
 from edgeattn.audio import PCM_SCALE, Floats, read_audio
 from edgeattn.errors import DataError, ModelError, load_extra
-from edgeattn.evaluation.data import ArrayData, ArraySample, read_transcripts
+from edgeattn.evaluation.arrays import ArrayData, ArraySample
+from edgeattn.evaluation.speech import read_transcripts
 from edgeattn.model import EdgeModel
 from edgeattn.sources import from_module
 

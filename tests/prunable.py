@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeattn.evaluation.data import ArrayData, ArraySample
+from edgeattn.evaluation.arrays import ArrayData, ArraySample
 from edgeattn.model import EdgeModel
 from edgeattn.sources import load_model
 

@@ -36,7 +36,7 @@ def demo(
     with exit_codes(as_json):
         from edgeattn.engines import SUBSTITUTE
         from edgeattn.errors import DeviceError, MissingExtraError
-        from edgeattn.evaluation.data import SpeechData
+        from edgeattn.evaluation.speech import SpeechData
         from edgeattn.pipeline.convert import convert
         from edgeattn.pipeline.steps.options import ConvertOptions
         from edgeattn.profiling.pacing import pace

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
-import numpy as np
-
 from edgeattn.evaluation.accuracy import Accuracy
-from edgeattn.evaluation.data import Data, SpeechData
+from edgeattn.evaluation.data import Data, digest_of
 
 
 def identified(figures: Accuracy, data: Data) -> Accuracy:
@@ -24,21 +22,12 @@ def digests(data: Data) -> tuple[str, str]:
     The order of the samples does not matter, since no metric depends on it. A number of another dtype or shape is
     another input.
     """
-    if isinstance(data, SpeechData):
-        samples = [({"samples": u.samples}, "\0".join(u.words).encode()) for u in data.evaluation]
-    else:
-        samples = [(dict(s.inputs), _digest(s.targets)) for s in data.evaluation]
-    given = [_digest(inputs) for inputs, _ in samples]
-    together = [hashlib.sha256(one + b"|" + target).digest() for one, (_, target) in zip(given, samples, strict=True)]
+    given = [digest_of(data.inputs_of(sample)) for sample in data.evaluation]
+    together = [
+        hashlib.sha256(one + b"|" + data.expected_of(sample)).digest()
+        for one, sample in zip(given, data.evaluation, strict=True)
+    ]
     return _of(given), _of(together)
-
-
-def _digest(arrays: Mapping[str, np.ndarray]) -> bytes:
-    found = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.digest()
 
 
 def _of(parts: Iterable[bytes]) -> str:

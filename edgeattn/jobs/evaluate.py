@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.errors import EdgeattnError, error_facts
-from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
+from edgeattn.evaluation.accuracy import Score
 from edgeattn.evaluation.parity import Parity
 from edgeattn.evaluation.probing import Deviation, deviations
 from edgeattn.evaluation.replay import replay
@@ -36,17 +36,13 @@ def evaluate(session: Session, parcel: Parcel) -> Evaluated:
     """Replay the recorded steps and measure the metric.
 
     Raises:
-        DataError: as :mod:`edgeattn.evaluation.accuracy`.
+        DataError: as :meth:`edgeattn.evaluation.data.Data.score`.
     """
     parities = {
         graph: replay(kept.records, session.step(graph), parcel.reference, kept.carried)
         for graph, kept in parcel.steps.items()
     }
-    score = None
-    if parcel.speech is not None:
-        score = score_speech(session.stream(), parcel.speech, lambda: None)
-    elif parcel.arrays is not None:
-        score = score_arrays(session.run, parcel.arrays, lambda: None)
+    score = None if parcel.data is None else parcel.data.score(session, parcel.samples, lambda: None)
     return Evaluated(parities, score, tuple(deviations(session, parcel.probes)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from edgeattn.errors import DataError
-from edgeattn.evaluation.data import ArraySample, Data, SpeechData, Utterance
+from edgeattn.evaluation.data import Data, Packed
+from edgeattn.evaluation.kinds import KINDS
 from edgeattn.evaluation.probing import Probe
 from edgeattn.evaluation.replay import Record
 
@@ -41,14 +42,15 @@ class Parcel:
         reference: what the steps were recorded on, in words.
         steps: by graph.
         probes: see :mod:`edgeattn.evaluation.probing`.
-        speech, arrays: the samples of a metric; None where there is none to measure.
+        data: the kind of the samples of a metric; None where there is none to measure.
+        samples: of that kind.
     """
 
     reference: str
     steps: Mapping[str, Steps]
     probes: Sequence[Probe] = ()
-    speech: Iterator[Utterance] | None = None
-    arrays: Iterator[ArraySample] | None = None
+    data: type[Data] | None = None
+    samples: Iterable[Any] = ()
 
 
 def pack(steps: Mapping[str, Steps], reference: str, data: Data | None, probes: Sequence[Probe] = ()) -> bytes:
@@ -80,10 +82,12 @@ def pack(steps: Mapping[str, Steps], reference: str, data: Data | None, probes: 
         }
         for probe in probes
     ]
-    if isinstance(data, SpeechData):
-        index["speech"] = [{**add({"samples": u.samples}), "words": list(u.words)} for u in data.evaluation]
-    elif data is not None:
-        index["arrays"] = [{"inputs": add(s.inputs), "targets": add(s.targets)} for s in data.evaluation]
+    if data is not None:
+        index["data"] = data.kind
+        index["samples"] = [
+            {"arrays": {group: add(own) for group, own in packed.arrays.items()}, "facts": packed.facts}
+            for packed in map(data.pack, data.evaluation)
+        ]
     size = sum(array.nbytes for array in arrays)
     if size > MAX_BYTES:
         raise DataError(
@@ -113,14 +117,14 @@ def unpacked(path: Path) -> Iterator[Parcel]:
             Probe(p["graph"], p["inputs"], _records(named(p["given"]), named(p["outputs"])), p["allowed"])
             for p in index["probes"]
         ]
-        speech, arrays = index.get("speech"), index.get("arrays")
-        yield Parcel(
-            index["reference"],
-            steps,
-            probes,
-            None if speech is None else (Utterance(file[str(u["samples"])], tuple(u["words"])) for u in speech),
-            None if arrays is None else (ArraySample(named(s["inputs"]), named(s["targets"])) for s in arrays),
-        )
+
+        def samples(kind: type[Data]) -> Iterator[Any]:
+            for row in index["samples"]:
+                arrays = {group: named(numbers) for group, numbers in row["arrays"].items()}
+                yield kind.unpack(Packed(arrays, row["facts"]))
+
+        data = KINDS[index["data"]] if "data" in index else None
+        yield Parcel(index["reference"], steps, probes, data, () if data is None else samples(data))
 
 
 def _records(inputs: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]) -> list[Record]:

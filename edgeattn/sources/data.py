@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeattn.errors import DataError, unknown_name
-from edgeattn.evaluation.data import (
-    SPLIT,
-    TARGET_PREFIX,
-    TRANSCRIPTS,
-    ArrayData,
-    Data,
-    SpeechData,
-    load_arrays,
-    load_speech,
-    sample_data,
-)
+from edgeattn.evaluation.array_reading import load_arrays, sample_data
+from edgeattn.evaluation.arrays import ArrayData
+from edgeattn.evaluation.data import SPLIT, TARGET_PREFIX, Data
+from edgeattn.evaluation.speech import TRANSCRIPTS, SpeechData, load_speech
 from edgeattn.guards.confined import regular_file
 from edgeattn.models import MODELS
 from edgeattn.printable import excerpt
@@ -31,6 +25,42 @@ from edgeattn.sources.usercode import import_path, users_code
 from edgeattn.spec import ModelSpec
 
 MAX_SAMPLES, MAX_BYTES = 100_000, 2 * 2**30  # of a function: all are read, so that all can be drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """``--data`` and the model that it is for.
+
+    Attributes:
+        source: as it was given.
+        path: of it, without the name of a function; it exists.
+        spec: of the model.
+        assets: what travels with the model, by name.
+        split: what to measure on.
+        limit: at most so many samples to measure on, and as many to calibrate on.
+    """
+
+    source: str
+    path: Path
+    spec: ModelSpec
+    assets: Mapping[str, Path]
+    split: str | None
+    limit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """One form of data.
+
+    Attributes:
+        expected: what it is, for who gave something else.
+        recognises: whether something is of this form.
+        load: reads it; raises DataError if it is not what it seemed.
+    """
+
+    expected: str
+    recognises: Callable[[Given], bool]
+    load: Callable[[Given], Data]
 
 
 def load_data(
@@ -58,30 +88,58 @@ def load_data(
     reference = pruned.source_of(reference)
     if source is None:
         return None if reference not in MODELS else _builtin_data(reference, None, split, limit)
-    name, _ = split_reference(source)
-    path = Path(name)
+    path = Path(split_reference(source)[0])
     if not path.exists():
         raise DataError(f"{path}: no such data")
-    if path.suffix == ".py":
-        regular_file(path, DataError)
-        return _load_samples(source, spec, split, limit)
-    if path.suffix == ".npz":
-        return load_arrays(path, spec, split, limit)
-    if spec.stream is not None and (path / TRANSCRIPTS).is_file():
-        return load_speech(path, spec.stream.frontend.sample_rate, split, limit)
+    given = Given(source=source, path=path, spec=spec, assets=assets or {}, split=split, limit=limit)
+    for form in FORMS:
+        if form.recognises(given):
+            return form.load(given)
     if reference in MODELS:
         return _builtin_data(reference, path, split, limit)
-    if is_text(path):
-        return load_texts(path, spec, assets or {}, split, limit)
-    raise DataError(
-        f"{path}: expected a directory with {TRANSCRIPTS}, a .tsv of texts and labels, an npz, or file.py:function"
-    )
+    *others, last = (form.expected for form in FORMS)
+    raise DataError(f"{path}: expected {', '.join(others)}, or {last}")
 
 
-def _builtin_data(reference: str, directory: Path | None, split: str | None, limit: int) -> SpeechData:
+def _builtin_data(reference: str, directory: Path | None, split: str | None, limit: int) -> Data:
     module, _, function = MODELS[reference].data.partition(":")
-    data: SpeechData = getattr(importlib.import_module(module), function)(directory, split, limit)
+    data: Data = getattr(importlib.import_module(module), function)(directory, split, limit)
     return data
+
+
+def _is_speech(given: Given) -> bool:
+    return given.spec.stream is not None and (given.path / TRANSCRIPTS).is_file()
+
+
+def _load_speech(given: Given) -> SpeechData:
+    assert given.spec.stream is not None, "as recognised"
+    return load_speech(given.path, given.spec.stream.frontend.sample_rate, given.split, given.limit)
+
+
+def _load_function(given: Given) -> ArrayData:
+    regular_file(given.path, DataError)
+    return _load_samples(given.source, given.spec, given.split, given.limit)
+
+
+FORMS = (
+    Form(expected=f"a directory with {TRANSCRIPTS}", recognises=_is_speech, load=_load_speech),
+    Form(
+        expected="a .tsv of texts and labels",
+        recognises=lambda given: is_text(given.path),
+        load=lambda given: load_texts(given.path, given.spec, given.assets, given.split, given.limit),
+    ),
+    Form(
+        expected="an npz",
+        recognises=lambda given: given.path.suffix == ".npz",
+        load=lambda given: load_arrays(given.path, given.spec, given.split, given.limit),
+    ),
+    Form(
+        expected="file.py:function",
+        recognises=lambda given: given.path.suffix == ".py",
+        load=_load_function,
+    ),
+)
+"""The first that recognises what is given reads it."""
 
 
 def _load_samples(source: str, spec: ModelSpec, split: str | None, limit: int) -> ArrayData:

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from edgeattn.errors import DataError
-from edgeattn.evaluation.data import IGNORED, MAX_ROWS, TARGET_PREFIX, ArrayData, Listed, chosen_data, divide
+from edgeattn.evaluation.array_reading import chosen_data
+from edgeattn.evaluation.arrays import ArrayData
+from edgeattn.evaluation.data import IGNORED, MAX_ROWS, TARGET_PREFIX, Listed, divide
 from edgeattn.guards.confined import confined_file, regular_file
 from edgeattn.model import Arrays
 from edgeattn.sources.huggingface.checkpoint import CONFIG, read_json, read_tokenizer

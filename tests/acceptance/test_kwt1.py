@@ -12,7 +12,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edgeattn.audio import Floats
 from edgeattn.errors import DataError, ModelError
-from edgeattn.evaluation.accuracy import score_arrays
+from edgeattn.evaluation.array_score import score_arrays
 from edgeattn.model import EdgeModel
 from tests.kwt1 import (
     BLOCKS,

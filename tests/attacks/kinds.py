@@ -179,7 +179,7 @@ def function(rng: random.Random, folder: Path, mark: str) -> Attack:
 
 def _loaded(path: Path, function: str = "", rate: int | None = None) -> None:
     from edgeattn.cli.console import say
-    from edgeattn.evaluation.data import SpeechData
+    from edgeattn.evaluation.speech import SpeechData
     from edgeattn.sources import load_data
     from tests.runtimes.tiny import tiny_spec
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from edgeattn.audio import read_audio
-from edgeattn.evaluation.accuracy import transcribe
-from edgeattn.evaluation.data import SpeechData, Utterance
+from edgeattn.evaluation.speech import SpeechData, Utterance, transcribe
 from edgeattn.model import ReferenceStep
 from edgeattn.runtimes import Stream
 from edgeattn.sources import load_data, load_model

@@ -10,16 +10,10 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import DataError
-from edgeattn.evaluation.accuracy import (
-    Accuracy,
-    Score,
-    accuracy,
-    paired_drop,
-    score_arrays,
-    score_speech,
-    transcribe,
-)
-from edgeattn.evaluation.data import ArraySample, Utterance
+from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy, paired_drop
+from edgeattn.evaluation.array_score import score_arrays
+from edgeattn.evaluation.arrays import ArraySample
+from edgeattn.evaluation.speech import Utterance, score_speech, transcribe
 from edgeattn.runtimes import Event, Stream, Word
 from edgeattn.spec import from_json, to_json
 

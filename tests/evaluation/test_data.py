@@ -17,16 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeattn.errors import AudioError, DataError
-from edgeattn.evaluation.data import (
-    ArrayData,
-    ArraySample,
-    array_data,
-    drawn,
-    load_arrays,
-    load_speech,
-    read_transcripts,
-    sample_data,
-)
+from edgeattn.evaluation.array_reading import array_data, load_arrays, sample_data
+from edgeattn.evaluation.arrays import ArrayData, ArraySample
+from edgeattn.evaluation.data import drawn
+from edgeattn.evaluation.speech import load_speech, read_transcripts
 from edgeattn.spec import BucketSpec, CutAxis, GraphSpec, ModelSpec, PaddedAxis, StateSpec, TensorSpec
 
 RATE = 1_000  # Hz

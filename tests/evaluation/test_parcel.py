@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeattn.errors import DataError
-from edgeattn.evaluation.data import ArrayData, ArraySample, SpeechData, Utterance
+from edgeattn.evaluation.arrays import ArrayData, ArraySample
 from edgeattn.evaluation.replay import Record
+from edgeattn.evaluation.speech import SpeechData, Utterance
 from edgeattn.jobs import parcel
 from edgeattn.jobs.parcel import Steps, pack, unpacked
 
@@ -39,9 +40,8 @@ def test_samples_of_any_names_and_sizes_come_back(tmp_path: Path, samples: list[
     path = tmp_path / "parcel.npz"
     path.write_bytes(pack({}, "", ArrayData("x", (), tuple(samples))))
     with unpacked(path) as opened:
-        assert opened.speech is None
-        assert opened.arrays is not None
-        found = list(opened.arrays)
+        assert opened.data is ArrayData
+        found = list(opened.samples)
     assert len(found) == len(samples)
     assert all(
         same(dict(a.inputs), dict(b.inputs)) and same(dict(a.targets), dict(b.targets))
@@ -54,8 +54,8 @@ def test_recordings_and_their_words_come_back(tmp_path: Path) -> None:
     path = tmp_path / "parcel.npz"
     path.write_bytes(pack({}, "", SpeechData("x", (), tuple(said))))
     with unpacked(path) as opened:
-        assert opened.speech is not None
-        for sent, got in zip(said, opened.speech, strict=True):
+        assert opened.data is SpeechData
+        for sent, got in zip(said, opened.samples, strict=True):
             np.testing.assert_array_equal(sent.samples, got.samples)
             assert (got.words, got.speaker) == (sent.words, "")  # who says it is nobody's business there
 
@@ -66,7 +66,7 @@ def test_recorded_steps_come_back_in_their_order(tmp_path: Path) -> None:
     path = tmp_path / "parcel.npz"
     path.write_bytes(pack({"main": Steps(True, records)}, "float32 source", None))
     with unpacked(path) as opened:
-        assert (opened.reference, opened.speech, opened.arrays) == ("float32 source", None, None)
+        assert (opened.reference, opened.data, list(opened.samples)) == ("float32 source", None, [])
         assert opened.steps["main"].carried
         for sent, got in zip(records, opened.steps["main"].records, strict=True):
             assert same(dict(sent.inputs), dict(got.inputs))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import DataError, EdgeattnError, ModelError
-from edgeattn.evaluation.data import load_arrays, read_transcripts
+from edgeattn.evaluation.array_reading import load_arrays
+from edgeattn.evaluation.speech import read_transcripts
 from edgeattn.guards.confined import confined, confined_file, regular_file
 from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeattn.errors import DataError, InputError
-from edgeattn.evaluation.accuracy import transcribe as transcribe_stream
+from edgeattn.evaluation.speech import transcribe as transcribe_stream
 from edgeattn.model import EdgeModel, ReferenceStep, check_finite
 from edgeattn.models import MODELS
 from edgeattn.models.streaming_conformer import build, data, sample, weights_path
@@ -124,7 +124,7 @@ def test_a_truncated_missing_foreign_or_broken_weights_file_is_refused(tmp_path:
 @settings(max_examples=50)
 @given(pairs=st.lists(st.tuples(WORDS.filter(bool), WORDS), min_size=1, max_size=4))
 def test_word_errors_are_those_of_jiwer(pairs: list[tuple[list[str], list[str]]]) -> None:
-    from edgeattn.evaluation.data import Utterance
+    from edgeattn.evaluation.speech import Utterance
 
     silent = np.zeros(0, np.float32)
     utterances = [Utterance(silent, tuple(said), f"s{index % 2}") for index, (said, _) in enumerate(pairs)]

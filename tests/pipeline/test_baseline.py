@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="models are torch modules: edgeattn[convert]")
 
-from edgeattn.evaluation.data import array_data  # noqa: E402
+from edgeattn.evaluation.array_reading import array_data  # noqa: E402
 from edgeattn.model import Graph  # noqa: E402
 from edgeattn.pipeline.steps.baseline import EXAMPLE_CALLS, baseline, example_calls  # noqa: E402
 from edgeattn.sources import from_graphs, from_module  # noqa: E402

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 
 from edgeattn.errors import DataError, InputError, UnsupportedError
-from edgeattn.evaluation.data import ArrayData
+from edgeattn.evaluation.arrays import ArrayData
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline import convert as pipeline
 from edgeattn.pipeline.convert import convert

@@ -456,7 +456,7 @@ def test_an_unsupported_operation_is_named_with_its_module(
 
 
 def test_speech_for_a_model_that_takes_none_is_refused(converted: Converted, tmp_path: Path) -> None:
-    from edgeattn.evaluation.data import SpeechData
+    from edgeattn.evaluation.speech import SpeechData
 
     with pytest.raises(DataError, match="does not take speech"):
         convert(converted.model, SpeechData("x", (), ()), options(tmp_path / "out"), Watch())

@@ -12,7 +12,9 @@ import pytest
 
 from edgeattn.bundle import read_manifest
 from edgeattn.errors import DataError, InputError, OutputError
-from edgeattn.evaluation.data import ArrayData, array_data, enough_to_calibrate
+from edgeattn.evaluation.array_reading import array_data
+from edgeattn.evaluation.arrays import ArrayData
+from edgeattn.evaluation.data import enough_to_calibrate
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.convert import convert
 from edgeattn.pipeline.quantize import quantize

@@ -13,7 +13,8 @@ import pytest
 
 from edgeattn.engines import Precision
 from edgeattn.errors import BundleError, InputError
-from edgeattn.evaluation.data import ArrayData, sample_data
+from edgeattn.evaluation.array_reading import sample_data
+from edgeattn.evaluation.arrays import ArrayData
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.check import CheckOptions, check
 from edgeattn.pipeline.convert import convert

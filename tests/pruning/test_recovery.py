@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from edgeattn import distillation
 from edgeattn.errors import DataError, InputError, UnsupportedError
-from edgeattn.evaluation.data import SpeechData, Utterance, array_data, sample_data
+from edgeattn.evaluation.array_reading import array_data, sample_data
 from edgeattn.evaluation.replay import record_utterances
+from edgeattn.evaluation.speech import SpeechData, Utterance
 from edgeattn.model import EdgeModel, Graph, ReferenceStep
 from edgeattn.models.streaming_conformer import edge_model
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
-from edgeattn.pipeline.steps.baseline import training_runs
 from edgeattn.pruning import recovery
 from edgeattn.pruning.apply import Subject, copied, prune, subject
 from edgeattn.pruning.cut import Cut
@@ -268,7 +268,7 @@ def test_the_metric_is_that_of_the_best_weights_and_its_time_counts(clock: StepC
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch sees")
 def test_a_gpu_trains_what_the_processor_trains(clock: StepClock) -> None:
-    runs = {"step": list(training_runs(stream().model, utterances())["step"])}
+    runs = {"step": list(utterances().training_runs(stream().model.spec)["step"])}
     small = prune(stream(), STREAM_CUT)
     here, there = (
         recover(stream(), STREAM_CUT, small, runs, options(device=device), clock.tick) for device in ("cpu", "cuda")
@@ -296,7 +296,7 @@ def test_the_learning_rate_falls_with_the_width_of_the_residual_stream() -> None
 
 
 def test_a_batch_of_runs_has_the_gradient_of_its_runs_one_by_one() -> None:
-    data = {"step": list(training_runs(stream().model, utterances())["step"])}
+    data = {"step": list(utterances().training_runs(stream().model.spec)["step"])}
     assert len({len(run) for run in data["step"]}) > 2  # runs end at different steps
     student = prune(stream(), STREAM_CUT)
     items = [("step", number) for number in range(8)]
@@ -352,7 +352,7 @@ def test_what_a_bucket_pads_is_trained_at_its_own_length(clock: StepClock) -> No
     sized = subject(with_buckets(encoder(), {"seq": (LENGTH,)}))
     name = sized.model.spec.graphs[0].name
     data = sample_data([dict(run[0]) for run in encoder_runs(60, (3, LENGTH))["main"]], "test", sized.model.spec)
-    runs = {graph: list(own) for graph, own in training_runs(sized.model, data).items()}
+    runs = {graph: list(own) for graph, own in data.training_runs(sized.model.spec).items()}
     assert set(runs) == {name}
     lengths = set()
 
@@ -379,7 +379,7 @@ def test_runs_of_speech_are_what_a_stream_feeds(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("the model was run")
 
     monkeypatch.setattr(EdgeModel, "run", never)
-    runs = training_runs(model, data)["step"]
+    runs = data.training_runs(model.spec)["step"]
     assert len(runs) == 4
     flat = [arrays for run in runs for arrays in run]
     assert len(flat) == len(records)
@@ -408,7 +408,7 @@ def stream_error(model: EdgeModel, runs: list[Run]) -> float:
 
 
 def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepClock) -> None:
-    runs = list(training_runs(stream().model, utterances(6))["step"])
+    runs = list(utterances(6).training_runs(stream().model.spec)["step"])
     cut = Cut(left=4)
     small = prune(stream(), cut)
     assert small.spec.stream is not None
@@ -416,7 +416,7 @@ def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepC
     side = recovery._Side(small, {}, torch.device("cpu"))
     states = side.initial(small.spec.graphs[0], 1)
     step = ReferenceStep(small)
-    shorter = training_runs(small, utterances(6))["step"]
+    shorter = utterances(6).training_runs(small.spec)["step"]
     for arrays, own in zip(runs[0], shorter[0], strict=True):
         with torch.no_grad():
             got, states = side.step("step", arrays, states)
@@ -431,7 +431,7 @@ def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepC
 
 
 def test_a_stream_comes_back_with_states_of_its_own(clock: StepClock) -> None:
-    runs = list(training_runs(stream().model, utterances(12))["step"])
+    runs = list(utterances(12).training_runs(stream().model.spec)["step"])
     small = prune(stream(), STREAM_CUT)
     assert {state.input for state in small.spec.graphs[0].states} < {
         state.input for state in stream().model.spec.graphs[0].states
@@ -453,13 +453,13 @@ def test_runs_of_arrays_are_the_calibration_samples_with_their_targets() -> None
         "target_logits": np.arange(10) % CLASSES,
     }
     data = array_data(arrays, "test", encoder().spec)
-    runs = training_runs(given().model, data)["main"]
+    runs = data.training_runs(given().model.spec)["main"]
     assert len(runs) == len(data.calibration) == 2
     for run, sample in zip(runs, data.calibration, strict=True):
         assert len(run) == 1
         np.testing.assert_array_equal(run[0]["x"], sample.inputs["x"])
         np.testing.assert_array_equal(run[0]["target_logits"], sample.targets["logits"])
-    assert len(training_runs(given().model, data, 1)["main"]) == 1
+    assert len(data.training_runs(given().model.spec, 1)["main"]) == 1
 
 
 class Counter(nn.Module):
@@ -473,21 +473,21 @@ def test_samples_of_a_graph_with_states_are_the_steps_of_one_run() -> None:
     example = {"x": torch.ones(1, 3), "total": torch.zeros(1, 3)}
     model = from_graphs({"main": Graph(Counter(), example, {"total": "next_total"})}, "counter", b"")
     data = array_data({"x": np.arange(60, dtype=np.float32).reshape(20, 3)}, "test", model.spec)
-    (run,) = training_runs(model, data)["main"]
+    (run,) = data.training_runs(model.spec)["main"]
     assert [set(arrays) for arrays in run] == [{"x"}] * 4  # the first fifth, in order
     np.testing.assert_array_equal(np.concatenate([arrays["x"] for arrays in run]), np.arange(12).reshape(4, 3))
 
 
 def test_speech_for_a_model_that_takes_none_is_refused() -> None:
     with pytest.raises(DataError, match="does not take speech"):
-        training_runs(given().model, utterances(1))
+        utterances(1).training_runs(given().model.spec)
 
 
 # --- ends -------------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_run_goes_on_to_the_same_end(clock: StepClock, tmp_path: Path) -> None:
-    runs = {"step": list(training_runs(stream().model, utterances(10))["step"])}
+    runs = {"step": list(utterances(10).training_runs(stream().model.spec)["step"])}
     small = prune(stream(), STREAM_CUT)
 
     def run(on_step: Callable[[float], None], **changes: Any) -> Recovered:

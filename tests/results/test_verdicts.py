@@ -12,8 +12,10 @@ import pytest
 
 from edgeattn.errors import InputError
 from edgeattn.evaluation.accuracy import Accuracy
-from edgeattn.evaluation.data import ArrayData, ArraySample, Data, SpeechData, Utterance
+from edgeattn.evaluation.arrays import ArrayData, ArraySample
+from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.identity import digests
+from edgeattn.evaluation.speech import SpeechData, Utterance
 from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.results import verdicts
 from edgeattn.results.gates import Failure, Gates

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import DataError, InputError, ModelError
-from edgeattn.evaluation.data import ArrayData, SpeechData
+from edgeattn.evaluation.arrays import ArrayData
+from edgeattn.evaluation.speech import SpeechData
 from edgeattn.sources import load_data, load_model
 from edgeattn.spec import ModelSpec, TensorSpec
 

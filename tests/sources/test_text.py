@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import DataError, ModelError
-from edgeattn.evaluation.accuracy import score_arrays
-from edgeattn.evaluation.data import ArrayData, ArraySample
+from edgeattn.evaluation.array_score import score_arrays
+from edgeattn.evaluation.arrays import ArrayData, ArraySample
 from edgeattn.guards.silence import silenced
 from edgeattn.sources import load_data, load_model, text
 from edgeattn.sources.sizes import with_buckets

@@ -15,7 +15,8 @@ import numpy as np
 
 from edgeattn.audio import read_audio
 from edgeattn.errors import DataError, load_extra
-from edgeattn.evaluation.data import SpeechData, Utterance, drawn
+from edgeattn.evaluation.data import drawn
+from edgeattn.evaluation.speech import SpeechData, Utterance
 from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID, COMMANDS, DIGITS, TOKENS, UNKNOWN
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgeattn.audio import fbank
-from edgeattn.evaluation.data import Utterance
+from edgeattn.evaluation.speech import Utterance
 from edgeattn.evaluation.word_error import WordErrors, bootstrap_ci95, total, word_errors
 from edgeattn.models.streaming_conformer.augment import Samples
 from edgeattn.models.streaming_conformer.model import StreamingConformer

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgeattn.audio import fbank
 from edgeattn.errors import InputError
-from edgeattn.evaluation.data import Utterance
+from edgeattn.evaluation.speech import Utterance
 from edgeattn.models.streaming_conformer import augment
 from edgeattn.models.streaming_conformer.augment import SAMPLE_RATE, Samples
 from edgeattn.models.streaming_conformer.vocabulary import COMMANDS, DIGITS, TOKEN_ID, TOKENS, UNKNOWN, UNKNOWN_ID

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgeattn.errors import DataError
-from edgeattn.evaluation.accuracy import Score, score_arrays, score_speech
-from edgeattn.evaluation.data import TARGET_PREFIX, ArrayData, ArraySample, Data, SpeechData, spread
+from edgeattn.evaluation.accuracy import Score
+from edgeattn.evaluation.data import PARITY_STEPS, Data, Records
 from edgeattn.evaluation.parity import Parity, merged_parity
-from edgeattn.evaluation.replay import Record, record_calls, record_steps, record_stream, record_utterances, replay
-from edgeattn.model import Arrays, EdgeModel, ReferenceStep, one_thread
+from edgeattn.evaluation.replay import Record, record_calls, record_steps, record_stream, replay
+from edgeattn.model import Arrays, EdgeModel, Reference, ReferenceStep, one_thread
 from edgeattn.pipeline.steps.adversarial import Adversary
 from edgeattn.profiling.measure import white_noise
 from edgeattn.progress import Progress
-from edgeattn.runtimes import Session, Stream
-from edgeattn.runtimes.buckets import cut_inputs, pad_inputs, route
-from edgeattn.spec import BucketSpec, GraphSpec, ModelSpec, StreamSpec
+from edgeattn.runtimes import Session
+from edgeattn.spec import GraphSpec, ModelSpec
 
-PARITY_STEPS = 500  # with carried states: an error that grows shows by then
-PARITY_CALLS = 200  # of a model without states; the metric is measured on all samples
-CALIBRATION_STEPS = 256
-TRAINING_RUNS = 4096
 EXAMPLE_CALLS = 5  # without data: an output of one number is 10 dB better or worse by chance
 CARRIED_STEPS = 16  # of a graph with states that is no audio stream, such as one step of a decoder
 REFERENCE = "float32 source in torch"
@@ -69,16 +64,9 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
 
 def source_score(model: EdgeModel, data: Data, label: str, progress: Progress) -> Score | None:
     """The task's metric of the float32 modules, None where the data has no targets."""
-    stream = model.spec.stream
-    if isinstance(data, SpeechData):
-        assert stream is not None, "checked by recorded()"
-        progress.begin(f"{label}: word error of the source", len(data.evaluation))
-        with one_thread():
-            return score_speech(Stream(ReferenceStep(model), stream), data.evaluation, progress.advance)
-    progress.begin(f"{label}: metric of the source", len(data.evaluation))
-    main = model.spec.bucket()
-    name = main.name if main is not None else model.spec.graphs[0].name
-    return score_arrays(lambda inputs: model.run(inputs, name), data.evaluation, progress.advance)
+    progress.begin(f"{label}: {data.measures} of the source", len(data.evaluation))
+    with _threads(model):
+        return data.score(Reference(model), data.evaluation, progress.advance)
 
 
 def recorded(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
@@ -92,28 +80,35 @@ def recorded(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
 
 
 def _recorded(model: EdgeModel, data: Data | None, progress: Progress) -> Baseline:
-    if model.spec.stream is not None and not isinstance(data, ArrayData):
-        with one_thread():
-            return _stream_baseline(model, model.spec.stream, data, progress)
-    if data is not None and not isinstance(data, ArrayData):
-        raise DataError(f"{model.spec.name} does not take speech; its data is an npz with arrays named like its inputs")
+    if data is not None:
+        data.check(model.spec)
     progress.begin("baseline: recording the source")
-    main = model.spec.bucket()
-    calls = {} if data is None else _calls(model.spec, main, spread(data.evaluation, PARITY_CALLS))
-    records: dict[str, tuple[Record, ...]] = {}
-    carried = set()
-    for graph in model.spec.graphs:
-        step = ReferenceStep(model, graph.name)
-        if graph.name in calls:
-            records[graph.name] = record_calls(step, calls[graph.name])
-        elif graph.states:  # an error in a state shows only in the steps after it
-            records[graph.name] = record_steps(step, [model.example[graph.name]] * CARRIED_STEPS)
-            carried.add(graph.name)
-        else:
-            records[graph.name] = record_calls(step, example_calls(model, graph.name))
-    if data is None:
-        return Baseline(records, {}, None, None, frozenset(carried))
-    return Baseline(records, _calibration(model, data), None, data, frozenset(carried))
+    with _threads(model):
+        found = Records(steps={}, calibration={}) if data is None else data.record(Reference(model))
+        records, carried = {}, set(found.carried)
+        for graph in model.spec.graphs:
+            if graph.name in found.steps:
+                records[graph.name] = found.steps[graph.name]
+                continue
+            records[graph.name] = _made_up(model, graph)
+            if graph.states:
+                carried.add(graph.name)
+    return Baseline(records, found.calibration, None, data, frozenset(carried))
+
+
+def _made_up(model: EdgeModel, graph: GraphSpec) -> tuple[Record, ...]:
+    """Steps of a graph that no data is given for; of one with states they are one run."""
+    step, stream = ReferenceStep(model, graph.name), model.spec.stream
+    if stream is not None and graph is model.spec.graphs[0]:
+        # Parity needs no words: noise carries the states as far as speech does.
+        return record_stream(step, stream, [white_noise(2 * stream.frontend.sample_rate)], PARITY_STEPS)
+    if graph.states:  # an error in a state shows only in the steps after it
+        return record_steps(step, [model.example[graph.name]] * CARRIED_STEPS)
+    return record_calls(step, example_calls(model, graph.name))
+
+
+def _threads(model: EdgeModel) -> contextlib.AbstractContextManager[None]:
+    return one_thread() if model.spec.stream is not None else contextlib.nullcontext()
 
 
 def refuse_broken(score: Score, data: Data) -> None:
@@ -146,153 +141,6 @@ def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
     return calls
 
 
-def _calls(spec: ModelSpec, main: BucketSpec | None, samples: Sequence[ArraySample]) -> dict[str, list[Arrays]]:
-    """Samples by the graph that they are for, each padded to the size that it is routed to."""
-    if main is None:
-        return {spec.graphs[0].name: [dict(sample.inputs) for sample in samples]}
-    calls: dict[str, list[Arrays]] = {}
-    for sample in samples:
-        graph = route(spec, main, sample.inputs)
-        calls.setdefault(graph.name, []).append(pad_inputs(main, graph, sample.inputs))
-    return calls
-
-
-def _calibration(model: EdgeModel, data: ArrayData) -> dict[str, tuple[Arrays, ...]]:
-    """Every sample for every size, so that a size that no sample is routed to has ranges too.
-
-    Samples of a graph with states that do not hold them are the steps of one run, in their order: the source carries
-    its states from each to the next, from the empty ones on.
-    """
-    spec = model.spec
-    units = spec.units()
-    given = {next(iter(units)): data.calibration, **data.others}
-    calibration = {}
-    for unit, every in given.items():
-        samples = _taken(every, units[unit])
-        bucket = next((bucket for bucket in spec.buckets if bucket.name == unit), None)
-        for graph in units[unit]:
-            calibration[graph.name] = tuple(
-                dict(sample.inputs) if bucket is None else cut_inputs(bucket, graph, sample.inputs)
-                for sample in samples
-            )
-            if graph.states and not any(state.input in sample.given for sample in samples for state in graph.states):
-                calibration[graph.name] = _carried(model, graph.name, calibration[graph.name])
-    return calibration
-
-
-def _taken(every: Sequence[ArraySample], graphs: Sequence[GraphSpec]) -> Sequence[ArraySample]:
-    """Samples that calibrate: steps of one run stay neighbours, independent ones are spread over all."""
-    run = any(graph.states for graph in graphs)
-    return every[:CALIBRATION_STEPS] if run else spread(every, CALIBRATION_STEPS)
-
-
-def with_targets(
-    model: EdgeModel, calibration: Mapping[str, tuple[Arrays, ...]], data: Data | None
-) -> dict[str, tuple[Arrays, ...]]:
-    """Calibration samples with what their outputs should be, as ``target_NAME``, for a loss of the user's."""
-    labelled = dict(calibration)
-    if isinstance(data, ArrayData):
-        units = model.spec.units()
-        for unit, every in {next(iter(units)): data.calibration, **data.others}.items():
-            for graph in units[unit]:
-                own = calibration.get(graph.name)
-                if not own:
-                    continue
-                taken = _taken(every, units[unit])
-                labelled[graph.name] = tuple(
-                    {**inputs, **{TARGET_PREFIX + name: value for name, value in sample.targets.items()}}
-                    for inputs, sample in zip(own, taken, strict=True)
-                )
-    return labelled
-
-
-def _carried(model: EdgeModel, graph: str, samples: Sequence[Arrays]) -> tuple[Arrays, ...]:
-    records = record_steps(ReferenceStep(model, graph), samples)
-    return tuple({**record.inputs, **record.states} for record in records)
-
-
-Run = tuple[Arrays, ...]
-"""Inputs of one step after another, states left out."""
-
-
-def training_runs(model: EdgeModel, data: Data, limit: int = TRAINING_RUNS) -> dict[str, tuple[Run, ...]]:
-    """What a student of the model is trained on: runs of inputs without states, from the calibration samples alone.
-
-    An utterance is a run, its feature chunks as a :class:`~edgeattn.runtimes.Stream` feeds them, the flush included; of
-    other data a sample is a run of one step, and those of a graph with states are the steps of one run. Samples that a
-    bucket pads keep their own length. A sample's targets stand beside its inputs, as ``target_NAME``.
-
-    Args:
-        limit: at most so many utterances or samples per graph.
-
-    Returns:
-        graph -> runs.
-
-    Raises:
-        DataError: if the data is of another kind than the model's.
-    """
-    spec = model.spec
-    if isinstance(data, SpeechData):
-        if spec.stream is None:
-            raise DataError(f"{spec.name} does not take speech; its data is an npz with arrays named like its inputs")
-        feeds = _Feeds(spec)
-        stream = Stream(feeds, spec.stream)
-        for utterance in spread(data.calibration, limit):
-            stream.push(utterance.samples)
-            stream.flush()
-        return {spec.graphs[0].name: tuple(tuple(run) for run in feeds.runs if run)}
-    units = spec.units()
-    runs: dict[str, tuple[Run, ...]] = {}
-    for unit, every in {next(iter(units)): data.calibration, **data.others}.items():
-        bucket = next((bucket for bucket in spec.buckets if bucket.name == unit), None)
-        carried = bool(units[unit][0].states)
-        by_graph: dict[str, list[Arrays]] = {}
-        for sample in every[:limit] if carried else spread(every, limit):  # steps of one run stay neighbours
-            graph = units[unit][0] if bucket is None else route(spec, bucket, sample.inputs)
-            inputs = {tensor.name: sample.inputs[tensor.name] for tensor in graph.inputs}
-            targets = {TARGET_PREFIX + name: array for name, array in sample.targets.items()}
-            by_graph.setdefault(graph.name, []).append({**inputs, **targets})
-        for name, steps in by_graph.items():
-            runs[name] = (tuple(steps),) if carried else tuple((step,) for step in steps)
-    return runs
-
-
-class _Feeds:
-    """A step of a stream that computes nothing and keeps what it is fed, one run per utterance."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        graph = spec.graphs[0]
-        self.inputs: Arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in graph.inputs}
-        self.outputs: Arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in graph.outputs}
-        self.runs: list[list[Arrays]] = [[]]
-
-    def run(self) -> None:
-        """Keep the inputs."""
-        self.runs[-1].append({name: array.copy() for name, array in self.inputs.items()})
-
-    def reset(self) -> None:
-        """The next run begins."""
-        self.runs.append([])
-
-    def states(self) -> Arrays:
-        """There are none."""
-        return {}
-
-
-def _stream_baseline(model: EdgeModel, stream: StreamSpec, data: SpeechData | None, progress: Progress) -> Baseline:
-    graph = model.spec.graphs[0].name
-    step = ReferenceStep(model)
-    progress.begin("baseline: recording the source")
-    if data is None:  # parity needs no words: noise carries the states as far as speech does
-        noise = white_noise(2 * stream.frontend.sample_rate)
-        noisy = {graph: record_stream(step, stream, [noise], PARITY_STEPS)}
-        return Baseline(noisy, {}, None, None, frozenset({graph}))
-    records = record_stream(step, stream, (u.samples for u in data.evaluation), PARITY_STEPS)
-    calibration = record_utterances(step, stream, (u.samples for u in data.calibration), CALIBRATION_STEPS)
-    inputs = tuple({**record.inputs, **record.states} for record in calibration)
-    return Baseline({graph: records}, {graph: inputs}, None, data, frozenset({graph}))
-
-
 def replay_baseline(base: Baseline, session: Session, progress: Progress) -> dict[str, Parity]:
     """The recorded steps on a session, by graph: a run carries its own states, calls recorded apart do not."""
     return {
@@ -313,6 +161,4 @@ def whole_parity(spec: ModelSpec, parities: Mapping[str, Parity]) -> Parity:
 def score_of(session: Session, data: Data, label: str, progress: Progress) -> Score | None:
     """The task's metric of a session, None where the data has no targets."""
     progress.begin(f"{label}: metric", len(data.evaluation))
-    if isinstance(data, SpeechData):
-        return score_speech(session.stream(), data.evaluation, progress.advance)
-    return score_arrays(session.run, data.evaluation, progress.advance)
+    return data.score(session, data.evaluation, progress.advance)

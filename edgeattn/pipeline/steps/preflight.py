@@ -14,7 +14,7 @@ from edgeattn.converters.preflight.rule import Ask
 from edgeattn.converters.preflight.view import GraphView, look
 from edgeattn.engines import TREATMENT, precision_of
 from edgeattn.errors import OutputError, UnsupportedError, unknown_name
-from edgeattn.evaluation.data import ArrayData, Data
+from edgeattn.evaluation.data import Data
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.recipes import schemes
@@ -61,9 +61,8 @@ def foresee(
 
 def calibration_sample(model: EdgeModel, data: Data | None) -> dict[str, Arrays]:
     """One set of inputs of the first graph from the data, where the data holds arrays."""
-    if not isinstance(data, ArrayData) or not data.calibration:
-        return {}
-    return {model.spec.graphs[0].name: dict(data.calibration[0].inputs)}
+    example = None if data is None else data.example()
+    return {} if example is None else {model.spec.graphs[0].name: dict(example)}
 
 
 def check_room(model: EdgeModel, scratch: Path) -> None:

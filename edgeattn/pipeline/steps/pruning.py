@@ -24,10 +24,10 @@ from edgeattn.engines import SUBSTITUTE
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.evaluation.accuracy import Drop, Score, paired_drop
 from edgeattn.evaluation.confidence import ALPHA
-from edgeattn.evaluation.data import limited, spread
+from edgeattn.evaluation.data import spread
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import Arrays, EdgeModel
-from edgeattn.pipeline.steps.baseline import PRUNED, Baseline, recorded, source_score, training_runs, with_targets
+from edgeattn.pipeline.steps.baseline import PRUNED, Baseline, recorded, source_score
 from edgeattn.pipeline.steps.candidates import CUT_ALPHA, CUT_LOOKS, PAYS, open_artifact, time_candidates
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
@@ -401,7 +401,8 @@ class Compressor:
     def samples(self) -> Mapping[str, tuple[Arrays, ...]]:
         """What importance is measured on, with targets for a loss of the user's; empty without data."""
         samples = {graph: own for graph, own in self.shop.base.calibration.items() if own}
-        return samples if self.hook is None else with_targets(self.given.model, samples, self.shop.base.data)
+        data = self.shop.base.data
+        return samples if self.hook is None or data is None else data.with_targets(self.given.model.spec, samples)
 
     def table(self, target: Target, backend: str, progress: Progress, fresh: bool = False) -> LatencyTable:
         """Of this host's engine, or estimated where the engine is on the device alone."""
@@ -500,7 +501,7 @@ class Compressor:
         if not cut.ranks or data is None:
             return Guide(orders=orders)
         # With the states of this model, which has fewer heads than the one that was recorded.
-        samples = recorded(model, limited(data, 1), Quiet()).calibration
+        samples = recorded(model, data.limited(1), Quiet()).calibration
         few = {graph: spread(own, MOMENT_SAMPLES) for graph, own in samples.items()}
         return Guide(second_moments(model, plain, cut.ranks, few), orders)
 
@@ -533,7 +534,7 @@ class Compressor:
                 progress.advance()
 
         def metric(student: EdgeModel) -> float:
-            score = source_score(student, limited(data, METRIC_SAMPLES), "recovery", Quiet())
+            score = source_score(student, data.limited(METRIC_SAMPLES), "recovery", Quiet())
             value = math.nan if score is None else 100 * score.value
             progress.begin(f"pruning: recovery by distillation, {value:.2f} % so far", round(seconds))
             for _ in range(spent):
@@ -545,7 +546,7 @@ class Compressor:
             with writing(state):
                 state.parent.mkdir(parents=True, exist_ok=True)
         options = RecoveryOptions(seconds=seconds, checkpoint=state)
-        runs = training_runs(self.given.model, data)
+        runs = data.training_runs(self.given.model.spec)
         watched = metric if self.shop.base.score is not None else None
         found = recover(self.given, cut, model, runs, options, on_step, watched, self.hook)
         return found.model, {

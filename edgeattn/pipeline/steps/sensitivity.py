@@ -10,7 +10,7 @@ from typing import Any
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import accuracy
-from edgeattn.evaluation.data import Data, limited
+from edgeattn.evaluation.data import Data
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline, score_of
@@ -70,7 +70,7 @@ def model_sensitivity(
             "those of use (npz, labelled texts, recordings with transcripts.tsv, or file.py:function)"
         )
     chosen = chosen or SensitivityOptions()
-    base = baseline(model, limited(data, samples), progress)
+    base = baseline(model, data.limited(samples), progress)
     with scratch_room() as scratch:
         rooms = [scratch / name for name in ("float", "quantized")]
         for room in rooms:

@@ -11,8 +11,7 @@ import typer
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish, progress_bar
 from edgeattn.cli.loading import Inputs, chosen_targets, in_sizes, load_loss, own_options, typed
-
-DEFAULT_MODEL = "streaming-conformer"
+from edgeattn.models import DEFAULT
 
 
 def convert(
@@ -22,7 +21,7 @@ def convert(
         typer.Argument(
             help="Built-in name, file.py[:factory], module:factory, .pt2, .onnx or a Hugging Face directory."
         ),
-    ] = DEFAULT_MODEL,
+    ] = DEFAULT,
     target: o.Targets = ["cpu"],  # noqa: B006
     precision: o.PrecisionName = "auto",
     backend: o.TargetBackend = None,

@@ -37,6 +37,7 @@ def demo(
         from edgeattn.engines import SUBSTITUTE
         from edgeattn.errors import DeviceError, MissingExtraError
         from edgeattn.evaluation.speech import SpeechData
+        from edgeattn.models import DEFAULT
         from edgeattn.pipeline.convert import convert
         from edgeattn.pipeline.steps.options import ConvertOptions
         from edgeattn.profiling.pacing import pace
@@ -44,7 +45,7 @@ def demo(
         from edgeattn.sources import load_data, load_model
         from edgeattn.targets import get_target
 
-        reference = "streaming-conformer"
+        reference = DEFAULT
         with progress_bar() as bar:
             bar.begin(f"loading {reference}")
             model = load_model(reference)

@@ -11,9 +11,9 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, leave, note, print_json, print_table, progress_bar
-from edgeattn.cli.convert import DEFAULT_MODEL
 from edgeattn.cli.loading import Inputs, typed
 from edgeattn.errors import DeviceError, InputError, UnsupportedError
+from edgeattn.models import DEFAULT
 
 if TYPE_CHECKING:
     from edgeattn.profiling.figures import Board
@@ -28,7 +28,7 @@ def profile(
         typer.Argument(
             metavar="[BUNDLE|MODEL]",
             help="A NAME.TARGET.edge directory or zip, or a MODEL as for convert, which is converted for this alone; "
-            f"without one, {DEFAULT_MODEL}.",
+            f"without one, {DEFAULT}.",
             show_default=False,
         ),
     ] = None,
@@ -74,9 +74,9 @@ def profile(
             lock_clocks=lock_clocks,
         )
         if bundle is None or not names_bundle(bundle):
-            inputs = Inputs(bundle or DEFAULT_MODEL, bucket, fill, None, None, 1, 0)
+            inputs = Inputs(bundle or DEFAULT, bucket, fill, None, None, 1, 0)
             if bundle is None:
-                note(f"no BUNDLE or MODEL given: {DEFAULT_MODEL}, the built-in streaming speech model")
+                note(f"no BUNDLE or MODEL given: {DEFAULT}, the built-in streaming speech model")
             report = of_model(inputs, target, device, settings, backend, benchmark_binary, typed(context))
         elif bucket or fill:
             raise InputError(f"--bucket and --fill are for a MODEL; the sizes of {bundle} are fixed")

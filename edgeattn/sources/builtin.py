@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 from edgeattn.model import EdgeModel
 from edgeattn.models import MODELS
 
@@ -15,6 +13,4 @@ def owns(reference: str) -> bool:
 
 def load(reference: str) -> EdgeModel:
     """Build it."""
-    module, _, factory = MODELS[reference].factory.partition(":")
-    model: EdgeModel = getattr(importlib.import_module(module), factory)()
-    return model
+    return MODELS[reference].build()

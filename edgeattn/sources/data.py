@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +84,9 @@ def load_data(
     Raises:
         DataError: if it is missing or not of a form that the model can use.
     """
-    reference = pruned.source_of(reference)
+    own = MODELS.get(pruned.source_of(reference))
     if source is None:
-        return None if reference not in MODELS else _builtin_data(reference, None, split, limit)
+        return None if own is None else own.data(None, split, limit)
     path = Path(split_reference(source)[0])
     if not path.exists():
         raise DataError(f"{path}: no such data")
@@ -95,16 +94,10 @@ def load_data(
     for form in FORMS:
         if form.recognises(given):
             return form.load(given)
-    if reference in MODELS:
-        return _builtin_data(reference, path, split, limit)
+    if own is not None:
+        return own.data(path, split, limit)
     *others, last = (form.expected for form in FORMS)
     raise DataError(f"{path}: expected {', '.join(others)}, or {last}")
-
-
-def _builtin_data(reference: str, directory: Path | None, split: str | None, limit: int) -> Data:
-    module, _, function = MODELS[reference].data.partition(":")
-    data: Data = getattr(importlib.import_module(module), function)(directory, split, limit)
-    return data
 
 
 def _is_speech(given: Given) -> bool:

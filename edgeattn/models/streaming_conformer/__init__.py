@@ -1,29 +1,28 @@
 """The built-in streaming speech model: ten digits and ten commands as connected words.
 
-Importing this loads no torch: the command line asks for names and data before it needs the model.
+A :class:`~edgeattn.models.ReferenceModel`: importing this loads neither torch nor numpy, since the command line asks
+for names and options before it needs the model.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from importlib.resources import files
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
-
-from edgeattn.audio import read_audio
 from edgeattn.errors import DataError, load_extra
-from edgeattn.evaluation.data import drawn
-from edgeattn.evaluation.speech import SpeechData, Utterance
 from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID, COMMANDS, DIGITS, TOKENS, UNKNOWN
+from edgeattn.models.training import OnProgress, TrainOptions, option
 
 if TYPE_CHECKING:
     import torch
 
+    from edgeattn.evaluation.speech import SpeechData, Utterance
     from edgeattn.model import EdgeModel
     from edgeattn.models.streaming_conformer.model import StreamingConformer
+    from edgeattn.models.streaming_conformer.recipe import TrainResult
     from edgeattn.models.streaming_conformer.step import StreamingStep
     from edgeattn.spec import ModelSpec
 
@@ -33,8 +32,17 @@ FEATURES, BIAS, SCORES = "feats", "att_bias", "log_probs"
 PER_SPEAKER = {"fsdd": 20, "speech_commands": 3}  # evaluation utterances; fsdd has 5 speakers, the dev split 53
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options(TrainOptions):
+    """What its training takes."""
+
+    synthetic: bool = option(True, "Add synthesised voices (needs espeak-ng).")
+
+
 def weights_path() -> Path:
     """Where the weights that ship are."""
+    from importlib.resources import files
+
     return Path(str(files(__package__).joinpath("weights.safetensors")))
 
 
@@ -58,6 +66,8 @@ def build(weights: Path | None = None) -> EdgeModel:
 
 def edge_model(model: StreamingConformer, source_sha256: str) -> EdgeModel:
     """The streaming step of a model, pruned or not, with its spec and an example: noise after a full cache."""
+    import numpy as np
+
     from edgeattn.model import EdgeModel
     from edgeattn.models.streaming_conformer.step import StreamingStep
 
@@ -113,6 +123,7 @@ def data(directory: Path | None = None, split: str | None = None, limit: int = 0
         if split is not None:
             raise DataError(f"the sample that ships has no split {split!r}: leave --split out, or give --data")
         return _drawn(sample(), limit)
+    from edgeattn.evaluation.speech import SpeechData
     from edgeattn.models.streaming_conformer.utterances import connected_utterances
     from edgeattn.models.streaming_conformer.voices import NOISE, read_corpus
 
@@ -135,17 +146,23 @@ def data(directory: Path | None = None, split: str | None = None, limit: int = 0
 
 def _drawn(speech: SpeechData, limit: int) -> SpeechData:
     """At most ``limit`` utterances of each kind, each speaker in its share; all of them, as they are, for 0."""
+    from edgeattn.evaluation.data import drawn
 
     def some(utterances: tuple[Utterance, ...]) -> tuple[Utterance, ...]:
         if not limit or len(utterances) <= limit:
             return utterances
         return tuple(utterances[i] for i in drawn([u.speaker for u in utterances])[:limit])
 
-    return SpeechData(speech.origin, some(speech.calibration), some(speech.evaluation))
+    return replace(speech, calibration=some(speech.calibration), evaluation=some(speech.evaluation))
 
 
 def sample() -> SpeechData:
     """The sample that ships: words spoken by synthesised voices, half to calibrate on, half to measure on."""
+    from importlib.resources import files
+
+    from edgeattn.audio import read_audio
+    from edgeattn.evaluation.speech import SpeechData, Utterance
+
     folder = Path(str(files(__package__)))
     index = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
     samples = read_audio(folder / "sample.wav", index["sample_rate"])
@@ -154,3 +171,10 @@ def sample() -> SpeechData:
         for item in index["utterances"]
     )
     return SpeechData("synthesised sample, voices heard in training", utterances[::2], utterances[1::2])
+
+
+def train(data: Path, out: Path, options: Options, progress: OnProgress) -> TrainResult:
+    """As :func:`edgeattn.models.streaming_conformer.recipe.train`."""
+    from edgeattn.models.streaming_conformer import recipe
+
+    return recipe.train(data, out, options, progress)

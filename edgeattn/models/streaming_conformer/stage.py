@@ -6,7 +6,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeattn.errors import EdgeattnError, InputError
+from edgeattn.errors import InputError
 from edgeattn.models.streaming_conformer.augment import NUM_MEL, Samples
 from edgeattn.models.streaming_conformer.measure import SpeakerScore, evaluate, held_out_sets
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
@@ -33,6 +33,7 @@ from edgeattn.models.streaming_conformer.utterances import (
 )
 from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID
 from edgeattn.models.streaming_conformer.voices import NOISE, Clip
+from edgeattn.models.training import OnProgress, TrainingError, TrainProgress
 
 # Chunk and left context of a batch: what ships, and how often each of the others where it does not.
 SHIPPED = (8, 4)
@@ -87,19 +88,6 @@ class StageOptions:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """State of a running stage; ``score`` is None between evaluations, ``loss`` the mean since the last report."""
-
-    stage: str
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    seconds: float
-    scores: dict[str, SpeakerScore] | None
-
-
-@dataclass(frozen=True)
 class StageResult:
     """What a stage gave: the averaged weights and their word errors on the held-out clips, by source."""
 
@@ -107,13 +95,6 @@ class StageResult:
     steps: int
     loss: float
     scores: dict[str, SpeakerScore]
-
-
-class TrainingError(EdgeattnError):
-    """Training cannot go on, for example after a loss that is not finite."""
-
-
-OnProgress = Callable[[Progress], None]
 
 
 def is_held_out(clip: Clip, patterns: Sequence[str]) -> bool:
@@ -376,6 +357,11 @@ def batches(make: BatchMaker, start: int, options: StageOptions) -> Iterator[Bat
                 future.cancel()
 
 
+def word_errors_text(scores: Mapping[str, SpeakerScore]) -> str:
+    """For people: ``fsdd WER 6.7 %, speech_commands WER 8.6 %``."""
+    return ", ".join(f"{source} WER {100 * score.total.rate:.1f} %" for source, score in scores.items())
+
+
 def train_stage(
     clips: Sequence[Clip],
     options: StageOptions,
@@ -415,10 +401,16 @@ def train_stage(
                 save_checkpoint(options.out / "checkpoint.pt", run.state())
                 save_state(weights, run.average, run.auxiliary)
             if on_progress is not None and (checked or run.step % 20 == 0):
-                rate, seconds = learning_rate_at(run.step - 1, options), time.monotonic() - began
-                mean = float(np.mean(losses[-20:]))
-                shown = scores if checked else None
-                on_progress(Progress(options.out.name, run.step, options.steps, mean, rate, seconds, shown))
+                on_progress(
+                    TrainProgress(
+                        stage=options.out.name,
+                        step=run.step,
+                        steps=options.steps,
+                        loss=float(np.mean(losses[-20:])),
+                        seconds=time.monotonic() - began,
+                        measured=word_errors_text(scores) if checked else "",
+                    )
+                )
     if not scores:  # resumed after its end
         scores = evaluate(run.average, sets)
     return StageResult(weights, run.step, float(np.mean(losses[-20:])) if losses else 0.0, scores)

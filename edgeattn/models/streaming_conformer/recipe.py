@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeattn.errors import InputError
+from edgeattn.models.streaming_conformer import Options
 from edgeattn.models.streaming_conformer.measure import SpeakerScore
-from edgeattn.models.streaming_conformer.stage import OnProgress, StageOptions, StageResult, train_stage
+from edgeattn.models.streaming_conformer.stage import StageOptions, StageResult, train_stage
 from edgeattn.models.streaming_conformer.voices import Clip, read_corpus, synthesise
+from edgeattn.models.training import OnProgress, Trained
 
 TRUNK_STEPS = 12_000
 BRANCH_STEPS = 800
@@ -27,36 +28,9 @@ TRUNK_AVERAGE = 700  # steps; a stage that ends at a rate of zero averages over 
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """What to train on and where to put it.
-
-    Attributes:
-        data: directory with ``fsdd/`` and/or ``speech_commands/``, see :func:`read_corpus`.
-        out: directory of checkpoints, one folder per stage; the weights end in ``out/weights.safetensors``.
-        steps: steps of all stages together, shared out as the recipe does; 0 for the recipe's own number.
-        seed: of everything random.
-        resume: go on from the checkpoints in ``out``.
-        held_out: speakers or "split=NAME" that no stage hears; the result is then one model without them, and
-            their word errors. Empty for the whole recipe.
-        threads: torch threads; 0 keeps torch's choice.
-        synthetic: use synthesised voices (needs espeak-ng).
-    """
-
-    data: Path
-    out: Path
-    steps: int = 0
-    seed: int = 0
-    resume: bool = False
-    held_out: tuple[str, ...] = ()
-    threads: int = 0
-    synthetic: bool = True
-
-
-@dataclass(frozen=True)
-class TrainResult:
+class TrainResult(Trained):
     """The weights, and the word errors of every stage on what it never heard, by stage and source."""
 
-    weights: Path
     scores: dict[str, dict[str, SpeakerScore]]
 
 
@@ -86,16 +60,21 @@ def recipe(clips: Sequence[Clip], held_out: Sequence[str] = ()) -> tuple[Stage, 
     return (trunk, *(branches if len(digits) > 1 else ()), Stage("final", FINAL_STEPS, (), "trunk"))
 
 
-def stage_options(stage: Stage, options: TrainOptions, share: float) -> StageOptions:
-    """A line of the recipe as options of :func:`train_stage`; ``share`` scales its steps."""
+def stage_options(stage: Stage, out: Path, options: Options, share: float) -> StageOptions:
+    """A line of the recipe as options of :func:`train_stage`.
+
+    Args:
+        out: of the whole training; a stage has a folder in it.
+        share: scales its steps.
+    """
     steps = max(1, round(stage.steps * share))
     trunk = stage.after is None
     return StageOptions(
-        out=options.out / stage.name,
+        out=out / stage.name,
         steps=steps,
         seed=options.seed,
         resume=options.resume,
-        init=None if stage.after is None else options.out / stage.after / "weights.safetensors",
+        init=None if stage.after is None else out / stage.after / "weights.safetensors",
         held_out=stage.held_out,
         learning_rate=TRUNK_RATE if trunk else BRANCH_RATE,
         warmup=min(400 if trunk else 100, steps),
@@ -108,29 +87,30 @@ def stage_options(stage: Stage, options: TrainOptions, share: float) -> StageOpt
     )
 
 
-def train(options: TrainOptions, on_progress: OnProgress | None = None) -> TrainResult:
+def train(data: Path, out: Path, options: Options, progress: OnProgress | None = None) -> TrainResult:
     """Runs the recipe.
 
     Args:
-        options: see :class:`TrainOptions`.
-        on_progress: called every 20 steps and at each evaluation.
+        data: directory with ``fsdd/`` and/or ``speech_commands/``, see :func:`read_corpus`.
+        out: directory of checkpoints, one folder per stage; the weights end in ``out/weights.safetensors``.
+        options: with ``held_out`` (speakers or "split=NAME" that no stage hears) the result is one model without them,
+            and their word errors; else the whole recipe.
+        progress: called every 20 steps and at each evaluation.
 
     Raises:
         InputError: the data is not in the expected form (with file and line), espeak-ng is missing, or nobody is called
             as ``held_out`` says.
         TrainingError: the loss became infinite or NaN.
     """
-    if options.steps < 0:
-        raise InputError(f"--steps must be 0 (the recipe's own number) or more, got {options.steps}")
-    clips = read_corpus(options.data)
+    clips = read_corpus(data)
     if options.synthetic:
-        clips += synthesise(options.out / "voices")
+        clips += synthesise(out / "voices")
     stages = recipe(clips, options.held_out)
     share = options.steps / sum(stage.steps for stage in stages) if options.steps else 1.0
     results: dict[str, StageResult] = {}
     for stage in stages:
-        results[stage.name] = train_stage(clips, stage_options(stage, options, share), on_progress)
-    weights = options.out / "weights.safetensors"
+        results[stage.name] = train_stage(clips, stage_options(stage, out, options, share), progress)
+    weights = out / "weights.safetensors"
     strip_auxiliary(results["final"].weights, weights)
     return TrainResult(weights, {name: result.scores for name, result in results.items()})
 

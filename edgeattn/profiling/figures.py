@@ -111,7 +111,7 @@ class Board:
     locked: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """Time of one call (for a stream: one chunk, features and decoding included), as fast as possible.
 
@@ -161,7 +161,7 @@ class Trace:
     backlog_ms: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Realtime:
     """Work paced against absolute deadlines: chunk k must be done ``deadline_ms`` after its last sample was due.
 
@@ -222,7 +222,7 @@ class Memory:
     engine_bytes: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """All that one measuring run gives.
 

@@ -7,13 +7,13 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from edgeattn.bundle import read_manifest
+from edgeattn.bundle import Manifest, read_manifest
 from edgeattn.profiling.board import board_state
 from edgeattn.profiling.contract import Contract, MeasureOptions, contract
 from edgeattn.profiling.energy import find_meter, measure_energy
@@ -65,47 +65,80 @@ def _measure(path: Path, options: MeasureOptions, backend: str | None) -> Profil
         load_ms = 1e3 * (time.perf_counter() - began)
         manifest = read_manifest(path)
         kind: Kind = "measured" if session.backend == manifest.backend else "emulated"
-        spec = session.spec
-        asked = contract(spec, options)
+        asked = contract(session.spec, options)
         watch = Watch(affinity(), session.backend in GPU_BACKENDS)
-        if spec.stream is None:
-            warmup, times, graphs, on_device = _time_graphs(session, options, watch)
-        else:
-            warmup, times, on_device = _time_stream(session, spec.stream, options, watch)
-            graphs = {}
-        p50, p90, p99, largest = percentiles_ms(times)
-        noise = block_noise(times)
-        latency = Latency(
-            kind, p50, p90, p99, largest, len(times), options.threads, warmup.first_ms, load_ms, affinity(),
-            None, graphs if len(graphs) > 1 else None,
-            warmup.calls, warmup.settled, noise, None if noise is None else noise > NOISE_LIMIT, watch.clocks(),
-            None if on_device is None else DeviceTimes(*percentiles_ms([1e-3 * ms for ms in on_device])),
-        )  # fmt: skip
+        timings = _time_session(session, options, watch)
+        latency = _latency(timings, kind, options.threads, load_ms, watch)
         board = board_state(options.lock_clocks)
         energy = _energy(session, options)
-        paced = None if asked is None else _paced(session, asked, options, sum(times) / len(times))
+        mean = sum(timings.seconds) / len(timings.seconds)
+        paced = None if asked is None else _paced(session, asked, options, mean)
         if options.layers:
             latency = replace(latency, layers=_layers(session))
-        golden = manifest.golden.file if manifest.golden is not None else None
-        weights = sum(entry.size for name, entry in manifest.files.items() if name != golden)
-        states = sum(state.nbytes for graph in spec.graphs for state in graph.states)
         return Profile(
-            device_name(),
-            session.backend,
-            session.engine_version,
-            latency,
-            paced,
-            Memory(peak_rss_bytes(), weights, states, session.engine_bytes),
-            session.executed(),
-            energy,
-            board,
+            device=device_name(),
+            backend=session.backend,
+            engine_version=session.engine_version,
+            latency=latency,
+            realtime=paced,
+            memory=_memory(session, manifest),
+            executed=session.executed(),
+            energy=energy,
+            board=board,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Calls as fast as possible.
+
+    Attributes:
+        seconds: of each timed call.
+        device_ms: of each by the device's own clock; None where it has none.
+        graphs: figures of each graph of a model that does not stream.
+    """
+
+    warmup: Warmup
+    seconds: list[float]
+    device_ms: list[float] | None
+    graphs: Mapping[str, GraphLatency] = field(default_factory=dict)
+
+
+def _latency(timings: Timings, kind: Kind, threads: int, load_ms: float, watch: Watch) -> Latency:
+    p50, p90, p99, largest = percentiles_ms(timings.seconds)
+    noise, device_ms = block_noise(timings.seconds), timings.device_ms
+    return Latency(
+        kind=kind,
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        max_ms=largest,
+        runs=len(timings.seconds),
+        threads=threads,
+        warmup_ms=timings.warmup.first_ms,
+        load_ms=load_ms,
+        affinity=affinity(),
+        graphs=timings.graphs if len(timings.graphs) > 1 else None,
+        warmup_calls=timings.warmup.calls,
+        settled=timings.warmup.settled,
+        noise=noise,
+        noisy=None if noise is None else noise > NOISE_LIMIT,
+        clocks=watch.clocks(),
+        device_clock=None if device_ms is None else DeviceTimes(*percentiles_ms([1e-3 * ms for ms in device_ms])),
+    )
+
+
+def _memory(session: Session, manifest: Manifest) -> Memory:
+    golden = manifest.golden.file if manifest.golden is not None else None
+    weights = sum(entry.size for name, entry in manifest.files.items() if name != golden)
+    states = sum(state.nbytes for graph in session.spec.graphs for state in graph.states)
+    return Memory(peak_rss_bytes(), weights, states, session.engine_bytes)
 
 
 def time_step(step: Step, runs: int) -> tuple[float, list[float]]:
     """Seconds of the first call and of ``runs`` calls after it settled; what comes between is thrown away."""
-    warmup, times, _ = _time(functools.partial(_timed, step), runs, 0.0)
-    return warmup.first_ms / 1e3, times
+    timings = _time(functools.partial(_timed, step), runs, 0.0)
+    return timings.warmup.first_ms / 1e3, timings.seconds
 
 
 def _timed(step: Step) -> float:
@@ -120,11 +153,11 @@ def _time(
     spread_seconds: float,
     watch: Watch | None = None,
     step: EngineStep | None = None,
-) -> tuple[Warmup, list[float], list[float] | None]:
+) -> Timings:
     """Warm up, then time ``runs`` calls, every so manieth of those that ``spread_seconds`` have room for.
 
-    Returns:
-        the warm-up; seconds of each call; and milliseconds of ``step`` in each by its device's clock, if it has one.
+    Args:
+        step: whose time by its device's clock is kept, if it has one.
     """
     warmup, median = warm_up(timed_call, runs)
     stride = max(1, math.ceil(spread_seconds / (runs * median))) if median > 0 else 1
@@ -137,31 +170,41 @@ def _time(
             on_device.append(step.device_ms)
         if watch is not None:
             watch.look()
-    return warmup, times, on_device or None
+    return Timings(warmup=warmup, seconds=times, device_ms=on_device or None)
 
 
-def _time_graphs(
-    session: Session, options: MeasureOptions, watch: Watch
-) -> tuple[Warmup, list[float], dict[str, GraphLatency], list[float] | None]:
-    """The warm-up, the seconds of each timed call, graphs added up, the figures of every graph, and device times."""
-    largest: list[Warmup] = []  # of each unit, the size that stands last
-    totals, device_totals = np.zeros(options.runs), np.zeros(options.runs)
-    figures, told = {}, True
+def _time_session(session: Session, options: MeasureOptions, watch: Watch) -> Timings:
+    stream = session.spec.stream
+    return _time_graphs(session, options, watch) if stream is None else _time_stream(session, stream, options, watch)
+
+
+def _time_graphs(session: Session, options: MeasureOptions, watch: Watch) -> Timings:
+    """Calls of all graphs added up, those that stand in several sizes with their largest."""
+    largest: list[Timings] = []  # of each unit, the size that stands last
+    figures = {}
     spread = options.spread_seconds / len(session.spec.graphs)
     for graphs in session.spec.units().values():
         for graph in graphs:
             step = _filled(session, graph)
-            warmup, times, on_device = _time(functools.partial(_timed, step), options.runs, spread, watch, step)
-            p50, _, p99, longest = percentiles_ms(times)
-            figures[graph.name] = GraphLatency(p50, p99, longest, warmup.first_ms)
-        largest.append(warmup)
-        totals += times
-        told = told and on_device is not None
-        device_totals += on_device if on_device is not None else 0.0
-    settled = all(warmup.settled for warmup in largest)
-    first, calls = sum(warmup.first_ms for warmup in largest), max(warmup.calls for warmup in largest)
-    on_devices = device_totals.tolist() if told else None
-    return Warmup(first, calls, settled), totals.tolist(), figures, on_devices
+            timings = _time(functools.partial(_timed, step), options.runs, spread, watch, step)
+            p50, _, p99, longest = percentiles_ms(timings.seconds)
+            figures[graph.name] = GraphLatency(p50, p99, longest, timings.warmup.first_ms)
+        largest.append(timings)
+    device_ms = [timings.device_ms for timings in largest if timings.device_ms is not None]
+    return Timings(
+        warmup=Warmup(
+            sum(timings.warmup.first_ms for timings in largest),
+            max(timings.warmup.calls for timings in largest),
+            all(timings.warmup.settled for timings in largest),
+        ),
+        seconds=_added(timings.seconds for timings in largest),
+        device_ms=_added(device_ms) if len(device_ms) == len(largest) else None,
+        graphs=figures,
+    )
+
+
+def _added(columns: Iterable[Sequence[float]]) -> list[float]:
+    return [sum(row) for row in zip(*columns, strict=True)]
 
 
 def _filled(session: Session, graph: GraphSpec) -> EngineStep:
@@ -183,9 +226,7 @@ def _plausible(tensor: TensorSpec) -> np.ndarray:
     return np.ones(tensor.shape, tensor.dtype)
 
 
-def _time_stream(
-    session: Session, spec: StreamSpec, options: MeasureOptions, watch: Watch
-) -> tuple[Warmup, list[float], list[float] | None]:
+def _time_stream(session: Session, spec: StreamSpec, options: MeasureOptions, watch: Watch) -> Timings:
     """Chunks through the whole of ``Stream.push``: features, engine, decoding."""
     pusher = _Pusher(session, spec)
 
@@ -245,7 +286,15 @@ def _paced(session: Session, asked: Contract, options: MeasureOptions, chunk_sec
     """The paced run, and the same beside busy neighbours if that was asked for."""
     if asked.seconds <= 0:
         rtf = 1e3 * chunk_seconds / asked.hop_ms
-        return Realtime(asked.hop_ms, asked.deadline_ms, rtf, None, None, None, False)
+        return Realtime(
+            hop_ms=asked.hop_ms,
+            deadline_ms=asked.deadline_ms,
+            rtf=rtf,
+            misses=None,
+            chunks=None,
+            max_backlog_ms=None,
+            paced=False,
+        )
     idle = _paced_once(session, asked, options)
     if not options.load:
         return idle

@@ -111,13 +111,13 @@ def realtime(timeline: Timeline, hop_ms: float, seconds: float, deadline_ms: flo
     misses = int((latency > deadline_ms / 1e3).sum())
     p50, _, p99, largest = percentiles_ms(latency.tolist()) if total else (None, None, None, None)
     return Realtime(
-        hop_ms,
-        deadline_ms,
-        float((timeline.done - timeline.began).sum()) / seconds if seconds else 0.0,
-        misses,
-        total,
-        1e3 * max(0.0, float(behind.max(initial=0.0))),
-        True,
+        hop_ms=hop_ms,
+        deadline_ms=deadline_ms,
+        rtf=float((timeline.done - timeline.began).sum()) / seconds if seconds else 0.0,
+        misses=misses,
+        chunks=total,
+        max_backlog_ms=1e3 * max(0.0, float(behind.max(initial=0.0))),
+        paced=True,
         seconds=seconds,
         miss_rate_ci95=wilson(misses, total) if total else None,
         p50_ms=p50,

@@ -70,9 +70,39 @@ def test_accuracy_gate_needs_a_source_to_compare_with() -> None:
 
 
 def profile(p99_ms: float, misses: int | None = None, streams: bool = True) -> Profile:
-    latency = Latency("measured", 1.0, 1.0, p99_ms, p99_ms, 10, 1, 1.0, 1.0, (0,))
-    realtime = Realtime(320.0, 300.0, 0.1, misses, 10, 1.0, misses is not None) if streams else None
-    return Profile("x", "openvino", "1", latency, realtime, Memory(None, 1, 1), {})
+    latency = Latency(
+        kind="measured",
+        p50_ms=1.0,
+        p90_ms=1.0,
+        p99_ms=p99_ms,
+        max_ms=p99_ms,
+        runs=10,
+        threads=1,
+        warmup_ms=1.0,
+        load_ms=1.0,
+        affinity=(0,),
+    )
+    return Profile(
+        device="x",
+        backend="openvino",
+        engine_version="1",
+        latency=latency,
+        realtime=realtime(misses) if streams else None,
+        memory=Memory(None, 1, 1),
+        executed={},
+    )
+
+
+def realtime(misses: int | None) -> Realtime:
+    return Realtime(
+        hop_ms=320.0,
+        deadline_ms=300.0,
+        rtf=0.1,
+        misses=misses,
+        chunks=10,
+        max_backlog_ms=1.0,
+        paced=misses is not None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -93,8 +123,8 @@ def test_deadline_gate(measured: Profile, deadline_ms: float | None, passes: boo
 
 
 def test_misses_are_told_with_their_interval_for_each_run() -> None:
-    loaded = Realtime(320.0, 300.0, 0.1, 4, 10, 1.0, True, neighbours=2, packet=480, miss_rate_ci95=(0.168, 0.687))
-    alone = Realtime(320.0, 300.0, 0.1, 0, 10, 1.0, True, packet=480, loaded=loaded)
+    loaded = replace(realtime(4), neighbours=2, packet=480, miss_rate_ci95=(0.168, 0.687))
+    alone = replace(realtime(0), packet=480, loaded=loaded)
     measured = replace(profile(10.0), realtime=alone)
     (failure,) = deadline_failures(measured, None)
     assert failure.wanted == "every chunk within 300 ms beside 2 busy neighbours"

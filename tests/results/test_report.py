@@ -17,7 +17,18 @@ from edgeattn.results.report import Candidate, Precision, Report, Result, joined
 from edgeattn.results.tables import candidate_table, table
 from edgeattn.results.verdicts import Judgement
 
-LATENCY = Latency("measured", 1.0, 2.0, 3.0, 4.0, 100, 1, 5.0, 60.0, (0, 1))
+LATENCY = Latency(
+    kind="measured",
+    p50_ms=1.0,
+    p90_ms=2.0,
+    p99_ms=3.0,
+    max_ms=4.0,
+    runs=100,
+    threads=1,
+    warmup_ms=5.0,
+    load_ms=60.0,
+    affinity=(0, 1),
+)
 FULL = Result(
     target="cpu",
     device="a processor",
@@ -31,7 +42,7 @@ FULL = Result(
     parity=Parity("float32 source in torch", 500, {"y": OutputParity(1e-5, 92.0)}),
     accuracy=Accuracy("wer", 5.0, 5.5, (4.0, 7.0), 60, "a sample"),
     latency=LATENCY,
-    realtime=Realtime(320.0, 320.0, 0.004, 0, 15, 1.5, True),
+    realtime=Realtime(hop_ms=320.0, deadline_ms=320.0, rtf=0.004, misses=0, chunks=15, max_backlog_ms=1.5, paced=True),
     memory=Memory(10**8, 10**6, 10**3),
 )
 BARE = Result("jetson", "a host", "tensorrt", None, False, (Failure("parity", "a", "b"),), Precision("auto", "fp16"))

@@ -59,14 +59,20 @@ from edgeattn.pipeline.steps.candidates import (
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.fallbacks import try_schemes
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
-from edgeattn.pipeline.steps.pruning import Compressed, Compressor
+from edgeattn.pipeline.steps.pruning import Outcome, PruneTask, Setting, for_target, latency_table, prune_task
 from edgeattn.pipeline.steps.recipes import build
-from edgeattn.pruning.apply import Subject, copied, subject
-from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.latency import unit_rows
-from edgeattn.pruning.recovery import Recovered, RecoveryOptions, recover
-from edgeattn.pruning.request import parse_request
-from edgeattn.pruning.surgery import set_number
+from edgeattn.pruning import (
+    Cut,
+    Prunable,
+    Recovered,
+    RecoveryOptions,
+    copied,
+    parse_request,
+    prunable,
+    recover,
+    set_number,
+    unit_rows,
+)
 from edgeattn.results.gates import Gates
 from edgeattn.runtimes import Session
 from edgeattn.runtimes.buckets import pad_inputs
@@ -221,7 +227,7 @@ class Trial:
     engine: str
     shop: Workshop
     settings: Settings
-    made: Compressed
+    made: Outcome
     took: Seconds
 
     @property
@@ -236,11 +242,11 @@ class Trial:
 
 
 def measure(
-    case: Case, plan: Plan, shop: Workshop, compressor: Compressor, engine: str, settings: Settings, peers: bool
+    case: Case, plan: Plan, shop: Workshop, task: PruneTask, engine: str, settings: Settings, peers: bool
 ) -> tuple[list[Row], list[Bar]]:
     """Rows and bars of one plan on one engine."""
     clock = Clock()
-    trial = carried_out(case, plan, shop, compressor, engine, settings, clock)
+    trial = carried_out(case, plan, shop, task, engine, settings, clock)
     room = shop.room(f"{plan.name}-{engine}")
     options = ConvertOptions(
         *((trial.target,), "auto" if plan.quantized else "fp32", engine, room / "out", Gates(plan.max_drop)),
@@ -266,18 +272,18 @@ def measure(
 
 
 def carried_out(
-    case: Case, plan: Plan, shop: Workshop, compressor: Compressor, engine: str, settings: Settings, clock: Clock
+    case: Case, plan: Plan, shop: Workshop, task: PruneTask, engine: str, settings: Settings, clock: Clock
 ) -> Trial:
     """The prune step, and what it took; a cut that an engine before asked for too is not recovered again."""
     target = get_target(ENGINES[engine])
     torch.set_num_threads(settings.threads)
     pruning, recovery, chosen = 0.0, 0.0, False
     began = time.monotonic()
-    if compressor.request.budget is not None:
-        compressor.table(target, engine, clock)
+    if task.request.budget is not None:
+        latency_table(task, Setting(target=target, backend=engine, threads=1, progress=clock))
     of_table = time.monotonic() - began
     steps = Clock()
-    made = compressor.for_target(target, engine, steps)
+    made = for_target(task, Setting(target=target, backend=engine, threads=1, progress=steps))
     torch.set_num_threads(1)
     for what, seconds in steps.spans():
         chosen |= what == "pruning: removing"
@@ -360,10 +366,10 @@ def peer_bars(trial: Trial, rows: Sequence[Row], entered: Mapping[str, Candidate
 
 def cost_gone(model: EdgeModel, smaller: EdgeModel) -> float:
     """Share of the multiplications in the layers that make and join heads and neurons that pruning took away."""
-    return 1.0 - multiplications(subject(smaller)) / multiplications(subject(model))
+    return 1.0 - multiplications(prunable(smaller)) / multiplications(prunable(model))
 
 
-def multiplications(given: Subject) -> int:
+def multiplications(given: Prunable) -> int:
     """Of the entries and exits of all units, in one run of every graph; products of attention itself not counted."""
     rows = unit_rows(given)
     return sum(
@@ -386,7 +392,7 @@ class Rivals:
         self.ours = found[PRUNED]
         times = time_candidates({name: found[name].session for name in (WHOLE, PRUNED)})
         self.gain = times[WHOLE] / times[PRUNED]
-        self.given = subject(trial.shop.model)
+        self.given = prunable(trial.shop.model)
         room.mkdir()
 
     def candidates(self) -> dict[str, Candidate | str]:
@@ -453,7 +459,7 @@ class Rivals:
         samples = (self.room / SAMPLES).resolve()
         tensors = load_file(run_script(with_share, self.trial.case.directory, samples, work.resolve()))
         network = resized(self.given, tensors)
-        assert self.given.model.rebuild is not None, "checked by subject()"
+        assert self.given.model.rebuild is not None, "checked by prunable()"
         return self.given.model.rebuild(network)
 
     def session(self, model: EdgeModel, name: str) -> tuple[Session, int]:
@@ -480,7 +486,7 @@ class Rivals:
         seconds, given = self.trial.settings.recover_seconds(self.trial.plan), self.given
         self.clock.begin(f"recovery of the peer by distillation, {seconds:.0f} s")
         assert model.network is not None, "rebuilt from one"
-        assert given.model.network is not None, "checked by subject()"
+        assert given.model.network is not None, "checked by prunable()"
         norms = [
             [m.normalized_shape for m in n.modules() if isinstance(m, nn.LayerNorm)]
             for n in (given.model.network, model.network)
@@ -493,7 +499,7 @@ class Rivals:
         return made
 
 
-def resized(given: Subject, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+def resized(given: Prunable, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """A copy of a network with other tensors, of other sizes, and everything that follows from their sizes."""
     network = copied(given.network)
     for path, module in network.named_modules():
@@ -547,9 +553,9 @@ def main() -> None:
                 if chosen.plan and plan.name not in chosen.plan:
                     continue
                 request = parse_request(settings.asked or plan.asked, settings.recover_seconds(plan))
-                compressor = Compressor(shop, request, 1)
+                task = prune_task(shop, request)
                 for engine in chosen.engine or plan.engines:
-                    found, met = measure(case, plan, shop, compressor, engine, settings, chosen.peers)
+                    found, met = measure(case, plan, shop, task, engine, settings, chosen.peers)
                     rows += found
                     reached += met
     if chosen.json:

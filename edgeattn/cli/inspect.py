@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from edgeattn.bundle import Manifest
     from edgeattn.converters.preflight.judge import Finding, GraphFacts
-    from edgeattn.pipeline.inspect import Inspection, Prunable
+    from edgeattn.pipeline.inspect import Inspection, PrunableParts
     from edgeattn.spec import GraphSpec
 
 LONGEST_FACT = 1_000  # characters of a line of a manifest, whoever wrote it
@@ -116,7 +116,7 @@ def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:
         check_picture(plot)
 
 
-def print_prunable(parts: Prunable) -> None:
+def print_prunable(parts: PrunableParts) -> None:
     """One row per attention block and feed-forward, then the stacks, then what is left whole."""
     from rich.table import Table
     from rich.text import Text

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgeattn.evaluation.data import Data
     from edgeattn.model import EdgeModel
     from edgeattn.pipeline.steps.options import Own
-    from edgeattn.pruning.importance import Hook
+    from edgeattn.pruning import Hook
     from edgeattn.results.report import Report
     from edgeattn.targets import Target
 
@@ -110,7 +110,7 @@ def own_options(targets: Sequence[Target], flags: frozenset[str], recover_minute
     from edgeattn.errors import InputError
     from edgeattn.pipeline.steps.options import Own
     from edgeattn.pipeline.steps.recipes import check_precision
-    from edgeattn.pruning.request import parse_request
+    from edgeattn.pruning import parse_request
 
     own = {}
     for target in targets:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from edgeattn.pruning.request import Request
+    from edgeattn.pruning import Request
     from edgeattn.quantize.plan import Plan
 
 UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "min": 6e4, "h": 3.6e6, "": 1.0}
@@ -192,7 +192,7 @@ def prune_of(text: str | None, recover_minutes: float, loss: str | None, prunes:
         InputError: for flags that contradict each other, or as :func:`~edgeattn.pruning.request.parse_request`.
     """
     from edgeattn.errors import InputError
-    from edgeattn.pruning.request import parse_request
+    from edgeattn.pruning import parse_request
 
     if text is None:
         for flag, given in (("--recover-minutes", recover_minutes > 0), ("--loss", loss is not None)):

@@ -71,14 +71,22 @@ def prune(
         from edgeattn.pipeline.prune import prune as run
         from edgeattn.pipeline.steps.options import ConvertOptions
         from edgeattn.profiling.measure import MeasureOptions
-        from edgeattn.pruning.request import Request
+        from edgeattn.pruning import Request, amounts
         from edgeattn.results.gates import Gates
         from edgeattn.results.pictures import check_picture
 
+        asked = {
+            "heads": heads, "neurons": neurons, "layers": layers, "kv-heads": kv_heads, "rank": rank, "left": left,
+            "sparsity": sparsity,
+        }  # fmt: skip
         request = Request(
-            speedup, deadline, max_drop, heads, neurons, layers, kv_heads, rank, left, sparsity,
-            samples=importance_samples, recover_seconds=60.0 * recover_minutes,
-        )  # fmt: skip
+            speedup=speedup,
+            deadline_ms=deadline,
+            max_drop=max_drop,
+            amounts=amounts({key: str(value) for key, value in asked.items() if value is not None}),
+            samples=importance_samples,
+            recover_seconds=60.0 * recover_minutes,
+        )
         targets = chosen_targets(target)
         settings = ConvertOptions(
             targets=targets,

@@ -23,7 +23,7 @@ from edgeattn.pipeline import profile as _profile
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.progress import Progress, Quiet
-from edgeattn.pruning.request import parse_request
+from edgeattn.pruning import parse_request
 from edgeattn.quantize.plan import Plan, read_plan
 from edgeattn.results.gates import DEFAULT_MAX_DROP, Gates
 from edgeattn.results.report import Report

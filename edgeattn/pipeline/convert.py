@@ -4,7 +4,7 @@ The steps, in order, each a file of steps/:
 
     preflight      what would fail on a target is refused before anything is converted             (preflight.py)
     baseline       the float32 source, streamed: recorded steps, calibration samples, the metric    (baseline.py)
-    prune          where asked: heads, neurons and layers are removed for a target's milliseconds   (pruning.py)
+    prune          where asked: heads, neurons and layers are removed for a target's milliseconds   (pruning/)
     candidates     per target: each recipe built by the engine's converter and quantizer            (recipes.py)
     verify         each candidate against the baseline: parity, the task's metric, time             (candidates.py)
     fall back      where the fastest loses the metric: layers back to float, else a short training  (fallbacks.py)
@@ -39,19 +39,18 @@ from edgeattn.pipeline.steps.fallbacks import (
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.pipeline.steps.packing import destination, golden_inputs, pack
 from edgeattn.pipeline.steps.preflight import check_dla, check_room, describe, engine, preflight, removed_if_empty
-from edgeattn.pipeline.steps.pruning import prune_file
 from edgeattn.pipeline.steps.recipes import schemes
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.pipeline.steps.repeatable import confirmed
 from edgeattn.profiling.contract import contract
 from edgeattn.progress import Progress
-from edgeattn.pruning.request import Request
+from edgeattn.pruning import Request
 from edgeattn.results.report import Report, Result
 from edgeattn.runtimes.selftest import make_golden
 from edgeattn.targets import Target
 
 if TYPE_CHECKING:
-    from edgeattn.pipeline.steps.pruning import Compressor
+    from edgeattn.pipeline.steps.pruning import PruneTask
 
 
 def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progress: Progress) -> Report:
@@ -94,25 +93,28 @@ def pruned(
     workshop: Workshop, options: ConvertOptions, refused: Refusals, progress: Progress
 ) -> Iterator[tuple[Target, Workshop]]:
     """Each target with what is converted for it: the source itself, or what pruning made of it."""
-    compressors: dict[Request, Compressor] = {}  # what does not depend on the target is done once for each request
+    tasks: dict[Request, PruneTask] = {}  # what does not depend on the target is done once for each request
     for target in refused.left():
         request = options.of(target).prune
         if request is None:
             yield target, workshop
             continue
         with refused.within(target, "pruning"):
-            if request not in compressors:
-                from edgeattn.pipeline.steps.pruning import Compressor
+            from edgeattn.pipeline.steps.pruning import Setting, for_target, prune_file, prune_task  # they load torch
 
+            if request not in tasks:
                 checkpoint = prune_file(workshop, options)
-                compressors[request] = Compressor(
-                    workshop, request, options.measure.threads, checkpoint, options.loss, options.accept_unproved
-                )
-            made = compressors[request].for_target(target, engine(target, options), progress)
+                tasks[request] = prune_task(workshop, request, checkpoint, options.loss, options.accept_unproved)
+            backend, threads = engine(target, options), options.measure.threads
+            setting = Setting(target=target, backend=backend, threads=threads, progress=progress)
+            made = for_target(tasks[request], setting)
         if target not in refused:
             yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
-    for compressor in compressors.values():
-        compressor.forget()
+    if tasks:
+        from edgeattn.pipeline.steps.pruning import forget
+
+        for task in tasks.values():
+            forget(task)
 
 
 def convert_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:

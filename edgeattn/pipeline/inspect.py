@@ -17,8 +17,7 @@ from edgeattn.pipeline.steps.preflight import calibration_sample, describe, engi
 from edgeattn.pipeline.steps.repeatable import confirmed
 from edgeattn.pipeline.steps.sensitivity import ModelSensitivity, model_sensitivity, sensitivity_json
 from edgeattn.progress import Progress
-from edgeattn.pruning.anatomy import Stack, Unit, Unknown
-from edgeattn.pruning.apply import subject
+from edgeattn.pruning import Stack, Unit, Unknown, prunable
 from edgeattn.spec import to_json
 from edgeattn.targets import Target
 
@@ -52,7 +51,7 @@ class TargetFindings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prunable:
+class PrunableParts:
     """What pruning finds in a model: units and stacks, what it does not know, or why it finds nothing at all."""
 
     units: tuple[Unit, ...] = ()
@@ -76,7 +75,7 @@ class Inspection:
     graphs: tuple[GraphFacts, ...]
     notes: tuple[str, ...]
     targets: tuple[TargetFindings, ...]
-    prunable: Prunable
+    prunable: PrunableParts
     seconds: float
     sensitivity: ModelSensitivity | None = None
 
@@ -139,7 +138,7 @@ def inspect(model: EdgeModel, data: Data | None, options: InspectOptions, progre
     )
     seconds = round(time.monotonic() - began, 3)
     progress.begin("looking for heads and neurons")
-    parts = prunable(source)
+    parts = prunable_parts(source)
     return Inspection(
         model=describe(source),
         graphs=tuple(map(facts, views)),
@@ -151,13 +150,13 @@ def inspect(model: EdgeModel, data: Data | None, options: InspectOptions, progre
     )
 
 
-def prunable(source: EdgeModel) -> Prunable:
+def prunable_parts(source: EdgeModel) -> PrunableParts:
     """Look for what can be removed; a model in which there is nothing is no error here."""
     try:
-        anatomy = subject(source).anatomy
+        anatomy = prunable(source).anatomy
     except EdgeattnError as error:
-        return Prunable(why_not=str(error))
-    return Prunable(units=tuple(anatomy.units), stacks=tuple(anatomy.stacks), unknown=tuple(anatomy.unknown))
+        return PrunableParts(why_not=str(error))
+    return PrunableParts(units=tuple(anatomy.units), stacks=tuple(anatomy.stacks), unknown=tuple(anatomy.unknown))
 
 
 def _as_for_convert(options: InspectOptions) -> ConvertOptions:
@@ -207,7 +206,7 @@ def _cannot_be_asked(target: Target, name: str, error: UnsupportedError) -> Find
     )
 
 
-def _prunable_json(parts: Prunable) -> dict[str, Any]:
+def _prunable_json(parts: PrunableParts) -> dict[str, Any]:
     return {
         "units": [_unit_json(unit) for unit in parts.units],
         "stacks": [{"path": s.path, "layers": s.layers, "pinned": list(s.pinned)} for s in parts.stacks],

@@ -6,7 +6,6 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.engines import SUBSTITUTE
@@ -19,13 +18,20 @@ from edgeattn.pipeline.steps.candidates import Tried, Verified, add_scheme
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import check_room, describe, engine, removed_if_empty
-from edgeattn.pipeline.steps.pruning import Compressed, Compressor, prune_file
+from edgeattn.pipeline.steps.pruning import (
+    PruneTask,
+    Setting,
+    for_target,
+    forget,
+    prune_file,
+    prune_task,
+)
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.pipeline.steps.repeatable import confirmed
 from edgeattn.pipeline.steps.rows import pruning_facts, verified_gates
 from edgeattn.profiling.measure import device_name
 from edgeattn.progress import Progress
-from edgeattn.pruning.saved import write_pruned
+from edgeattn.pruning import write_pruned
 from edgeattn.results.gates import Gates
 from edgeattn.results.importance import importance_figure
 from edgeattn.results.report import Precision, Report, Result, with_gates
@@ -70,15 +76,13 @@ def prune(
         check_room(model, scratch)
         shop = Workshop(model, baseline(model, data, progress), scratch)
         checkpoint = prune_file(shop, options)
-        compressor = Compressor(
-            shop, options.prune, options.measure.threads, checkpoint, options.loss, options.accept_unproved
-        )
+        task = prune_task(shop, options.prune, checkpoint, options.loss, options.accept_unproved)
         refused = Refusals(options.targets, options.backend, options.precision)
         results: list[Result] = []
         for target in options.targets:
             with refused.within(target, "pruning"):
-                results.append(_prune_target(compressor, target, options, more, progress))
-        compressor.forget()
+                results.append(_prune_target(task, target, options, more, progress))
+        forget(task)
     return Report(describe(model), refused.rows(results))
 
 
@@ -88,31 +92,28 @@ def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Pa
 
 
 def _prune_target(
-    compressor: Compressor, target: Target, options: ConvertOptions, more: PruneOptions, progress: Progress
+    task: PruneTask, target: Target, options: ConvertOptions, more: PruneOptions, progress: Progress
 ) -> Result:
     began = time.monotonic()
     backend = engine(target, options)
-    made = compressor.for_target(target, backend, progress)
-    shop = Workshop(made.model, made.base, compressor.shop.room(f"pruned-{target.name}"), made.pruning)
+    threads = options.measure.threads
+    made = for_target(task, Setting(target=target, backend=backend, threads=threads, progress=progress))
+    shop = Workshop(made.model, made.base, task.shop.room(f"pruned-{target.name}"), made.pruning)
     tried = Tried()
     with ExitStack() as stack:
         add_scheme(tried, shop, target, "fp32", options, stack, progress, alone=True)
     result = _result(shop, target, tried.verified["fp32"], options.gates)
     facts = result.pruning
     assert facts is not None, "this is a pruned model"
-    if more.plot is not None and compressor.measured is not None:
-        importance_figure(compressor.measured, made.cut, more.plot)
+    if more.plot is not None and task.memory.importance is not None:
+        importance_figure(task.memory.importance, made.cut, more.plot)
     if facts["kept"]:
         progress.begin(f"{target.name}: writing")
-        path = destination(compressor.shop.model, target, options)
-        told, source = _told(facts, made), compressor.source
-        write_pruned(path, made.model, source, made.cut, more.reference, told, options.force, export_onnx)
+        path = destination(task.shop.model, target, options)
+        told = {**facts, "failures": [str(failure) for failure in made.pruning.failures]}
+        write_pruned(path, made.model, task.source, made.cut, more.reference, told, options.force, export_onnx)
         result = replace(result, bundle=str(path))
     return replace(result, seconds=time.monotonic() - began)
-
-
-def _told(facts: Any, made: Compressed) -> dict[str, Any]:
-    return {**facts, "failures": [str(failure) for failure in made.pruning.failures]}
 
 
 def _result(shop: Workshop, target: Target, verified: Verified, gates: Gates) -> Result:

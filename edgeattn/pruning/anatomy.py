@@ -12,9 +12,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from edgeattn.model import EdgeModel
 
 Kind = Literal["attention", "feedforward"]
 
@@ -151,6 +154,25 @@ class Anatomy:
             if stack.path == path:
                 return stack
         raise KeyError(path)
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A model that can be cut, and what was found in it.
+
+    Attributes:
+        model: the source; where some of its blocks cannot be cut as they are, ``nn.MultiheadAttention`` for one, a copy
+            with others that compute the same.
+    """
+
+    model: EdgeModel
+    anatomy: Anatomy
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that is cut."""
+        assert self.model.network is not None, "checked by prunable()"
+        return self.model.network
 
 
 def next_or_raise(units: tuple[Unit, ...], key: str) -> Unit:

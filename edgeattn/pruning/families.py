@@ -129,7 +129,7 @@ FEEDFORWARD = (
 NO_NAMES = "its projections have names that no family uses"
 
 
-def find(network: nn.Module) -> Anatomy:
+def find_anatomy(network: nn.Module) -> Anatomy:
     """All units and stacks of a network, in the order of its modules; a module under several paths once.
 
     Blocks that share a weight are one unit, that of the first of them.

@@ -23,8 +23,7 @@ from torch.nn import functional
 from edgeattn.distillation import Tensors, measured_loss, training
 from edgeattn.errors import DataError
 from edgeattn.model import Arrays, one_thread
-from edgeattn.pruning.anatomy import Unit, exits, masked, skipped
-from edgeattn.pruning.apply import Subject
+from edgeattn.pruning.anatomy import Prunable, Unit, exits, masked, skipped
 
 SCALE_SAMPLES = 16  # that tell the scale of an output
 MOST_INTERACTIONS = 4_096  # groups of a unit whose block of F is kept: 64 MiB
@@ -85,8 +84,8 @@ class Importance:
     method: str
 
 
-def importance(
-    given: Subject,
+def measure_importance(
+    given: Prunable,
     samples: Mapping[str, Sequence[Arrays]],
     options: ImportanceOptions,
     on_step: Callable[[float], None],
@@ -149,7 +148,7 @@ def _sum(arrays: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def leave_out(
-    given: Subject,
+    given: Prunable,
     samples: Mapping[str, Sequence[Arrays]],
     count: int,
     options: ImportanceOptions,
@@ -160,14 +159,14 @@ def leave_out(
     Layers that can each be spared may not be spared together, so what remains is measured anew every time.
 
     Args:
-        samples: as for :func:`importance`; ``options.layer_samples`` of each graph are used.
+        samples: as for :func:`measure_importance`; ``options.layer_samples`` of each graph are used.
         count: over all stacks; of each stack one layer stays.
 
     Returns:
         stack's path -> numbers of layers, ascending; fewer than ``count`` in all if no more can be left out.
 
     Raises:
-        DataError: as :func:`importance`.
+        DataError: as :func:`measure_importance`.
     """
     rows = {graph: spread_evenly(list(own), options.layer_samples) for graph, own in samples.items() if own}
     losses = {graph: graph_loss(given, graph, own, options.loss) for graph, own in rows.items()}
@@ -187,7 +186,7 @@ def leave_out(
     return gone
 
 
-def magnitude(given: Subject) -> dict[str, np.ndarray]:
+def magnitude(given: Prunable) -> dict[str, np.ndarray]:
     """Unit's key -> float32 (groups,): L2 norm of the weights that make a group and of those it leaves through."""
     norms: dict[str, np.ndarray] = {}
     for unit in given.anatomy.units:
@@ -220,7 +219,7 @@ class GraphLoss:
     hook: Hook | None = None
 
 
-def graph_loss(given: Subject, graph: str, rows: Sequence[Arrays], hook: Hook | None = None) -> GraphLoss:
+def graph_loss(given: Prunable, graph: str, rows: Sequence[Arrays], hook: Hook | None = None) -> GraphLoss:
     """Which outputs are distributions, and the scales of the others, from a few samples.
 
     Distributions are those of :func:`~edgeattn.distillation.measured_loss`.
@@ -289,14 +288,14 @@ def _bounded(value: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def measuring(given: Subject) -> Iterator[None]:
+def measuring(given: Prunable) -> Iterator[None]:
     """Gradients on; torch's fast path of attention, which passes masks by, off; one thread for streams."""
     few = one_thread() if given.model.spec.stream is not None else contextlib.nullcontext()
     with training(), few:
         yield
 
 
-def call(given: Subject, graph: str, inputs: Tensors) -> Tensors:
+def call(given: Prunable, graph: str, inputs: Tensors) -> Tensors:
     """Float outputs and next states of one call, gradients kept."""
     names = {tensor.name for tensor in given.model.spec.graph(graph).all_inputs}
     outputs = given.model.modules[graph](**{name: value for name, value in inputs.items() if name in names})
@@ -320,7 +319,7 @@ def spread_evenly(rows: Sequence[Any], count: int) -> list[Any]:
     return [rows[index * len(rows) // taken] for index in range(taken)]
 
 
-def batches(given: Subject, graph: str, rows: Sequence[Arrays], most: int) -> list[list[int]]:
+def batches(given: Prunable, graph: str, rows: Sequence[Arrays], most: int) -> list[list[int]]:
     """Numbers of the samples of each call: several where the model treats those of a batch apart, else one by one.
 
     That it does is tried with masks of their own for two samples: outputs must be those of the two alone.
@@ -338,7 +337,7 @@ def batches(given: Subject, graph: str, rows: Sequence[Arrays], most: int) -> li
     return made
 
 
-def _takes_batches(given: Subject, graph: str, first: Arrays, second: Arrays) -> bool:
+def _takes_batches(given: Prunable, graph: str, first: Arrays, second: Arrays) -> bool:
     rng = torch.Generator().manual_seed(0)
     masks = {unit.key: torch.rand(2, unit.groups, generator=rng) + 0.5 for unit in given.anatomy.units}
     with contextlib.suppress(Exception), torch.no_grad():  # a graph of one fixed size refuses in a way of its own
@@ -362,7 +361,7 @@ def _is_part(both: Tensor, value: Tensor, index: int) -> bool:
 
 
 def _gradients(
-    given: Subject,
+    given: Prunable,
     rows: Sequence[Arrays],
     loss: GraphLoss,
     options: ImportanceOptions,
@@ -463,7 +462,7 @@ def shrunk(block: np.ndarray, gradients: np.ndarray) -> np.ndarray:
 
 
 def _layer_losses(
-    given: Subject,
+    given: Prunable,
     rows: Sequence[Arrays],
     loss: GraphLoss,
     options: ImportanceOptions,

@@ -26,10 +26,10 @@ from torch import nn
 from edgeattn.bundle import user_cache, write_atomically
 from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.model import EdgeModel
-from edgeattn.pruning.anatomy import Anatomy, Stack, Unit
-from edgeattn.pruning.apply import Subject, copied
+from edgeattn.pruning.anatomy import Anatomy, Prunable, Stack, Unit
+from edgeattn.pruning.apply import remove
 from edgeattn.pruning.cut import Cut, snapped
-from edgeattn.pruning.surgery import remove
+from edgeattn.pruning.surgery import copied
 from edgeattn.spec import from_json, to_json
 from edgeattn.targets import Target
 from edgeattn.targets.roofline import Computed, OpFigures, estimate_op, peak_rate
@@ -180,7 +180,7 @@ class UnitClass:
     rows: Rows
 
 
-def unit_classes(given: Subject) -> tuple[UnitClass, ...]:
+def unit_classes(given: Prunable) -> tuple[UnitClass, ...]:
     """The units of a model by what they cost, in the anatomy's order. Units that never run are left out."""
     rows = unit_rows(given)
     found: dict[tuple[object, ...], list[Unit]] = {}
@@ -201,7 +201,7 @@ def _weight_shape(network: nn.Module, path: str) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
-def unit_rows(given: Subject) -> dict[str, Rows]:
+def unit_rows(given: Prunable) -> dict[str, Rows]:
     """Unit's key -> rows of each call of its exit and its entries, all graphs run once on the example."""
     layers = {path for unit in given.anatomy.units for path in (unit.exit, *unit.entries)}
     seen: dict[str, list[int]] = {path: [] for path in layers}
@@ -236,14 +236,14 @@ def _watching(
 class Variants(Mapping[str, EdgeModel]):
     """Cuts of a model by name, each made when it is asked for and kept by nobody: all of them at once may not fit."""
 
-    def __init__(self, given: Subject, cuts: Mapping[str, Cut]) -> None:
+    def __init__(self, given: Prunable, cuts: Mapping[str, Cut]) -> None:
         self._given = given
         self.cuts = cuts
 
     def __getitem__(self, name: str) -> EdgeModel:
         network = copied(self._given.network)
         remove(network, self._given.anatomy, self.cuts[name])
-        assert self._given.model.rebuild is not None, "checked by subject()"
+        assert self._given.model.rebuild is not None, "checked by prunable()"
         return self._given.model.rebuild(network)
 
     def __iter__(self) -> Iterator[str]:
@@ -310,7 +310,7 @@ def falling(values: Sequence[float]) -> list[float]:
 
 
 def measure_table(
-    given: Subject,
+    given: Prunable,
     times: Callable[[Mapping[str, EdgeModel]], Mapping[str, Timing]],
     options: MeasureOptions,
     cache: Path | None = None,
@@ -372,7 +372,7 @@ def cache_directory() -> Path:
     return user_cache() / "latency"
 
 
-def table_key(given: Subject, options: MeasureOptions) -> str:
+def table_key(given: Prunable, options: MeasureOptions) -> str:
     """The name of a table: a hash of the model's shapes and of everything that decides how fast they run."""
     parts = {
         "format": FORMAT,
@@ -387,7 +387,7 @@ def table_key(given: Subject, options: MeasureOptions) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _read_table(path: Path, given: Subject, on_step: Callable[[str], None]) -> LatencyTable | None:
+def _read_table(path: Path, given: Prunable, on_step: Callable[[str], None]) -> LatencyTable | None:
     """The table of a file; None if there is none, or it is damaged or does not fit: it is measured anew then."""
     try:
         if not path.is_file():
@@ -435,7 +435,7 @@ class _Call:
     positions: int
 
 
-def estimate_table(given: Subject, target: Target, precision: str = "fp32", threads: int = 1) -> LatencyTable:
+def estimate_table(given: Prunable, target: Target, precision: str = "fp32", threads: int = 1) -> LatencyTable:
     """The table of a model on a device that is not here: a roofline over its linear and convolution layers.
 
     Each takes the middle of what :func:`edgeattn.targets.roofline.estimate_op` tells for the target's first engine. So

@@ -35,10 +35,10 @@ from edgeattn.distillation import (
 )
 from edgeattn.errors import DataError, InputError, UnsupportedError
 from edgeattn.model import Arrays, EdgeModel
-from edgeattn.pruning.anatomy import Anatomy
-from edgeattn.pruning.apply import Subject, copied
+from edgeattn.pruning.anatomy import Anatomy, Prunable
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.linear import dense, linear_at
+from edgeattn.pruning.surgery import copied
 from edgeattn.spec import BucketSpec, GraphSpec
 
 TARGET = "target_"  # prefix of what an output should be, among the inputs of a run
@@ -122,7 +122,7 @@ class Recovered:
 
 
 def recover(
-    given: Subject,
+    given: Prunable,
     cut: Cut,
     pruned: EdgeModel,
     runs: Mapping[str, Sequence[Run]],
@@ -203,7 +203,7 @@ def recover(
     )  # fmt: skip
 
 
-def fitting_rate(given: Subject) -> float:
+def fitting_rate(given: Prunable) -> float:
     """The learning rate of Adam that fits a model: it falls with the width of the residual stream.
 
     Yang et al. 2022, arXiv 2203.03466, table 3. It is 1e-3 up to the width of the built-in stream.

@@ -31,12 +31,14 @@ from edgeattn.guards.confined import confined_file
 from edgeattn.guards.scratch import Room, put_in_place
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
-from edgeattn.pruning.apply import Subject, copied, subject
+from edgeattn.pruning.anatomy import Prunable
+from edgeattn.pruning.apply import shape
 from edgeattn.pruning.configs import plain_config
-from edgeattn.pruning.cut import Cut, cut_from_json
-from edgeattn.pruning.families import find
-from edgeattn.pruning.forms import shape_forms
-from edgeattn.pruning.surgery import remove
+from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.families import find_anatomy
+from edgeattn.pruning.forms import cut_from_json, cut_to_json
+from edgeattn.pruning.surgery import copied
+from edgeattn.pruning.trials import prunable
 from edgeattn.spec import from_json, to_json
 
 FORMAT = 1
@@ -89,7 +91,7 @@ class Saved:
             "source": self.source,
             "source_sha256": self.source_sha256,
             "weights_sha256": self.weights_sha256,
-            "cuts": [cut.to_json() for cut in self.cuts],
+            "cuts": [cut_to_json(cut) for cut in self.cuts],
             "facts": to_json(self.facts),
         }
 
@@ -336,7 +338,7 @@ def config_of(network: nn.Module, original: Mapping[str, Any]) -> dict[str, Any]
     config = cast(Any, network).config
     if original.get("model_type") != config.model_type:
         return None
-    anatomy = find(network)
+    anatomy = find_anatomy(network)
     sizes = {1, *(stack.layers for stack in anatomy.stacks)}
     sizes |= {size for unit in anatomy.units for size in (unit.groups, unit.heads) if size}
     wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -460,11 +462,11 @@ def with_cuts(model: EdgeModel, cuts: tuple[Cut, ...], tensors: Mapping[str, Ten
         raise ModelError(f"{where}: {PRUNING} names no cut")
     try:
         for number, cut in enumerate(cuts):
-            given = subject(model)
+            given = prunable(model)
             network = shaped(given, cut)
             if number + 1 == len(cuts):
                 load_tensors(network, tensors)
-            assert given.model.rebuild is not None, "checked by subject()"
+            assert given.model.rebuild is not None, "checked by prunable()"
             model = given.model.rebuild(network)
     except EdgeattnError as error:
         raise ModelError(f"{where}: {error}") from error
@@ -474,11 +476,10 @@ def with_cuts(model: EdgeModel, cuts: tuple[Cut, ...], tensors: Mapping[str, Ten
     return model
 
 
-def shaped(given: Subject, cut: Cut) -> nn.Module:
+def shaped(given: Prunable, cut: Cut) -> nn.Module:
     """A copy of a network with the shapes that a cut leaves, its weights still to be loaded."""
     network = copied(given.network)
-    remove(network, given.anatomy, cut)
-    shape_forms(network, given.anatomy, cut)
+    shape(network, given.anatomy, cut)
     return network
 
 

@@ -35,7 +35,7 @@ class Owner:
     axis: int
 
 
-def owners(network: nn.Module, anatomy: Anatomy, run: Run, outputs: Mapping[str, str]) -> dict[str, Owner]:
+def state_owners(network: nn.Module, anatomy: Anatomy, run: Run, outputs: Mapping[str, str]) -> dict[str, Owner]:
     """The states that hold heads.
 
     Args:

@@ -1,7 +1,9 @@
-"""Removing what a cut says, for good: smaller tensors, and modules that know of it."""
+"""Removing groups and layers for good: smaller tensors, and modules that know of it."""
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, cast
@@ -10,25 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from edgeattn.errors import UnsupportedError
-from edgeattn.pruning.anatomy import Anatomy, Setting, Slice, Stack, Unit
-from edgeattn.pruning.cut import Cut, check_cut, without_dropped
+from edgeattn.pruning.anatomy import Setting, Slice, Stack, Unit
 
 
-def remove(network: nn.Module, anatomy: Anatomy, cut: Cut) -> None:
-    """Remove groups and layers from a network, in place.
-
-    A tensor that several modules share is cut once and stays shared. Nothing is changed if the cut does not fit.
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of a network; the original keeps its weights.
 
     Raises:
-        InputError: if it does not fit.
-        UnsupportedError: if two units share a tensor and the cut asks different things of them.
+        UnsupportedError: if it cannot be copied.
     """
-    check_cut(anatomy, cut)
-    cut = without_dropped(anatomy, cut)
-    kept = {anatomy.unit(key).key: groups for key, groups in cut.groups.items()}
-    remove_groups(network, [(anatomy.unit(key), groups) for key, groups in kept.items()])
-    for path, numbers in cut.layers.items():
-        remove_layers(network, anatomy.stack(path), numbers)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch copies its own trees by their old names
+            return copy.deepcopy(network)
+    except Exception as error:
+        raise UnsupportedError(
+            f"the network cannot be copied ({type(error).__name__}: {error}); pruning needs a module that "
+            "copy.deepcopy takes"
+        ) from error
 
 
 def remove_groups(network: nn.Module, cuts: Sequence[tuple[Unit, tuple[int, ...]]]) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeattn.errors import load_extra
-from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.importance import Importance
+from edgeattn.pruning import Cut, Importance
 from edgeattn.results.pictures import check_picture, drawable, save_picture
 
 WIDTH, CURVES, MARGIN, BAR = 9.0, 3.1, 0.9, 0.22  # inches: of the picture, of a panel of curves, of titles, of a bar

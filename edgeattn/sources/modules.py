@@ -110,19 +110,18 @@ def _with_states_that_fit(name: str, before: Graph, after: Graph) -> Graph:
     """
     import torch
 
-    from edgeattn.pruning.families import find
-    from edgeattn.pruning.states import groups_left, owners
+    from edgeattn.pruning import find_anatomy, groups_left, state_owners
 
     if not after.states:
         return after
     example = example_arrays(before)
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in example.items()}
-    anatomy = find(before.module)
+    anatomy = find_anatomy(before.module)
     left = {unit.key: groups_left(after.module, unit) for unit in anatomy.units if unit.kind == "attention"}
     owned = {}
     if any(groups != anatomy.unit(key).groups for key, groups in left.items()):
         run = _named_outputs(before.module.eval())
-        owned = owners(before.module, anatomy, lambda: run(**tensors), after.states)
+        owned = state_owners(before.module, anatomy, lambda: run(**tensors), after.states)
     for state, owner in owned.items():
         groups, there = left[owner.key], list(example[state].shape)
         if groups is not None and groups != anatomy.unit(owner.key).groups:

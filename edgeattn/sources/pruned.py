@@ -28,7 +28,7 @@ def source_of(reference: str) -> str:
     """The MODEL that a directory of a pruned built-in model was made of; any other reference itself."""
     if not owns(reference):
         return reference
-    from edgeattn.pruning.saved import read_saved
+    from edgeattn.pruning import read_saved
 
     source = read_saved(Path(reference)).source
     return source if builtin.owns(source) else reference
@@ -42,7 +42,7 @@ def load(reference: str) -> EdgeModel:
     Raises:
         ModelError: if it is damaged, or its source is another one.
     """
-    from edgeattn.pruning.saved import EXAMPLE, GRAPH, PROGRAM, apply_saved, read_saved
+    from edgeattn.pruning import EXAMPLE, GRAPH, PROGRAM, apply_saved, read_saved
 
     directory = Path(reference)
     saved = read_saved(directory)

@@ -17,11 +17,17 @@ from edgeattn.pipeline.steps.baseline import Baseline, baseline, recorded
 from edgeattn.pipeline.steps.candidates import open_artifact, verify
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.recipes import BUILDERS
-from edgeattn.pruning.apply import prune, subject
-from edgeattn.pruning.importance import ImportanceOptions, importance
-from edgeattn.pruning.latency import estimate_table
-from edgeattn.pruning.reconstruct import ReconstructOptions, reconstruct
-from edgeattn.pruning.select import SelectOptions, select
+from edgeattn.pruning import (
+    ImportanceOptions,
+    ReconstructOptions,
+    SelectOptions,
+    estimate_table,
+    measure_importance,
+    prunable,
+    prune,
+    reconstruct,
+    select,
+)
 from edgeattn.results.gates import Gates
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import get_target
@@ -59,9 +65,9 @@ def prepared(name: str) -> tuple[EdgeModel, Baseline]:
 def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[EdgeModel, Workshop]:
     """A model, and the workshop of what is left of it after pruning without training."""
     model, base = prepared(request.param)
-    given = subject(model)
+    given = prunable(model)
     options = ImportanceOptions(samples=SAMPLES, layer_samples=8)
-    found = importance(given, base.calibration, options, lambda _: None)
+    found = measure_importance(given, base.calibration, options, lambda _: None)
     target = get_target(ESTIMATED_ON)
     costs = estimate_table(given, target)
     chosen = select(

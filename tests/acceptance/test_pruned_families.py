@@ -18,7 +18,7 @@ from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.recipes import BUILDERS
-from edgeattn.pruning.apply import Subject, prune, subject
+from edgeattn.pruning import Prunable, prunable, prune
 from edgeattn.runtimes import open_session
 from edgeattn.targets import get_target
 from tests.acceptance.cells import ENGINES, TARGETS, like
@@ -36,7 +36,7 @@ class Pruned:
 
     def __init__(self, family: str, directory: Path) -> None:
         source = directory_of(family, directory / "source") if family in STEPPED else model_of(family)
-        self.given: Subject = subject(source)
+        self.given: Prunable = prunable(source)
         self.model: EdgeModel = prune(self.given, quarter(self.given.anatomy))
         calls = {graph: (inputs, *like(inputs, CALLS - 1, seed=1)) for graph, inputs in self.model.example.items()}
         self.calls = {

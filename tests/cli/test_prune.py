@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 pytest.importorskip("openvino", reason="the cpu target needs edgeattn[openvino]")
 
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline.steps.pruning import Compressor
-from edgeattn.pruning.latency import Timing
+from edgeattn.pipeline.steps.pruning import Setting
+from edgeattn.pruning import Timing
 from edgeattn.runtimes import load
 from edgeattn.sources import load_model
 from tests.cli.conftest import Command
@@ -28,10 +28,10 @@ QUICK = ("--paced-seconds", "0", "--precision", "fp32", "--max-drop", "100")
 def steady_clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A clock that counts weights, and a cache of its own: what comes out does not hang on the host."""
 
-    def times(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
-        return lambda models: {name: Timing(1e-3 * block_weights(models[name])) for name in models}
+    def times(_: Setting, models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+        return {name: Timing(1e-3 * block_weights(models[name])) for name in models}
 
-    monkeypatch.setattr(Compressor, "times", times)
+    monkeypatch.setattr("edgeattn.pipeline.steps.pruning.timing.time_models", times)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -92,6 +92,17 @@ def test_a_speed_out_of_reach_fails_with_the_nearest_and_keeps_it(edgeattn: Comm
     assert "x at most" in failure["got"]
     facts = json.loads((Path(result["bundle"]) / "pruning.json").read_text())["facts"]
     assert facts["failures"]
+
+
+def test_where_nothing_may_be_removed_nothing_is_written(edgeattn: Command, given: tuple[str, str]) -> None:
+    model, data = given
+    done = edgeattn("prune", model, "--data", data, "--max-drop", "4", "--out", "p", "--json")
+    assert done.code == 0, done.err
+    (result,) = done.json["results"]
+    assert result["bundle"] is None
+    assert not result["pruning"]["kept"]
+    assert any("nothing is removed" in note for note in result["notes"])
+    assert not list(Path("p").glob("*.pruned"))
 
 
 def test_a_picture_shows_what_each_group_is_worth(edgeattn: Command, given: tuple[str, str]) -> None:

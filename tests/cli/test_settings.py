@@ -9,7 +9,7 @@ import pytest
 from edgeattn.errors import UnsupportedError
 from edgeattn.pipeline import convert as pipeline
 from edgeattn.pipeline.steps.options import ConvertOptions
-from edgeattn.pruning.request import request_text
+from edgeattn.pruning import request_text
 from edgeattn.targets import Target
 from tests.cli.conftest import Command
 from tests.conversions import Converted

@@ -182,7 +182,7 @@ def test_a_snapshot_of_the_hub_is_a_model(bert: Path, tmp_path: Path) -> None:
 
 def test_a_pruned_directory_stays_inside(tmp_path: Path, directory: Path, secret: Path) -> None:
     pytest.importorskip("torch", reason="pruned models are read with it: edgeattn[convert]")
-    from edgeattn.pruning.saved import Saved, check_weights, read_saved
+    from edgeattn.pruning import Saved, check_weights, read_saved
 
     (directory / "pruning.json").symlink_to(secret)
     with pytest.raises(ModelError, match="lies outside"):

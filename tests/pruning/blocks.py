@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgeattn.model import Arrays
-from edgeattn.pruning.apply import Subject, subject
+from edgeattn.pruning.anatomy import Anatomy, Kind, Prunable
+from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.forms.groups import least_important
+from edgeattn.pruning.trials import prunable
 from edgeattn.sources import from_module
 
 DIM, HEADS, HEAD_DIM, HIDDEN, LAYERS, TIME, CLASSES = 8, 3, 4, 10, 3, 5, 3
@@ -75,15 +81,22 @@ class Classifier(nn.Module):
         return {"logits": self.head(x[:, 0])}
 
 
-def classifier(layers: int = LAYERS, mixed: bool = False) -> Subject:
+def classifier(layers: int = LAYERS, mixed: bool = False) -> Prunable:
     """The same in every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = Classifier(layers, mixed).eval()
-        return subject(from_module(module, {"x": torch.randn(1, TIME, DIM)}, "classifier"))
+        return prunable(from_module(module, {"x": torch.randn(1, TIME, DIM)}, "classifier"))
 
 
 def rows(count: int, seed: int = 1) -> dict[str, list[Arrays]]:
     """Inputs of it."""
     rng = np.random.default_rng(seed)
     return {"main": [{"x": rng.standard_normal((1, TIME, DIM)).astype(np.float32)} for _ in range(count)]}
+
+
+def uniform_cut(anatomy: Anatomy, scores: Mapping[str, Any], heads: float, neurons: float) -> Cut:
+    """The same share of the least important groups gone from every unit."""
+    kinds: tuple[tuple[Kind, float], ...] = (("attention", heads), ("feedforward", neurons))
+    found = [least_important(anatomy, kind, scores, share) for kind, share in kinds]
+    return Cut(found[0] | found[1])

@@ -16,9 +16,9 @@ from edgeattn.attention.relative_bias import RelativeBiasAttention
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
-from edgeattn.pruning.anatomy import Anatomy, Unit
-from edgeattn.pruning.apply import Subject, subject
+from edgeattn.pruning.anatomy import Anatomy, Prunable, Unit
 from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.trials import prunable
 from edgeattn.sources import from_module, load_model
 from edgeattn.sources.modules import from_graphs
 from tests.architectures import (
@@ -214,9 +214,9 @@ def model_of(name: str) -> EdgeModel:
 
 
 @functools.cache
-def subject_of(name: str) -> Subject:
+def subject_of(name: str) -> Prunable:
     """What of a family can be cut."""
-    return subject(model_of(name))
+    return prunable(model_of(name))
 
 
 def directory_of(name: str, where: Path) -> EdgeModel:
@@ -263,7 +263,7 @@ def quarter(anatomy: Anatomy) -> Cut:
 # --- the oracle -----------------------------------------------------------------------------------------------------
 
 
-def zeroed(given: Subject, cut: Cut) -> EdgeModel:
+def zeroed(given: Prunable, cut: Cut) -> EdgeModel:
     """The original with zeros in those columns of each exit that the removed groups leave through.
 
     Apart from the masks that edgeattn itself checks with: there the inputs of the exits are multiplied.

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from edgeattn.attention.relative_bias import RelativeBiasAttention
 from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.model import Arrays, EdgeModel, Graph
-from edgeattn.pruning.anatomy import Anatomy, skipped
-from edgeattn.pruning.apply import Subject, oracle_difference, prune, subject
+from edgeattn.pruning.anatomy import Anatomy, Prunable, skipped
+from edgeattn.pruning.apply import oracle_difference, prune
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.families import find
+from edgeattn.pruning.families import find_anatomy
+from edgeattn.pruning.trials import prunable
 from edgeattn.sources import from_module
 from edgeattn.sources.modules import from_graphs
 from tests.architectures import TRANSFORMERS, named
@@ -84,7 +85,7 @@ def without_averages(model: EdgeModel) -> set[str]:
     )
 
 
-def check_against_zeroed(given: Subject, cut: Cut) -> EdgeModel:
+def check_against_zeroed(given: Prunable, cut: Cut) -> EdgeModel:
     pruned = prune(given, cut)
     masked = zeroed(given, cut)
     assert masked.network is not None
@@ -112,7 +113,7 @@ def test_heads_removed_unequally_equal_heads_masked(family: str) -> None:
     given = subject_of(family)
     cut = unequal(given.anatomy, "attention")
     pruned = check_against_zeroed(given, cut)
-    left = {unit.key: unit.groups for unit in find(pruned.network).units}  # type: ignore[arg-type]
+    left = {unit.key: unit.groups for unit in find_anatomy(pruned.network).units}  # type: ignore[arg-type]
     assert {key: left[key] for key in cut.groups} == {key: len(kept) for key, kept in cut.groups.items()}
 
 
@@ -171,7 +172,7 @@ def test_a_subject_computes_what_its_model_computes(family: str) -> None:
 def test_a_pruned_model_can_be_pruned_again() -> None:
     need("T5")
     for family in ("T5", "nn.TransformerEncoder", "a stream by hand"):
-        once = subject(prune(subject_of(family), unequal(subject_of(family).anatomy, "attention")))
+        once = prunable(prune(subject_of(family), unequal(subject_of(family).anatomy, "attention")))
         assert not once.anatomy.unknown
         check_against_zeroed(once, unequal(once.anatomy, "attention"))
 
@@ -202,7 +203,7 @@ STEPPED = ("T5", "Whisper", *(pytest.param(family, marks=pytest.mark.slow) for f
 @pytest.mark.parametrize("family", STEPPED)
 def test_caches_of_an_encoder_decoder_follow_its_heads_and_layers(family: str, tmp_path: Path) -> None:
     need(family)
-    given = subject(directory_of(family, tmp_path / "saved"))
+    given = prunable(directory_of(family, tmp_path / "saved"))
     assert not given.anatomy.unknown
     heads = unequal(given.anatomy, "attention")
     pruned = check_against_zeroed(given, heads)
@@ -233,7 +234,7 @@ def test_configs_tell_how_many_layers_are_left() -> None:
 def test_lists_with_an_entry_per_layer_keep_those_of_the_layers_that_stay() -> None:
     need("ModernBERT")
     module, inputs = named("ModernBERT").build()
-    given = subject(from_module(module, inputs, "modern"))
+    given = prunable(from_module(module, inputs, "modern"))
     before = list(given.network.config.layer_types)  # type: ignore[union-attr, arg-type]
     assert before[0] != before[1]
     pruned: Any = prune(given, Cut({}, {"layers": (1,)})).network
@@ -282,7 +283,7 @@ def test_states_whose_heads_cannot_be_told_keep_the_block_whole() -> None:
     inputs = {"x": torch.randn(1, 2, 16), "caches": torch.randn(2, 4, 4, 8)}
     model = from_graphs({"step": Graph(PackedCaches(), inputs, {"caches": "next_caches"})}, "packed")
     with pytest.raises(UnsupportedError, match=r"does not take its states any more .*not clear is what caches holds"):
-        subject(model)
+        prunable(model)
 
 
 # --- what is not understood -----------------------------------------------------------------------------------------
@@ -338,7 +339,7 @@ class WithFeedForward(nn.Module):
 )
 def test_a_block_that_fails_its_trial_is_unknown_and_the_others_are_kept(block: type[nn.Module], why: str) -> None:
     torch.manual_seed(0)
-    given = subject(from_module(WithFeedForward(block()), {"x": torch.randn(1, 5, 16)}, "odd"))
+    given = prunable(from_module(WithFeedForward(block()), {"x": torch.randn(1, 5, 16)}, "odd"))
     assert [unit.key for unit in given.anatomy.units] == ["feedforward:"]
     (unknown,) = given.anatomy.unknown
     assert unknown.path == "attention"
@@ -349,7 +350,7 @@ def test_a_cut_that_is_not_the_masking_is_refused() -> None:
     torch.manual_seed(0)
     model = from_module(WithFeedForward(Mixing()), {"x": torch.randn(1, 5, 16)}, "odd")
     assert model.network is not None
-    untried = Subject(model, find(model.network))
+    untried = Prunable(model, find_anatomy(model.network))
     with pytest.raises(UnsupportedError, match=r"odd: once attention are cut, outputs differ .* it is left whole"):
         prune(untried, Cut({"attention:attention": (1, 2, 3)}))
 
@@ -359,7 +360,7 @@ def test_what_no_graph_runs_is_unknown() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.as_tensor(self.fc2(torch.relu(self.fc1(x))))
 
-    given = subject(from_module(Idle(Shared()), {"x": torch.randn(1, 5, 16)}, "idle"))
+    given = prunable(from_module(Idle(Shared()), {"x": torch.randn(1, 5, 16)}, "idle"))
     assert [unknown.why for unknown in given.anatomy.unknown] == [
         "nothing leaves through its last layer: no graph runs it, or it uses the weight without the layer"
     ]
@@ -368,7 +369,7 @@ def test_what_no_graph_runs_is_unknown() -> None:
 def test_stages_of_other_sizes_are_no_stack_but_their_blocks_are() -> None:
     need("ViT")
     module, inputs = named("Swin").build()
-    anatomy = subject(from_module(module, inputs, "swin")).anatomy
+    anatomy = prunable(from_module(module, inputs, "swin")).anatomy
     assert {stack.path for stack in anatomy.stacks} == {f"swin.encoder.layers.{n}.blocks" for n in (0, 1)}
     assert [unknown.path for unknown in anatomy.unknown] == ["swin.encoder.layers"]
     assert len(anatomy.units) == 8
@@ -381,7 +382,7 @@ def test_stages_of_other_sizes_are_no_stack_but_their_blocks_are() -> None:
 def test_a_family_that_is_half_understood_keeps_that_half(name: str, kept: str, unknown: str) -> None:
     need("ViT")
     module, inputs = named(name).build()
-    anatomy = subject(from_module(module, inputs, "half")).anatomy
+    anatomy = prunable(from_module(module, inputs, "half")).anatomy
     assert {unit.kind for unit in anatomy.units} == {kept}
     assert unknown in {one.kind for one in anatomy.unknown}
 
@@ -396,7 +397,7 @@ def test_attention_with_an_extra_key_keeps_its_own_block() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.as_tensor(self.fc2(torch.relu(self.fc1(self.attention(x, x, x, need_weights=False)[0]))))
 
-    given = subject(from_module(Extra(), {"x": torch.randn(1, 5, 16)}, "extra"))
+    given = prunable(from_module(Extra(), {"x": torch.randn(1, 5, 16)}, "extra"))
     assert [unit.kind for unit in given.anatomy.units] == ["feedforward"]
     assert [(one.path, one.kind) for one in given.anatomy.unknown] == [("attention", "MultiheadAttention")]
 
@@ -412,7 +413,7 @@ def test_a_network_that_reads_packed_weights_itself_keeps_them() -> None:
             mixed = self.attention(x, x, x, need_weights=False)[0] + self.attention.in_proj_weight.sum()
             return torch.as_tensor(self.fc2(torch.relu(self.fc1(mixed))))
 
-    given = subject(from_module(Reads(), {"x": torch.randn(1, 5, 16)}, "reads"))
+    given = prunable(from_module(Reads(), {"x": torch.randn(1, 5, 16)}, "reads"))
     assert isinstance(given.network.get_submodule("attention"), nn.MultiheadAttention)
     assert [unit.kind for unit in given.anatomy.units] == ["feedforward"]
     assert [one.path for one in given.anatomy.unknown] == ["attention"]
@@ -421,13 +422,13 @@ def test_a_network_that_reads_packed_weights_itself_keeps_them() -> None:
 def test_a_model_in_which_nothing_is_found_says_what_was_seen() -> None:
     module, inputs = named("hard attention").build()
     with pytest.raises(UnsupportedError, match=r"no attention block .* the network \(HardAttention\): its projections"):
-        subject(from_module(module, inputs, "hard"))
+        prunable(from_module(module, inputs, "hard"))
 
 
 def test_a_model_that_came_as_a_graph_is_refused() -> None:
     model = replace(model_of("a stream by hand"), network=None, rebuild=None)
     with pytest.raises(UnsupportedError, match="came as a graph"):
-        subject(model)
+        prunable(model)
 
 
 # --- bad cuts -------------------------------------------------------------------------------------------------------
@@ -460,7 +461,7 @@ def test_a_layer_that_others_need_must_stay() -> None:
 
 def test_the_original_keeps_its_weights() -> None:
     model = hand_written_stream()
-    given = subject(model)
+    given = prunable(model)
     before = {name: tensor.clone() for name, tensor in given.network.state_dict().items()}
     prune(given, unequal(given.anatomy, "attention"))
     after = given.network.state_dict()

@@ -7,22 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from edgeattn.errors import InputError
 from edgeattn.pruning.anatomy import Anatomy, Stack, Unit
-from edgeattn.pruning.cut import (
-    Cut,
-    check_cut,
-    cut_from_json,
-    moved,
-    snapped,
-    uniform_cut,
-    without_dropped,
-)
+from edgeattn.pruning.cut import Cut, moved, snapped
+from edgeattn.pruning.forms import check_cut, cut_from_json, cut_to_json, without_dropped
 from edgeattn.pruning.surgery import remove_layers
 
 LAYERS, HEADS, NEURONS = 4, 6, 20
@@ -48,20 +40,26 @@ CUTS = st.builds(
     Cut,
     st.dictionaries(NAMES, ASCENDING, max_size=4),
     st.dictionaries(NAMES, ASCENDING, max_size=4),
-    st.dictionaries(NAMES, st.integers(0, 2**31 - 1), max_size=4),
-    st.dictionaries(NAMES, st.integers(0, 2**31 - 1), max_size=4),
-    st.lists(NAMES, max_size=4).map(tuple),
-    st.none() | st.integers(0, 2**31 - 1),
+    st.fixed_dictionaries(
+        {
+            "merged": st.dictionaries(NAMES, st.integers(0, 2**31 - 1), max_size=4),
+            "ranks": st.dictionaries(NAMES, st.integers(0, 2**31 - 1), max_size=4),
+            "sparse": st.lists(NAMES, max_size=4).map(tuple),
+            "left": st.none() | st.integers(0, 2**31 - 1),
+        }
+    ),
 )
 
 
 @given(CUTS)
 def test_a_cut_is_read_as_it_was_written(cut: Cut) -> None:
-    assert cut_from_json(json.loads(json.dumps(cut.to_json())), "file") == cut
+    assert cut_from_json(json.loads(json.dumps(cut_to_json(cut))), "file") == cut
     assert cut.empty == (cut == Cut())
 
 
-VALID = Cut({"a": (0, 2)}, {"b": (1,)}, {"a": 2}, {"c": 8}, ("d",), 16).to_json()
+VALID = cut_to_json(
+    Cut({"a": (0, 2)}, {"b": (1,)}, forms={"merged": {"a": 2}, "ranks": {"c": 8}, "sparse": ("d",), "left": 16})
+)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +68,9 @@ VALID = Cut({"a": (0, 2)}, {"b": (1,)}, {"a": 2}, {"c": 8}, ("d",), 16).to_json(
         None,
         [],
         {**VALID, "format": 2},
-        {key: value for key, value in VALID.items() if key != "ranks"},
+        {key: value for key, value in VALID.items() if key != "groups"},
+        {key: value for key, value in VALID.items() if key != "layers"},
+        {**VALID, "folded": {"a": 1}},
         {**VALID, "groups": {"a": [2, 0]}},
         {**VALID, "groups": {"a": [0, 0]}},
         {**VALID, "groups": {"a": "0"}},
@@ -88,6 +88,11 @@ def test_what_is_no_cut_is_refused_with_its_place(wrong: Any) -> None:
         cut_from_json(wrong, "pruning.json")
 
 
+def test_a_cut_of_before_a_form_was_there_is_read() -> None:
+    older = {key: value for key, value in VALID.items() if key != "ranks"} | {"not yet": []}
+    assert cut_from_json(older, "pruning.json") == cut_from_json({**VALID, "ranks": {}}, "pruning.json")
+
+
 @pytest.mark.parametrize(
     ("cut", "message"),
     [
@@ -100,15 +105,18 @@ def test_what_is_no_cut_is_refused_with_its_place(wrong: Any) -> None:
         (Cut(layers={"net.layers": ()}), "no layer would be left"),
         (Cut(layers={"net.layers": (0, 4)}), "it has layers 0 to 3, got 0, 4"),
         (Cut(layers={"net.layers": (1, 2)}), r"net\.layers\.0: it must stay"),
-        (Cut(merged={"attention:nowhere": 2}), "unit"),
-        (Cut(merged={NEURON_KEY: 2}), "no key/value heads"),
-        (Cut(merged={HEAD_KEY: 4}), "6 heads cannot be merged into 4 of equal groups; valid: 1, 2, 3, 6"),
-        (Cut({HEAD_KEY: (0, 1, 2, 5)}, merged={HEAD_KEY: 3}), "4 heads cannot be merged into 3 .* valid: 1, 2, 4"),
-        (Cut(merged={HEAD_KEY: 0}), "valid: 1, 2, 3, 6"),
-        (Cut(ranks={"net.head": 0}), "net.head: a rank is at least 1"),
-        (Cut(ranks={"net.head": 4}, sparse=("net.head",)), "low rank and 2:4 sparse; take one"),
-        (Cut(sparse=("net.head", "net.head")), "net.head: it is named twice"),
-        (Cut(left=0), "at least 1 encoder frame, got 0"),
+        (Cut(forms={"merged": {"attention:nowhere": 2}}), "unit"),
+        (Cut(forms={"merged": {NEURON_KEY: 2}}), "no key/value heads"),
+        (Cut(forms={"merged": {HEAD_KEY: 4}}), "6 heads cannot be merged into 4 of equal groups; valid: 1, 2, 3, 6"),
+        (
+            Cut({HEAD_KEY: (0, 1, 2, 5)}, forms={"merged": {HEAD_KEY: 3}}),
+            "4 heads cannot be merged into 3 .* valid: 1, 2, 4",
+        ),
+        (Cut(forms={"merged": {HEAD_KEY: 0}}), "valid: 1, 2, 3, 6"),
+        (Cut(forms={"ranks": {"net.head": 0}}), "net.head: a rank is at least 1"),
+        (Cut(forms={"ranks": {"net.head": 4}, "sparse": ("net.head",)}), "low rank and 2:4 sparse; take one"),
+        (Cut(forms={"sparse": ("net.head", "net.head")}), "net.head: it is named twice"),
+        (Cut(forms={"left": 0}), "at least 1 encoder frame, got 0"),
     ],
 )
 def test_a_cut_that_does_not_fit_is_refused(cut: Cut, message: str) -> None:
@@ -118,7 +126,14 @@ def test_a_cut_that_does_not_fit_is_refused(cut: Cut, message: str) -> None:
 
 def test_a_cut_that_fits_is_taken() -> None:
     groups = {HEAD_KEY: (0, 1, 2, 5), NEURON_KEY: (19,)}
-    check_cut(ANATOMY, Cut(groups, {"net.layers": (0, 3)}, {HEAD_KEY: 2}, {"net.head": 3}, ("net.tail",), 8))
+    check_cut(
+        ANATOMY,
+        Cut(
+            groups,
+            {"net.layers": (0, 3)},
+            forms={"merged": {HEAD_KEY: 2}, "ranks": {"net.head": 3}, "sparse": ("net.tail",), "left": 8},
+        ),
+    )
 
 
 class Numbered(nn.Module):
@@ -150,40 +165,21 @@ def test_what_a_dropped_layer_had_to_cut_is_left_out() -> None:
     cut = Cut(
         {HEAD_KEY: (0, 1), attention(2).key: (0, 1)},
         {"net.layers": (0, 2, 3)},
-        {HEAD_KEY: 1, attention(2).key: 1},
-        {"net.layers.1.ffn.second": 3, "net.layers.3.ffn.second": 3, "net.head": 3},
-        ("net.layers.1.attention.out", "net.layers.2.attention.out"),
+        forms={
+            "merged": {HEAD_KEY: 1, attention(2).key: 1},
+            "ranks": {"net.layers.1.ffn.second": 3, "net.layers.3.ffn.second": 3, "net.head": 3},
+            "sparse": ("net.layers.1.attention.out", "net.layers.2.attention.out"),
+        },
     )
     assert without_dropped(ANATOMY, cut) == replace(
         cut,
         groups={attention(2).key: (0, 1)},
-        merged={attention(2).key: 1},
-        ranks={"net.layers.3.ffn.second": 3, "net.head": 3},
-        sparse=("net.layers.2.attention.out",),
+        forms={
+            "merged": {attention(2).key: 1},
+            "ranks": {"net.layers.3.ffn.second": 3, "net.head": 3},
+            "sparse": ("net.layers.2.attention.out",),
+        },
     )
-
-
-@given(st.integers(0, 2**31), st.sampled_from([0.0, 0.25, 0.5, 0.9]), st.sampled_from([1, 4, 8, 32]))
-def test_the_same_share_of_the_least_important_groups_goes_from_every_unit(seed: int, share: float, step: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    scores = {unit.key: torch.rand(unit.groups, generator=generator) for unit in ANATOMY.units}
-    cut = uniform_cut(ANATOMY, scores, share, share, step)
-    check_cut(ANATOMY, cut)
-    for unit in ANATOMY.units:
-        kept = cut.groups.get(unit.key, tuple(range(unit.groups)))
-        multiple = step if unit.kind == "feedforward" else 1
-        assert len(kept) >= unit.groups * (1 - share) - 1e-9
-        assert len(kept) % multiple == 0 or len(kept) == unit.groups
-        assert len(kept) < unit.groups * (1 - share) + multiple
-        gone = [group for group in range(unit.groups) if group not in kept]
-        if gone:
-            assert min(scores[unit.key][list(kept)]) >= max(scores[unit.key][gone])
-
-
-@pytest.mark.parametrize("share", [1.0, -0.1, float("nan"), float("inf")])
-def test_a_share_outside_of_0_to_1_is_refused(share: float) -> None:
-    with pytest.raises(InputError, match=r"lies in \[0, 1\)"):
-        uniform_cut(ANATOMY, {}, heads=share)
 
 
 def test_a_count_snaps_up_to_the_multiple() -> None:

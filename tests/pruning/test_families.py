@@ -12,10 +12,11 @@ from torch.nn.utils import parametrize
 
 from edgeattn.attention.relative_bias import RelativeBiasAttention
 from edgeattn.pruning.anatomy import Anatomy, Unknown, layer_of
-from edgeattn.pruning.apply import prune, subject
+from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.families import find
+from edgeattn.pruning.families import find_anatomy
 from edgeattn.pruning.prepare import prepare
+from edgeattn.pruning.trials import prunable
 from edgeattn.sources import from_module
 from tests.architectures import BLOCKS, FFN, HEADS, TRANSFORMERS, named
 from tests.pruning.families import OWN, architecture, parameters, subject_of
@@ -28,7 +29,7 @@ def need_transformers() -> None:
 def found_in(name: str) -> Anatomy:
     network = architecture(name).build()[0]
     prepare(network)
-    return find(network)
+    return find_anatomy(network)
 
 
 # Attention blocks, those of them that read another sequence, feed-forwards, and lists of layers.
@@ -105,7 +106,7 @@ def test_query_heads_that_share_keys_and_values_are_one_group() -> None:
 def test_a_layer_that_runs_several_times_is_one_unit_in_all_of_them() -> None:
     need_transformers()
     module, inputs = named("ALBERT").build()
-    given = subject(from_module(module, inputs, "albert"))
+    given = prunable(from_module(module, inputs, "albert"))
     assert BLOCKS == 2  # the one layer runs twice
     attention = next(unit for unit in given.anatomy.units if unit.kind == "attention")
     pruned = prune(given, Cut({attention.key: (1, 2)}))  # refused if one of the calls had kept its heads
@@ -114,7 +115,7 @@ def test_a_layer_that_runs_several_times_is_one_unit_in_all_of_them() -> None:
 
 def test_a_block_that_reads_a_sequence_of_another_length_reads_another_sequence() -> None:
     module, inputs = named("cross attention of two modalities").build()
-    given = subject(from_module(module, inputs, "two"))
+    given = prunable(from_module(module, inputs, "two"))
     assert [(unit.path, unit.cross) for unit in given.anatomy.units] == [("to_image", True), ("to_words", True)]
 
 
@@ -123,7 +124,7 @@ def test_the_layer_of_a_unit_is_the_innermost() -> None:
     anatomy = found_in("Swin")
     places = {layer_of(anatomy, unit) for unit in anatomy.units}
     assert places == {(f"swin.encoder.layers.{stage}.blocks", n) for stage in (0, 1) for n in (0, 1)}
-    (lone,) = find(RelativeBiasAttention(8, 2, 4, 3, 3)).units
+    (lone,) = find_anatomy(RelativeBiasAttention(8, 2, 4, 3, 3)).units
     assert layer_of(anatomy, lone) is None
 
 
@@ -150,12 +151,14 @@ Wrapper.__name__ = "GatedAttention"
 
 def test_attention_with_names_of_its_own_is_reported() -> None:
     network = nn.Sequential(CarAttention())
-    assert find(network).unknown == (Unknown("0", "CarAttention", "its projections have names that no family uses"),)
-    assert not find(network).units
+    assert find_anatomy(network).unknown == (
+        Unknown("0", "CarAttention", "its projections have names that no family uses"),
+    )
+    assert not find_anatomy(network).units
 
 
 def test_a_wrapper_of_a_block_that_is_found_is_not_reported() -> None:
-    anatomy = find(nn.Sequential(Wrapper()))
+    anatomy = find_anatomy(nn.Sequential(Wrapper()))
     assert [unit.path for unit in anatomy.units] == ["0.inner"]
     assert not anatomy.unknown
 
@@ -183,7 +186,7 @@ class Counted(nn.Module):
 
 def test_a_block_that_only_counts_its_heads_is_found() -> None:
     torch.manual_seed(0)
-    given = subject(from_module(Counted(), {"x": torch.randn(1, 5, 16)}, "counted"))
+    given = prunable(from_module(Counted(), {"x": torch.randn(1, 5, 16)}, "counted"))
     (unit,) = given.anatomy.units
     assert (unit.groups, unit.head_dim) == (4, 4)
     pruned = prune(given, Cut({unit.key: (0, 2, 3)}))
@@ -197,7 +200,7 @@ def test_sizes_that_do_not_fit_the_number_of_heads_are_no_unit(change: dict[str,
         setattr(block, name, value)
     if "head_dim" in change and change["head_dim"] == 0:
         block.num_heads = 0
-    assert not find(block).units
+    assert not find_anatomy(block).units
 
 
 # --- shared weights -------------------------------------------------------------------------------------------------
@@ -227,7 +230,7 @@ def test_units_that_share_a_weight_are_one_and_are_cut_and_masked_together() -> 
     torch.manual_seed(0)
     network = TwoFeedForwards()
     network.second.fc1.weight = network.first.fc1.weight
-    given = subject(from_module(network, {"x": torch.randn(1, 5, 16)}, "tied"))
+    given = prunable(from_module(network, {"x": torch.randn(1, 5, 16)}, "tied"))
     (unit,) = given.anatomy.units
     assert (unit.path, unit.exit, unit.tied) == ("first", "first.fc2", ("second.fc2",))
     pruned = cast(TwoFeedForwards, prune(given, Cut({unit.key: tuple(range(5, 24))})).network)
@@ -240,7 +243,7 @@ def test_units_that_share_a_weight_are_one_and_are_cut_and_masked_together() -> 
 def test_a_weight_that_is_also_something_else_keeps_its_unit_whole() -> None:
     network = TwoFeedForwards()
     network.head.weight = network.first.fc1.weight
-    anatomy = find(network)
+    anatomy = find_anatomy(network)
     assert [unit.path for unit in anatomy.units] == ["second"]
     assert anatomy.unknown == (
         Unknown("first", "Feed", "first.fc1.weight is also head.weight, which is none of its layers"),
@@ -253,7 +256,7 @@ def test_units_of_other_sizes_that_share_a_tensor_are_left_whole() -> None:
     network.second.fc2 = nn.Linear(16, 16)
     network.second.register_parameter("bias", None)
     network.second.fc1.bias = shared
-    anatomy = find(network)
+    anatomy = find_anatomy(network)
     assert not anatomy.units
     assert {one.path for one in anatomy.unknown} == {"first", "second"}
     assert all("shares a weight with second, which has other sizes" in one.why for one in anatomy.unknown)
@@ -265,7 +268,7 @@ def test_a_weight_that_is_its_units_entry_and_exit_is_left_whole() -> None:
     network.first = Feed(16)
     network.first.fc1.weight = network.first.fc2.weight = square
     # Cutting rows for one end would cut the other end's outputs.
-    why = find(network).unknown
+    why = find_anatomy(network).unknown
     assert [(one.path, "at different places" in one.why) for one in why] == [("first", True)]
 
 
@@ -276,7 +279,7 @@ def test_a_weight_that_is_computed_keeps_its_unit_whole() -> None:
 
     network = TwoFeedForwards()
     parametrize.register_parametrization(network.first.fc1, "weight", Doubled())
-    anatomy = find(network)
+    anatomy = find_anatomy(network)
     assert [unit.path for unit in anatomy.units] == ["second"]
     assert anatomy.unknown[0].why == "first.fc1.weight is computed from others at every call"
 
@@ -285,17 +288,17 @@ def test_layers_that_are_one_module_several_times_are_no_stack() -> None:
     network = nn.Module()
     block = RelativeBiasAttention(8, 2, 4, 3, 3)
     network.layers = nn.ModuleList([block, block])
-    assert not find(network).stacks
+    assert not find_anatomy(network).stacks
     network.layers = nn.ModuleList([block, RelativeBiasAttention(8, 2, 4, 3, 3)])
-    assert find(network).stacks
+    assert find_anatomy(network).stacks
 
 
 def test_the_first_layer_must_stay_while_it_makes_the_bias_of_all() -> None:
     need_transformers()
     network = named("T5").build()[0]
-    assert [stack.pinned for stack in find(network).stacks] == [(0,), (0,)]
+    assert [stack.pinned for stack in find_anatomy(network).stacks] == [(0,), (0,)]
     assert prepare(network)
-    assert [stack.pinned for stack in find(network).stacks] == [(), ()]
+    assert [stack.pinned for stack in find_anatomy(network).stacks] == [(), ()]
     assert not prepare(network)
 
 

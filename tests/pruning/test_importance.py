@@ -15,8 +15,8 @@ from torch.nn import functional  # noqa: E402
 
 from edgeattn.errors import DataError  # noqa: E402
 from edgeattn.model import Arrays, Graph  # noqa: E402
-from edgeattn.pruning.anatomy import masked  # noqa: E402
-from edgeattn.pruning.apply import Subject, prune, subject  # noqa: E402
+from edgeattn.pruning.anatomy import Prunable, masked  # noqa: E402
+from edgeattn.pruning.apply import prune  # noqa: E402
 from edgeattn.pruning.cut import Cut  # noqa: E402
 from edgeattn.pruning.importance import (  # noqa: E402
     GraphLoss,
@@ -24,12 +24,13 @@ from edgeattn.pruning.importance import (  # noqa: E402
     batches,
     distance,
     graph_loss,
-    importance,
     leave_out,
     magnitude,
+    measure_importance,
     shrunk,
     surrogate,
 )
+from edgeattn.pruning.trials import prunable  # noqa: E402
 from edgeattn.sources import from_graphs  # noqa: E402
 from tests.pruning.blocks import CLASSES, HEAD_DIM, HEADS, LAYERS, Classifier, classifier, rows  # noqa: E402
 
@@ -38,7 +39,7 @@ def nothing(_: float) -> None:
     """Progress that nobody looks at."""
 
 
-def jacobian(given: Subject, row: Arrays) -> dict[str, np.ndarray]:
+def jacobian(given: Prunable, row: Arrays) -> dict[str, np.ndarray]:
     """Unit's key -> d logits / d mask, (classes, groups)."""
     masks = {unit.key: torch.ones(unit.groups, requires_grad=True) for unit in given.anatomy.units}
     with masked(given.network, given.anatomy, masks):
@@ -47,7 +48,7 @@ def jacobian(given: Subject, row: Arrays) -> dict[str, np.ndarray]:
     return {key: np.stack([own[place].numpy() for own in found]) for place, key in enumerate(masks)}
 
 
-def exact_fisher(given: Subject, samples: list[Arrays]) -> dict[str, np.ndarray]:
+def exact_fisher(given: Prunable, samples: list[Arrays]) -> dict[str, np.ndarray]:
     """J' (diag(p) - p p') J, averaged over samples."""
     total: dict[str, np.ndarray] = {}
     for row in samples:
@@ -62,7 +63,9 @@ def exact_fisher(given: Subject, samples: list[Arrays]) -> dict[str, np.ndarray]
 def test_scores_and_interactions_are_the_gauss_newton_matrix_of_the_masks() -> None:
     given, samples = classifier(), rows(4)
     many = {"main": samples["main"] * 1_000}
-    found = importance(given, many, ImportanceOptions(samples=4_000, layer_samples=1, batch=100, draws=1), nothing)
+    found = measure_importance(
+        given, many, ImportanceOptions(samples=4_000, layer_samples=1, batch=100, draws=1), nothing
+    )
     for key, wanted in exact_fisher(given, samples["main"]).items():
         np.testing.assert_allclose(found.scores[key], 0.5 * np.diag(wanted), rtol=0.15)  # of 4,000 draws of signs
         assert np.abs(found.interactions[key] - wanted).max() <= 0.1 * np.abs(wanted).max()
@@ -85,7 +88,7 @@ def test_the_direction_drawn_for_a_softmax_has_its_covariance() -> None:
 
 def test_several_draws_at_a_sample_count_as_much_as_several_copies_of_it() -> None:
     given, samples = classifier(), rows(4)
-    found = importance(given, samples, ImportanceOptions(samples=4, layer_samples=1, draws=2_000), nothing)
+    found = measure_importance(given, samples, ImportanceOptions(samples=4, layer_samples=1, draws=2_000), nothing)
     for key, wanted in exact_fisher(given, samples["main"]).items():
         np.testing.assert_allclose(found.scores[key], 0.5 * np.diag(wanted), rtol=0.15)
     assert found.samples == 4
@@ -107,7 +110,7 @@ def test_a_group_whose_exit_is_zero_is_worth_nothing_and_one_alone_is_worth_its_
     exit_: Any = given.network.get_submodule("blocks.1.feedforward.contract")
     with torch.no_grad():
         exit_.weight[:, 4] = 0.0
-    found = importance(given, rows(32), ImportanceOptions(samples=32), nothing)
+    found = measure_importance(given, rows(32), ImportanceOptions(samples=32), nothing)
     scores = found.scores["feedforward:blocks.1.feedforward"]
     assert scores[4] == 0.0
     assert (np.delete(scores, 4) > 0).all()
@@ -115,7 +118,7 @@ def test_a_group_whose_exit_is_zero_is_worth_nothing_and_one_alone_is_worth_its_
 
 def test_layers_are_measured_by_leaving_them_out() -> None:
     given, samples = classifier(), rows(6)
-    found = importance(given, samples, ImportanceOptions(samples=6, layer_samples=6, batch=4), nothing)
+    found = measure_importance(given, samples, ImportanceOptions(samples=6, layer_samples=6, batch=4), nothing)
     for layer in range(LAYERS):
         without = prune(given, Cut({}, {"blocks": tuple(n for n in range(LAYERS) if n != layer)}))
         total = 0.0
@@ -133,8 +136,8 @@ def test_a_layer_that_must_stay_has_no_figure() -> None:
 
     given = classifier()
     stack = replace(given.anatomy.stack("blocks"), pinned=(1,))
-    pinned = Subject(given.model, replace(given.anatomy, stacks=(stack,)))
-    found = importance(pinned, rows(2), ImportanceOptions(samples=2), nothing)
+    pinned = Prunable(given.model, replace(given.anatomy, stacks=(stack,)))
+    found = measure_importance(pinned, rows(2), ImportanceOptions(samples=2), nothing)
     assert np.isnan(found.layers["blocks"]).tolist() == [False, True, False]
 
 
@@ -151,7 +154,7 @@ def labelled(count: int) -> dict[str, list[Arrays]]:
 def test_a_loss_of_the_user_gives_the_empirical_fisher_by_finite_differences() -> None:
     given, samples = classifier(), labelled(5)
     options = ImportanceOptions(samples=5, layer_samples=5, loss=cross_entropy)
-    found = importance(given, samples, options, nothing)
+    found = measure_importance(given, samples, options, nothing)
     key, step = "attention:blocks.0.attention", 1e-2
     gradients = np.zeros((5, HEADS))
     for number, row in enumerate(samples["main"]):
@@ -181,19 +184,19 @@ def test_a_gradient_that_is_not_finite_names_sample_and_unit() -> None:
 
     samples = {"main": [{**row, "target_logits": np.array([n * 3])} for n, row in enumerate(rows(5)["main"])]}
     with pytest.raises(DataError, match=r"sample 3 of graph 'main': the gradient at blocks\.\S+ is not finite"):
-        importance(classifier(), samples, ImportanceOptions(loss=broken), nothing)
+        measure_importance(classifier(), samples, ImportanceOptions(loss=broken), nothing)
 
 
 def test_a_loss_that_is_not_finite_names_the_sample() -> None:
     samples = rows(3)
     samples["main"][1]["x"][0, 0, 0] = np.nan
     with pytest.raises(DataError, match="sample"):
-        importance(classifier(), samples, ImportanceOptions(batch=1), nothing)
+        measure_importance(classifier(), samples, ImportanceOptions(batch=1), nothing)
 
 
 def test_no_samples_are_refused() -> None:
     with pytest.raises(DataError, match="--data"):
-        importance(classifier(), {"main": []}, ImportanceOptions(), nothing)
+        measure_importance(classifier(), {"main": []}, ImportanceOptions(), nothing)
 
 
 @pytest.mark.parametrize("changed", [{"samples": 0}, {"layer_samples": 0}, {"batch": 0}, {"draws": 0}])
@@ -219,7 +222,7 @@ def test_the_network_and_torch_are_as_before() -> None:
     torch.backends.mha.set_fastpath_enabled(True)
     progress: list[float] = []
     with torch.inference_mode():
-        importance(given, rows(3), ImportanceOptions(), progress.append)
+        measure_importance(given, rows(3), ImportanceOptions(), progress.append)
         assert torch.is_inference_mode_enabled()
     assert torch.backends.mha.get_fastpath_enabled()
     for name, parameter in given.network.named_parameters():
@@ -240,7 +243,7 @@ def test_heads_that_give_the_same_are_redundant_and_independent_ones_are_not() -
             layer.weight[HEAD_DIM : 2 * HEAD_DIM] = layer.weight[:HEAD_DIM]
             layer.bias[HEAD_DIM : 2 * HEAD_DIM] = layer.bias[:HEAD_DIM]
         attention.value.weight[HEAD_DIM : 2 * HEAD_DIM] = turn @ attention.value.weight[:HEAD_DIM]
-    found = importance(given, rows(40), ImportanceOptions(samples=40), nothing).redundancy
+    found = measure_importance(given, rows(40), ImportanceOptions(samples=40), nothing).redundancy
     assert set(found) == {unit.key for unit in given.anatomy.units if unit.kind == "attention"}
     table = found["attention:blocks.0.attention"]
     np.testing.assert_allclose(np.diag(table), 1.0, atol=1e-6)
@@ -254,11 +257,11 @@ def test_several_graphs_add_up() -> None:
         torch.manual_seed(0)
         module = Classifier(1)
     graphs = {name: Graph(module, {"x": torch.ones(1, 5, 8)}) for name in ("a", "b")}
-    both = subject(from_graphs(graphs, "two"))
+    both = prunable(from_graphs(graphs, "two"))
     samples = rows(200)["main"]
     options = ImportanceOptions(samples=200)
-    one = importance(both, {"a": samples}, options, nothing)
-    two = importance(both, {"a": samples, "b": samples}, options, nothing)
+    one = measure_importance(both, {"a": samples}, options, nothing)
+    two = measure_importance(both, {"a": samples, "b": samples}, options, nothing)
     assert len(both.anatomy.units) == 2
     for key in one.scores:
         np.testing.assert_allclose(two.scores[key], 2 * one.scores[key], rtol=0.5)  # other signs
@@ -297,7 +300,7 @@ def test_outputs_that_are_distributions_are_told_by_name_or_value() -> None:
             logits = super().forward(x)["logits"]
             return {"logits": logits, "answer": torch.log_softmax(logits, -1), "vector": logits * 3}
 
-    given = subject(from_graphs({"main": Graph(Several(1), {"x": torch.ones(1, 5, 8)})}, "several"))
+    given = prunable(from_graphs({"main": Graph(Several(1), {"x": torch.ones(1, 5, 8)})}, "several"))
     loss = graph_loss(given, "main", rows(3)["main"])
     assert loss.scores == ("logits", "answer")
     logits = [given.model.run(row)["vector"] for row in rows(3)["main"]]
@@ -307,9 +310,11 @@ def test_outputs_that_are_distributions_are_told_by_name_or_value() -> None:
 def test_a_stream_with_states_has_figures_for_every_unit() -> None:
     from edgeattn.models.streaming_conformer import build
 
-    given = subject(build())
+    given = prunable(build())
     example = given.model.example["step"]
-    found = importance(given, {"step": [example, example]}, ImportanceOptions(batch=2, layer_samples=1), nothing)
+    found = measure_importance(
+        given, {"step": [example, example]}, ImportanceOptions(batch=2, layer_samples=1), nothing
+    )
     for unit in given.anatomy.units:
         assert found.scores[unit.key].shape == (unit.groups,)
         assert np.isfinite(found.scores[unit.key]).all()
@@ -319,7 +324,7 @@ def test_a_stream_with_states_has_figures_for_every_unit() -> None:
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    importance(classifier(), rows(2), ImportanceOptions(), nothing)
+    measure_importance(classifier(), rows(2), ImportanceOptions(), nothing)
     assert not list(tmp_path.iterdir())
 
 

@@ -33,10 +33,12 @@ from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.recipes import BUILDERS
-from edgeattn.pruning.apply import Subject, prune, subject
+from edgeattn.pruning.anatomy import Prunable
+from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.imported import Lie, MixedError, _reshaped, find, letters
 from edgeattn.pruning.saved import apply_saved, write_pruned
+from edgeattn.pruning.trials import prunable
 from edgeattn.runtimes import open_session
 from edgeattn.sources import from_module, load_model
 from edgeattn.sources.sizes import with_buckets
@@ -129,7 +131,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> EdgeModel:
     return scripted(Odd(), tmp_path_factory.mktemp("odd") / "odd.onnx")
 
 
-def unequal(found: Subject) -> Cut:
+def unequal(found: Prunable) -> Cut:
     """Another part of each unit removed, another number in turn."""
     groups = {}
     for number, unit in enumerate(found.anatomy.units):
@@ -138,7 +140,7 @@ def unequal(found: Subject) -> Cut:
     return Cut(groups)
 
 
-def zeroed(found: Subject, cut: Cut) -> EdgeModel:
+def zeroed(found: Prunable, cut: Cut) -> EdgeModel:
     """The original with zeros in the weights through which what was removed leaves."""
     network = copy.deepcopy(found.network)
     for unit in found.anatomy.units:
@@ -158,9 +160,9 @@ def largest(one: EdgeModel, other: EdgeModel, calls: Sequence[Arrays], graph: st
     )
 
 
-def check_removal(model: EdgeModel) -> Subject:
+def check_removal(model: EdgeModel) -> Prunable:
     """Remove an unequal part; the result must equal the original with zeros, on the example and on other inputs."""
-    found = subject(model)
+    found = prunable(model)
     cut = unequal(found)
     pruned = prune(found, cut)
     example = model.example["main"]
@@ -179,7 +181,7 @@ QUICK = ("nn.TransformerEncoder",)
 FAMILIES = ("BERT", "DistilBERT", "ViT", "GPT-2", "Whisper encoder", "nn.TransformerEncoder")
 
 
-def kinds(found: Subject) -> list[tuple[str, int, int, int, int]]:
+def kinds(found: Prunable) -> list[tuple[str, int, int, int, int]]:
     return sorted((u.kind, u.groups, u.width, u.heads, u.head_dim) for u in found.anatomy.units)
 
 
@@ -191,7 +193,7 @@ def test_a_graph_has_the_units_that_its_torch_module_has(name: str, tmp_path: Pa
         pytest.importorskip(TRANSFORMERS, reason=f"{name} is a class of transformers")
     found = check_removal(exported(name, tmp_path))
     module, inputs = named(name).build()
-    by_name = subject(from_module(module, inputs, name))
+    by_name = prunable(from_module(module, inputs, name))
     more = [unit for unit in found.anatomy.units if unit.exit == "classifier"]  # the pooler is a layer of neurons too
     assert sorted([*kinds(by_name), *(("feedforward", unit.groups, 1, 0, 0) for unit in more)]) == kinds(found)
     assert not found.anatomy.unknown
@@ -297,13 +299,13 @@ def test_an_operator_that_is_not_imported_is_named_and_what_still_works_is_offer
     with pytest.raises(
         UnsupportedError, match=r"node 'odd' \(Unique\).* no layers to prune.*still work; .*torch module"
     ):
-        subject(model)
+        prunable(model)
 
 
 def test_a_graph_without_attention_or_neurons_is_refused(tmp_path: Path) -> None:
     model = one_operator(tmp_path / "n.onnx", [helper.make_node("Tanh", ["x"], ["m"])], {"w_o": normal(16, 16)})
     with pytest.raises(UnsupportedError, match="no attention block or feed-forward that can be pruned was found"):
-        subject(model)
+        prunable(model)
 
 
 # --- sizes, files and engines -----------------------------------------------------------------------------------------
@@ -311,11 +313,11 @@ def test_a_graph_without_attention_or_neurons_is_refused(tmp_path: Path) -> None
 
 def test_buckets_of_a_pruned_file_compute_what_the_zeroed_file_does(odd: EdgeModel) -> None:
     bucketed = with_buckets(odd, {"time": (7, 11)})
-    found = subject(bucketed)
+    found = prunable(bucketed)
     cut = unequal(found)
     pruned = prune(found, cut)
     assert len(pruned.spec.graphs) == 2
-    single = subject(odd)
+    single = prunable(odd)
     for graph in pruned.spec.graphs:
         shape = graph.inputs[0].shape
         x = {"x": normal(*shape)}
@@ -329,14 +331,14 @@ def test_buckets_of_a_pruned_file_compute_what_the_zeroed_file_does(odd: EdgeMod
 
 
 def test_a_size_that_the_file_does_not_take_is_refused(odd: EdgeModel) -> None:
-    pruned = prune(found := subject(odd), unequal(found))
+    pruned = prune(found := prunable(odd), unequal(found))
     assert pruned.resize is not None
     with pytest.raises(ModelError, match=r"does not take x \[1, 7, 15\]"):
         pruned.resize("main", {"x": normal(1, 7, 15)})
 
 
 def test_a_pruned_file_is_written_as_an_onnx_file_that_loads_alone(odd: EdgeModel, tmp_path: Path) -> None:
-    found = subject(odd)
+    found = prunable(odd)
     cut = unequal(found)
     pruned = prune(found, cut)
     path = write_pruned(tmp_path / "odd.pruned", pruned, odd, cut, "odd.onnx", {}, export=export_onnx)
@@ -346,14 +348,14 @@ def test_a_pruned_file_is_written_as_an_onnx_file_that_loads_alone(odd: EdgeMode
     assert read.spec.name == "odd"
     assert largest(pruned, read, calls) <= SAME
     assert largest(pruned, apply_saved(odd, path), calls) <= SAME
-    assert kinds(subject(read)) == kinds(subject(pruned))
+    assert kinds(prunable(read)) == kinds(prunable(pruned))
 
 
 def test_a_file_that_cannot_be_exported_says_why_and_goes_into_its_source(odd: EdgeModel, tmp_path: Path) -> None:
     def refuses(*_: Any) -> dict[str, Path]:
         raise UnsupportedError("no exporter takes it")
 
-    found = subject(odd)
+    found = prunable(odd)
     cut = unequal(found)
     path = write_pruned(tmp_path / "odd.pruned", prune(found, cut), odd, cut, "odd.onnx", {}, export=refuses)
     facts = json.loads((path / "pruning.json").read_text())["facts"]
@@ -366,7 +368,7 @@ def test_a_file_that_cannot_be_exported_says_why_and_goes_into_its_source(odd: E
     "engine", [name if name == "onnxruntime" else pytest.param(name, marks=pytest.mark.slow) for name in ENGINES]
 )
 def test_an_engine_computes_what_the_pruned_file_does(engine: str, odd: EdgeModel, tmp_path: Path) -> None:
-    found = subject(odd)
+    found = prunable(odd)
     pruned = prune(found, unequal(found))
     shop = Workshop(pruned, Baseline({}, {}, None, None), tmp_path)
     artifact = BUILDERS[engine](shop, "fp32", get_target(TARGETS[engine]))

@@ -22,8 +22,9 @@ from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.candidates import open_artifact, time_candidates
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.recipes import build
-from edgeattn.pruning.apply import Subject, subject
+from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.knapsack import predict
 from edgeattn.pruning.latency import (
     MAX_TABLES,
     Curve,
@@ -39,7 +40,7 @@ from edgeattn.pruning.latency import (
     timings,
     unit_classes,
 )
-from edgeattn.pruning.select import predict
+from edgeattn.pruning.trials import prunable
 from edgeattn.runtimes import Session
 from edgeattn.sources import from_module
 from edgeattn.spec import from_json, to_json
@@ -97,8 +98,8 @@ def model(tokens: int = TOKENS) -> EdgeModel:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Subject:
-    return subject(model())
+def encoder() -> Prunable:
+    return prunable(model())
 
 
 HEAD_MS, NEURON_MS, LAYER_MS, FIXED_MS = 0.5, 0.01, 0.2, 3.0
@@ -121,18 +122,18 @@ def by_law(variants: Mapping[str, EdgeModel]) -> dict[str, Timing]:
 OPTIONS = MeasureOptions("law 1.0", "fp32", "a test", channels=16)
 
 
-def keyed(given: Subject, kind: str) -> list[str]:
+def keyed(given: Prunable, kind: str) -> list[str]:
     return [unit.key for unit in given.anatomy.units if unit.kind == kind]
 
 
-def test_units_that_cost_the_same_are_one_class_and_know_their_rows(encoder: Subject) -> None:
+def test_units_that_cost_the_same_are_one_class_and_know_their_rows(encoder: Prunable) -> None:
     classes = {one.kind: one for one in unit_classes(encoder)}
     assert {kind: len(one.units) for kind, one in classes.items()} == {"attention": LAYERS, "feedforward": LAYERS}
     assert classes["attention"].rows == ((TOKENS,),) * 4
     assert classes["feedforward"].rows == ((TOKENS,),) * 2
 
 
-def test_every_head_neuron_and_layer_gets_the_milliseconds_that_it_costs(encoder: Subject) -> None:
+def test_every_head_neuron_and_layer_gets_the_milliseconds_that_it_costs(encoder: Prunable) -> None:
     table = measure_table(encoder, by_law, OPTIONS)
     assert table.full_ms == pytest.approx(FULL_MS)
     assert table.kind == "measured"
@@ -147,7 +148,7 @@ def test_every_head_neuron_and_layer_gets_the_milliseconds_that_it_costs(encoder
     assert table.layer("layers") == pytest.approx(LAYER_MS + HEADS * HEAD_MS + NEURONS * NEURON_MS)
 
 
-def test_a_mixed_cut_is_predicted_and_what_lies_in_a_dropped_layer_counts_once(encoder: Subject) -> None:
+def test_a_mixed_cut_is_predicted_and_what_lies_in_a_dropped_layer_counts_once(encoder: Prunable) -> None:
     table = measure_table(encoder, by_law, OPTIONS)
     attention, feedforward = keyed(encoder, "attention"), keyed(encoder, "feedforward")
     cut = Cut(
@@ -160,7 +161,7 @@ def test_a_mixed_cut_is_predicted_and_what_lies_in_a_dropped_layer_counts_once(e
     assert predict(encoder.anatomy, table, Cut()) == pytest.approx(FULL_MS)
 
 
-def test_the_variants_are_really_smaller_and_keep_multiples_that_kernels_like(encoder: Subject) -> None:
+def test_the_variants_are_really_smaller_and_keep_multiples_that_kernels_like(encoder: Prunable) -> None:
     seen: dict[str, tuple[int, ...]] = {}
 
     def times(variants: Mapping[str, EdgeModel]) -> dict[str, Timing]:
@@ -176,7 +177,7 @@ def test_the_variants_are_really_smaller_and_keep_multiples_that_kernels_like(en
     assert all(first == second for first, second in seen.values())
 
 
-def test_noise_makes_no_saving_negative_or_larger_for_more_groups(encoder: Subject) -> None:
+def test_noise_makes_no_saving_negative_or_larger_for_more_groups(encoder: Prunable) -> None:
     noise = iter([0.0, 0.4, -1.0, 0.9, 0.5, 0.0, -20.0, 5.0, 0.1, 0.3])
 
     def times(variants: Mapping[str, EdgeModel]) -> dict[str, Timing]:
@@ -191,7 +192,7 @@ def test_noise_makes_no_saving_negative_or_larger_for_more_groups(encoder: Subje
     assert table.spread_ms == 0.2
 
 
-def test_a_unit_that_is_not_there_and_a_count_out_of_range_are_refused(encoder: Subject) -> None:
+def test_a_unit_that_is_not_there_and_a_count_out_of_range_are_refused(encoder: Prunable) -> None:
     table = measure_table(encoder, by_law, OPTIONS)
     key = keyed(encoder, "attention")[0]
     with pytest.raises(KeyError):
@@ -205,7 +206,7 @@ def test_a_unit_that_is_not_there_and_a_count_out_of_range_are_refused(encoder: 
     ("layers", "pinned", "kept"), [(4, (), (0, 1)), (4, (0,), (0, 1)), (2, (1,), (1,)), (3, (2,), (2,))]
 )
 def test_half_of_the_layers_stay_and_pinned_ones_always(
-    encoder: Subject, layers: int, pinned: tuple[int, ...], kept: tuple[int, ...]
+    encoder: Prunable, layers: int, pinned: tuple[int, ...], kept: tuple[int, ...]
 ) -> None:
     assert half_of_layers(replace(encoder.anatomy.stacks[0], layers=layers, pinned=pinned)) == kept
 
@@ -270,15 +271,15 @@ def counting(calls: list[int]) -> Callable[[Mapping[str, EdgeModel]], dict[str, 
     return times
 
 
-def test_a_second_call_measures_nothing(encoder: Subject, tmp_path: Path) -> None:
+def test_a_second_call_measures_nothing(encoder: Prunable, tmp_path: Path) -> None:
     calls: list[int] = []
     first = measure_table(encoder, counting(calls), OPTIONS, tmp_path / "cache")
-    second = measure_table(subject(model()), counting(calls), OPTIONS, tmp_path / "cache")
+    second = measure_table(prunable(model()), counting(calls), OPTIONS, tmp_path / "cache")
     assert calls == [1 + 2 + 3 + 1]  # the whole, heads, neurons, layers
     assert first == second
 
 
-def test_another_engine_device_thread_precision_or_shape_is_another_table(encoder: Subject) -> None:
+def test_another_engine_device_thread_precision_or_shape_is_another_table(encoder: Prunable) -> None:
     keys = [
         table_key(encoder, OPTIONS),
         table_key(encoder, replace(OPTIONS, engine="law 1.1")),
@@ -286,10 +287,10 @@ def test_another_engine_device_thread_precision_or_shape_is_another_table(encode
         table_key(encoder, replace(OPTIONS, threads=2)),
         table_key(encoder, replace(OPTIONS, precision="int8")),
         table_key(encoder, replace(OPTIONS, channels=8)),
-        table_key(subject(model(TOKENS + 1)), OPTIONS),
+        table_key(prunable(model(TOKENS + 1)), OPTIONS),
     ]
     assert len(set(keys)) == len(keys)
-    assert table_key(subject(model()), OPTIONS) == keys[0]
+    assert table_key(prunable(model()), OPTIONS) == keys[0]
 
 
 @pytest.mark.parametrize(
@@ -306,7 +307,7 @@ def test_another_engine_device_thread_precision_or_shape_is_another_table(encode
     ],
 )
 def test_a_damaged_table_is_measured_anew_and_said(
-    encoder: Subject, tmp_path: Path, change: Callable[[dict[str, object]], bytes], message: str
+    encoder: Prunable, tmp_path: Path, change: Callable[[dict[str, object]], bytes], message: str
 ) -> None:
     calls: list[int] = []
     said: list[str] = []
@@ -319,7 +320,7 @@ def test_a_damaged_table_is_measured_anew_and_said(
     assert from_json(LatencyTable, json.loads(path.read_text(encoding="utf-8"))) == first
 
 
-def test_the_cache_stays_bounded_and_a_table_is_kept_whole(encoder: Subject, tmp_path: Path) -> None:
+def test_the_cache_stays_bounded_and_a_table_is_kept_whole(encoder: Prunable, tmp_path: Path) -> None:
     for number in range(MAX_TABLES + 3):
         (tmp_path / f"{number}.json").write_text("{}", encoding="utf-8")
     measure_table(encoder, by_law, OPTIONS, tmp_path)
@@ -328,7 +329,7 @@ def test_the_cache_stays_bounded_and_a_table_is_kept_whole(encoder: Subject, tmp
     assert f"{table_key(encoder, OPTIONS)}.json" in kept
 
 
-def test_a_cache_that_cannot_be_written_costs_time_and_is_no_error(encoder: Subject, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_time_and_is_no_error(encoder: Prunable, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     said: list[str] = []
     table = measure_table(encoder, by_law, OPTIONS, tmp_path / "file" / "cache", said.append)
@@ -344,7 +345,7 @@ def test_the_cache_lies_where_the_system_says(monkeypatch: pytest.MonkeyPatch, t
     assert cache_directory() == tmp_path / "home" / ".cache" / "edgeattn" / "latency"
 
 
-def test_a_table_goes_through_json_unchanged(encoder: Subject) -> None:
+def test_a_table_goes_through_json_unchanged(encoder: Prunable) -> None:
     table = measure_table(encoder, by_law, OPTIONS)
     assert from_json(LatencyTable, json.loads(json.dumps(to_json(table)))) == table
 
@@ -352,7 +353,7 @@ def test_a_table_goes_through_json_unchanged(encoder: Subject) -> None:
 # --- the estimate -----------------------------------------------------------------------------------------------------
 
 
-def test_an_estimate_is_called_one_and_never_saves_more_than_there_is(encoder: Subject) -> None:
+def test_an_estimate_is_called_one_and_never_saves_more_than_there_is(encoder: Prunable) -> None:
     table = estimate_table(encoder, get_target("jetson"), "fp16")
     assert (table.kind, table.engine, table.precision) == ("estimated", "roofline", "fp16")
     for unit in encoder.anatomy.units:
@@ -365,7 +366,7 @@ def test_an_estimate_is_called_one_and_never_saves_more_than_there_is(encoder: S
 
 def test_an_estimate_of_long_sequences_is_the_operations_over_the_rate() -> None:
     tokens = 512
-    given = subject(model(tokens))
+    given = prunable(model(tokens))
     target = get_target("raspberry-pi-5")
     assert target.peaks is not None
     slow = replace(
@@ -383,14 +384,14 @@ def test_an_estimate_of_long_sequences_is_the_operations_over_the_rate() -> None
     assert table.saving(keyed(given, "attention")[0], 1) == pytest.approx((HEADS - 1) * head, rel=1e-6)
 
 
-def test_more_threads_and_fewer_bytes_take_less_time(encoder: Subject) -> None:
+def test_more_threads_and_fewer_bytes_take_less_time(encoder: Prunable) -> None:
     target = get_target("raspberry-pi-5")
     one, four = (estimate_table(encoder, target, threads=threads).full_ms for threads in (1, 4))
     assert four < one
     assert estimate_table(encoder, target, "int8").full_ms < one
 
 
-def test_a_precision_without_a_rate_of_its_own_counts_as_float32(encoder: Subject) -> None:
+def test_a_precision_without_a_rate_of_its_own_counts_as_float32(encoder: Prunable) -> None:
     target = get_target("raspberry-pi-4")
     assert target.peaks is not None
     assert target.peaks.fp16 is None
@@ -398,7 +399,7 @@ def test_a_precision_without_a_rate_of_its_own_counts_as_float32(encoder: Subjec
     assert half == single
 
 
-def test_a_target_without_rates_is_refused_with_what_to_give(encoder: Subject) -> None:
+def test_a_target_without_rates_is_refused_with_what_to_give(encoder: Prunable) -> None:
     told = r"x86-avx2: its latency cannot be estimated, \[peaks\] fp32.*; or prune by a share instead of a time"
     with pytest.raises(UnsupportedError, match=told):
         estimate_table(encoder, replace(get_target("x86-avx2"), memory=get_target("jetson").memory))
@@ -442,7 +443,7 @@ def engine_times(scratch: Path, engine: str, rounds: int) -> Callable[[Mapping[s
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_a_table_is_measured_on_an_engine_and_a_smaller_model_is_never_predicted_slower(
-    encoder: Subject, tmp_path: Path, engine: str
+    encoder: Prunable, tmp_path: Path, engine: str
 ) -> None:
     pytest.importorskip(engine)
     (tmp_path / "scratch").mkdir()
@@ -456,7 +457,7 @@ def test_a_table_is_measured_on_an_engine_and_a_smaller_model_is_never_predicted
     assert measure_table(encoder, counting([]), options, tmp_path) == table
 
 
-def test_a_table_of_a_busy_host_is_not_kept_and_says_so(encoder: Subject, tmp_path: Path) -> None:
+def test_a_table_of_a_busy_host_is_not_kept_and_says_so(encoder: Prunable, tmp_path: Path) -> None:
     def jittery(variants: Mapping[str, EdgeModel]) -> dict[str, Timing]:
         return {name: replace(timing, spread_ms=0.5 * timing.ms) for name, timing in law(variants).items()}
 

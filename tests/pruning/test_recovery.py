@@ -23,9 +23,12 @@ from edgeattn.model import EdgeModel, Graph, ReferenceStep
 from edgeattn.models.streaming_conformer import edge_model
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
 from edgeattn.pruning import recovery
-from edgeattn.pruning.apply import Subject, copied, prune, subject
+from edgeattn.pruning.anatomy import Prunable
+from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.recovery import Recovered, RecoveryOptions, Run, matched, recover, residuals
+from edgeattn.pruning.surgery import copied
+from edgeattn.pruning.trials import prunable
 from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.sources.sizes import with_buckets
 from tests.clocks import StepClock
@@ -95,8 +98,8 @@ def encoder(batched: bool = True) -> EdgeModel:
 
 
 @functools.cache
-def given() -> Subject:
-    return subject(encoder())
+def given() -> Prunable:
+    return prunable(encoder())
 
 
 CUT = Cut(layers={"layers": (0, 2)})
@@ -118,7 +121,7 @@ def encoder_runs(count: int = 60, lengths: tuple[int, ...] = (LENGTH,)) -> dict[
 
 
 @functools.cache
-def stream() -> Subject:
+def stream() -> Prunable:
     torch.manual_seed(0)
     config = ConformerConfig(
         dim=16, num_blocks=3, num_heads=2, head_dim=8, ffn_dim=24, channels=(4, 4), chunk=4, left_chunks=2
@@ -128,7 +131,7 @@ def stream() -> Subject:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.5)
-    return subject(edge_model(model, "0" * 64))
+    return prunable(edge_model(model, "0" * 64))
 
 
 STREAM_CUT = Cut({"attention:blocks.0.attention": (1,)}, {"blocks": (0, 2)})
@@ -286,7 +289,7 @@ def test_the_learning_rate_falls_with_the_width_of_the_residual_stream() -> None
             {"src": torch.randn(1, 4, width)},
             "encoder",
         )
-        return recovery.fitting_rate(subject(model))
+        return recovery.fitting_rate(prunable(model))
 
     assert of(64) == of(128) == 1e-3
     assert of(512) == pytest.approx(1e-3 / 4)
@@ -327,7 +330,7 @@ def copy_of(model: EdgeModel) -> EdgeModel:
 
 
 def test_samples_that_see_each_other_are_trained_one_by_one(clock: StepClock) -> None:
-    alone = subject(encoder(batched=False))
+    alone = prunable(encoder(batched=False))
     small = prune(alone, CUT)
     result = recover(alone, CUT, small, encoder_runs(), options(seconds=5.0), clock.tick)
     assert not result.together
@@ -349,7 +352,7 @@ def test_samples_of_several_lengths_are_stacked_by_their_length(clock: StepClock
 
 
 def test_what_a_bucket_pads_is_trained_at_its_own_length(clock: StepClock) -> None:
-    sized = subject(with_buckets(encoder(), {"seq": (LENGTH,)}))
+    sized = prunable(with_buckets(encoder(), {"seq": (LENGTH,)}))
     name = sized.model.spec.graphs[0].name
     data = sample_data([dict(run[0]) for run in encoder_runs(60, (3, LENGTH))["main"]], "test", sized.model.spec)
     runs = {graph: list(own) for graph, own in data.training_runs(sized.model.spec).items()}
@@ -409,7 +412,7 @@ def stream_error(model: EdgeModel, runs: list[Run]) -> float:
 
 def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepClock) -> None:
     runs = list(utterances(6).training_runs(stream().model.spec)["step"])
-    cut = Cut(left=4)
+    cut = Cut(forms={"left": 4})
     small = prune(stream(), cut)
     assert small.spec.stream is not None
     assert small.spec.stream.left == 4

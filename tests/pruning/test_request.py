@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeattn.errors import InputError
-from edgeattn.pruning.request import READERS, Request, parse_request, request_text
+from edgeattn.pruning.request import BUDGETS, READERS, Request, amounts, parse_request, request_text
 
 
 def test_a_budget_is_read_with_its_unit() -> None:
@@ -22,30 +22,37 @@ def test_a_budget_is_read_with_its_unit() -> None:
 
 def test_amounts_are_read_together() -> None:
     asked = "heads=0.25, neurons=0.5, layers=1, left=16, kv-heads=2, rank=0.4, sparsity=2:4, samples=64"
-    assert parse_request(asked, 120.0) == Request(
-        heads=0.25, neurons=0.5, layers=1, left=16, kv_heads=2, rank=0.4, sparsity="2:4", samples=64,
-        recover_seconds=120.0,
-    )  # fmt: skip
+    read = {"heads": 0.25, "neurons": 0.5, "layers": 1, "kv-heads": 2, "rank": 0.4, "left": 16, "sparsity": "2:4"}
+    assert parse_request(asked, 120.0) == Request(amounts=tuple(read.items()), samples=64, recover_seconds=120.0)
+
+
+def test_requests_for_the_same_are_the_same() -> None:
+    """What does not depend on the target is done once for each request, which is a key there."""
+    one, other = parse_request("heads=0.5,rank=0.25"), parse_request("rank=0.25, heads=0.50")
+    assert {one: 1}[other] == 1
 
 
 def test_a_directory_stands_for_what_was_pruned_before(tmp_path: Path) -> None:
     assert parse_request(str(tmp_path), 0.0) == Request(saved=tmp_path)
 
 
+SHARES, COUNTS = st.floats(0.01, 0.99), st.integers(1, 999)
+
+
 @given(
-    st.builds(
-        Request,
-        heads=st.floats(0.01, 0.99),
-        neurons=st.none() | st.floats(0.01, 0.99),
-        layers=st.none() | st.integers(1, 99),
-        kv_heads=st.none() | st.integers(1, 99),
-        left=st.none() | st.integers(1, 999),
-        rank=st.none() | st.floats(0.01, 0.99),
-        sparsity=st.none() | st.just("2:4"),
-    )
-)
-def test_the_one_line_form_is_read_back_as_what_it_says(request_: Request) -> None:
-    assert parse_request(request_text(request_)) == request_
+    st.fixed_dictionaries(
+        {"heads": SHARES},
+        optional={
+            "neurons": SHARES, "layers": COUNTS, "kv-heads": COUNTS, "left": COUNTS, "rank": SHARES,
+            "sparsity": st.just("2:4"),
+        },
+    ),
+    st.integers(1, 999),
+)  # fmt: skip
+def test_the_one_line_form_is_read_back_as_what_it_says(asked: dict[str, object], samples: int) -> None:
+    request = Request(amounts=amounts({key: str(value) for key, value in asked.items()}), samples=samples)
+    assert dict(request.amounts) == asked
+    assert parse_request(request_text(request)) == request
 
 
 @pytest.mark.parametrize(
@@ -79,9 +86,9 @@ def test_a_request_that_makes_no_sense_is_refused(text: str, says: str) -> None:
 
 def test_a_saved_model_says_itself_what_is_removed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave the other prune options out"):
-        Request(saved=tmp_path, heads=0.5)
+        Request(saved=tmp_path, amounts=(("heads", 0.5),))
 
 
-def test_every_key_names_a_field() -> None:
+def test_every_key_that_is_no_form_names_a_field() -> None:
     fields = set(Request.__dataclass_fields__)
-    assert {name for name, _ in READERS.values()} <= fields
+    assert {BUDGETS.get(key, key) for key in READERS} <= fields

@@ -16,7 +16,7 @@ from torch import nn
 from edgeattn.errors import EdgeattnError, ModelError, OutputError
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
-from edgeattn.pruning.apply import prune, subject
+from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.saved import (
     HF_WEIGHTS,
@@ -29,6 +29,7 @@ from edgeattn.pruning.saved import (
     read_saved,
     write_pruned,
 )
+from edgeattn.pruning.trials import prunable
 from edgeattn.sources import from_module, load_model
 from tests.architectures import FURTHER, NAMED, Architecture
 
@@ -74,7 +75,7 @@ CUT = Cut({"feedforward:layers.0": (0, 3, 5, 6, 11)})  # its weights are the oth
 
 
 def written(directory: Path, source: EdgeModel, cut: Cut, reference: str = "model.py") -> EdgeModel:
-    pruned = prune(subject(source), cut)
+    pruned = prune(prunable(source), cut)
     write_pruned(directory, pruned, source, cut, reference, {"speedup": 1.5})
     return pruned
 
@@ -129,14 +130,14 @@ def test_a_pruned_model_is_pruned_again_and_both_cuts_are_kept(tmp_path: Path) -
     again = apply_saved(tied(), tmp_path / "two.pruned")
     assert largest_difference(twice, again) <= SAME
     # Groups 1 and 4 of what the first cut kept are 3 and 11 of the source.
-    direct = prune(subject(tied()), Cut(dict.fromkeys(second.groups, (3, 11))))
+    direct = prune(prunable(tied()), Cut(dict.fromkeys(second.groups, (3, 11))))
     assert largest_difference(direct, again) <= SAME
 
 
 def test_a_model_of_torchs_own_attention_is_read_back(tmp_path: Path) -> None:
     module, inputs = architecture("nn.TransformerEncoder").build()
     source = from_module(module, inputs, "torch")
-    given = subject(source)
+    given = prunable(source)
     cut = Cut({unit.key: tuple(range(1, unit.groups)) for unit in given.anatomy.units})
     pruned = written(tmp_path / "x.pruned", source, cut)
     again = apply_saved(from_module(*architecture("nn.TransformerEncoder").build(), "torch"), tmp_path / "x.pruned")
@@ -161,14 +162,14 @@ def test_force_replaces_no_directory_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work", encoding="utf-8")
     with pytest.raises(OutputError, match="holds no pruned model; it is left alone"):
-        write_pruned(tmp_path / "mine", prune(subject(source), CUT), source, CUT, "model.py", {}, force=True)
+        write_pruned(tmp_path / "mine", prune(prunable(source), CUT), source, CUT, "model.py", {}, force=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 
 
 def test_nothing_is_left_where_writing_fails(tmp_path: Path) -> None:
     source = tied()
     with pytest.raises(TypeError, match="not JSON serializable"):
-        write_pruned(tmp_path / "x", prune(subject(source), CUT), source, CUT, "m.py", {"drop": object()})
+        write_pruned(tmp_path / "x", prune(prunable(source), CUT), source, CUT, "m.py", {"drop": object()})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +261,7 @@ def test_tensors_that_do_not_fit_are_named(name: str, value: torch.Tensor | None
 
 def same_cut(source: EdgeModel, kinds: tuple[str, ...], layers: bool = False) -> Cut:
     """The first quarter of the groups gone in every unit of a kind, and the last layer of every stack."""
-    anatomy = subject(source).anatomy
+    anatomy = prunable(source).anatomy
     groups = {u.key: tuple(range(u.groups // 4, u.groups)) for u in anatomy.units if u.kind in kinds}
     stacks = {stack.path: tuple(range(stack.layers - 1)) for stack in anatomy.stacks if layers}
     return Cut(groups, stacks)

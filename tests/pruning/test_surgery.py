@@ -17,9 +17,10 @@ from torch.nn.utils import parametrize
 
 from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.pruning.anatomy import Anatomy, Setting, Slice, Stack, Unit
+from edgeattn.pruning.apply import remove
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.families import find
-from edgeattn.pruning.surgery import remove, remove_groups
+from edgeattn.pruning.families import find_anatomy
+from edgeattn.pruning.surgery import remove_groups
 from tests.architectures import TRANSFORMERS, named
 
 
@@ -227,7 +228,7 @@ def test_embeddings_and_heads_that_are_tied_stay_tied(name: str) -> None:
     pytest.importorskip(TRANSFORMERS, reason="the classes are those of transformers")
     network: Any = copy.deepcopy(named(name).build()[0])
     assert network.lm_head.weight is network.get_input_embeddings().weight
-    anatomy = find(network)
+    anatomy = find_anatomy(network)
     neurons = Cut({u.key: tuple(range(4, u.groups)) for u in anatomy.units if u.kind == "feedforward"})
     remove(network, anatomy, neurons)
     assert network.lm_head.weight is network.get_input_embeddings().weight
@@ -236,7 +237,7 @@ def test_embeddings_and_heads_that_are_tied_stay_tied(name: str) -> None:
 def test_a_layer_with_transposed_weights_knows_its_sizes() -> None:
     pytest.importorskip(TRANSFORMERS, reason="the classes are those of transformers")
     network: Any = named("GPT-2").build()[0]
-    anatomy = find(network)
+    anatomy = find_anatomy(network)
     attention = next(u for u in anatomy.units if u.kind == "attention")
     before = network.transformer.h[0].attn.c_attn.weight.detach().numpy().copy()
     remove(network, anatomy, Cut({attention.key: (0, 3)}))

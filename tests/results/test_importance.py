@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import InputError, MissingExtraError, OutputError
-from edgeattn.pruning.cut import Cut
+from edgeattn.pruning import Cut
 
 pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 pytest.importorskip("matplotlib", reason="pictures need edgeattn[report]")
 
-from edgeattn.pruning.importance import Importance
+from edgeattn.pruning import Importance
 from edgeattn.results.importance import MOST_NAMED, importance_figure, layer_rows, stays
 from edgeattn.results.pictures import check_picture
 

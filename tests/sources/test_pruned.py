@@ -10,10 +10,17 @@ import pytest
 
 from edgeattn.errors import ModelError
 from edgeattn.model import EdgeModel
-from edgeattn.pruning.apply import prune, subject
-from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.forms import form
-from edgeattn.pruning.saved import PRUNING, WEIGHTS, apply_saved, largest_difference, write_pruned
+from edgeattn.pruning import (
+    PRUNING,
+    WEIGHTS,
+    Cut,
+    apply_saved,
+    largest_difference,
+    prunable,
+    prune,
+    reshape,
+    write_pruned,
+)
 from edgeattn.sources import load_model
 
 NAME = "streaming-conformer"
@@ -37,7 +44,7 @@ def model():
 
 def pruned_builtin(directory: Path) -> EdgeModel:
     source = load_model(NAME)
-    given = subject(source)
+    given = prunable(source)
     groups = {unit.key: tuple(range(unit.groups // 2, unit.groups)) for unit in given.anatomy.units}
     cut = Cut(groups, {stack.path: (0, *range(2, stack.layers)) for stack in given.anatomy.stacks})
     pruned = prune(given, cut)
@@ -50,7 +57,7 @@ def pruned_factory(tmp_path: Path) -> tuple[EdgeModel, str]:
     Path(reference).write_text(FACTORY, encoding="utf-8")
     source = load_model(reference)
     cut = Cut({"feedforward:": (0, 1, 2, 3)})
-    pruned = prune(subject(source), cut)
+    pruned = prune(prunable(source), cut)
     write_pruned(tmp_path / "x.pruned", pruned, source, cut, reference, {})
     (tmp_path / "ran").unlink()
     return pruned, reference
@@ -113,12 +120,15 @@ def test_damage_is_told_as_that_of_the_file(tmp_path: Path) -> None:
 
 def test_less_left_context_low_rank_and_merged_heads_are_read_back(tmp_path: Path) -> None:
     source = load_model(NAME)
-    given = subject(source)
+    given = prunable(source)
     attention = next(unit for unit in given.anatomy.units if unit.kind == "attention")
     feedforward = next(unit for unit in given.anatomy.units if unit.kind == "feedforward")
-    cut = Cut({feedforward.key: tuple(range(192))}, merged={attention.key: 2}, ranks={feedforward.exit: 16}, left=16)
+    cut = Cut(
+        {feedforward.key: tuple(range(192))},
+        forms={"merged": {attention.key: 2}, "ranks": {feedforward.exit: 16}, "left": 16},
+    )
     plain = prune(given, Cut(cut.groups))
-    pruned = form(plain, given.anatomy, cut)
+    pruned = reshape(plain, given.anatomy, cut)
     write_pruned(tmp_path / "x.pruned", pruned, source, cut, NAME, {})
     again = load_model(str(tmp_path / "x.pruned"))
     assert again.spec == pruned.spec

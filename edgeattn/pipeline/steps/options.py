@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeattn.profiling.contract import MeasureOptions
-from edgeattn.pruning.request import Request
+from edgeattn.pruning import Request
 from edgeattn.quantize.plan import Plan
 from edgeattn.results.gates import Gates
 from edgeattn.targets.target import Target
 
 if TYPE_CHECKING:
-    from edgeattn.pruning.importance import Hook
+    from edgeattn.pruning import Hook
 
 
 SECONDS = 120.0

@@ -137,7 +137,7 @@ def read_weights(files: list[Path]) -> Weights:
     Raises:
         ModelError: naming the file that is truncated or damaged.
     """
-    from edgeattn.pruning.saved import read_tensors
+    from edgeattn.pruning import read_tensors
 
     tensors: dict[str, torch.Tensor] = {}
     for path in files:

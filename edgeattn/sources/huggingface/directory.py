@@ -20,7 +20,7 @@ from edgeattn.errors import EdgeattnError, ModelError, load_extra
 from edgeattn.guards.confined import confined_file
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
-from edgeattn.pruning.configs import plain_config
+from edgeattn.pruning import plain_config
 from edgeattn.sources.huggingface.checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -39,7 +39,7 @@ from edgeattn.sources.pruned import PRUNING
 if TYPE_CHECKING:
     import torch
 
-    from edgeattn.pruning.cut import Cut
+    from edgeattn.pruning import Cut
 
 # Loaded into tokenizers and feature extractors; all of them are JSON, text or protobuf.
 ASSETS = (
@@ -159,7 +159,7 @@ def _made(model: torch.nn.Module, directory: Path, notes: tuple[str, ...]) -> Ed
 
 def _cuts(directory: Path) -> tuple[Cut, ...]:
     """What was pruned away and config.json cannot say; nothing for most directories."""
-    from edgeattn.pruning.saved import check_weights, is_saved, read_saved
+    from edgeattn.pruning import check_weights, is_saved, read_saved
 
     if not is_saved(directory):
         return ()
@@ -172,7 +172,7 @@ def _pruned(kind: Any, config: Any, weights: Weights, directory: Path, cuts: tup
     """A model of the config's shapes, then cut to those of the weights."""
     import torch
 
-    from edgeattn.pruning.saved import with_cuts
+    from edgeattn.pruning import with_cuts
 
     options: dict[str, Any] = {}
     if _only_pooler(kind, ["pooler."]) and not any("pooler." in name for name in weights.tensors):

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from edgeattn.errors import DataError
 from edgeattn.model import Arrays, EdgeModel
-from edgeattn.pruning.anatomy import Anatomy, Unit, exits, layer_of
-from edgeattn.pruning.apply import Subject, copied, masked_cut
-from edgeattn.pruning.cut import Cut, without_dropped
+from edgeattn.pruning.anatomy import Anatomy, Prunable, Unit, exits, layer_of
+from edgeattn.pruning.apply import masked_cut
+from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.forms import without_dropped
 from edgeattn.pruning.importance import batches, call, graph_loss, measuring, spread_evenly, surrogate, tensors
+from edgeattn.pruning.surgery import copied
 
 KEPT_BYTES = 2**29  # of the whole model's outputs at the exits, computed in as many passes as that takes
 BLOCK = 4_096  # rows that are added in float64 at once
@@ -69,7 +71,7 @@ class Rebuilt:
 
 
 def reconstruct(
-    given: Subject,
+    given: Prunable,
     cut: Cut,
     pruned: EdgeModel,
     samples: Mapping[str, Sequence[Arrays]],
@@ -81,7 +83,7 @@ def reconstruct(
     States among the samples are the whole model's; what removed heads left in them is not read.
 
     Args:
-        cut: that made it; of low-rank and 2:4 layers the exits are left as they are.
+        cut: that made it, of groups and layers alone: what other forms change comes afterwards.
         pruned: from :func:`~edgeattn.pruning.apply.prune` of the same subject.
         samples: graph -> full input sets, states included.
 
@@ -92,13 +94,13 @@ def reconstruct(
         DataError: without samples, or for outputs at an exit that are not finite.
     """
     assert pruned.network is not None, "prune() makes it of a network"
-    assert given.model.rebuild is not None, "checked by subject()"
+    assert given.model.rebuild is not None, "checked by prunable()"
     rows = {graph: spread_evenly(list(own), options.samples) for graph, own in samples.items() if own}
     if not rows:
         raise DataError(f"{given.model.spec.name}: reconstruction needs samples, inputs like those of use; give --data")
     cut = without_dropped(given.anatomy, cut)
     # What is pruned runs as the whole network with masks: its states and paths are then those of the samples.
-    stand_in = Subject(given.model.rebuild(copied(given.network)), given.anatomy)
+    stand_in = Prunable(given.model.rebuild(copied(given.network)), given.anatomy)
     with measuring(given):
         solver = _Solver(given, stand_in, cut, rows, options)
         found: list[Rebuilt] = []
@@ -166,8 +168,8 @@ class _Solver:
 
     def __init__(
         self,
-        given: Subject,
-        stand_in: Subject,
+        given: Prunable,
+        stand_in: Prunable,
         cut: Cut,
         rows: Mapping[str, Sequence[Arrays]],
         options: ReconstructOptions,
@@ -189,12 +191,10 @@ class _Solver:
 
     def _order(self) -> list[Unit]:
         """Units to solve in the order in which they run; an exit that units share is solved once."""
-        left = {*self.cut.ranks, *self.cut.sparse}
         wanted: dict[str, Unit] = {}
         for key in self.cut.groups:
             unit = self.given.anatomy.unit(key)
-            if unit.exit not in left:
-                wanted.setdefault(unit.exit, unit)
+            wanted.setdefault(unit.exit, unit)
         order: dict[str, Unit] = {}
         share = 1.0
 
@@ -342,7 +342,7 @@ class _Solver:
 
 
 @contextlib.contextmanager
-def _outputs(given: Subject, units: Sequence[Unit], see: Callable[[Unit, Tensor], Tensor | None]) -> Iterator[None]:
+def _outputs(given: Prunable, units: Sequence[Unit], see: Callable[[Unit, Tensor], Tensor | None]) -> Iterator[None]:
     """While open, ``see`` gets the output of every exit, and may replace it."""
 
     def hook(unit: Unit) -> Callable[..., Tensor | None]:

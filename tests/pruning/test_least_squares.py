@@ -13,13 +13,14 @@ from torch import Tensor, nn  # noqa: E402
 
 from edgeattn.errors import DataError  # noqa: E402
 from edgeattn.model import Arrays, EdgeModel  # noqa: E402
-from edgeattn.pruning.anatomy import exits  # noqa: E402
-from edgeattn.pruning.apply import Subject, prune, subject  # noqa: E402
-from edgeattn.pruning.cut import Cut, uniform_cut  # noqa: E402
+from edgeattn.pruning.anatomy import Prunable, exits  # noqa: E402
+from edgeattn.pruning.apply import prune  # noqa: E402
+from edgeattn.pruning.cut import Cut  # noqa: E402
 from edgeattn.pruning.importance import magnitude  # noqa: E402
-from edgeattn.pruning.reconstruct import ReconstructOptions, path_after, reconstruct  # noqa: E402
+from edgeattn.pruning.least_squares import ReconstructOptions, path_after, reconstruct  # noqa: E402
+from edgeattn.pruning.trials import prunable  # noqa: E402
 from edgeattn.sources import from_module  # noqa: E402
-from tests.pruning.blocks import HEAD_DIM, HIDDEN, TIME, classifier, rows  # noqa: E402
+from tests.pruning.blocks import HEAD_DIM, HIDDEN, TIME, classifier, rows, uniform_cut  # noqa: E402
 
 EXACT = ReconstructOptions(ridge=0.0, weighted=False)
 
@@ -28,7 +29,7 @@ def nothing(_: float) -> None:
     """Progress that nobody looks at."""
 
 
-def exit_inputs(given: Subject, model: EdgeModel, key: str, path: str, samples: list[Arrays]) -> np.ndarray:
+def exit_inputs(given: Prunable, model: EdgeModel, key: str, path: str, samples: list[Arrays]) -> np.ndarray:
     """What reaches an exit, (rows, inputs), float64."""
     found: list[np.ndarray] = []
     unit = replace(given.anatomy.unit(key), exit=path)
@@ -198,7 +199,7 @@ def test_a_transposed_weight_is_solved_as_well() -> None:
             return projected
 
     torch.manual_seed(0)
-    given = subject(from_module(Net().eval(), {"x": torch.randn(1, 4, 6)}, "transposed"))
+    given = prunable(from_module(Net().eval(), {"x": torch.randn(1, 4, 6)}, "transposed"))
     (unit,) = given.anatomy.units
     cut = Cut({unit.key: (0, 2, 3, 7, 9)})
     samples = {"main": [{"x": np.random.default_rng(n).standard_normal((1, 4, 6)).astype("f4")} for n in range(30)]}
@@ -223,7 +224,7 @@ def test_a_layer_that_runs_twice_is_solved_over_both_calls() -> None:
             return x
 
     torch.manual_seed(0)
-    given = subject(from_module(Twice().eval(), {"x": torch.randn(1, 4, 6)}, "twice"))
+    given = prunable(from_module(Twice().eval(), {"x": torch.randn(1, 4, 6)}, "twice"))
     cut = Cut({given.anatomy.units[0].key: (0, 1, 2, 3, 4)})
     samples = {"main": [{"x": np.random.default_rng(n).standard_normal((1, 4, 6)).astype("f4")} for n in range(30)]}
     (found,) = reconstruct(given, cut, prune(given, cut), samples, EXACT, nothing)
@@ -234,7 +235,7 @@ def test_a_layer_that_runs_twice_is_solved_over_both_calls() -> None:
 def test_the_step_of_a_stream_runs_with_the_new_weights() -> None:
     from edgeattn.models.streaming_conformer import build
 
-    given = subject(build())
+    given = prunable(build())
     scores = magnitude(given)
     cut = replace(uniform_cut(given.anatomy, scores, 0.25, 0.5), layers={"blocks": (0, 1, 3)})
     pruned = prune(given, cut)
@@ -252,15 +253,6 @@ def test_the_step_of_a_stream_runs_with_the_new_weights() -> None:
     assert len(found) == 9
     assert all(one.after < one.before for one in found)
     assert np.abs(pruned.run({**inputs, **empty})["log_probs"] - before).max() > 1e-3
-
-
-def test_a_layer_of_low_rank_or_with_zeros_in_a_pattern_is_left() -> None:
-    given = classifier()
-    cut = Cut({"feedforward:blocks.0.feedforward": (0, 1), "feedforward:blocks.1.feedforward": (0, 1)})
-    pruned = prune(given, cut)
-    left = replace(cut, sparse=("blocks.0.feedforward.contract",))
-    found = reconstruct(given, left, pruned, rows(9), EXACT, nothing)
-    assert [one.key for one in found] == ["feedforward:blocks.1.feedforward"]
 
 
 def test_no_samples_are_refused() -> None:

@@ -14,9 +14,10 @@ from hypothesis import given
 pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 
 from edgeattn.pruning.anatomy import Anatomy, Stack, Unit
-from edgeattn.pruning.cut import Cut, check_cut
+from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.forms import check_cut
 from edgeattn.pruning.importance import Importance
-from edgeattn.pruning.select import (
+from edgeattn.pruning.knapsack import (
     SelectOptions,
     best_kept,
     choices,

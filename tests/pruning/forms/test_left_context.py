@@ -16,10 +16,11 @@ from edgeattn.errors import InputError
 from edgeattn.model import EdgeModel
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
 from edgeattn.models.streaming_conformer.step import StreamingStep, stream
-from edgeattn.pruning.apply import Subject, prune
-from edgeattn.pruning.context import left_contexts, shorten
+from edgeattn.pruning.anatomy import Prunable
+from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.families import find
+from edgeattn.pruning.families import find_anatomy
+from edgeattn.pruning.forms.left_context import left_contexts, shorten
 from edgeattn.spec import HIDDEN
 
 CHUNK, LEFT = 8, 32
@@ -40,7 +41,7 @@ def conformer() -> EdgeModel:
 def shortened(left: int) -> EdgeModel:
     model = conformer()
     assert model.network is not None
-    return prune(Subject(model, find(model.network)), Cut(left=left))
+    return prune(Prunable(model, find_anatomy(model.network)), Cut(forms={"left": left}))
 
 
 def test_one_chunk_fewer_at_a_time_down_to_one() -> None:
@@ -89,7 +90,7 @@ def test_a_context_that_is_no_shorter_number_of_chunks_is_refused_with_the_valid
     model = conformer()
     assert model.network is not None
     with pytest.raises(InputError, match=f"left context of {left} encoder frames: .* fewer than now: 8, 16, 24"):
-        prune(Subject(model, find(model.network)), Cut(left=left))
+        prune(Prunable(model, find_anatomy(model.network)), Cut(forms={"left": left}))
 
 
 def test_a_context_of_one_chunk_cannot_be_shorter() -> None:

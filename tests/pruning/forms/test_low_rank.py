@@ -16,8 +16,7 @@ from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.pruning.anatomy import Anatomy
 from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.forms import Guide
-from edgeattn.pruning.lowrank import LowRank, factorise, factors, largest_rank, product, rank_for
+from edgeattn.pruning.forms.low_rank import LowRank, factorise, factors, largest_rank, product, rank_for
 from tests.pruning.families import subject_of
 
 EMPTY = Anatomy(())
@@ -132,7 +131,7 @@ def test_a_layer_becomes_two_that_compute_its_approximation() -> None:
         left, values, right = np.linalg.svd(weight.double().numpy(), full_matrices=False)
         near = torch.from_numpy((left[:, :rank] * values[:rank]) @ right[:rank]).float()
         layer.weight.data.copy_(near.T if turned else near)
-    factorise(network, EMPTY, Cut(ranks={"one": 4, "turned": 3}))
+    factorise(network, EMPTY, Cut(forms={"ranks": {"one": 4, "turned": 3}}))
     assert isinstance(network.one, LowRank)
     assert network.same is network.one
     assert (network.one.in_features, network.one.out_features) == (8, 12)
@@ -146,14 +145,14 @@ def test_moments_reach_their_layer() -> None:
     network = Pair()
     moments = torch.diag(torch.tensor([1.0, 1.0, 0, 0, 0, 0, 0, 0]))
     weight = network.one.weight.detach().clone()
-    factorise(network, EMPTY, Cut(ranks={"one": 2}), {"one": moments})
+    factorise(network, EMPTY, Cut(forms={"ranks": {"one": 2}}), {"one": moments})
     # two inputs are all that ever comes, and two ranks hold them exactly
     torch.testing.assert_close(product(cast(LowRank, network.one))[:, :2], weight[:, :2], atol=1e-5, rtol=0)
 
 
 def test_shapes_only_makes_the_modules_that_weights_are_loaded_into() -> None:
     made, loaded = Pair(), Pair()
-    cut = Cut(ranks={"one": 4, "turned": 3})
+    cut = Cut(forms={"ranks": {"one": 4, "turned": 3}})
     factorise(made, EMPTY, cut)
     factorise(loaded, EMPTY, cut, shapes_only=True)
     loaded.load_state_dict(made.state_dict())
@@ -183,7 +182,7 @@ def test_what_cannot_be_factorised_is_refused(
 ) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(InputError, match=message):
-        factorise(network, EMPTY, Cut(ranks=ranks), moments)
+        factorise(network, EMPTY, Cut(forms={"ranks": ranks}), moments)
     after = network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -193,7 +192,7 @@ def test_a_layer_whose_owner_reads_its_weight_is_named() -> None:
     given = subject_of("T5")
     path = next(unit.exit for unit in given.anatomy.units if unit.kind == "feedforward")
     with pytest.raises(UnsupportedError, match=rf"{path}: its owner reads its weight"):
-        prune(given, Cut(ranks={path: 4}))
+        prune(given, Cut(forms={"ranks": {path: 4}}))
 
 
 def test_moments_lower_the_error_of_what_they_were_taken_of() -> None:
@@ -210,8 +209,8 @@ def test_moments_lower_the_error_of_what_they_were_taken_of() -> None:
     x = seen[0]
     layer = cast(nn.Linear, given.network.get_submodule(path))
     errors = []
-    for guide in (Guide(), Guide(moments={path: x.T @ x / len(x)})):
-        made = prune(given, Cut(ranks={path: 6}), guide)
+    for found in ({}, {"rank": {path: x.T @ x / len(x)}}):
+        made = prune(given, Cut(forms={"ranks": {path: 6}}), found)
         weight = product(cast(LowRank, cast(nn.Module, made.network).get_submodule(path))).double()
         errors.append(float((x @ (weight - layer.weight.detach().double()).T).norm()))
     assert errors[1] < 0.8 * errors[0]
@@ -220,8 +219,8 @@ def test_moments_lower_the_error_of_what_they_were_taken_of() -> None:
 def test_with_neurons_gone_ranks_are_those_of_what_is_left() -> None:
     given = subject_of("BERT")
     unit = next(unit for unit in given.anatomy.units if unit.kind == "feedforward")
-    made = prune(given, Cut({unit.key: tuple(range(8))}, ranks={unit.entries[0]: 4, unit.exit: 6}))
+    made = prune(given, Cut({unit.key: tuple(range(8))}, forms={"ranks": {unit.entries[0]: 4, unit.exit: 6}}))
     exit_layer = cast(LowRank, cast(nn.Module, made.network).get_submodule(unit.exit))
     assert (exit_layer.in_features, exit_layer.first.out_features) == (8, 6)
     with pytest.raises(InputError, match="rank 7 of a layer of 8 to 32 saves nothing; the largest that pays is 6"):
-        prune(given, Cut({unit.key: tuple(range(8))}, ranks={unit.exit: 7}))
+        prune(given, Cut({unit.key: tuple(range(8))}, forms={"ranks": {unit.exit: 7}}))

@@ -1,4 +1,4 @@
-"""Grouped-query attention from multi-head attention: key/value heads of a group become one, their mean.
+"""Key/value heads: those of a group become one, their mean, so that multi-head attention is grouped-query attention.
 
 After Ainslie et al., "GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints" (2023,
 arXiv 2305.13245), section 2.1: the projections of the key and value heads of each group are mean-pooled. Queries stay.
@@ -13,13 +13,87 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from edgeattn.errors import InputError, UnsupportedError
+from edgeattn.errors import InputError, UnsupportedError, unknown_name
 from edgeattn.pruning.anatomy import Anatomy, Unit
-from edgeattn.pruning.cut import Cut, check_cut, moved, without_dropped
-from edgeattn.pruning.linear import bias_of, dense, fresh_parameter, owners, reorder
+from edgeattn.pruning.cut import Cut, groups_kept, moved, staying
+from edgeattn.pruning.forms.form import Change, Form, Planning, Study, count, counts, some, with_weights
+from edgeattn.pruning.linear import bias_of, dense, fresh_parameter, linear_at, owners, reorder
+
+FIELD = "merged"
+"""Attention's key -> key/value heads that the heads which stay are merged into."""
 
 KEYS_BY_HEADS = ("WhisperAttention",)
 """Classes of transformers that view keys and values, and nothing else, with ``num_heads``."""
+
+
+def plan(asked: int, cut: Cut, planning: Planning) -> Cut:
+    """Every attention that has more heads than were asked for has so many."""
+    anatomy = planning.given.anatomy
+    stay = staying(anatomy, cut)
+    keys = [unit.key for unit in anatomy.units if unit.kind == "attention" and unit.key in stay]
+    return cut.with_part(FIELD, {key: asked for key in keys if groups_kept(anatomy, cut, key) > asked})
+
+
+def check(anatomy: Anatomy, cut: Cut) -> None:
+    """Refuse units without key/value heads, and numbers of heads that do not divide those that stay.
+
+    Raises:
+        InputError: naming the unit, what was asked and what is valid.
+    """
+    for key, heads in cut.forms.get(FIELD, {}).items():
+        if key not in {unit.key for unit in anatomy.units}:
+            raise InputError(unknown_name("unit", key, [unit.key for unit in anatomy.units]))
+        unit = anatomy.unit(key)
+        if unit.kind != "attention":
+            raise InputError(f"{unit.path}: a feed-forward has no key/value heads to merge")
+        there = groups_kept(anatomy, cut, key)
+        valid = [number for number in range(1, there + 1) if there % number == 0]
+        if heads not in valid:
+            raise InputError(
+                f"{unit.path}: {there} heads cannot be merged into {heads} of equal groups; "
+                f"valid: {', '.join(map(str, valid))}"
+            )
+
+
+def merged(anatomy: Anatomy, cut: Cut) -> dict[str, int]:
+    """Attention's key -> heads that it has afterwards, of layers that stay and where that is fewer."""
+    stay = staying(anatomy, cut)
+    asked: Mapping[str, int] = cut.forms.get(FIELD, {})
+    return {key: n for key, n in asked.items() if key in stay and n < groups_kept(anatomy, cut, key)}
+
+
+def study(asked: Study) -> dict[str, tuple[int, ...]]:
+    """Attention's key -> the order in which its heads are merged: similar ones side by side."""
+    given, cut = asked.given, asked.cut
+    return {
+        key: grouping(given.network, given.anatomy.unit(key), heads, cut.groups.get(key))
+        for key, heads in merged(given.anatomy, cut).items()
+    }
+
+
+def apply(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, Sequence[int]] | None) -> Change:
+    """Merge heads in place; tells the key and value layers that compute the same with all heads."""
+    weights: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for key, wanted in merged(anatomy, cut).items():
+        heads, order = groups_kept(anatomy, cut, key), (orders or {}).get(key)
+        for path in (path for _, *paths in projections(anatomy.unit(key)) for path in paths):
+            place = moved(cut, path)
+            if place is not None:
+                layer = linear_at(network, place)
+                bias = bias_of(layer)
+                weights[place] = (
+                    repeated_means(dense(layer), heads, wanted, order),
+                    None if bias is None else repeated_means(bias.detach(), heads, wanted, order),
+                )
+    merge(network, anatomy, cut, orders)
+    return Change(weights, "anew" if orders else "repeated")
+
+
+def words(network: nn.Module, anatomy: Anatomy, cut: Cut) -> str:
+    """For errors: with the class of the first block."""
+    paths = [anatomy.unit(key).path for key in merged(anatomy, cut)]
+    block = network.get_submodule(cast(str, moved(cut, paths[0])))
+    return f"once key/value heads of {some(paths)} ({type(block).__name__}) are merged"
 
 
 def merge(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, Sequence[int]] | None = None) -> None:
@@ -34,15 +108,12 @@ def merge(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, S
         InputError: if the cut or an order does not fit.
         UnsupportedError: naming the class of a block that cannot share a key/value head between query heads.
     """
-    check_cut(anatomy, cut)
-    for key, wanted in without_dropped(anatomy, cut).merged.items():
-        unit = anatomy.unit(key)
-        heads = len(cut.groups.get(key, range(unit.groups)))
+    check(anatomy, cut)
+    for key, wanted in merged(anatomy, cut).items():
+        unit, heads = anatomy.unit(key), groups_kept(anatomy, cut, key)
         order = None if orders is None else orders.get(key)
         if order is not None and sorted(order) != list(range(heads)):
             raise InputError(f"{unit.path}: an order names each of its {heads} key/value heads once, got {list(order)}")
-        if wanted == heads:
-            continue
         blocks = list(_blocks(network, cut, unit))
         for block, _, _ in blocks:
             _share(unit, block, heads // wanted)
@@ -206,3 +277,9 @@ def head_weights(network: nn.Module, unit: Unit) -> Tensor:
         if bias is not None:
             parts.append(bias.detach().double().reshape(unit.groups, -1))
     return torch.cat(parts, 1)
+
+
+KV_HEADS = Form(
+    key="kv-heads", field=FIELD, empty={}, parse=count("kv-heads"), plan=plan, check=check, stays=merged, study=study,
+    apply=apply, shape=merge, oracle=with_weights, words=words, to_json=dict, from_json=counts,
+)  # fmt: skip

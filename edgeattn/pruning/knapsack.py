@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from edgeattn.pruning.anatomy import Anatomy, Stack, Unit, layer_of
-from edgeattn.pruning.cut import Cut, without_dropped
+from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.forms import without_dropped
 from edgeattn.pruning.importance import Importance
 
 NEIGHBOURS = 64  # groups on either side that an exchange is looked for among, the most promising ones

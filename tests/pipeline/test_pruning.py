@@ -17,24 +17,24 @@ from edgeattn.evaluation.arrays import ArrayData
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline import convert as pipeline
 from edgeattn.pipeline.convert import convert
-from edgeattn.pipeline.steps import pruning as compress
 from edgeattn.pipeline.steps.baseline import baseline
 from edgeattn.pipeline.steps.candidates import PAYS
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
-from edgeattn.pipeline.steps.pruning import REACHED, Compressor, promise
-from edgeattn.pruning.apply import Subject, prune
-from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.latency import Timing
-from edgeattn.pruning.request import Request
-from edgeattn.pruning.saved import write_pruned
+from edgeattn.pipeline.steps.pruning import Outcome, Setting, for_target, forget, latency_table, prune_task
+from edgeattn.pipeline.steps.pruning.facts import promise
+from edgeattn.pipeline.steps.pruning.plan import REACHED
+from edgeattn.pipeline.steps.pruning.task import importance_of, state_file
+from edgeattn.pruning import FORMS, Cut, Prunable, Recovered, Request, Timing, parse_request, prune, write_pruned
 from edgeattn.results.gates import Failure, Gates
 from edgeattn.results.report import Pruning
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import get_target
 from tests.conversions import QUICK, Watch
 from tests.prunable import HEADS, LAYERS, NEURONS, block_weights, unlabelled, write_prunable
+from tests.pruning.forms.unbiased import UNBIASED
 
+TIMES = "edgeattn.pipeline.steps.pruning.timing.time_models"
 Clock = Callable[[EdgeModel], float]
 
 
@@ -45,11 +45,7 @@ def weights(model: EdgeModel) -> float:
 
 def ticking(clock: Clock) -> Callable[..., Any]:
     """What stands for the measurements of an engine."""
-
-    def times(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
-        return lambda models: {name: Timing(clock(models[name])) for name in models}
-
-    return times
+    return lambda _, models: {name: Timing(clock(models[name])) for name in models}
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +71,15 @@ def shop(source: tuple[EdgeModel, ArrayData], tmp_path: Path) -> Workshop:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(Compressor, "times", ticking(weights))
+    monkeypatch.setattr(TIMES, ticking(weights))
 
 
-def compressed(shop: Workshop, request: Request, target: str = "cpu", backend: str = "openvino") -> compress.Compressed:
-    return Compressor(shop, request, 1).for_target(get_target(target), backend, Watch())
+def setting(target: str = "cpu", backend: str = "openvino") -> Setting:
+    return Setting(target=get_target(target), backend=backend, threads=1, progress=Watch())
+
+
+def compressed(shop: Workshop, request: Request, target: str = "cpu", backend: str = "openvino") -> Outcome:
+    return for_target(prune_task(shop, request), setting(target, backend))
 
 
 def test_an_asked_speed_is_reached_and_foreseen_as_it_is_measured(shop: Workshop) -> None:
@@ -105,15 +105,12 @@ def test_a_clock_that_is_slower_than_its_table_is_corrected(shop: Workshop, monk
     """A fixed cost appears once the table is made: the first cut misses, a stricter one does not."""
     calls = []
 
-    def drifting(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
-        def timed(models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
-            calls.append(len(models))
-            fixed = 0.0 if len(calls) == 1 else 0.4 * weights(shop.model)
-            return {name: Timing(weights(models[name]) + fixed) for name in models}
+    def drifting(_: Setting, models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+        calls.append(len(models))
+        fixed = 0.0 if len(calls) == 1 else 0.4 * weights(shop.model)
+        return {name: Timing(weights(models[name]) + fixed) for name in models}
 
-        return timed
-
-    monkeypatch.setattr(Compressor, "times", drifting)
+    monkeypatch.setattr(TIMES, drifting)
     made = compressed(shop, Request(speedup=1.5))
     assert len(calls) > 3  # the table, at least two cuts, the result
     assert not made.pruning.failures
@@ -125,46 +122,56 @@ def test_a_busy_moment_does_not_remove_more_than_was_asked(shop: Workshop, monke
     calm = compressed(shop, Request(speedup=1.5)).cut
     calls: list[tuple[str, ...]] = []
 
-    def hiccup(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
-        def timed(models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
-            calls.append(tuple(models))
-            late = {"0": 1.1} if len(calls) == 1 else {}
-            return {name: Timing(late.get(name, 1.0) * weights(model)) for name, model in models.items()}
+    def hiccup(_: Setting, models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+        calls.append(tuple(models))
+        late = {"0": 1.1} if len(calls) == 1 else {}
+        return {name: Timing(late.get(name, 1.0) * weights(model)) for name, model in models.items()}
 
-        return timed
-
-    monkeypatch.setattr(Compressor, "times", hiccup)
+    monkeypatch.setattr(TIMES, hiccup)
     made = compressed(shop, Request(speedup=1.5))
     assert calls[:2] == [("unpruned", "0"), ("unpruned", "0", "1")]  # the table is kept from before
     assert made.cut == calm
 
 
-def test_trials_by_the_metric_share_the_minutes_of_recovery(shop: Workshop) -> None:
-    by_metric, by_speed = Request(max_drop=4.0, recover_seconds=40.0), Request(speedup=1.5, recover_seconds=40.0)
-    assert Compressor(shop, by_metric, 1).recover_seconds == 10.0  # at most four trials of nine
-    assert Compressor(shop, by_speed, 1).recover_seconds == 40.0
+def test_trials_by_the_metric_share_the_minutes_of_recovery(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many cuts are tried, all of their distillation together takes no longer than was given."""
+    spent: list[float] = []
+
+    def trained(*args: Any) -> Recovered:
+        model, options = args[2], args[4]
+        spent.append(options.seconds)
+        return Recovered(model, (), options.seconds, 1.0, 1.0, (), True, "")
+
+    monkeypatch.setattr("edgeattn.pipeline.steps.pruning.work.recover", trained)
+    for allowed in (4.0, 60.0):
+        spent.clear()
+        asked = Request(max_drop=allowed, recover_seconds=40.0)
+        made = for_target(prune_task(shop, asked, accept_unproved=True), setting())
+        assert made.pruning.facts["recovery"] is not None
+        assert len(spent) > 1
+        assert sum(spent) <= 40.0
+    spent.clear()
+    compressed(shop, Request(speedup=1.5, recover_seconds=40.0))
+    assert spent == [40.0]  # one cut alone
 
 
 def test_a_table_of_a_busy_moment_is_measured_anew(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kept table says that removing saves next to nothing; the first cut shows that it is wrong."""
     busy = True
 
-    def times(self: Compressor, *_: object) -> Callable[[Mapping[str, EdgeModel]], dict[str, Timing]]:
-        def timed(models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
-            full = weights(shop.model)
-            flat = 0.8 * full if busy else 0.0
-            return {name: Timing(flat + (0.2 if busy else 1.0) * weights(models[name])) for name in models}
+    def times(_: Setting, models: Mapping[str, EdgeModel]) -> dict[str, Timing]:
+        full = weights(shop.model)
+        flat = 0.8 * full if busy else 0.0
+        return {name: Timing(flat + (0.2 if busy else 1.0) * weights(models[name])) for name in models}
 
-        return timed
-
-    monkeypatch.setattr(Compressor, "times", times)
-    compressor = Compressor(shop, Request(speedup=1.05), 1)
-    compressor.importance(Watch())
-    wrong = compressor.table(get_target("cpu"), "openvino", Watch())
+    monkeypatch.setattr(TIMES, times)
+    task = prune_task(shop, Request(speedup=1.05))
+    importance_of(task, Watch())
+    wrong = latency_table(task, setting())
     busy = False
-    assert compressor.table(get_target("cpu"), "openvino", Watch()) == wrong  # kept
-    facts = compressor.for_target(get_target("cpu"), "openvino", Watch()).pruning.facts
-    assert compressor.table(get_target("cpu"), "openvino", Watch()) != wrong
+    assert latency_table(task, setting()) == wrong  # kept
+    facts = for_target(task, setting()).pruning.facts
+    assert latency_table(task, setting()) != wrong
     assert abs(facts["difference_percent"]) < 5
 
 
@@ -196,43 +203,46 @@ def test_milliseconds_of_a_phone_are_not_judged_by_this_machines_clock(shop: Wor
 
 
 def test_the_most_that_keeps_the_metric_is_found(shop: Workshop) -> None:
-    target = get_target("cpu")
-    by_samples = Compressor(shop, Request(max_drop=4.0), 1, accept_unproved=True)
-    made = by_samples.for_target(target, "openvino", Watch())
+    made = for_target(prune_task(shop, Request(max_drop=4.0), accept_unproved=True), setting())
     score = made.pruning.facts["score"]
     assert score["drop"] <= 4.0
     # A larger drop allows no slower model.
-    looser = Compressor(shop, Request(max_drop=60.0), 1, accept_unproved=True).for_target(target, "openvino", Watch())
+    looser = for_target(prune_task(shop, Request(max_drop=60.0), accept_unproved=True), setting())
     assert looser.pruning.facts["speedup"] >= made.pruning.facts["speedup"] > 1.0
 
 
 def test_nothing_goes_where_the_samples_are_too_few_to_show_that_it_may(shop: Workshop) -> None:
     made = compressed(shop, Request(max_drop=4.0))
+    assert made.model is shop.model
+    assert made.base is shop.base
     assert made.cut == Cut()
+    assert not made.pruning.facts["kept"]
+    assert made.pruning.facts["order"] == []
+    assert made.pruning.facts["score"]["drop"] == 0.0
     assert any("is not surely within 4 points" in note and "nothing is removed" in note for note in made.pruning.notes)
 
 
 def test_shares_are_removed_from_every_unit(shop: Workshop) -> None:
-    made = compressed(shop, Request(heads=0.34, neurons=0.5))
+    made = compressed(shop, parse_request("heads=0.34,neurons=0.5"))
     kept = {row["unit"]: (row["kept"], row["groups"]) for row in made.pruning.facts["units"]}
     assert kept["blocks.0.attention"] == (HEADS - 1, HEADS)
     assert made.pruning.facts["predicted_speedup"] is None
 
 
 def test_the_layer_that_costs_least_is_left_out(shop: Workshop) -> None:
-    compressor = Compressor(shop, Request(layers=1), 1)
-    found = compressor.importance(Watch())
+    task = prune_task(shop, parse_request("layers=1"))
+    found = importance_of(task, Watch())
     assert found is not None
     least = int(np.nanargmin(found.layers["blocks"]))
-    made = compressor.for_target(get_target("cpu"), "openvino", Watch())
+    made = for_target(task, setting())
     assert made.cut.layers == {"blocks": tuple(n for n in range(LAYERS) if n != least)}
     with pytest.raises(InputError, match=f"layers=9: only {LAYERS - 1} layers"):
-        compressed(shop, Request(layers=9))
+        compressed(shop, parse_request("layers=9"))
 
 
 def test_pruning_that_does_not_pay_is_left_out(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Compressor, "times", ticking(lambda _: 1.0))
-    made = compressed(shop, Request(heads=0.5))
+    monkeypatch.setattr(TIMES, ticking(lambda _: 1.0))
+    made = compressed(shop, parse_request("heads=0.5"))
     assert made.model is shop.model
     assert made.base is shop.base
     assert not made.pruning.facts["kept"]
@@ -248,21 +258,21 @@ def test_a_target_whose_engine_is_not_here_is_estimated_and_says_so(shop: Worksh
 
 
 def test_a_model_is_pruned_once_for_targets_that_ask_the_same(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    compressor = Compressor(shop, Request(neurons=0.5), 1)
+    task = prune_task(shop, parse_request("neurons=0.5"))
     cuts = []
 
-    def counted(given: Subject, cut: Cut) -> EdgeModel:
+    def counted(given: Prunable, cut: Cut) -> EdgeModel:
         cuts.append(cut)
         return prune(given, cut)
 
-    monkeypatch.setattr(compress, "prune", counted)
+    monkeypatch.setattr("edgeattn.pipeline.steps.pruning.work.prune", counted)
     for target, backend in (("cpu", "openvino"), ("cpu", "litert")):
-        compressor.for_target(get_target(target), backend, Watch())
+        for_target(task, setting(target, backend))
     assert len(cuts) == 1
 
 
 def test_metrics_are_compared_with_the_original(shop: Workshop) -> None:
-    made = compressed(shop, Request(heads=0.5, neurons=0.5))
+    made = compressed(shop, parse_request("heads=0.5,neurons=0.5"))
     assert made.base.score is shop.base.score
     record = made.base.records["main"][0]
     np.testing.assert_allclose(made.model.run(record.inputs)["scores"], record.outputs["scores"], atol=1e-6)
@@ -273,10 +283,10 @@ def test_a_budget_needs_data(source: tuple[EdgeModel, ArrayData], tmp_path: Path
     with pytest.raises(DataError, match="give --data"):
         compressed(shop, Request(speedup=1.5))
     with pytest.raises(DataError, match="give --data"):
-        compressed(shop, Request(layers=1))
+        compressed(shop, parse_request("layers=1"))
     with pytest.raises(InputError, match="recovery trains on --data"):
-        Compressor(shop, Request(heads=0.5, recover_seconds=5), 1)
-    made = compressed(shop, Request(neurons=0.5))
+        prune_task(shop, parse_request("heads=0.5", 5.0))
+    made = compressed(shop, parse_request("neurons=0.5"))
     assert made.pruning.facts["importance"] == {"method": "magnitude", "samples": 0}
 
 
@@ -288,29 +298,38 @@ def test_a_metric_is_needed_to_keep_one(source: tuple[EdgeModel, ArrayData], tmp
 
 def test_two_in_four_is_for_targets_that_have_it(shop: Workshop) -> None:
     with pytest.raises(UnsupportedError, match="no kernels for 2:4"):
-        compressed(shop, Request(sparsity="2:4"))
-    made = compressed(shop, Request(sparsity="2:4"), "jetson", "tensorrt")
-    assert made.cut.sparse
+        compressed(shop, parse_request("sparsity=2:4"))
+    made = compressed(shop, parse_request("sparsity=2:4"), "jetson", "tensorrt")
+    assert made.cut.forms["sparse"]
+
+
+def test_a_form_that_is_added_is_planned_beside_a_budget(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMS, UNBIASED.key, UNBIASED)
+    made = compressed(shop, parse_request("speedup=1.2,unbiased=exits"))
+    assert made.cut.groups or made.cut.layers
+    assert made.cut.forms["unbiased"]
+    assert "forms" in made.pruning.facts["order"]
+    assert made.pruning.facts["cut"]["unbiased"] == list(made.cut.forms["unbiased"])
 
 
 def test_recovery_trains_and_keeps_its_state_where_it_is_told(shop: Workshop, tmp_path: Path) -> None:
-    request = Request(heads=0.7, neurons=0.9, layers=1, recover_seconds=8)
-    compressor = Compressor(shop, request, 1, tmp_path / "new" / "state")
-    made = compressor.for_target(get_target("cpu"), "openvino", Watch())
+    request = parse_request("heads=0.7,neurons=0.9,layers=1", 8.0)
+    task = prune_task(shop, request, tmp_path / "new" / "state")
+    made = for_target(task, setting())
     recovery = made.pruning.facts["recovery"]
     assert recovery["steps"] > 0 or "before the first step" in recovery["note"]  # on a busy host
     assert recovery["loss_after"] <= recovery["loss_before"]
     assert made.pruning.facts["order"] == ["prune", "reconstruct", "recover", "quantize"]
-    state = compressor.state_file(made.cut)
+    state = state_file(task, made.cut)
     assert state is not None
     assert state.is_file()
-    assert compressor.state_file(Cut()) != state  # another target may have another cut
-    compressor.forget()
+    assert state_file(task, Cut()) != state  # another target may have another cut
+    forget(task)
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_saved_model_is_applied_as_it_was(shop: Workshop, tmp_path: Path) -> None:
-    first = compressed(shop, Request(neurons=0.5))
+    first = compressed(shop, parse_request("neurons=0.5"))
     directory = write_pruned(tmp_path / "x.pruned", first.model, shop.model, first.cut, "x.py", first.pruning.facts)
     again = compressed(shop, Request(saved=directory))
     example = shop.model.example["main"]
@@ -319,18 +338,17 @@ def test_a_saved_model_is_applied_as_it_was(shop: Workshop, tmp_path: Path) -> N
 
 
 def test_a_promise_is_compared_in_percent() -> None:
-    planned = compress.Planned(Cut(), 5.0, 10.0, "measured")
-    facts = promise(planned, {"unpruned": Timing(20.0), "pruned": Timing(8.0)})
+    found = promise("measured", 5.0, 10.0, {"unpruned": Timing(20.0), "pruned": Timing(8.0)})
     # Foreseen: half of 20 ms, 10; measured: 8.
-    assert facts["difference_percent"] == pytest.approx(25.0)
-    assert facts["speedup"] == pytest.approx(2.5)
+    assert found.difference_percent == pytest.approx(25.0)
+    assert found.speedup == pytest.approx(2.5)
 
 
 def test_convert_ships_the_pruned_model_and_says_so(source: tuple[EdgeModel, ArrayData], tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the cpu target needs edgeattn[openvino]")
     chosen = ConvertOptions(
         (get_target("cpu"),), "fp32", out=tmp_path / "out", gates=Gates(max_drop=100.0), measure=QUICK,
-        prune=Request(neurons=0.5),
+        prune=parse_request("neurons=0.5"),
     )  # fmt: skip
     report = convert(*source, chosen, Watch())
     (result,) = report.results

@@ -8,16 +8,22 @@ as in Pool and Yu, "Channel Permutations for N:M Sparsity" (NeurIPS 2021).
 from __future__ import annotations
 
 import itertools
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from edgeattn.errors import InputError
+from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.pruning.anatomy import Anatomy, Slice, Unit
-from edgeattn.pruning.cut import Cut, check_cut, moved, without_dropped
+from edgeattn.pruning.cut import Cut, groups_kept, linears, moved
+from edgeattn.pruning.forms import kv_heads, low_rank
+from edgeattn.pruning.forms.form import Change, Form, Planning, some, with_weights
 from edgeattn.pruning.linear import dense, linear_at, owners, reorder
+from edgeattn.targets import supports_2_4
 
+FIELD = "sparse"
+"""Paths of linear layers whose weight has two zeros in every four inputs."""
+PATTERN = "2:4"
 KEPT, GROUP = 2, 4
 ROUNDS = 64  # of the search at most: what is gained comes early, and a round's work grows with the square of the inputs
 BLOCK = 2**22  # numbers of one intermediate of the search: 16 MiB, about what a cache holds
@@ -148,9 +154,8 @@ def sparsify(
         InputError: if a path is no linear layer or has a number of inputs that four does not divide, or a weight is
             tied.
     """
-    check_cut(anatomy, cut)
-    cut = without_dropped(anatomy, cut)
-    layers = {path: linear_at(network, cast(str, moved(cut, path))) for path in cut.sparse}
+    check(anatomy, cut)
+    layers = {path: linear_at(network, cast(str, moved(cut, path))) for path in sparse(anatomy, cut)}
     for path, layer in layers.items():
         inputs = dense(layer).shape[1]
         if inputs % GROUP:
@@ -165,7 +170,7 @@ def sparsify(
     if permute:
         for unit in anatomy.units:
             if unit.exit in layers:
-                _permute(network, cut, unit, places)
+                _permute(network, anatomy, cut, unit, places)
     for path, layer in layers.items():
         with torch.no_grad():
             weight = dense(layer)
@@ -181,7 +186,9 @@ def _identity(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(outputs), torch.arange(inputs)
 
 
-def _permute(network: nn.Module, cut: Cut, unit: Unit, places: dict[str, tuple[Tensor, Tensor]]) -> None:
+def _permute(
+    network: nn.Module, anatomy: Anatomy, cut: Cut, unit: Unit, places: dict[str, tuple[Tensor, Tensor]]
+) -> None:
     """Put what enters a unit's exit in the order that keeps most, and follow it in the layers that make it.
 
     Args:
@@ -196,7 +203,7 @@ def _permute(network: nn.Module, cut: Cut, unit: Unit, places: dict[str, tuple[T
     width = unit.head_dim if unit.kind == "attention" else weight.shape[1]
     parts = range(0, weight.shape[1], width)
     order = torch.cat([start + channel_order(weight[:, start : start + width]) for start in parts])
-    stay = len(cut.groups.get(unit.key, range(unit.groups)))
+    stay = groups_kept(anatomy, cut, unit.key)
     for piece, tensor in zip(pieces, tensors, strict=True):
         start = piece.start * stay // unit.groups  # the sections before it were cut as this one was
         reorder(cast(Tensor, tensor), piece.axis, start, order)
@@ -222,7 +229,7 @@ def free_slices(cut: Cut, unit: Unit) -> tuple[Slice, ...]:
         not values
         or unit.cross
         or unit.tied
-        or unit.key in cut.merged
+        or unit.key in cut.forms.get(kv_heads.FIELD, {})
         or unit.width != unit.head_dim
         or unit.head_dim % GROUP
     ):
@@ -230,3 +237,81 @@ def free_slices(cut: Cut, unit: Unit) -> tuple[Slice, ...]:
     last = max(piece.start for piece in values)  # a packed layer holds the values last
     exits = [piece for piece in unit.slices if piece.module == unit.exit and piece.tensor == "weight"]
     return (*(piece for piece in values if piece.start == last), *exits)
+
+
+# --- the form ---------------------------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> str:
+    """The one pattern that there is.
+
+    Raises:
+        InputError: for another.
+    """
+    if text != PATTERN:
+        raise InputError(f"sparsity must be {PATTERN}, got {text!r}")
+    return text
+
+
+def plan(_: str, cut: Cut, planning: Planning) -> Cut:
+    """Every projection of a unit that stays whose inputs four divides.
+
+    Raises:
+        UnsupportedError: for a target without kernels for it.
+    """
+    capability = planning.target.compute_capability
+    if capability is None or not supports_2_4(capability):
+        raise UnsupportedError(
+            f"{planning.target.name} has no kernels for 2:4 sparsity, which NVIDIA GPUs from compute capability 8.0 on "
+            "have; leave sparsity out for it"
+        )
+    network = planning.given.network
+    paths = linears(planning.given.anatomy, cut)
+    return cut.with_part(FIELD, tuple(p for p in paths if dense(linear_at(network, p)).shape[1] % GROUP == 0))
+
+
+def check(_: Anatomy, cut: Cut) -> None:
+    """Refuse layers that are named twice, or get a low rank too.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    paths: tuple[str, ...] = cut.forms.get(FIELD, ())
+    both = [path for path in cut.forms.get(low_rank.FIELD, {}) if path in paths]
+    if both:
+        raise InputError(f"{both[0]}: it is asked to be of low rank and 2:4 sparse; take one of them")
+    twice = [path for number, path in enumerate(paths) if path in paths[:number]]
+    if twice:
+        raise InputError(f"{twice[0]}: it is named twice among the sparse layers")
+
+
+def sparse(_: Anatomy, cut: Cut) -> tuple[str, ...]:
+    """Paths of the original, of layers that stay."""
+    return tuple(path for path in cut.forms.get(FIELD, ()) if moved(cut, path) is not None)
+
+
+def apply(network: nn.Module, anatomy: Anatomy, cut: Cut, _: Any = None) -> Change:
+    """Make sparse in place; tells the dense weights that compute the same."""
+    weights = sparsify(network, anatomy, cut)
+    return Change({cast(str, moved(cut, path)): (weight, None) for path, weight in weights.items()})
+
+
+def shape(network: nn.Module, anatomy: Anatomy, cut: Cut) -> None:
+    """Nothing but a look whether the layers can be sparse."""
+    sparsify(network, anatomy, cut, shapes_only=True)
+
+
+def words(_: nn.Module, anatomy: Anatomy, cut: Cut) -> str:
+    """For errors."""
+    return f"once {some(sparse(anatomy, cut))} are sparse"
+
+
+def _paths(data: Any) -> tuple[str, ...]:
+    """JSON back."""
+    return tuple(str(path) for path in data)
+
+
+SPARSITY = Form(
+    key="sparsity", field=FIELD, empty=[], parse=parse, plan=plan, check=check, stays=sparse, apply=apply, shape=shape,
+    oracle=with_weights, words=words, to_json=list, from_json=_paths,
+)  # fmt: skip

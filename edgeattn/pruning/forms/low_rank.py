@@ -17,8 +17,13 @@ from torch import Tensor, nn
 
 from edgeattn.errors import InputError
 from edgeattn.pruning.anatomy import Anatomy
-from edgeattn.pruning.cut import Cut, check_cut, moved, without_dropped
+from edgeattn.pruning.cut import Cut, linears, moved
+from edgeattn.pruning.forms.form import Change, Form, Planning, Study, counts, share, some, with_weights
 from edgeattn.pruning.linear import bias_of, dense, linear_at, owners, put
+from edgeattn.pruning.moments import second_moments
+
+FIELD = "ranks"
+"""Linear layer's path -> rank of the two layers that replace it."""
 
 
 class LowRank(nn.Module):
@@ -133,8 +138,8 @@ def factorise(
     Raises:
         InputError: if a path is no linear layer, a rank does not pay, a weight is tied, or moments do not fit.
     """
-    check_cut(anatomy, cut)
-    for path, rank in without_dropped(anatomy, cut).ranks.items():
+    check(anatomy, cut)
+    for path, rank in ranks(anatomy, cut).items():
         layer = linear_at(network, cast(str, moved(cut, path)))
         weight = dense(layer)
         outputs, inputs = weight.shape
@@ -165,3 +170,58 @@ def factorise(
 def product(layer: LowRank) -> Tensor:
     """The weight that two layers have together, (outputs, inputs)."""
     return (layer.second.weight.detach().double() @ layer.first.weight.detach().double()).to(layer.first.weight.dtype)
+
+
+# --- the form ---------------------------------------------------------------------------------------------------------
+
+
+def plan(asked: float, cut: Cut, planning: Planning) -> Cut:
+    """Every projection of a unit that stays gets the rank that keeps a share of its multiplications, where one pays."""
+    network = planning.given.network
+    found = {path: rank_for(linear_at(network, path), asked) for path in linears(planning.given.anatomy, cut)}
+    return cut.with_part(FIELD, {path: rank for path, rank in found.items() if rank})
+
+
+def check(_: Anatomy, cut: Cut) -> None:
+    """Refuse ranks below 1.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    for path, rank in cut.forms.get(FIELD, {}).items():
+        if rank < 1:
+            raise InputError(f"{path}: a rank is at least 1, got {rank}")
+
+
+def ranks(_: Anatomy, cut: Cut) -> dict[str, int]:
+    """Path of the original -> rank, of layers that stay."""
+    return {path: rank for path, rank in cut.forms.get(FIELD, {}).items() if moved(cut, path) is not None}
+
+
+def study(asked: Study) -> dict[str, Tensor]:
+    """Path of the original -> E[x x^T] of what the layer reads; nothing without data."""
+    samples = asked.samples()
+    return second_moments(asked.model, asked.cut, ranks(asked.given.anatomy, asked.cut), samples) if samples else {}
+
+
+def apply(network: nn.Module, anatomy: Anatomy, cut: Cut, moments: Mapping[str, Tensor] | None) -> Change:
+    """Factorise in place; tells the layers that compute the same with one weight each."""
+    factorise(network, anatomy, cut, moments)
+    places = [cast(str, moved(cut, path)) for path in ranks(anatomy, cut)]
+    return Change({place: (product(cast(LowRank, network.get_submodule(place))), None) for place in places})
+
+
+def shape(network: nn.Module, anatomy: Anatomy, cut: Cut) -> None:
+    """Two layers for one, their weights still to be loaded."""
+    factorise(network, anatomy, cut, shapes_only=True)
+
+
+def words(_: nn.Module, anatomy: Anatomy, cut: Cut) -> str:
+    """For errors."""
+    return f"once {some(list(ranks(anatomy, cut)))} are of low rank"
+
+
+RANK = Form(
+    key="rank", field=FIELD, empty={}, parse=share("rank"), plan=plan, check=check, stays=ranks, study=study,
+    apply=apply, shape=shape, oracle=with_weights, words=words, to_json=dict, from_json=counts,
+)  # fmt: skip

@@ -17,16 +17,9 @@ from edgeattn.errors import InputError
 from edgeattn.pruning.anatomy import Anatomy
 from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.families import find
+from edgeattn.pruning.families import find_anatomy
+from edgeattn.pruning.forms.sparsity import _meetings, _round, channel_order, kept_magnitude, mask_2_4, sparsify
 from edgeattn.pruning.linear import dense
-from edgeattn.pruning.sparsity import (
-    _meetings,
-    _round,
-    channel_order,
-    kept_magnitude,
-    mask_2_4,
-    sparsify,
-)
 from tests.pruning.blocks import Attention, FeedForward
 from tests.pruning.families import subject_of
 
@@ -122,7 +115,9 @@ EXITS = ("attention.output", "feedforward.contract")
 
 def test_the_sparse_network_is_the_original_with_the_same_weights_zero() -> None:
     network, expected = Both(), Both()
-    zeroed = sparsify(network, find(network), Cut(sparse=(*EXITS, "feedforward.expand", "attention.value")))
+    zeroed = sparsify(
+        network, find_anatomy(network), Cut(forms={"sparse": (*EXITS, "feedforward.expand", "attention.value")})
+    )
     for path, weight in zeroed.items():
         original = expected.get_submodule(path)
         assert ((weight == 0) | (weight == dense(original))).all()
@@ -134,9 +129,13 @@ def test_the_sparse_network_is_the_original_with_the_same_weights_zero() -> None
 
 def test_permuted_and_not_masked_the_network_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     network, original = Both(), Both()
-    monkeypatch.setattr("edgeattn.pruning.sparsity.mask_2_4", lambda weight: torch.ones_like(weight, dtype=torch.bool))
-    monkeypatch.setattr("edgeattn.pruning.sparsity.channel_order", lambda weight: torch.arange(weight.shape[1]).flip(0))
-    sparsify(network, find(network), Cut(sparse=EXITS))
+    monkeypatch.setattr(
+        "edgeattn.pruning.forms.sparsity.mask_2_4", lambda weight: torch.ones_like(weight, dtype=torch.bool)
+    )
+    monkeypatch.setattr(
+        "edgeattn.pruning.forms.sparsity.channel_order", lambda weight: torch.arange(weight.shape[1]).flip(0)
+    )
+    sparsify(network, find_anatomy(network), Cut(forms={"sparse": EXITS}))
     for path in (*EXITS, "feedforward.expand", "attention.value"):
         assert not torch.equal(dense(network.get_submodule(path)), dense(original.get_submodule(path)))
     x = drawn(2, 5, 8)
@@ -147,12 +146,12 @@ def test_permuting_keeps_more_and_only_where_the_exit_is_named() -> None:
     kept = {}
     for permute in (False, True):
         network = Both()
-        sparsify(network, find(network), Cut(sparse=EXITS), permute=permute)
+        sparsify(network, find_anatomy(network), Cut(forms={"sparse": EXITS}), permute=permute)
         kept[permute] = [float(dense(network.get_submodule(path)).abs().sum()) for path in EXITS]
     assert all(after >= before for before, after in zip(kept[False], kept[True], strict=True))
     assert sum(kept[True]) > 1.01 * sum(kept[False])
     network = Both()
-    sparsify(network, find(network), Cut(sparse=("feedforward.expand",)))
+    sparsify(network, find_anatomy(network), Cut(forms={"sparse": ("feedforward.expand",)}))
     assert torch.equal(network.feedforward.expand.bias, Both().feedforward.expand.bias)
 
 
@@ -161,14 +160,14 @@ def test_neurons_whose_layer_is_tied_stay_in_order() -> None:
     network.again = nn.Linear(8, 8)
     network.again.weight = network.feedforward.expand.weight
     before = network.again.weight.detach().clone()
-    sparsify(network, Anatomy(find(Both()).units), Cut(sparse=("feedforward.contract",)))
+    sparsify(network, Anatomy(find_anatomy(Both()).units), Cut(forms={"sparse": ("feedforward.contract",)}))
     assert torch.equal(network.again.weight, before)
     assert (dense(network.feedforward.contract).reshape(-1, 4) == 0).sum(1).ge(2).all()
 
 
 def test_shapes_only_changes_nothing() -> None:
     network = Both()
-    assert sparsify(network, find(network), Cut(sparse=EXITS), shapes_only=True) == {}
+    assert sparsify(network, find_anatomy(network), Cut(forms={"sparse": EXITS}), shapes_only=True) == {}
     expected = Both().state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
 
@@ -178,7 +177,7 @@ def test_sparse_after_neurons_and_heads_are_gone() -> None:
     heads, neurons = (
         next(u for u in given_subject.anatomy.units if u.kind == kind) for kind in ("attention", "feedforward")
     )
-    cut = Cut({heads.key: (0, 3), neurons.key: tuple(range(16))}, sparse=(heads.exit, neurons.exit))
+    cut = Cut({heads.key: (0, 3), neurons.key: tuple(range(16))}, forms={"sparse": (heads.exit, neurons.exit)})
     made = cast(nn.Module, prune(given_subject, cut).network)
     for path, inputs in ((heads.exit, 16), (neurons.exit, 16)):
         weight = dense(made.get_submodule(path))
@@ -203,7 +202,7 @@ class Tied(Both):
 def test_what_cannot_be_sparse_is_refused(network: nn.Module, path: str, message: str) -> None:
     before = copy.deepcopy(network.state_dict())
     with pytest.raises(InputError, match=message):
-        sparsify(network, Anatomy(()), Cut(sparse=(path,)))
+        sparsify(network, Anatomy(()), Cut(forms={"sparse": (path,)}))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
@@ -215,7 +214,7 @@ def test_tensorrt_builds_the_sparse_network_with_sparse_kernels_allowed(tmp_path
     from edgeattn.sources import from_module
 
     network = Both().eval()
-    sparsify(network, find(network), Cut(sparse=EXITS))
+    sparsify(network, find_anatomy(network), Cut(forms={"sparse": EXITS}))
     (tmp_path / "made").mkdir()
     files = export_onnx(from_module(network, {"x": drawn(1, 16, 8)}, "sparse"), tmp_path)
     artifact = to_tensorrt(files, tmp_path / "made", "fp16", recipe=BuildRecipe(sparsity=True))

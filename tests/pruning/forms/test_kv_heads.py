@@ -22,12 +22,11 @@ from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
 from edgeattn.models.streaming_conformer.step import StreamingStep, stream
-from edgeattn.pruning.anatomy import Anatomy, Unit
-from edgeattn.pruning.apply import Subject, prune
+from edgeattn.pruning.anatomy import Anatomy, Prunable, Unit
+from edgeattn.pruning.apply import prune, reshape
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.families import find
-from edgeattn.pruning.forms import Guide, form
-from edgeattn.pruning.grouped import grouping, head_weights, merge, repeated_means
+from edgeattn.pruning.families import find_anatomy
+from edgeattn.pruning.forms.kv_heads import grouping, head_weights, merge, repeated_means
 from tests.pruning.families import subject_of
 
 HEADS, WIDTH, DIM = 6, 4, 12
@@ -48,7 +47,7 @@ class Owner(nn.Module):
 
 
 def unit_of(network: nn.Module) -> Unit:
-    return next(unit for unit in find(network).units if unit.kind == "attention")
+    return next(unit for unit in find_anatomy(network).units if unit.kind == "attention")
 
 
 def with_means(network: Owner, wanted: int, order: tuple[int, ...]) -> Owner:
@@ -69,11 +68,11 @@ def with_means(network: Owner, wanted: int, order: tuple[int, ...]) -> Owner:
 @given(st.sampled_from([1, 2, 3]), st.permutations(range(HEADS)), st.booleans())
 def test_merged_heads_compute_what_all_heads_do_with_the_means(wanted: int, order: list[int], ordered: bool) -> None:
     network = Owner()
-    anatomy = find(network)
+    anatomy = find_anatomy(network)
     key = unit_of(network).key
     places = tuple(order) if ordered else tuple(range(HEADS))
     expected = with_means(network, wanted, places)
-    merge(network, anatomy, Cut(merged={key: wanted}), {key: places} if ordered else None)
+    merge(network, anatomy, Cut(forms={"merged": {key: wanted}}), {key: places} if ordered else None)
     assert network.attention.kv_heads == wanted
     assert network.attention.key.weight.shape == (wanted * WIDTH, DIM)
     x = torch.randn(2, 13, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -85,7 +84,7 @@ def test_merged_heads_compute_what_all_heads_do_with_the_means(wanted: int, orde
 
 def test_fewer_key_value_heads_attend_as_loops_say() -> None:
     network = Owner()
-    merge(network, find(network), Cut(merged={unit_of(network).key: 2}))
+    merge(network, find_anatomy(network), Cut(forms={"merged": {unit_of(network).key: 2}}))
     attention = network.attention
     x = np.random.default_rng(0).standard_normal((7, DIM))
     with torch.no_grad():
@@ -108,7 +107,7 @@ def test_fewer_key_value_heads_attend_as_loops_say() -> None:
 def test_merging_into_as_many_heads_changes_nothing() -> None:
     network = Owner()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    merge(network, find(network), Cut(merged={unit_of(network).key: HEADS}))
+    merge(network, find_anatomy(network), Cut(forms={"merged": {unit_of(network).key: HEADS}}))
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
@@ -150,7 +149,7 @@ def test_equal_heads_are_found_wherever_they_stand(kinds: list[int]) -> None:
     order = grouping(network, unit, 3)
     assert loss_of(network, unit, 3, order) == pytest.approx(0, abs=1e-12)
     expected = copy.deepcopy(network)
-    merge(network, find(network), Cut(merged={unit.key: 3}), {unit.key: order})
+    merge(network, find_anatomy(network), Cut(forms={"merged": {unit.key: 3}}), {unit.key: order})
     x, mask = torch.ones(1, 5, DIM, dtype=torch.float64).cumsum(1), torch.zeros(5, 5, dtype=torch.float64)
     torch.testing.assert_close(network(x, mask), expected(x, mask), atol=1e-12, rtol=0)
 
@@ -178,7 +177,7 @@ def conformer() -> tuple[EdgeModel, Anatomy]:
         for name, parameter in model.named_parameters():
             if name.endswith("attention.bias"):
                 nn.init.normal_(parameter)
-    return streaming.edge_model(model, "0" * 64), find(model)
+    return streaming.edge_model(model, "0" * 64), find_anatomy(model)
 
 
 def attentions(anatomy: Anatomy) -> list[Unit]:
@@ -188,8 +187,8 @@ def attentions(anatomy: Anatomy) -> list[Unit]:
 def test_streaming_equals_offline_with_merged_heads_and_caches_shrink() -> None:
     model, anatomy = conformer()
     first, second = attentions(anatomy)
-    cut = Cut({first.key: (0, 2, 3)}, merged={first.key: 1, second.key: 2})
-    made = prune(Subject(model, anatomy), cut)
+    cut = Cut({first.key: (0, 2, 3)}, forms={"merged": {first.key: 1, second.key: 2}})
+    made = prune(Prunable(model, anatomy), cut)
     shapes = {state.input: state.shape for state in made.spec.graphs[0].states}
     assert shapes["kv_cache_0"] == (1, 1, SMALL.left, 16)
     assert shapes["kv_cache_1"] == (1, 2, SMALL.left, 16)
@@ -208,7 +207,7 @@ def test_engines_agree_on_merged_heads_and_the_graph_gathers_nothing(tmp_path: P
     from edgeattn.runtimes import open_session
 
     model, anatomy = conformer()
-    made = form(model, anatomy, Cut(merged={unit.key: 2 for unit in attentions(anatomy)}))
+    made = reshape(model, anatomy, Cut(forms={"merged": {unit.key: 2 for unit in attentions(anatomy)}}))
     files = export_onnx(made, tmp_path)
     kinds = {node.op_type for node in onnx.load(files["step"]).graph.node}
     assert not kinds & {
@@ -230,10 +229,10 @@ def test_engines_agree_on_merged_heads_and_the_graph_gathers_nothing(tmp_path: P
 
 def test_a_cut_gives_the_same_shapes_whatever_the_weights_and_orders_are() -> None:
     model, anatomy = conformer()
-    cut = Cut(merged={unit.key: 2 for unit in attentions(anatomy)})
-    made = form(model, anatomy, cut, Guide(orders={unit.key: (3, 0, 2, 1) for unit in attentions(anatomy)}))
+    cut = Cut(forms={"merged": {unit.key: 2 for unit in attentions(anatomy)}})
+    made = reshape(model, anatomy, cut, {"kv-heads": {unit.key: (3, 0, 2, 1) for unit in attentions(anatomy)}})
     other = StreamingConformer(SMALL).eval()
-    merge(other, find(other), cut)
+    merge(other, find_anatomy(other), cut)
     other.load_state_dict(cast(nn.Module, made.network).state_dict())
     again = streaming.edge_model(other, "0" * 64)
     for name, value in made.run(made.example["step"]).items():
@@ -248,7 +247,7 @@ def test_an_order_that_is_none_is_refused(order: tuple[int, ...]) -> None:
     network = Owner()
     unit = unit_of(network)
     with pytest.raises(InputError, match="names each of its 6 key/value heads once"):
-        merge(network, find(network), Cut(merged={unit.key: 2}), {unit.key: order})
+        merge(network, find_anatomy(network), Cut(forms={"merged": {unit.key: 2}}), {unit.key: order})
 
 
 def test_groups_that_do_not_divide_are_refused() -> None:
@@ -261,7 +260,7 @@ def test_packed_projections_are_refused_by_name() -> None:
     given_subject = subject_of("GPT-2")
     unit = attentions(given_subject.anatomy)[0]
     with pytest.raises(UnsupportedError, match=r"h\.0\.attn: .* three linear layers of their own \(gpt2\)"):
-        prune(given_subject, Cut(merged={unit.key: 2}))
+        prune(given_subject, Cut(forms={"merged": {unit.key: 2}}))
 
 
 class Plain(nn.Module):
@@ -276,7 +275,7 @@ class Plain(nn.Module):
 def test_a_block_that_cannot_share_heads_is_named_with_its_class() -> None:
     network = nn.Sequential(Plain())
     with pytest.raises(UnsupportedError, match=r"^0 \(Plain\): its attention takes as many key/value heads"):
-        merge(network, find(network), Cut(merged={"attention:0": 1}))
+        merge(network, find_anatomy(network), Cut(forms={"merged": {"attention:0": 1}}))
 
 
 def test_tied_projections_are_refused_with_their_names() -> None:
@@ -285,4 +284,4 @@ def test_tied_projections_are_refused_with_their_names() -> None:
     anatomy = Anatomy((unit,))
     network.attention.value.weight = network.attention.key.weight
     with pytest.raises(UnsupportedError, match=r"weights attention\.key\.weight, attention\.value\.weight are tied"):
-        merge(network, anatomy, Cut(merged={unit.key: 2}))
+        merge(network, anatomy, Cut(forms={"merged": {unit.key: 2}}))

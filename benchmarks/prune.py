@@ -64,7 +64,7 @@ from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning import (
     Cut,
     Prunable,
-    Recovered,
+    Recovery,
     RecoveryOptions,
     copied,
     parse_request,
@@ -481,7 +481,7 @@ class Rivals:
         assert base.score is not None, "every case has labels"
         return Candidate(session, 100.0 * score.value, paired_drop(base.score, score).points, size, note)
 
-    def recovered(self, model: EdgeModel) -> Recovered:
+    def recovered(self, model: EdgeModel) -> Recovery:
         """Trained as ours was, with the residual stream as a target where it still has its width."""
         seconds, given = self.trial.settings.recover_seconds(self.trial.plan), self.given
         self.clock.begin(f"recovery of the peer by distillation, {seconds:.0f} s")

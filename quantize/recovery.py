@@ -175,10 +175,10 @@ class _Learner:
     """The rounded model with its teacher, the float model: see :class:`~edgeattn.distillation.Learner`."""
 
     def __init__(self, student: Student, held_out: Sequence[Item]) -> None:
-        from edgeattn.distillation import Kept, measured_loss
+        from edgeattn.distillation import TeacherCache, measured_loss
 
         self.student = student
-        self.kept: Kept[Tensors] = Kept()
+        self.kept: TeacherCache[Tensors] = TeacherCache()
         stream = student.source.spec.stream
         self.distance: Loss = measured_loss(
             ((item[0], self._targets(item)) for item in held_out), None if stream is None else stream.scores

@@ -19,6 +19,8 @@ from edgeattn.targets.target import PEAKS, Target
 
 Bound = Literal["compute", "memory", "launch"]
 Computed = Literal["fp32", "fp16", "int8"]
+ELEMENT_BYTES: Mapping[Computed, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Of a weight or an activation that is computed with."""
 
 ACCELERATED = ("tensorrt",)
 """Engines that compute on the accelerator; the others use the cores."""

@@ -21,27 +21,14 @@ if TYPE_CHECKING:
     from edgeattn.pruning.families import find_anatomy
     from edgeattn.pruning.forms import FORMS, check_cut, cut_to_json, reshaping, without_dropped
     from edgeattn.pruning.forms.form import Form, Planning, Study
-    from edgeattn.pruning.importance import (
-        Hook,
-        Importance,
-        ImportanceOptions,
-        leave_out,
-        magnitude,
-        measure_importance,
-    )
+    from edgeattn.pruning.graph_loss import Hook
+    from edgeattn.pruning.importance import Importance, ImportanceOptions, leave_out, magnitude, measure_importance
     from edgeattn.pruning.knapsack import Selection, SelectOptions, select
-    from edgeattn.pruning.latency import (
-        LatencyTable,
-        MeasureOptions,
-        Timing,
-        cache_directory,
-        estimate_table,
-        measure_table,
-        timings,
-        unit_rows,
-    )
+    from edgeattn.pruning.latency import LatencyTable, Timing, timings
+    from edgeattn.pruning.latency_estimated import estimate_table
+    from edgeattn.pruning.latency_measured import MeasureOptions, cache_directory, measure_table, unit_rows
     from edgeattn.pruning.least_squares import ReconstructOptions, reconstruct
-    from edgeattn.pruning.recovery import Recovered, RecoveryOptions, recover
+    from edgeattn.pruning.recovery import Recovery, recover
     from edgeattn.pruning.request import Request, amounts, parse_request, request_text
     from edgeattn.pruning.saved import (
         EXAMPLE,
@@ -49,19 +36,20 @@ if TYPE_CHECKING:
         PROGRAM,
         PRUNING,
         WEIGHTS,
-        Saved,
+        PruningRecord,
         apply_saved,
         check_weights,
         is_saved,
         largest_difference,
         read_saved,
-        read_tensors,
         with_cuts,
-        write_pruned,
     )
     from edgeattn.pruning.states import groups_left, state_owners
+    from edgeattn.pruning.student import RecoveryOptions
     from edgeattn.pruning.surgery import copied, set_number
     from edgeattn.pruning.trials import prunable
+    from edgeattn.pruning.weights import read_tensors
+    from edgeattn.pruning.writing import write_pruned
 
 _HOMES = {
     "anatomy": "Anatomy Prunable Stack Unit Unknown layer_of",
@@ -71,15 +59,21 @@ _HOMES = {
     "families": "find_anatomy",
     "forms": "FORMS check_cut cut_to_json reshaping without_dropped",
     "forms.form": "Form Planning Study",
-    "importance": "Hook Importance ImportanceOptions leave_out magnitude measure_importance",
+    "graph_loss": "Hook",
+    "importance": "Importance ImportanceOptions leave_out magnitude measure_importance",
     "knapsack": "SelectOptions Selection select",
-    "latency": "LatencyTable MeasureOptions Timing cache_directory estimate_table measure_table timings unit_rows",
+    "latency": "LatencyTable Timing timings",
+    "latency_estimated": "estimate_table",
+    "latency_measured": "MeasureOptions cache_directory measure_table unit_rows",
     "least_squares": "ReconstructOptions reconstruct",
-    "recovery": "Recovered RecoveryOptions recover",
+    "recovery": "Recovery recover",
     "request": "Request amounts parse_request request_text",
-    "saved": "EXAMPLE GRAPH PROGRAM PRUNING Saved WEIGHTS apply_saved check_weights is_saved "
-    "largest_difference read_saved read_tensors with_cuts write_pruned",
+    "saved": "EXAMPLE GRAPH PROGRAM PRUNING PruningRecord WEIGHTS "
+    "apply_saved check_weights is_saved largest_difference read_saved with_cuts",
+    "student": "RecoveryOptions",
     "states": "groups_left state_owners",
+    "weights": "read_tensors",
+    "writing": "write_pruned",
     "surgery": "copied set_number",
     "trials": "prunable",
 }
@@ -104,11 +98,11 @@ __all__ = [
     "MeasureOptions",
     "Planning",
     "Prunable",
+    "PruningRecord",
     "ReconstructOptions",
-    "Recovered",
+    "Recovery",
     "RecoveryOptions",
     "Request",
-    "Saved",
     "SelectOptions",
     "Selection",
     "Stack",

@@ -57,7 +57,7 @@ def masked_difference(before: EdgeModel, after: EdgeModel, oracle: Oracle, anato
 def names_before(anatomy: Anatomy, cut: Cut, original: GraphSpec, graph: GraphSpec) -> dict[str, str]:
     """Name of each input and output -> its name in the original.
 
-    Where there is one for each layer they are numbered, as caches are, and without a layer those behind it count anew.
+    Where there is one for each layer they are numbered, as caches are; without a layer those behind it move up.
     """
     numbers: dict[str, list[dict[str, int]]] = {}
     for which, spec in enumerate((original, graph)):
@@ -86,7 +86,7 @@ def fitted_difference(before: EdgeModel, after: EdgeModel, oracle: Oracle, fit: 
     worst = 0.0
     for graph in after.spec.graphs:
         example = before.example[graph.name]
-        states = {state.input: state.output for state in graph.states} if fit == "anew" else {}
+        states = {state.input: state.output for state in graph.states} if fit == "fresh" else {}
         whole, small = {}, {}
         for tensor in graph.all_inputs:
             value = np.zeros_like(example[tensor.name]) if tensor.name in states else example[tensor.name]

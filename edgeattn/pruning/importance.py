@@ -10,28 +10,22 @@ less than labels drawn from p do.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from edgeattn.distillation import Tensors, measured_loss, training
+from edgeattn.distillation import Tensors
 from edgeattn.errors import DataError
-from edgeattn.model import Arrays, one_thread
+from edgeattn.model import Arrays
 from edgeattn.pruning.anatomy import Prunable, Unit, exits, masked, skipped
+from edgeattn.pruning.calls import batches, call, measuring, spread_evenly, tensors
+from edgeattn.pruning.graph_loss import GraphLoss, Hook, distance, graph_loss, surrogate
 
-SCALE_SAMPLES = 16  # that tell the scale of an output
 MOST_INTERACTIONS = 4_096  # groups of a unit whose block of F is kept: 64 MiB
-SAME = 1e-4  # largest difference of outputs in a batch and alone, relative to their largest beyond 1
 METHOD_FISHER, METHOD_EMPIRICAL = "fisher", "empirical fisher"
-
-Hook = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
-"""Outputs, inputs with ``target_NAME`` among them -> the loss of one sample, shape ()."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +150,7 @@ def leave_out(
 ) -> dict[str, tuple[int, ...]]:
     """The layers to leave out, one after the other: each time that whose absence, beside the others', costs least.
 
-    Layers that can each be spared may not be spared together, so what remains is measured anew every time.
+    Layers that can each be spared may not be spared together, so what remains is measured again every time.
 
     Args:
         samples: as for :func:`measure_importance`; ``options.layer_samples`` of each graph are used.
@@ -198,166 +192,6 @@ def magnitude(given: Prunable) -> dict[str, np.ndarray]:
                 squares += (own.reshape(unit.groups, -1) ** 2).sum(1)
         norms[unit.key] = squares.sqrt().float().numpy()
     return norms
-
-
-# --- the loss ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class GraphLoss:
-    """How the outputs of one graph are compared.
-
-    Attributes:
-        scores: outputs that are a distribution over their last axis.
-        scales: RMS of every other float output and next state.
-        hook: the user's loss, instead of both.
-    """
-
-    graph: str
-    scores: tuple[str, ...]
-    scales: Mapping[str, float] = field(default_factory=dict)
-    hook: Hook | None = None
-
-
-def graph_loss(given: Prunable, graph: str, rows: Sequence[Arrays], hook: Hook | None = None) -> GraphLoss:
-    """Which outputs are distributions, and the scales of the others, from a few samples.
-
-    Distributions are those of :func:`~edgeattn.distillation.measured_loss`.
-    """
-    stream = given.model.spec.stream
-    few = spread_evenly(list(rows), SCALE_SAMPLES)
-    with measuring(given), torch.no_grad():
-        outputs = ((graph, call(given, graph, tensors(row)[0])) for row in few)
-        found = measured_loss(outputs, None if stream is None else stream.scores)
-    names = [name for _, name in found.power]
-    scores = tuple(name for name in names if (graph, name) in found.scores)
-    scales = {name: found.power[graph, name] ** 0.5 for name in names if name not in scores}
-    return GraphLoss(graph, scores, scales, hook)
-
-
-def surrogate(loss: GraphLoss, outputs: Mapping[str, Tensor], rows: int, rng: torch.Generator) -> Tensor:
-    """A random sum of outputs whose squared gradient is, on average, twice the rise of :func:`distance`.
-
-    Args:
-        outputs: of ``rows`` samples in one batch; the gradients of different samples do not touch.
-    """
-    parts = [torch.zeros(())]
-    for name in loss.scores:
-        value = outputs[name]
-        positions = value.numel() / value.shape[-1] / rows
-        finite = torch.where(value.isfinite(), value, value.detach().new_tensor(-1e4))
-        root = functional.softmax(finite.detach(), -1).sqrt()
-        signed = root * _signs(value, rng)
-        direction = signed - root**2 * signed.sum(-1, keepdim=True)  # its second moment is diag(p) - p p'
-        parts.append((direction * finite).sum() / positions**0.5)
-    for name, scale in loss.scales.items():
-        value = outputs[name]
-        size = value.numel() / rows * len(loss.scales)
-        finite = torch.where(value.isfinite(), value, 0.0)
-        parts.append((_signs(value, rng) * finite).sum() / (scale * size**0.5))
-    return torch.stack(parts).sum()
-
-
-def _signs(like: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, like.shape, generator=rng).to(like.dtype) * 2 - 1
-
-
-def distance(loss: GraphLoss, wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> float:
-    """How far outputs are from those of the whole model, a mean over samples.
-
-    It is the Kullback-Leibler divergence per position, in nats, of the outputs that are a distribution, plus half the
-    squared error of the others relative to their mean square, averaged over them.
-    """
-    total = 0.0
-    for name in loss.scores:
-        classes = wanted[name].shape[-1]
-        p = functional.log_softmax(_bounded(wanted[name]).reshape(-1, classes), -1)
-        q = functional.log_softmax(_bounded(got[name]).reshape(-1, classes), -1)
-        total += float(functional.kl_div(q, p, reduction="batchmean", log_target=True))
-    for name, scale in loss.scales.items():
-        error = torch.where(wanted[name].isfinite(), got[name] - wanted[name], 0.0)
-        total += 0.5 * float((error**2).mean()) / scale**2 / len(loss.scales)
-    return total
-
-
-def _bounded(value: Tensor) -> Tensor:
-    return torch.where(value.isfinite(), value, value.new_tensor(-1e4))
-
-
-# --- calls ------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def measuring(given: Prunable) -> Iterator[None]:
-    """Gradients on; torch's fast path of attention, which passes masks by, off; one thread for streams."""
-    few = one_thread() if given.model.spec.stream is not None else contextlib.nullcontext()
-    with training(), few:
-        yield
-
-
-def call(given: Prunable, graph: str, inputs: Tensors) -> Tensors:
-    """Float outputs and next states of one call, gradients kept."""
-    names = {tensor.name for tensor in given.model.spec.graph(graph).all_inputs}
-    outputs = given.model.modules[graph](**{name: value for name, value in inputs.items() if name in names})
-    return {name: value for name, value in outputs.items() if value.is_floating_point()}
-
-
-def tensors(*rows: Arrays) -> tuple[Tensors, int]:
-    """One or more samples as a batch along the first axis, and how many."""
-    joined = {
-        name: torch.from_numpy(
-            np.ascontiguousarray(np.concatenate([row[name] for row in rows]) if len(rows) > 1 else rows[0][name]).copy()
-        )
-        for name in rows[0]
-    }
-    return joined, len(rows)
-
-
-def spread_evenly(rows: Sequence[Any], count: int) -> list[Any]:
-    """At most ``count`` of them, evenly."""
-    taken = min(count, len(rows))
-    return [rows[index * len(rows) // taken] for index in range(taken)]
-
-
-def batches(given: Prunable, graph: str, rows: Sequence[Arrays], most: int) -> list[list[int]]:
-    """Numbers of the samples of each call: several where the model treats those of a batch apart, else one by one.
-
-    That it does is tried with masks of their own for two samples: outputs must be those of the two alone.
-    """
-    if most < 2 or len(rows) < 2 or not _takes_batches(given, graph, rows[0], rows[1]):
-        return [[number] for number in range(len(rows))]
-    made: list[list[int]] = []
-    for number, row in enumerate(rows):
-        shapes = {name: value.shape for name, value in row.items()}
-        last = made[-1] if made else []
-        if last and len(last) < most and shapes == {name: value.shape for name, value in rows[last[0]].items()}:
-            last.append(number)
-        else:
-            made.append([number])
-    return made
-
-
-def _takes_batches(given: Prunable, graph: str, first: Arrays, second: Arrays) -> bool:
-    rng = torch.Generator().manual_seed(0)
-    masks = {unit.key: torch.rand(2, unit.groups, generator=rng) + 0.5 for unit in given.anatomy.units}
-    with contextlib.suppress(Exception), torch.no_grad():  # a graph of one fixed size refuses in a way of its own
-        with masked(given.network, given.anatomy, masks):
-            both = call(given, graph, tensors(first, second)[0])
-        for index, row in enumerate((first, second)):
-            with masked(given.network, given.anatomy, {key: mask[index] for key, mask in masks.items()}):
-                alone = call(given, graph, tensors(row)[0])
-            if not all(_is_part(both[name], value, index) for name, value in alone.items()):
-                return False
-        return True
-    return False
-
-
-def _is_part(both: Tensor, value: Tensor, index: int) -> bool:
-    """Whether a value is one half of that of two samples."""
-    if not value.ndim or both.shape != (2 * len(value), *value.shape[1:]):
-        return False
-    largest = max(1.0, float(value[value.isfinite()].abs().max())) if value.isfinite().any() else 1.0
-    return torch.allclose(both[index * len(value) : (index + 1) * len(value)], value, rtol=SAME, atol=SAME * largest)
 
 
 def _gradients(

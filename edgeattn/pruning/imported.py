@@ -12,82 +12,29 @@ any width at any place of an axis, so that heads are units too.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
+from collections.abc import Hashable, Sequence
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from edgeattn.pruning.anatomy import Anatomy, Setting, Slice, Unit, Unknown
+from edgeattn.pruning.axes import (
+    ATTENTION,
+    RESHAPING,
+    SOFTMAX,
+    VENDOR,
+    Letters,
+    Lie,
+    MixedError,
+    Shape,
+    letters,
+    reshaped,
+)
 from edgeattn.pruning.families import together
+from edgeattn.pruning.flow import Flow, Step, expands, linear_of
 
 FAMILY = "graph"
-VENDOR = "com.microsoft."
 PARTS = (1, 2, 3)  # sections of a layer's outputs that each hold all groups: a gate and its input; query, key and value
-
-ELEMENTWISE = (
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd", "BitwiseNot",
-    "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Div", "Dropout", "Elu",
-    "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity",
-    "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg",
-    "Not", "Or", "PRelu", "Pow", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh",
-    "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
-    "com.microsoft.BiasGelu", "com.microsoft.FastGelu", "com.microsoft.Gelu", "com.microsoft.QuickGelu",
-)  # fmt: skip
-RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-NORMALIZING = (
-    "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization",
-    f"{VENDOR}SimplifiedLayerNormalization",
-)  # fmt: skip
-SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
-ATTENTION = ("Attention", f"{VENDOR}Attention", f"{VENDOR}MultiHeadAttention")
-
-Shape = tuple[int, ...]
-Letters = list["Hashable | None"]
-"""One name per axis; axes of one name run together, an axis of None is repeated along the others'."""
-
-
-class Step(Protocol):
-    """A call of a module in a graph; see :class:`edgeattn.sources.onnx.importer.Step`."""
-
-    path: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    label: str
-    op: str
-    attributes: Mapping[str, Any]
-
-
-@runtime_checkable
-class Graph(Protocol):
-    """A network that is a list of steps; see :class:`edgeattn.sources.onnx.importer.ImportedModel`."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    steps: tuple[Step, ...]
-
-    def shapes(self) -> dict[str, Shape]:
-        """Name of every value -> its shape."""
-        ...
-
-
-@dataclass(frozen=True)
-class Lie:
-    """How groups lie along an axis: entry ``(part * groups + group) * inner + i`` is of that group."""
-
-    axis: int
-    parts: int
-    inner: int
-
-
-class MixedError(Exception):
-    """Groups cannot be followed through a step; the message says why."""
-
-
-def is_graph(network: nn.Module) -> TypeGuard[Any]:
-    """Whether a network is a list of steps."""
-    return isinstance(network, Graph)
 
 
 def find(network: nn.Module) -> Anatomy:
@@ -96,13 +43,13 @@ def find(network: nn.Module) -> Anatomy:
     Args:
         network: a :class:`Graph`.
     """
-    flow = _Flow(network)
+    flow = Flow(network)
     units: list[Unit] = []
     failed: dict[str, tuple[int, str]] = {}
     taken: set[str] = set()
     covered: set[str] = set()
     for step in flow.graph.steps:
-        place = _seed(network, step)
+        place = linear_of(network, step)
         if place is None or place in taken:
             continue
         spread, reasons = _largest(flow, step.outputs[0])
@@ -123,17 +70,7 @@ def find(network: nn.Module) -> Anatomy:
     return Anatomy(whole, (), (*unknown.values(), *shared))
 
 
-def _seed(network: nn.Module, step: Step) -> str | None:
-    """The linear layer whose outputs a step makes; None for another step."""
-    module = network.get_submodule(step.path)
-    if isinstance(module, nn.Linear):
-        return step.path
-    if step.op == f"{VENDOR}Attention" and isinstance(getattr(module, "projection", None), nn.Linear):
-        return f"{step.path}.projection"
-    return None
-
-
-def _largest(flow: _Flow, value: str) -> tuple[_Spread | None, dict[str, tuple[int, str]]]:
+def _largest(flow: Flow, value: str) -> tuple[_Spread | None, dict[str, tuple[int, str]]]:
     """The most groups that the last axis of a value holds.
 
     Returns:
@@ -197,49 +134,10 @@ def _above(path: str) -> str:
     return path.rpartition(".")[0] or path
 
 
-class _Flow:
-    """A graph with who makes and who reads each value, and its shapes."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.graph = cast(Graph, network)
-        self.network = network
-        self.shapes = self.graph.shapes()
-        self.maker = {name: step for step in self.graph.steps for name in step.outputs if name}
-        self.linears = [place for step in self.graph.steps if (place := _seed(network, step)) is not None]
-        self.readers: dict[str, list[Step]] = {}
-        for step in self.graph.steps:
-            for name in dict.fromkeys(step.inputs):
-                self.readers.setdefault(name, []).append(step)
-
-    def constants(self, step: Step) -> dict[int, tuple[str, Tensor]]:
-        """Input -> the parameter or buffer of the step's module that is read there."""
-        module: Any = self.network.get_submodule(step.path)
-        if isinstance(module, nn.Embedding):
-            return {0: ("weight", module.weight)}
-        return {index: (name, getattr(module, name)) for index, name in getattr(module, "constants", {}).items()}
-
-    def hidden(self, step: Step) -> dict[int, Tensor]:
-        """Input -> what is read there and is no weight."""
-        return dict(getattr(self.network.get_submodule(step.path), "hidden", {}))
-
-    def sized(self, step: Step) -> tuple[str, Any]:
-        """Path and module of a step's function, where that is a module with sizes that can be set."""
-        module: Any = self.network.get_submodule(step.path)
-        inner = getattr(module, "layer", None)
-        return (step.path, module) if inner is None else (f"{step.path}.layer", inner)
-
-    def operands(self, step: Step) -> list[Shape | None]:
-        """Shapes of a step's inputs; None of those that are absent or were read on import."""
-        shapes: dict[int, Shape] = {i: self.shapes[name] for i, name in enumerate(step.inputs) if name}
-        shapes |= {i: tuple(tensor.shape) for i, (_, tensor) in self.constants(step).items()}
-        shapes |= {i: tuple(tensor.shape) for i, tensor in self.hidden(step).items()}
-        return [shapes.get(i) for i in range(max(shapes, default=-1) + 1)]
-
-
 class _Spread:
     """Groups on their way through a graph."""
 
-    def __init__(self, flow: _Flow, groups: int) -> None:
+    def __init__(self, flow: Flow, groups: int) -> None:
         self.flow = flow
         self.groups = groups
         self.laid: dict[str, Lie] = {}
@@ -303,7 +201,7 @@ class _Spread:
             self._attention(step)
         elif step.op in RESHAPING:
             self._reshape(step, path, module)
-        elif _expands(step, module):
+        elif expands(step, module):
             self._expand(step, path, module)
         elif step.op == "Split" and self._along(step, module.axis):
             self._split(step, path, module)
@@ -342,7 +240,7 @@ class _Spread:
         sizes = self.flow.shapes[given], self.flow.shapes[made]
         for name, other, (shape, wanted) in ((given, made, sizes), (made, given, sizes[::-1])):
             if name in self.laid:
-                self._lay(other, _reshaped(self.laid[name], shape, wanted, self.groups))
+                self._lay(other, reshaped(self.laid[name], shape, wanted, self.groups))
         lie = self.laid[made]
         if hasattr(module, "target"):
             self._set(path, f"target.{lie.axis}", self.flow.shapes[made][lie.axis])
@@ -467,243 +365,3 @@ class _Spread:
             self.attending.add(step.path)
         if step.op in SOFTMAX:
             self.share = lies[0].inner
-
-
-def _reshaped(lie: Lie, shape: Shape, wanted: Shape, groups: int) -> Lie:
-    """Where groups lie once their tensor has other axes.
-
-    Raises:
-        MixedError: if no single axis holds them.
-    """
-    parts = math.prod(shape[: lie.axis]) * lie.parts
-    inner = lie.inner * math.prod(shape[lie.axis + 1 :])
-    for axis, size in enumerate(wanted):
-        before, after = math.prod(wanted[:axis]), math.prod(wanted[axis + 1 :])
-        if parts % before == 0 and inner % after == 0 and (parts // before) * groups * (inner // after) == size:
-            return Lie(axis, parts // before, inner // after)
-    raise MixedError("spreads them over several axes")
-
-
-def _expands(step: Step, module: Any) -> bool:
-    """Whether a step repeats its input; one that is put beside itself is imported as that."""
-    return step.op == "Expand" or (step.op == "Concat" and hasattr(module, "target"))
-
-
-# --- what is shared ---------------------------------------------------------------------------------------------------
-
-
-def release(network: nn.Module, anatomy: Anatomy) -> bool:
-    """Undo repetitions to all heads that several blocks read, where they are repeated by what reads them anyway.
-
-    A mask that is expanded to all heads once ties every block to the same number of heads.
-
-    Args:
-        network: a :class:`Graph`; changed in place.
-        anatomy: what was found in it.
-
-    Returns:
-        whether anything was changed.
-    """
-    tying = {
-        (setting.module, setting.attribute)
-        for unit in anatomy.units
-        if unit.tied and unit.kind == "attention"
-        for setting in unit.settings
-    }
-    flow, changed = _Flow(network), False
-    for step in flow.graph.steps if tying else ():
-        path, module = flow.sized(step)
-        for axis in range(len(module.target)) if _expands(step, module) and hasattr(module, "target") else ():
-            size = module.target[axis]
-            if (path, f"target.{axis}") not in tying or size == 1:
-                continue
-            followers = _followers(flow, step.outputs[0], axis, size)
-            for held, place in () if followers is None else ((module, axis), *followers):
-                held.target[place] = 1
-            if followers is not None:
-                flow, changed = _Flow(network), True
-    return changed
-
-
-def _followers(flow: _Flow, value: str, axis: int, size: int) -> list[tuple[Any, int]] | None:
-    """Reshapes, and the axis of each, that must change if a value has one entry along an axis for all.
-
-    Returns:
-        None where a step needs the entries one by one.
-    """
-    laid, todo, found = {value: axis}, [value], []
-    while todo:
-        name = todo.pop()
-        if name in flow.graph.outputs:
-            return None
-        for step in flow.readers.get(name, []):
-            _, module = flow.sized(step)
-            try:
-                if step.op in RESHAPING:
-                    wanted = flow.shapes[step.outputs[0]]
-                    lie = _reshaped(Lie(laid[name], 1, 1), flow.shapes[name], wanted, size)
-                    if (lie.parts, lie.inner) != (1, 1) or not hasattr(module, "target"):
-                        return None
-                    found.append((module, lie.axis))
-                    reached = {step.outputs[0]: lie.axis}
-                else:
-                    reached = _repeated(flow, step, laid, name)
-            except MixedError:
-                return None
-            todo += [other for other in reached if other not in laid]
-            laid |= reached
-    return found
-
-
-def _repeated(flow: _Flow, step: Step, laid: Mapping[str, int], name: str) -> dict[str, int]:
-    """What a step makes with one entry along an axis if it reads such; nothing if another input has them all.
-
-    Raises:
-        MixedError: if it does not repeat them.
-    """
-    shapes = flow.operands(step)
-    made = [flow.shapes[output] if output else None for output in step.outputs]
-    given_letters, made_letters, mixed = letters(step.op, step.attributes, shapes, made)
-    names = [step.inputs[i] if i < len(step.inputs) else "" for i in range(len(shapes))]
-    letter = given_letters[names.index(name)][laid[name]]
-    if letter is None or letter in mixed or not any(letter in axes for axes in made_letters):
-        raise MixedError("needs them all")
-    others = [
-        axes
-        for other, axes in zip(names, given_letters, strict=True)
-        if letter in axes and laid.get(other) != axes.index(letter)
-    ]
-    if others:
-        if step.op not in (*ELEMENTWISE, "MatMul", f"{VENDOR}FusedMatMul", "Einsum"):
-            raise MixedError("needs them all")
-        return {}
-    return {
-        output: axes.index(letter)
-        for output, axes in zip(step.outputs, made_letters, strict=True)
-        if output and letter in axes
-    }
-
-
-# --- axes -------------------------------------------------------------------------------------------------------------
-
-
-def letters(
-    op: str, attributes: Mapping[str, Any], given: Sequence[Shape | None], made: Sequence[Shape | None]
-) -> tuple[list[Letters], list[Letters], set[Hashable]]:
-    """Which axes of what an operator reads and makes run together.
-
-    Args:
-        op: an operator of ONNX.
-        attributes: of the node; integers that are an input under ``input_1``.
-        given: shapes of the inputs, None of those that do not matter.
-        made: shapes of the outputs.
-
-    Returns:
-        letters of each input, of each output, and those along which entries are mixed or chosen.
-
-    Raises:
-        MixedError: for an operator that is not known to keep any axis apart.
-    """
-    first = next((shape for shape in given if shape is not None), ())
-    out = next((shape for shape in made if shape is not None), ())
-    plain: list[Letters] = [list(range(len(out))) if shape is not None else [] for shape in made]
-    if op in ELEMENTWISE:
-        return [_aligned(shape, out) for shape in given], plain, set()
-    if op in ("MatMul", f"{VENDOR}FusedMatMul"):
-        return _product(attributes, given, out)
-    if op == "Einsum":
-        return _einsum(attributes, given)
-    same: list[Letters] = [list(range(len(first))), *[[] for _ in given[1:]]]
-    if op == "Transpose":
-        order = list(attributes.get("perm") or reversed(range(len(first))))
-        return same, [list(order)], set()
-    if op == "Concat":
-        return [list(range(len(shape or ()))) for shape in given], plain, {_axis(attributes, first)}
-    if op == "Gather":
-        axis = _axis(attributes, first, 0)
-        rows: Letters = [None] * (len(out) - len(first) + 1)
-        return same, [[*range(axis), *rows, *range(axis + 1, len(first))]], {axis}
-    if op.startswith("Reduce"):
-        axes = {a % len(first) for a in _ints(attributes, "axes", 1) or range(len(first))}
-        kept = attributes.get("keepdims", 1)
-        return same, [[a for a in range(len(first)) if kept or a not in axes]], set(axes)
-    mixed = _mixed(op, attributes, first, out)
-    if mixed is None:
-        raise MixedError("is not known to keep them apart")
-    return same, plain, set(mixed)
-
-
-def _mixed(op: str, attributes: Mapping[str, Any], shape: Shape, out: Shape) -> Iterator[int] | set[int] | None:
-    """Axes that an operator on one tensor, which keeps their order, mixes; None for another operator."""
-    rank = len(shape)
-    if op in SOFTMAX:
-        old = attributes.get("opset", 13) < 13
-        axis = _axis(attributes, shape, 1 if old else -1)
-        return set(range(axis, rank)) if old else {axis}
-    if op in NORMALIZING:
-        return set(range(_axis(attributes, shape, -1), rank))
-    if op == "LpNormalization":
-        return {_axis(attributes, shape, -1)}
-    if op == "CumSum":
-        return {a % rank for a in attributes.get("input_1", range(rank))}
-    if op == "Trilu":
-        return {rank - 2, rank - 1}
-    if op in ("Slice", "Split"):
-        axes = _ints(attributes, "axes", 3) if op == "Slice" else [attributes.get("axis", 0)]
-        return {a % rank for a in axes or range(rank)}
-    if op == "Pad":
-        pads, axes = _ints(attributes, "pads", 1), _ints(attributes, "axes", 3) or list(range(rank))
-        if pads is None:
-            return set(range(rank))
-        return {a % rank for i, a in enumerate(axes) if pads[i] or pads[i + len(axes)]}
-    if op == "Tile":
-        return {a for a in range(rank) if shape[a] != out[a]}
-    if op == "RotaryEmbedding" and rank == 4:
-        return {0, 2, 3}
-    return None
-
-
-def _ints(attributes: Mapping[str, Any], name: str, index: int) -> list[int] | None:
-    value = attributes.get(name, attributes.get(f"input_{index}"))
-    return None if value is None else [int(v) for v in value]
-
-
-def _axis(attributes: Mapping[str, Any], shape: Shape, default: int = 0) -> int:
-    return int(attributes.get("axis", default)) % max(1, len(shape))
-
-
-def _aligned(shape: Shape | None, out: Shape) -> Letters:
-    """Letters of an input that is repeated to a shape, that shape's being its axes."""
-    if shape is None:
-        return []
-    more = len(out) - len(shape)
-    return [axis + more if size == out[axis + more] else None for axis, size in enumerate(shape)]
-
-
-def _product(
-    attributes: Mapping[str, Any], given: Sequence[Shape | None], out: Shape
-) -> tuple[list[Letters], list[Letters], set[Hashable]]:
-    left, right = given[0], given[1] if len(given) > 1 else None
-    if left is None or right is None or len(left) < 2 or len(right) < 2:
-        raise MixedError("is not known to keep them apart")
-    batch = out[:-2]
-    rows, columns = len(batch), len(batch) + 1
-    a: Letters = [rows, "inner"]
-    b: Letters = ["inner", columns]
-    if attributes.get("transA"):
-        a.reverse()
-    if attributes.get("transB"):
-        b.reverse()
-    letters_ = [[*_aligned(left[:-2], batch), *a], [*_aligned(right[:-2], batch), *b]]
-    return letters_, [list(range(len(out)))], set()
-
-
-def _einsum(
-    attributes: Mapping[str, Any], given: Sequence[Shape | None]
-) -> tuple[list[Letters], list[Letters], set[Hashable]]:
-    equation = attributes["equation"]
-    text = (equation.decode() if isinstance(equation, bytes) else str(equation)).replace(" ", "")
-    terms, arrow, result = text.partition("->")
-    if "." in text or not arrow:
-        raise MixedError("is not known to keep them apart")
-    return [list(term) for term, _ in zip(terms.split(","), given, strict=True)], [list(result)], set()

@@ -31,7 +31,7 @@ class Costs(Protocol):
         """Latency of the whole model."""
 
     def saving(self, key: str, groups: int) -> float:
-        """Saved if a unit keeps so many groups: 0 if all, and never less for fewer."""
+        """Saved if a unit keeps that many groups: 0 if all, and never less for fewer."""
 
     def layer(self, path: str) -> float:
         """Saved if one layer of a stack is left out whole."""
@@ -446,7 +446,7 @@ def _bins(choice: Choice, width: float) -> int:
 
 
 def _shifted(losses: np.ndarray, choice: Choice | None, width: float) -> np.ndarray:
-    """Least loss of at least so many bins once a choice is taken; infinite for one that cannot be."""
+    """Least loss of at least that many bins once a choice is taken; infinite for one that cannot be."""
     if choice is None:
         return np.full(len(losses), np.inf)
     bins = min(_bins(choice, width), len(losses) - 1)

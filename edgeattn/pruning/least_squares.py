@@ -21,9 +21,10 @@ from edgeattn.errors import DataError
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pruning.anatomy import Anatomy, Prunable, Unit, exits, layer_of
 from edgeattn.pruning.apply import masked_cut
+from edgeattn.pruning.calls import batches, call, measuring, spread_evenly, tensors
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.forms import without_dropped
-from edgeattn.pruning.importance import batches, call, graph_loss, measuring, spread_evenly, surrogate, tensors
+from edgeattn.pruning.graph_loss import graph_loss, surrogate
 from edgeattn.pruning.surgery import copied
 
 KEPT_BYTES = 2**29  # of the whole model's outputs at the exits, computed in as many passes as that takes
@@ -54,7 +55,7 @@ class ReconstructOptions:
 
 
 @dataclass(frozen=True)
-class Rebuilt:
+class ExitFit:
     """One exit.
 
     Attributes:
@@ -77,7 +78,7 @@ def reconstruct(
     samples: Mapping[str, Sequence[Arrays]],
     options: ReconstructOptions,
     on_step: Callable[[float], None],
-) -> tuple[Rebuilt, ...]:
+) -> tuple[ExitFit, ...]:
     """Give the exits of a pruned model new weights, in place.
 
     States among the samples are the whole model's; what removed heads left in them is not read.
@@ -103,10 +104,10 @@ def reconstruct(
     stand_in = Prunable(given.model.rebuild(copied(given.network)), given.anatomy)
     with measuring(given):
         solver = _Solver(given, stand_in, cut, rows, options)
-        found: list[Rebuilt] = []
+        found: list[ExitFit] = []
         for solved in solver.run():
             _write(pruned.network, given.anatomy, cut, solved)
-            found.append(solved.rebuilt)
+            found.append(solved.fit)
             on_step(len(found) / len(solver.units))
     return tuple(found)
 
@@ -121,16 +122,16 @@ def path_after(anatomy: Anatomy, cut: Cut, unit: Unit, path: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Solved:
+class _Solution:
     """New weight (outputs, kept inputs) and bias of an exit."""
 
     unit: Unit
-    rebuilt: Rebuilt
+    fit: ExitFit
     weight: Tensor
     bias: Tensor | None
 
 
-def _write(network: nn.Module, anatomy: Anatomy, cut: Cut, solved: _Solved) -> None:
+def _write(network: nn.Module, anatomy: Anatomy, cut: Cut, solved: _Solution) -> None:
     """Put the new weight where the pruned network has it."""
     module = network.get_submodule(path_after(anatomy, cut, solved.unit, solved.unit.exit))
     own = solved.weight if isinstance(module, nn.Linear) else solved.weight.T
@@ -210,7 +211,7 @@ class _Solver:
                 call(self.given, graph, inputs)
         return list(order.values())
 
-    def run(self) -> Iterator[_Solved]:
+    def run(self) -> Iterator[_Solution]:
         """Every unit in turn: in one pass where all samples fit into one batch, else in a pass for each."""
         whole = self._one_batch()
         if whole is None:
@@ -219,7 +220,7 @@ class _Solver:
                     solved = self._solved(unit, self._seen(unit))
                 yield solved
             return
-        found: list[_Solved] = []
+        found: list[_Solution] = []
 
         def solve(unit: Unit) -> Callable[..., None]:
             def before(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -265,7 +266,7 @@ class _Solver:
                     call(self.stand_in, graph, inputs)
                 yield from seen
 
-    def _solved(self, unit: Unit, inputs: Iterable[Tensor]) -> _Solved:
+    def _solved(self, unit: Unit, inputs: Iterable[Tensor]) -> _Solution:
         """Solve one exit and put the result into the stand-in."""
         if unit.key not in self.targets:
             self._look(self.units[self.units.index(unit) :])
@@ -296,7 +297,7 @@ class _Solver:
             full[:, columns] = weight
             if bias is not None and new_bias is not None:
                 bias.copy_(new_bias)
-        return _Solved(unit, Rebuilt(unit.key, before, after, system.rows), weight, new_bias)
+        return _Solution(unit, ExitFit(unit.key, before, after, system.rows), weight, new_bias)
 
     def _look(self, units: Sequence[Unit]) -> None:
         """Outputs and weights of rows in the whole model, at as many of the next exits as memory is meant for."""

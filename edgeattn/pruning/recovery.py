@@ -8,96 +8,38 @@ it. A graph with states is trained over whole runs, each side carrying its own s
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 
 from edgeattn.distillation import (
     Batches,
-    Item,
-    Kept,
-    Loss,
     Point,
     Schedule,
-    Tensors,
     Trainer,
     digest,
-    measured_loss,
     split,
     training,
 )
-from edgeattn.errors import DataError, InputError, UnsupportedError
-from edgeattn.model import Arrays, EdgeModel
-from edgeattn.pruning.anatomy import Anatomy, Prunable
+from edgeattn.errors import InputError, UnsupportedError
+from edgeattn.model import EdgeModel
+from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.cut import Cut
+from edgeattn.pruning.graph_loss import Hook
 from edgeattn.pruning.linear import dense, linear_at
+from edgeattn.pruning.runs import Run, checked_runs
+from edgeattn.pruning.student import Learner, RecoveryOptions, matched
 from edgeattn.pruning.surgery import copied
-from edgeattn.spec import BucketSpec, GraphSpec
 
-TARGET = "target_"  # prefix of what an output should be, among the inputs of a run
-SAME = 1e-5  # largest difference of outputs of samples run together and alone, relative to the largest beyond 1
 WARM_UP = 0.05  # share of the time over which the learning rate rises
 NARROW, HIGHEST_RATE = 128, 1e-3  # width of a residual stream up to which the learning rate is the highest
-
-Run = tuple[Arrays, ...]
-"""Inputs of one step after another, without states, with ``target_NAME`` where a loss of the user's wants it."""
-Hook = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
-"""Outputs, inputs and targets of a batch -> a loss, shape ()."""
 Metric = Callable[[EdgeModel], float]
 
 
 @dataclass(frozen=True)
-class RecoveryOptions:
-    """How to train.
-
-    Attributes:
-        seconds: after which it has ended, from checking the data to the last metric; runs that went on from a
-            checkpoint included.
-        learning_rate: highest; it rises to it over the first twentieth of the time and then falls to zero. None for
-            the one that fits the model's width, see :func:`fitting_rate`.
-        batch: runs per step.
-        hidden: weight of the residual stream's error against that of the outputs; 0 leaves it out.
-        temperature: that distributions are softened by.
-        truncate: steps of a run between two updates; gradients do not reach further back through states.
-        seed: of the order of the runs.
-        threads: of torch; 0 for one if the model is a stream, else for those that torch has.
-        device: that is trained on, by torch's name; empty for the first GPU that torch sees, else the processor.
-        checkpoint: file that is written on the way and left in place; a run of the same models, data and options goes
-            on from it, also with more seconds.
-    """
-
-    seconds: float = 600.0
-    learning_rate: float | None = None
-    batch: int = 32
-    hidden: float = 1.0
-    temperature: float = 1.0
-    truncate: int = 4
-    seed: int = 0
-    threads: int = 0
-    device: str = ""
-    checkpoint: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "learning_rate", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive, got {value}")
-        if not (math.isfinite(self.hidden) and self.hidden >= 0):
-            raise ValueError(f"hidden must be 0 or more, got {self.hidden}")
-        for name, least in (("batch", 1), ("truncate", 1), ("threads", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Recovered:
+class Recovery:
     """A trained model, the best by the held-out runs; the pruned one as it was if none was better.
 
     Attributes:
@@ -130,7 +72,7 @@ def recover(
     on_step: Callable[[float], None],
     metric: Metric | None = None,
     hook: Hook | None = None,
-) -> Recovered:
+) -> Recovery:
     """Train a copy of a pruned model so that its outputs come back to those of the original.
 
     All float parameters of the network are trained; dropout is off. The loss is that of
@@ -148,8 +90,7 @@ def recover(
             padded here, since a model with buckets gives the same for them as for padded ones.
         on_step: called after every step with the share of the time that is spent, 0 to 1. What it raises ends the run
             and leaves the last checkpoint in place, as Ctrl-C does.
-        metric: measured at the start, a few times on the way and at the end, for ``history``; it chooses nothing. One
-            that takes more than a twentieth of the time is measured at the start alone.
+        metric: for ``history`` now and then, only at the start if it takes over a twentieth of the time.
         hook: a loss of the user's, added.
 
     Raises:
@@ -158,49 +99,77 @@ def recover(
         UnsupportedError: if the network has nothing to train or cannot be copied.
     """
     started = monotonic()
-    checked = {graph: checked_runs(given.model, graph, own) for graph, own in runs.items() if own}
-    if not checked:
-        raise InputError("there is nothing to recover on: give data, whose calibration samples are trained on")
-    if any(model.network is None or model.rebuild is None for model in (given.model, pruned)):
-        raise UnsupportedError(f"{pruned.spec.name}: it has no modules of its own to train")
-    assert pruned.rebuild is not None
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    teacher = given.model if device.type == "cpu" else _copy(given.model, device)
-    student = _copy(pruned, device)
+    checked = _checked(given, pruned, runs)
+    assert pruned.rebuild is not None, "checked before"
+    rate = options.learning_rate or fitting_rate(given)
     with _threads(options.threads or (1 if pruned.spec.stream is not None else 0)), training():
-        learner = _Learner(teacher, matched(given.anatomy, cut), student, checked, options, hook, device)
+        learner = _learner(given, cut, pruned, checked, options, hook)
         held_out, trained = split({graph: len(own) for graph, own in checked.items()})
         learner.prepare(held_out)
-        samples = ((graph, arrays) for graph, own in checked.items() for run in own for arrays in run)
-        rate = options.learning_rate or fitting_rate(given)
-        chosen = (
-            pruned.spec.name, cut, rate, options.batch, options.hidden, options.temperature,
-            options.truncate, options.seed, hook is not None,
-        )  # fmt: skip
-
-        def measure() -> float:
-            assert metric is not None, "asked for only then"
-            assert pruned.rebuild is not None, "checked above"
-            with torch.no_grad():
-                return metric(pruned.rebuild(copied(learner.network).cpu()))
-
         run = Trainer(
             learner,
             Batches(learner.grouped(trained), options.batch, options.seed),
             held_out,
             Schedule(options.seconds, rate, options.batch, WARM_UP, options.checkpoint, "pruned model"),
-            digest(chosen, (given.model.modules, pruned.modules), samples),
+            _key(given, pruned, checked, (pruned.spec.name, cut, rate, *_said(options, hook))),
             monotonic,
             started,
             on_step,
-            None if metric is None else measure,
+            None if metric is None else _measurement(metric, pruned, learner),
         )
         run.run()
         learner.finish()
-    return Recovered(
+    return Recovery(
         pruned.rebuild(learner.network.cpu()), tuple(run.losses), run.elapsed(), run.before, run.best_loss,
         tuple(run.history), all(learner.together.values()), run.note,
     )  # fmt: skip
+
+
+def _checked(given: Prunable, pruned: EdgeModel, runs: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
+    """Graph -> its runs, where there are any and both models can be trained."""
+    checked = {graph: checked_runs(given.model, graph, own) for graph, own in runs.items() if own}
+    if not checked:
+        raise InputError("there is nothing to recover on: give data, whose calibration samples are trained on")
+    if any(model.network is None or model.rebuild is None for model in (given.model, pruned)):
+        raise UnsupportedError(f"{pruned.spec.name}: it has no modules of its own to train")
+    return checked
+
+
+def _said(options: RecoveryOptions, hook: Hook | None) -> tuple[object, ...]:
+    """Options that change what is learned."""
+    own = (options.batch, options.hidden, options.temperature, options.truncate, options.seed)
+    return (*own, hook is not None)
+
+
+def _key(given: Prunable, pruned: EdgeModel, runs: Mapping[str, list[Run]], chosen: tuple[object, ...]) -> str:
+    """What a checkpoint belongs to."""
+    samples = ((graph, arrays) for graph, own in runs.items() for run in own for arrays in run)
+    return digest(chosen, (given.model.modules, pruned.modules), samples)
+
+
+def _learner(
+    given: Prunable,
+    cut: Cut,
+    pruned: EdgeModel,
+    runs: Mapping[str, list[Run]],
+    options: RecoveryOptions,
+    hook: Hook | None,
+) -> Learner:
+    """Both models on the device that is trained on, the student a copy."""
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    teacher = given.model if device.type == "cpu" else _copy(given.model, device)
+    return Learner(teacher, matched(given.anatomy, cut), _copy(pruned, device), runs, options, hook, device)
+
+
+def _measurement(metric: Metric, pruned: EdgeModel, learner: Learner) -> Callable[[], float]:
+    """The metric of the student as it is."""
+
+    def measure() -> float:
+        assert pruned.rebuild is not None, "checked before"
+        with torch.no_grad():
+            return metric(pruned.rebuild(copied(learner.network).cpu()))
+
+    return measure
 
 
 def fitting_rate(given: Prunable) -> float:
@@ -232,395 +201,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-# --- runs -------------------------------------------------------------------------------------------------------------
-
-
-def checked_runs(model: EdgeModel, name: str, runs: Sequence[Run]) -> list[Run]:
-    """Runs that fit a graph of the original, without arrays that it does not take; targets stay.
-
-    Raises:
-        DataError: naming the run and the input.
-        InputError: for a graph that is not there.
-    """
-    graph = model.spec.graph(name)
-    bucket = _bucket(model, name)
-    free = {(pad.tensor, pad.axis) for pad in bucket.pad} if bucket is not None else set()
-    free |= {(tensor, axis) for tensor, axes in model.dims.get(name, {}).items() for axis in axes}
-    outputs = {TARGET + tensor.name for tensor in graph.outputs}
-    checked = []
-    for number, run in enumerate(runs):
-        if not run:
-            raise DataError(f"run {number} of graph {name!r} is empty")
-        for arrays in run:
-            for tensor in graph.inputs:
-                where = f"run {number} of graph {name!r}: input {tensor.name!r}"
-                if tensor.name not in arrays:
-                    raise DataError(f"{where} is missing; it holds {', '.join(arrays) or 'nothing'}")
-                array = arrays[tensor.name]
-                fits = array.ndim == len(tensor.shape) and all(
-                    size == wanted or (tensor.name, axis) in free
-                    for axis, (size, wanted) in enumerate(zip(array.shape, tensor.shape, strict=True))
-                )
-                if not fits or array.dtype != np.dtype(tensor.dtype):
-                    raise DataError(
-                        f"{where} is {array.dtype} {array.shape}, the model takes {tensor.dtype} {tensor.shape}"
-                    )
-                if array.dtype.kind == "f" and np.isnan(array).any():
-                    raise DataError(f"{where} holds NaN")
-        kept = {tensor.name for tensor in graph.inputs} | outputs
-        checked.append(tuple({key: array for key, array in arrays.items() if key in kept} for arrays in run))
-    return checked
-
-
-def _bucket(model: EdgeModel, graph: str) -> BucketSpec | None:
-    return next((bucket for bucket in model.spec.buckets if graph in bucket.graphs), None)
-
-
-def _stacked(arrays: Sequence[np.ndarray], target: bool = False) -> np.ndarray:
-    """Arrays of one sample each along the first axis; targets may lack the batch axis."""
-    if len(arrays) == 1 and not target:
-        return arrays[0]
-    first = arrays[0]
-    if first.ndim and first.shape[0] == 1:
-        return np.concatenate(arrays)
-    return np.stack(arrays) if target else np.concatenate(arrays)
-
-
-def _tensor(array: np.ndarray) -> Tensor:
-    contiguous = np.asarray(array, order="C")  # ascontiguousarray would give a scalar an axis
-    return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
-
-
-# --- both sides -------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def residuals(network: nn.Module, wanted: Mapping[str, tuple[str, int]]) -> Iterator[Tensors]:
-    """While open, what the named layers give lands in the yielded dict under their names.
-
-    Args:
-        wanted: name -> stack's path and number of the layer.
-    """
-    seen: Tensors = {}
-
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            first = output if isinstance(output, Tensor) else output[0]
-            if isinstance(first, Tensor):
-                seen[name] = first
-
-        return keep
-
-    def stepped(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **named: Any) -> Any:
-            output = step(*args, **named)
-            seen[name] = output[0]
-            return output
-
-        return call
-
-    modules: dict[str, Any] = {
-        name: network.get_submodule(f"{path}.{number}") for name, (path, number) in wanted.items()
-    }
-    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    with_step = {name: module for name, module in modules.items() if callable(getattr(module, "step", None))}
-    for name, module in with_step.items():  # a layer of a stream is not called but stepped, with its states
-        module.step = stepped(name, module.step)
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module in with_step.values():
-            del module.step
-
-
-def matched(anatomy: Anatomy, cut: Cut) -> dict[str, tuple[tuple[str, int], tuple[str, int]]]:
-    """Which layer of the student learns which layer of the original.
-
-    A layer learns the last one of the original before the next that is left: a layer before a gap does the gap's work,
-    and what follows finds the residual stream that it knows.
-
-    Returns:
-        name -> (stack's path, number) in the student, and in the original.
-    """
-    pairs = {}
-    for stack in anatomy.stacks:
-        kept = cut.layers.get(stack.path, tuple(range(stack.layers)))
-        following = [*kept[1:], stack.layers]
-        for place, after in enumerate(following):
-            pairs[f"layer {stack.path}.{place}"] = ((stack.path, place), (stack.path, after - 1))
-    return pairs
-
-
-class _Side:
-    """One of the two models, run on stacks of samples."""
-
-    def __init__(self, model: EdgeModel, layers: Mapping[str, tuple[str, int]], device: torch.device) -> None:
-        assert model.network is not None, "checked before"
-        self.model, self.network, self.layers, self.device = model, model.network, layers, device
-
-    def initial(self, graph: GraphSpec, count: int) -> Tensors:
-        """States of so many runs at their start."""
-        made = self.model.spec.graph(graph.name).initial_states()
-        return {name: _tensor(np.concatenate([state] * count)).to(self.device) for name, state in made.items()}
-
-    def step(self, name: str, inputs: Mapping[str, np.ndarray], states: Tensors) -> tuple[Tensors, Tensors]:
-        """Float outputs with the residual streams, and the next states."""
-        graph = self.model.spec.graph(name)
-        arrays = {tensor.name: inputs[tensor.name] for tensor in graph.inputs}
-        stream = self.model.spec.stream
-        if stream is not None:  # the student's left context may be shorter; a cache fills from its right end
-            keys = stream.left + stream.chunk
-            arrays[stream.bias] = arrays[stream.bias][..., -keys:]
-        tensors = {key: _tensor(array).to(self.device) for key, array in arrays.items()}
-        with residuals(self.network, self.layers) as hidden:
-            given = self.model.modules[name](**tensors, **states)
-        outputs = {t.name: given[t.name] for t in graph.outputs if given[t.name].is_floating_point()}
-        return {**outputs, **hidden}, {state.input: given[state.output] for state in graph.states}
-
-
-@dataclass
-class _Going:
-    """A stack of runs on its way, the longest first.
-
-    Attributes:
-        targets: per run and step, the teacher's float outputs with a leading 1.
-    """
-
-    graph: str
-    runs: list[Run]
-    targets: list[list[Tensors]]
-    states: Tensors
-    place: int = 0
-
-    def count(self) -> int:
-        """Runs that have a step here."""
-        return sum(len(run) > self.place for run in self.runs)
-
-    def inputs(self) -> dict[str, np.ndarray]:
-        """Of all runs that have a step here, stacked."""
-        here = [run[self.place] for run in self.runs[: self.count()]]
-        return {key: _stacked([arrays[key] for arrays in here], key.startswith(TARGET)) for key in here[0]}
-
-    def wanted(self) -> Tensors:
-        """The teacher's outputs here, stacked."""
-        here = [steps[self.place] for steps in self.targets[: self.count()]]
-        if len(here) == 1:
-            return here[0]
-        return {key: torch.cat([tensors[key] for tensors in here]) for key in here[0]}
-
-    def carried(self) -> Tensors:
-        """States of the runs that have a step here."""
-        return {name: state[: self.count()] for name, state in self.states.items()}
-
-
-class _Learner:
-    """The student with its teacher: see :class:`~edgeattn.distillation.Learner`."""
-
-    def __init__(
-        self,
-        teacher: EdgeModel,
-        pairs: Mapping[str, tuple[tuple[str, int], tuple[str, int]]],
-        student: EdgeModel,
-        runs: Mapping[str, list[Run]],
-        options: RecoveryOptions,
-        hook: Hook | None,
-        device: torch.device,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            pairs: layers of the student and of the teacher, see :func:`matched`.
-        """
-        assert student.network is not None
-        pairs = pairs if options.hidden else {}
-        self.teacher = _Side(teacher, {name: old for name, (_, old) in pairs.items()}, device)
-        self.student = _Side(student, {name: new for name, (new, _) in pairs.items()}, device)
-        self.network, self.runs, self.options, self.hook = student.network, runs, options, hook
-        self.hidden = frozenset(pairs)
-        self.flags = [(parameter, parameter.requires_grad) for parameter in self.network.parameters()]
-        self.trained = [parameter for parameter, _ in self.flags if parameter.is_floating_point()]
-        if not self.trained:
-            raise UnsupportedError(f"{student.spec.name}: the network has no float parameter to train")
-        for parameter in self.trained:
-            parameter.requires_grad_(True)
-        self.kept: Kept[list[Tensors]] = Kept()
-        self.distance = Loss({}, frozenset())
-        with torch.no_grad():
-            self.together = {graph: self._together(graph, own) for graph, own in runs.items()}
-
-    @property
-    def groups(self) -> Sequence[tuple[Sequence[nn.Parameter], float]]:
-        """All parameters alike."""
-        return [(self.trained, 1.0)]
-
-    def prepare(self, held_out: Sequence[Item]) -> None:
-        """Measure what errors are relative to."""
-        stream = self.teacher.model.spec.stream
-        outputs = (
-            (stack[0][0], step) for stack in self._stacks(held_out) for run in self._targets(stack) for step in run
-        )
-        self.distance = measured_loss(
-            outputs, None if stream is None else stream.scores, self.options.temperature, self.hidden, squared=False
-        )
-
-    def grouped(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Items by the shapes of their inputs: those of one group can be stacked."""
-        groups: dict[Any, list[Item]] = {}
-        for item in items:
-            groups.setdefault(self._shapes(item), []).append(item)
-        return list(groups.values())
-
-    def changed(self) -> None:
-        """Nothing depends on the parameters."""
-
-    def finish(self) -> None:
-        """Leave the network as one that was never trained is."""
-        for parameter, flag in self.flags:
-            parameter.grad = None
-            parameter.requires_grad_(flag)
-
-    def loss(self, items: Sequence[Item], over: Callable[[], bool]) -> float | None:
-        """Mean over all steps of the items."""
-        total, rows = 0.0, 0
-        with torch.no_grad():
-            for stack in self._stacks(items):
-                going = self._start(stack)
-                while count := going.count():
-                    if over():
-                        return None
-                    total += count * float(self._step(going))
-                    rows += count
-        return total / rows
-
-    def backward(self, items: Sequence[Item]) -> Iterator[float]:
-        """Gradients of all stacks over a few steps, then an update, until every run has ended."""
-        going = [self._start(stack) for stack in self._stacks(items)]
-        while any(stack.count() for stack in going):
-            ahead = [
-                sum(len(run) > place for run in stack.runs for place in range(stack.place, stack.place + self.window))
-                for stack in going
-            ]
-            total = 0.0
-            for stack in going:
-                losses = []
-                for _ in range(self.window):
-                    count = stack.count()
-                    if count:
-                        losses.append(self._step(stack) * (count / sum(ahead)))
-                if losses:
-                    loss = torch.stack(losses).sum()
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    total += float(loss.detach())
-                stack.states = {name: state.detach() for name, state in stack.states.items()}
-            yield total
-
-    @property
-    def window(self) -> int:
-        """Steps between two updates."""
-        return self.options.truncate
-
-    def _step(self, going: _Going) -> Tensor:
-        """The mean loss of one step of a stack, which is then one step further."""
-        inputs, wanted = going.inputs(), going.wanted()
-        outputs, states = self.student.step(going.graph, inputs, going.carried())
-        targets = {name: value for name, value in wanted.items() if name not in self.hidden}
-        loss = self.distance(going.graph, outputs, targets)
-        hidden = [
-            self.distance.error(going.graph, name, outputs[name], wanted[name])
-            for name in sorted(self.hidden & wanted.keys() & outputs.keys())
-            if outputs[name].shape == wanted[name].shape
-        ]
-        if hidden:
-            loss = loss + self.options.hidden * torch.stack(hidden).mean()
-        if self.hook is not None:
-            given = {key: _tensor(array).to(self.student.device) for key, array in inputs.items()}
-            loss = loss + self.hook(outputs, given)
-        going.states = states
-        going.place += 1
-        return loss
-
-    def _stacks(self, items: Sequence[Item]) -> Iterator[list[Item]]:
-        """Items that run together, the longest first."""
-        for group in self.grouped(items):
-            size = self.options.batch if self.together[group[0][0]] else 1
-            ordered = sorted(group, key=lambda item: -len(self.runs[item[0]][item[1]]))
-            for start in range(0, len(ordered), size):
-                yield ordered[start : start + size]
-
-    def _start(self, stack: Sequence[Item]) -> _Going:
-        graph = stack[0][0]
-        runs = [self.runs[graph][number] for _, number in stack]
-        states = self.student.initial(self.student.model.spec.graph(graph), len(stack))
-        return _Going(graph, runs, self._targets(stack), states)
-
-    def _targets(self, stack: Sequence[Item]) -> list[list[Tensors]]:
-        """The teacher's outputs of each run of a stack, per step."""
-        missing = [item for item in stack if self.kept.get(item) is None]
-        made: dict[Item, list[Tensors]] = {item: [] for item in missing}
-        if missing:
-            graph = missing[0][0]
-            runs = [self.runs[graph][number] for _, number in missing]
-            states = self.teacher.initial(self.teacher.model.spec.graph(graph), len(missing))
-            going = _Going(graph, runs, [], states)
-            with torch.no_grad():
-                while count := going.count():
-                    outputs, going.states = self.teacher.step(graph, going.inputs(), going.carried())
-                    for row, item in enumerate(missing[:count]):
-                        alone = count == 1
-                        made[item].append({k: (v if alone else v[row : row + 1]).clone() for k, v in outputs.items()})
-                    going.place += 1
-            for item, steps in made.items():
-                self.kept.keep(item, steps, (tensor for step in steps for tensor in step.values()))
-        return [self.kept.get(item) or made[item] for item in stack]
-
-    def _shapes(self, item: Item) -> tuple[Any, ...]:
-        first = self.runs[item[0]][item[1]][0]
-        return (item[0], *((name, array.shape) for name, array in sorted(first.items())))
-
-    def _together(self, graph: str, runs: Sequence[Run]) -> bool:
-        """Whether two samples give the same stacked as each alone, over two steps."""
-        groups = self.grouped([(graph, number) for number in range(len(runs))])
-        pair = next((group[:2] for group in groups if len(group) > 1), None)
-        if pair is None:
-            return True  # nothing is ever stacked
-        chosen = [runs[number][:2] for _, number in pair]
-        spec = self.teacher.model.spec.graph(graph)
-        if any(tensor.shape[:1] != (1,) for tensor in (*spec.inputs, *spec.outputs)):
-            return False
-        steps = min(map(len, chosen))
-        for side in (self.teacher, self.student):
-            if any(state.shape[:1] != (1,) for state in side.model.spec.graph(graph).states):
-                return False
-            try:
-                both = self._outputs(side, graph, chosen, steps)
-            except Exception:  # noqa: BLE001  # forward may check its inputs in any way
-                return False
-            for row, run in enumerate(chosen):
-                for got, alone in zip(both, self._outputs(side, graph, [run], steps), strict=True):
-                    for name, wanted in alone.items():
-                        if got[name].shape[0] != 2 or not _same(got[name][row : row + 1], wanted):
-                            return False
-        return True
-
-    def _outputs(self, side: _Side, graph: str, runs: Sequence[Run], steps: int) -> list[Tensors]:
-        going = _Going(graph, list(runs), [], side.initial(side.model.spec.graph(graph), len(runs)))
-        made = []
-        for _ in range(steps):
-            outputs, going.states = side.step(graph, going.inputs(), going.carried())
-            going.place += 1
-            made.append(outputs)
-        return made
-
-
-def _same(got: Tensor, wanted: Tensor) -> bool:
-    if got.shape != wanted.shape:
-        return False
-    finite = wanted.isfinite()
-    if not finite.any():
-        return True
-    scale = max(1.0, float(wanted[finite].abs().max()))
-    return float((got - wanted)[finite].abs().max()) <= SAME * scale

@@ -140,7 +140,7 @@ def _follow(module: nn.Module) -> None:
 
 
 def remove_layers(network: nn.Module, stack: Stack, kept: Sequence[int]) -> None:
-    """Leave layers out of a stack and number the others anew."""
+    """Leave layers out of a stack and renumber the others."""
     parent_path, _, name = stack.path.rpartition(".")
     layers = network.get_submodule(stack.path)
     assert isinstance(layers, nn.ModuleList), stack.path

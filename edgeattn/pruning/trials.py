@@ -16,7 +16,9 @@ from edgeattn.pruning.anatomy import Anatomy, Prunable, Unit, Unknown, exits
 from edgeattn.pruning.apply import ORACLE, failure_line, oracle_difference, removed
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.families import find_anatomy
+from edgeattn.pruning.flow import is_graph
 from edgeattn.pruning.prepare import prepare
+from edgeattn.pruning.repetitions import release
 from edgeattn.pruning.surgery import copied
 
 
@@ -65,8 +67,8 @@ def _prepared(model: EdgeModel) -> tuple[Prunable, str]:
     assert model.rebuild is not None, "checked by prunable()"
     as_it_is = Prunable(model, _found(model))
     network = copied(model.network)
-    graph = imported.is_graph(network)
-    if not (imported.release(network, as_it_is.anatomy) if graph else prepare(network)):
+    graph = is_graph(network)
+    if not (release(network, as_it_is.anatomy) if graph else prepare(network)):
         return as_it_is, ""
     try:
         made = model.rebuild(network)
@@ -81,7 +83,7 @@ def _prepared(model: EdgeModel) -> tuple[Prunable, str]:
 def _found(model: EdgeModel) -> Anatomy:
     """What is in a model, by structure where it is an imported graph and by names where it is a module."""
     assert model.network is not None, "checked by prunable()"
-    return imported.find(model.network) if imported.is_graph(model.network) else find_anatomy(model.network)
+    return imported.find(model.network) if is_graph(model.network) else find_anatomy(model.network)
 
 
 def _with_units_in_use(given: Prunable) -> Prunable:

@@ -182,14 +182,14 @@ def test_a_snapshot_of_the_hub_is_a_model(bert: Path, tmp_path: Path) -> None:
 
 def test_a_pruned_directory_stays_inside(tmp_path: Path, directory: Path, secret: Path) -> None:
     pytest.importorskip("torch", reason="pruned models are read with it: edgeattn[convert]")
-    from edgeattn.pruning import Saved, check_weights, read_saved
+    from edgeattn.pruning import PruningRecord, check_weights, read_saved
 
     (directory / "pruning.json").symlink_to(secret)
     with pytest.raises(ModelError, match="lies outside"):
         read_saved(directory)
     (directory / "weights.safetensors").symlink_to(secret)
     with pytest.raises(ModelError, match="lies outside"):
-        check_weights(directory / "weights.safetensors", Saved("net", "", "", (), {}))
+        check_weights(directory / "weights.safetensors", PruningRecord("net", "", "", (), {}))
 
 
 def test_example_inputs_beside_an_onnx_file_stay_beside_it(tmp_path: Path) -> None:

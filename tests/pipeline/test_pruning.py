@@ -25,7 +25,7 @@ from edgeattn.pipeline.steps.pruning import Outcome, Setting, for_target, forget
 from edgeattn.pipeline.steps.pruning.facts import promise
 from edgeattn.pipeline.steps.pruning.plan import REACHED
 from edgeattn.pipeline.steps.pruning.task import importance_of, state_file
-from edgeattn.pruning import FORMS, Cut, Prunable, Recovered, Request, Timing, parse_request, prune, write_pruned
+from edgeattn.pruning import FORMS, Cut, Prunable, Recovery, Request, Timing, parse_request, prune, write_pruned
 from edgeattn.results.gates import Failure, Gates
 from edgeattn.results.report import Pruning
 from edgeattn.sources import load_data, load_model
@@ -137,10 +137,10 @@ def test_trials_by_the_metric_share_the_minutes_of_recovery(shop: Workshop, monk
     """However many cuts are tried, all of their distillation together takes no longer than was given."""
     spent: list[float] = []
 
-    def trained(*args: Any) -> Recovered:
+    def trained(*args: Any) -> Recovery:
         model, options = args[2], args[4]
         spent.append(options.seconds)
-        return Recovered(model, (), options.seconds, 1.0, 1.0, (), True, "")
+        return Recovery(model, (), options.seconds, 1.0, 1.0, (), True, "")
 
     monkeypatch.setattr("edgeattn.pipeline.steps.pruning.work.recover", trained)
     for allowed in (4.0, 60.0):

@@ -17,19 +17,10 @@ from edgeattn.errors import DataError  # noqa: E402
 from edgeattn.model import Arrays, Graph  # noqa: E402
 from edgeattn.pruning.anatomy import Prunable, masked  # noqa: E402
 from edgeattn.pruning.apply import prune  # noqa: E402
+from edgeattn.pruning.calls import batches  # noqa: E402
 from edgeattn.pruning.cut import Cut  # noqa: E402
-from edgeattn.pruning.importance import (  # noqa: E402
-    GraphLoss,
-    ImportanceOptions,
-    batches,
-    distance,
-    graph_loss,
-    leave_out,
-    magnitude,
-    measure_importance,
-    shrunk,
-    surrogate,
-)
+from edgeattn.pruning.graph_loss import GraphLoss, distance, graph_loss, surrogate  # noqa: E402
+from edgeattn.pruning.importance import ImportanceOptions, leave_out, magnitude, measure_importance, shrunk  # noqa: E402
 from edgeattn.pruning.trials import prunable  # noqa: E402
 from edgeattn.sources import from_graphs  # noqa: E402
 from tests.pruning.blocks import CLASSES, HEAD_DIM, HEADS, LAYERS, Classifier, classifier, rows  # noqa: E402

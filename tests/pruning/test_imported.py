@@ -35,10 +35,12 @@ from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.recipes import BUILDERS
 from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.apply import prune
+from edgeattn.pruning.axes import Lie, MixedError, letters, reshaped
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.imported import Lie, MixedError, _reshaped, find, letters
-from edgeattn.pruning.saved import apply_saved, write_pruned
+from edgeattn.pruning.imported import find
+from edgeattn.pruning.saved import apply_saved
 from edgeattn.pruning.trials import prunable
+from edgeattn.pruning.writing import write_pruned
 from edgeattn.runtimes import open_session
 from edgeattn.sources import from_module, load_model
 from edgeattn.sources.sizes import with_buckets
@@ -412,7 +414,7 @@ def test_groups_are_followed_through_a_reshape_exactly_where_one_axis_holds_them
     ]
     fitting = [lie for lie in possible if np.array_equal(group_of(lie, wanted, groups), owner)]
     try:
-        found = _reshaped(Lie(axis, parts, inner), shape, tuple(wanted), groups)
+        found = reshaped(Lie(axis, parts, inner), shape, tuple(wanted), groups)
     except MixedError:
         assert not fitting
     else:

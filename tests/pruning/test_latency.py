@@ -25,19 +25,15 @@ from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.knapsack import predict
-from edgeattn.pruning.latency import (
+from edgeattn.pruning.latency import Curve, LatencyTable, Timing, falling, timings
+from edgeattn.pruning.latency_estimated import estimate_table
+from edgeattn.pruning.latency_measured import (
     MAX_TABLES,
-    Curve,
-    LatencyTable,
     MeasureOptions,
-    Timing,
     cache_directory,
-    estimate_table,
-    falling,
     half_of_layers,
     measure_table,
     table_key,
-    timings,
     unit_classes,
 )
 from edgeattn.pruning.trials import prunable

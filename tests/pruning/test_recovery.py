@@ -26,12 +26,14 @@ from edgeattn.pruning import recovery
 from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.recovery import Recovered, RecoveryOptions, Run, matched, recover, residuals
+from edgeattn.pruning.recovery import Recovery, recover
+from edgeattn.pruning.runs import Run
+from edgeattn.pruning.student import Learner, RecoveryOptions, Side, matched, residuals
 from edgeattn.pruning.surgery import copied
 from edgeattn.pruning.trials import prunable
 from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.sources.sizes import with_buckets
-from tests.clocks import StepClock
+from tests.clocks import StepClock, killed_and_resumed, refuses_a_damaged_checkpoint, step_clock
 
 DIM, LENGTH, CLASSES = 16, 6, 5
 STEPS = 30  # of a run whose clock goes by steps
@@ -148,16 +150,14 @@ def utterances(count: int = 12) -> SpeechData:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> StepClock:
-    made = StepClock()
-    monkeypatch.setattr(recovery, "monotonic", made)
-    return made
+    return step_clock(monkeypatch, recovery)
 
 
 def options(**changes: Any) -> RecoveryOptions:
     return dataclasses.replace(RecoveryOptions(seconds=float(STEPS), learning_rate=3e-3, batch=8), **changes)
 
 
-def trained(clock: StepClock, runs: Mapping[str, list[Run]] | None = None, **changes: Any) -> Recovered:
+def trained(clock: StepClock, runs: Mapping[str, list[Run]] | None = None, **changes: Any) -> Recovery:
     return recover(given(), CUT, pruned(), runs or encoder_runs(), options(**changes), clock.tick)
 
 
@@ -306,7 +306,7 @@ def test_a_batch_of_runs_has_the_gradient_of_its_runs_one_by_one() -> None:
     gradients = []
     for together in (True, False):
         with distillation.training():
-            learner = recovery._Learner(
+            learner = Learner(
                 stream().model, matched(stream().anatomy, STREAM_CUT), copy_of(student), data,
                 options(truncate=99), None, torch.device("cpu"),
             )  # fmt: skip
@@ -416,7 +416,7 @@ def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepC
     small = prune(stream(), cut)
     assert small.spec.stream is not None
     assert small.spec.stream.left == 4
-    side = recovery._Side(small, {}, torch.device("cpu"))
+    side = Side(small, {}, torch.device("cpu"))
     states = side.initial(small.spec.graphs[0], 1)
     step = ReferenceStep(small)
     shorter = utterances(6).training_runs(small.spec)["step"]
@@ -493,23 +493,12 @@ def test_a_killed_run_goes_on_to_the_same_end(clock: StepClock, tmp_path: Path) 
     runs = {"step": list(utterances(10).training_runs(stream().model.spec)["step"])}
     small = prune(stream(), STREAM_CUT)
 
-    def run(on_step: Callable[[float], None], **changes: Any) -> Recovered:
+    def run(on_step: Callable[[float], None], **changes: Any) -> Recovery:
         return recover(stream(), STREAM_CUT, small, runs, options(seconds=10.0, batch=4, **changes), on_step)
 
     whole = run(clock.tick)
     clock.now = 0.0
-    file = tmp_path / "run.npz"
-
-    def killed(share: float) -> None:
-        clock.tick(share)
-        if share > 0.6:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(killed, checkpoint=file)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
-    clock.now = 1000.0  # the pause does not count
-    result = run(clock.tick, checkpoint=file)
+    result = killed_and_resumed(clock, tmp_path / "run.npz", lambda on_step, file: run(on_step, checkpoint=file))
     # Not bit by bit: the original's outputs are computed in other batches after the pause.
     assert len(result.losses) == len(whole.losses)
     np.testing.assert_allclose(result.losses, whole.losses, rtol=1e-4)
@@ -525,9 +514,7 @@ def test_a_checkpoint_of_another_cut_or_damaged_is_refused(clock: StepClock, tmp
     other = Cut(layers={"layers": (0, 3)})
     with pytest.raises(InputError, match="another model"):
         recover(given(), other, prune(given(), other), encoder_runs(), options(checkpoint=file), clock.tick)
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(InputError, match="damaged"):
-        trained(clock, checkpoint=file)
+    refuses_a_damaged_checkpoint(file, lambda: trained(clock, checkpoint=file))
 
 
 def test_a_gradient_that_is_no_number_ends_with_the_best_so_far(clock: StepClock) -> None:

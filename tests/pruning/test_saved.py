@@ -18,18 +18,10 @@ from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
-from edgeattn.pruning.saved import (
-    HF_WEIGHTS,
-    PROGRAM,
-    PRUNING,
-    WEIGHTS,
-    apply_saved,
-    largest_difference,
-    load_tensors,
-    read_saved,
-    write_pruned,
-)
+from edgeattn.pruning.saved import HF_WEIGHTS, PROGRAM, PRUNING, WEIGHTS, apply_saved, largest_difference, read_saved
 from edgeattn.pruning.trials import prunable
+from edgeattn.pruning.weights import load_tensors
+from edgeattn.pruning.writing import write_pruned
 from edgeattn.sources import from_module, load_model
 from tests.architectures import FURTHER, NAMED, Architecture
 

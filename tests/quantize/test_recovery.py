@@ -36,7 +36,7 @@ from edgeattn.quantize.qdq import (
 from edgeattn.quantize.recovery import Recovered, RecoveryOptions, recover
 from edgeattn.sources import exported
 from edgeattn.sources.onnx import file as onnx_file
-from tests.clocks import StepClock
+from tests.clocks import StepClock, killed_and_resumed, refuses_a_damaged_checkpoint, step_clock
 from tests.converters.samples import AttentionBlock, MaskedTokens, as_model
 from tests.several import two_towers
 
@@ -97,9 +97,7 @@ def samples(model: EdgeModel, count: int = 60) -> dict[str, list[dict[str, np.nd
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> StepClock:
-    made = StepClock()
-    monkeypatch.setattr(recovery, "monotonic", made)
-    return made
+    return step_clock(monkeypatch, recovery)
 
 
 def options(**changes: Any) -> RecoveryOptions:
@@ -248,18 +246,11 @@ def test_the_export_with_learned_scales_computes_what_was_trained(
 
 def test_a_killed_run_goes_on_to_the_same_end(hurt_onnx: dict[str, Path], clock: StepClock, tmp_path: Path) -> None:
     whole = trained(hurt(), hurt_onnx, clock)
-    file = tmp_path / "run.npz"
-
-    def killed(share: float) -> None:
-        clock.tick(share)
-        if share > 0.6:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        recover(hurt(), hurt_onnx, samples(hurt()), options(checkpoint=file), killed)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
-    clock.now = 1000.0  # the pause does not count
-    result = trained(hurt(), hurt_onnx, clock, checkpoint=file)
+    result = killed_and_resumed(
+        clock,
+        tmp_path / "run.npz",
+        lambda on_step, file: recover(hurt(), hurt_onnx, samples(hurt()), options(checkpoint=file), on_step),
+    )
     assert result.losses == whole.losses
     assert (result.before, result.after, result.scales) == (whole.before, whole.after, whole.scales)
     for name, array in weights(result.model).items():
@@ -273,9 +264,7 @@ def test_a_checkpoint_of_another_run_or_damaged_is_refused(
     trained(hurt(), hurt_onnx, clock, checkpoint=file, seconds=3.0)
     with pytest.raises(InputError, match="other options"):
         trained(hurt(), hurt_onnx, clock, checkpoint=file, seed=1)
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(InputError, match="damaged"):
-        trained(hurt(), hurt_onnx, clock, checkpoint=file)
+    refuses_a_damaged_checkpoint(file, lambda: trained(hurt(), hurt_onnx, clock, checkpoint=file))
 
 
 def test_a_loss_that_is_no_number_ends_with_the_best_so_far(

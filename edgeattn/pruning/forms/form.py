@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from edgeattn.model import Arrays, EdgeModel
     from edgeattn.targets import Target
 
-Fit = Literal["masked", "repeated", "latest", "anew"]
+Fit = Literal["masked", "repeated", "latest", "fresh"]
 """How inputs, states and outputs of a changed model go with those of the one before.
 
-masked: what changed its size starts at zero and is not compared; layers may be numbered anew.
+masked: what changed its size starts at zero and is not compared; layers may be renumbered.
 repeated: heads of the one after serve a group of the one before each.
 latest: the one after has the end of what the one before has.
-anew: all states start at zero, because what they hold stands in another order; what the second step makes of them is
+fresh: all states start at zero, because what they hold stands in another order; what the second step makes of them is
 compared, they are not.
 """
 
@@ -36,7 +36,7 @@ class Planning:
 
     Attributes:
         scores: gives unit's key -> importance of each group, (groups,); measured when it is first called.
-        spared: gives stack's path -> so many layers whose absence costs least, over all stacks, ascending.
+        spared: gives stack's path -> that many layers whose absence costs least, over all stacks, ascending.
     """
 
     given: Prunable
@@ -70,7 +70,7 @@ class Change:
     """
 
     weights: Mapping[str, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
-    fit: Fit = "anew"
+    fit: Fit = "fresh"
 
 
 def no_study(_: Study) -> None:

@@ -27,7 +27,7 @@ KEYS_BY_HEADS = ("WhisperAttention",)
 
 
 def plan(asked: int, cut: Cut, planning: Planning) -> Cut:
-    """Every attention that has more heads than were asked for has so many."""
+    """Every attention that has more heads than were asked for has that many."""
     anatomy = planning.given.anatomy
     stay = staying(anatomy, cut)
     keys = [unit.key for unit in anatomy.units if unit.kind == "attention" and unit.key in stay]
@@ -72,7 +72,7 @@ def study(asked: Study) -> dict[str, tuple[int, ...]]:
 
 
 def apply(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, Sequence[int]] | None) -> Change:
-    """Merge heads in place; tells the key and value layers that compute the same with all heads."""
+    """Merge heads in place; gives the key and value layers that compute the same with all heads."""
     weights: dict[str, tuple[Tensor, Tensor | None]] = {}
     for key, wanted in merged(anatomy, cut).items():
         heads, order = groups_kept(anatomy, cut, key), (orders or {}).get(key)
@@ -86,7 +86,7 @@ def apply(network: nn.Module, anatomy: Anatomy, cut: Cut, orders: Mapping[str, S
                     None if bias is None else repeated_means(bias.detach(), heads, wanted, order),
                 )
     merge(network, anatomy, cut, orders)
-    return Change(weights, "anew" if orders else "repeated")
+    return Change(weights, "fresh" if orders else "repeated")
 
 
 def words(network: nn.Module, anatomy: Anatomy, cut: Cut) -> str:
@@ -237,7 +237,7 @@ def grouping(network: nn.Module, unit: Unit, wanted: int, kept: Sequence[int] | 
         positions in ``kept``, of which each ``len(kept) / wanted`` consecutive ones are merged, ascending in each.
 
     Raises:
-        InputError: if the heads do not divide into so many groups.
+        InputError: if the heads do not divide into that many groups.
         UnsupportedError: if keys and values have no layers of their own.
     """
     chosen = list(range(unit.groups) if kept is None else kept)

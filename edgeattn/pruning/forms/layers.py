@@ -53,7 +53,7 @@ def check(anatomy: Anatomy, cut: Cut) -> None:
 
 
 def apply(network: nn.Module, anatomy: Anatomy, cut: Cut, _: Any = None) -> Change:
-    """Leave the layers out and number the others anew, in place."""
+    """Leave the layers out and renumber the others, in place."""
     for path, numbers in cut.layers.items():
         remove_layers(network, anatomy.stack(path), numbers)
     return Change(fit="masked")

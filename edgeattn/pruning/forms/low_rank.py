@@ -205,7 +205,7 @@ def study(asked: Study) -> dict[str, Tensor]:
 
 
 def apply(network: nn.Module, anatomy: Anatomy, cut: Cut, moments: Mapping[str, Tensor] | None) -> Change:
-    """Factorise in place; tells the layers that compute the same with one weight each."""
+    """Factorise in place; gives the layers that compute the same with one weight each."""
     factorise(network, anatomy, cut, moments)
     places = [cast(str, moved(cut, path)) for path in ranks(anatomy, cut)]
     return Change({place: (product(cast(LowRank, network.get_submodule(place))), None) for place in places})

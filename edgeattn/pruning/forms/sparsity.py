@@ -52,8 +52,8 @@ def kept_magnitude(weight: Tensor) -> float:
 def channel_order(weight: Tensor, rounds: int = ROUNDS) -> Tensor:
     """An order of the inputs in which 2:4 keeps more of the magnitude, never less than as they stand.
 
-    Groups of four meet in pairs, each with each; the eight inputs of two are divided anew in the best of the 35 ways.
-    This ends when no pair gains any more, or after so many rounds.
+    Groups of four meet in pairs, each with each; the eight inputs of two are divided again in the best of the 35 ways.
+    This ends when no pair gains any more, or after that many rounds.
 
     Args:
         weight: (outputs, inputs), inputs divisible by four.
@@ -88,7 +88,7 @@ def channel_order(weight: Tensor, rounds: int = ROUNDS) -> Tensor:
 
 
 def _meetings(groups: int) -> int:
-    """Rounds in which each of so many groups meets each other once."""
+    """Rounds in which each of that many groups meets each other once."""
     return groups - 1 + groups % 2
 
 
@@ -291,7 +291,7 @@ def sparse(_: Anatomy, cut: Cut) -> tuple[str, ...]:
 
 
 def apply(network: nn.Module, anatomy: Anatomy, cut: Cut, _: Any = None) -> Change:
-    """Make sparse in place; tells the dense weights that compute the same."""
+    """Make sparse in place; gives the dense weights that compute the same."""
     weights = sparsify(network, anatomy, cut)
     return Change({cast(str, moved(cut, path)): (weight, None) for path, weight in weights.items()})
 

@@ -43,7 +43,7 @@ class CutFacts:
 
 
 def saved_facts(facts: Mapping[str, Any]) -> CutFacts:
-    """Those of a model that is read, as they were told when it was written."""
+    """Those of a model that is read, as they were reported when it was written."""
     return CutFacts(**{one.name: facts[one.name] for one in fields(CutFacts) if one.name in facts})
 
 

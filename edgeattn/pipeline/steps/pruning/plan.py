@@ -36,7 +36,7 @@ from edgeattn.pruning import (
 from edgeattn.results.gates import Failure
 
 REACHED = 0.97  # of the speed that was asked for: timings of one run repeat within 3 %
-WRONG = 0.15  # a table that is so far off for the first cut is measured anew
+WRONG = 0.15  # a table that is so far off for the first cut is measured again
 CORRECTIONS = 3  # of the limit, where a cut is slower than its table says
 SPEEDUPS = (1.1, 1.25, 1.4, 1.6, 1.8, 2.1, 2.5, 3.0, 4.0)  # among which the largest that keeps the metric is looked for
 

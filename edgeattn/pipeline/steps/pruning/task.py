@@ -31,7 +31,7 @@ from edgeattn.pruning import (
 )
 from edgeattn.targets import Target
 
-PARTS = 100  # of a phase that tells shares
+PARTS = 100  # of a phase that counts shares
 
 
 @dataclass(frozen=True, kw_only=True)

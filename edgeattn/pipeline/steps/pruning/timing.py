@@ -73,7 +73,7 @@ def time_models(setting: Setting, models: Mapping[str, EdgeModel]) -> Mapping[st
 def selection_ms(
     task: PruneTask, setting: Setting, selections: Sequence[Selection], table: LatencyTable
 ) -> list[float]:
-    """Milliseconds of selections, timed in one run with the whole model and told in those of the table."""
+    """Milliseconds of selections, timed in one run with the whole model and given in those of the table."""
     models = {str(number): prune(task.given, one.cut) for number, one in enumerate(selections)}
     timed = time_models(setting, {"unpruned": task.given.model, **models})
     return [table.full_ms * timed[name].ms / timed["unpruned"].ms for name in models]

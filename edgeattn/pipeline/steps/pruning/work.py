@@ -54,7 +54,7 @@ def untouched(task: PruneTask) -> CutModel:
 
 
 def read_model(task: PruneTask, directory: Path) -> CutModel:
-    """A model whose cut and weights are read; what was told of it when it was written is kept.
+    """A model whose cut and weights are read; what was reported of it when it was written is kept.
 
     Raises:
         ModelError: if the directory holds no pruned model of this one.

@@ -1,46 +1,29 @@
-"""Distillation: a changed copy of a model learns to give the outputs of the model that it was made from.
-
-What recovery after quantization and after pruning have in common (Hinton et al. 2015, arXiv 1503.02531): the loss,
-which samples are held out, and a run that keeps to its time, goes on from a checkpoint and keeps the best weights.
-"""
+"""The run of a student: steps until the time is over, checks on held-out samples, and checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from edgeattn.bundle import write_atomically, writing
+from edgeattn.distillation.checkpoint import read_checkpoint, write_checkpoint
+from edgeattn.distillation.items import Batches, Item
 from edgeattn.errors import InputError
 from edgeattn.model import attention_fast_path
 
-HELD_OUT = 5  # one sample in so many is never trained on
-MAX_HELD_OUT = 64  # samples: their loss is computed many times
 SAMPLES_PER_CHECK = 6  # trained on per held-out sample and check: checks take a tenth of the time or less
 LARGEST_GRADIENT = 1.0  # norm over all parameters, of one update
-MOST_SCORES = 65_536  # classes; a last axis beyond is no distribution
-SCORES = ("logits", "scores", "log_probs")  # last words of the names of outputs that are a distribution
-KEPT_BYTES = 2**30  # of the teacher's outputs; the others are computed when they are needed
 CHECKPOINT_SECONDS = 20.0  # between two files
 SPARE = 1.2  # a step may take so much longer than the longest before
 MEASURED = (0.0, 0.25, 0.5, 0.75)  # shares of the time at which the metric is measured; the end comes on top
 MEASURE_SHARE = 0.05  # of the time: a metric that takes longer is measured at the start alone
-
-Tensors = dict[str, Tensor]
-Item = tuple[str, int]
-"""Graph, number of its sample."""
-T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -48,160 +31,6 @@ def training() -> Iterator[None]:
     """Gradients on; torch's fast path of attention off, which has none and computes padded positions otherwise."""
     with attention_fast_path(False), torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-class Kept(Generic[T]):
-    """What the teacher computed, as far as it fits into :data:`KEPT_BYTES`."""
-
-    def __init__(self) -> None:
-        self._kept: dict[Item, T] = {}
-        self._bytes = 0
-
-    def get(self, item: Item) -> T | None:
-        """What was kept of an item."""
-        return self._kept.get(item)
-
-    def keep(self, item: Item, value: T, tensors: Iterable[Tensor]) -> None:
-        """Keep a value, which holds ``tensors``, if there is room."""
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        if self._bytes + size <= KEPT_BYTES:
-            self._kept[item] = value
-            self._bytes += size
-
-
-# --- the loss ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Distance of a student's outputs to the teacher's.
-
-    The mean over float outputs of the squared error, relative to the mean square of the teacher's. Outputs that are a
-    distribution over their last axis add their Kullback-Leibler divergence.
-
-    Attributes:
-        power: graph and output -> mean square of the teacher's.
-        scores: graph and output, of those that are a distribution.
-        temperature: that both distributions are softened by; their divergence is multiplied by its square, so that
-            gradients keep their size (Hinton et al., section 2).
-        squared: whether distributions have a squared error too, or their divergence alone.
-    """
-
-    power: Mapping[tuple[str, str], float]
-    scores: frozenset[tuple[str, str]]
-    temperature: float = 1.0
-    squared: bool = True
-
-    def __call__(self, graph: str, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-        """The loss of one sample, or the mean over the samples of a batch, shape ().
-
-        Args:
-            outputs: the student's; those without a target are not looked at.
-            targets: the teacher's, float.
-        """
-        errors, divergence = [], torch.zeros(())
-        for name, target in targets.items():
-            if self.squared or (graph, name) not in self.scores:
-                errors.append(self.error(graph, name, outputs[name], target))
-            if (graph, name) in self.scores:
-                classes = target.shape[-1]
-                wanted = functional.log_softmax(target.reshape(-1, classes) / self.temperature, -1)
-                got = functional.log_softmax(outputs[name].reshape(-1, classes) / self.temperature, -1)
-                apart = functional.kl_div(got, wanted, reduction="batchmean", log_target=True)
-                divergence = divergence + self.temperature**2 * apart
-        return torch.stack(errors).mean() + divergence if errors else divergence
-
-    def error(self, graph: str, name: str, got: Tensor, wanted: Tensor) -> Tensor:
-        """Mean squared error over the entries that are finite in the teacher's, relative to its mean square."""
-        difference = torch.where(wanted.isfinite(), got - wanted, 0.0)
-        return (difference**2).mean() / self.power[graph, name]
-
-
-def measured_loss(
-    samples: Iterable[tuple[str, Mapping[str, Tensor]]],
-    stream_scores: str | None,
-    temperature: float = 1.0,
-    hidden: frozenset[str] = frozenset(),
-    squared: bool = True,
-) -> Loss:
-    """The loss for outputs like these of the teacher.
-
-    Distributions are the outputs that the spec's stream decodes, those named ``logits``, ``scores`` or ``log_probs``,
-    and log-probabilities by value.
-
-    Args:
-        samples: graph and float outputs.
-        stream_scores: name of the output that a stream decodes, if there is one.
-        hidden: names among them that are no outputs, and so no distributions.
-    """
-    scores: set[tuple[str, str]] = set()
-    sums: dict[tuple[str, str], list[float]] = {}
-    plain: dict[tuple[str, str], bool] = {}
-    for graph, outputs in samples:
-        for name, value in outputs.items():
-            key = (graph, name)
-            finite = value[value.isfinite()]
-            sums.setdefault(key, []).append(float((finite**2).mean()) if finite.numel() else 0.0)
-            if name in hidden:
-                continue
-            plain[key] = plain.get(key, True) and _are_log_probabilities(value)
-            named = name == stream_scores or name.endswith(SCORES)
-            if value.ndim > 1 and 2 <= value.shape[-1] <= MOST_SCORES and named:
-                scores.add(key)
-    power = {key: max(float(np.mean(values)), 1e-12) for key, values in sums.items()}
-    return Loss(power, frozenset(scores | {key for key, yes in plain.items() if yes}), temperature, squared)
-
-
-def _are_log_probabilities(value: Tensor) -> bool:
-    if value.ndim < 2 or not 2 <= value.shape[-1] <= MOST_SCORES:
-        return False
-    return bool(((value.exp().sum(-1) - 1).abs() < 1e-3).all())
-
-
-# --- samples ----------------------------------------------------------------------------------------------------------
-
-
-def split(counts: Mapping[str, int]) -> tuple[list[Item], list[Item]]:
-    """Held-out items, evenly from all of a recording, and those to train on; a lone sample is both."""
-    held_out: list[Item] = []
-    trained: list[Item] = []
-    for graph, count in counts.items():
-        stride = max(HELD_OUT, math.ceil(count * len(counts) / MAX_HELD_OUT))
-        apart = set(range(stride // 2, count, stride)) or {count - 1}
-        held_out += [(graph, number) for number in sorted(apart)]
-        trained += [(graph, number) for number in range(count) if number not in apart or count == 1]
-    return held_out, trained
-
-
-class Batches:
-    """Batch number i of a run, a pure function of the seed and i: each item once before any comes again.
-
-    Items of one group stand together, so that few batches hold more than one.
-    """
-
-    def __init__(self, groups: Sequence[Sequence[Item]], size: int, seed: int) -> None:
-        self._groups = [list(group) for group in groups if group]
-        self._seed = seed
-        self.per_epoch = math.ceil(sum(map(len, self._groups)) / size)
-        self._epoch, self._batches = -1, [[("", 0)]]
-
-    def __call__(self, number: int) -> list[Item]:
-        """At most ``size`` items."""
-        epoch, place = divmod(number, self.per_epoch)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self._seed, epoch])
-            order = [
-                self._groups[group][i]
-                for group in rng.permutation(len(self._groups))
-                for i in rng.permutation(len(self._groups[group]))
-            ]
-            parts = np.array_split(np.arange(len(order)), self.per_epoch)
-            self._batches = [[order[i] for i in parts[part]] for part in rng.permutation(self.per_epoch)]
-            self._epoch = epoch
-        return self._batches[place]
-
-
-# --- the run ----------------------------------------------------------------------------------------------------------
 
 
 class Learner(Protocol):
@@ -212,7 +41,7 @@ class Learner(Protocol):
         """Parameters with the factor that their learning rate has."""
 
     def backward(self, items: Sequence[Item]) -> Iterator[float]:
-        """Add gradients of the mean loss of items; the loss is told whenever an update is due."""
+        """Add gradients of the mean loss of items; the loss is given whenever an update is due."""
 
     def loss(self, items: Sequence[Item], over: Callable[[], bool]) -> float | None:
         """Mean loss of items without gradients; None if the time is over before it is known."""
@@ -448,18 +277,18 @@ class Trainer:
             state = self.optimizer.state.get(value, {})
             tensors = {"now": value.detach(), "best": self.best[i], **state}
             arrays.update({f"{kind}.{i}": np.asarray(tensor.cpu().numpy()) for kind, tensor in tensors.items()})
-        told = {
+        facts = {
             "key": self.key, "elapsed": self.saved, "steps": self.steps, "since": self.since, "before": self.before,
             "best": self.best_loss,
         }  # fmt: skip
-        write_checkpoint(path, arrays, told)
+        write_checkpoint(path, arrays, facts)
 
     def _resume(self) -> None:
         path = self.schedule.checkpoint
         if path is None or not path.exists():
             return
-        arrays, told = read_checkpoint(path)
-        if told.get("key") != self.key:
+        arrays, facts = read_checkpoint(path)
+        if facts.get("key") != self.key:
             raise InputError(
                 f"{path}: a checkpoint of another model, other data or other options; delete it, or name another file"
             )
@@ -468,8 +297,8 @@ class Trainer:
             Point(seconds, loss, None if math.isnan(metric) else metric)
             for seconds, loss, metric in arrays["history"].tolist()
         ]
-        self.spent, self.steps, self.since = float(told["elapsed"]), int(told["steps"]), int(told["since"])
-        self.before, self.best_loss = float(told["before"]), float(told["best"])
+        self.spent, self.steps, self.since = float(facts["elapsed"]), int(facts["steps"]), int(facts["since"])
+        self.before, self.best_loss = float(facts["before"]), float(facts["best"])
         self.best = [torch.from_numpy(arrays[f"best.{i}"]).to(value.device) for i, value in enumerate(self.values)]
         self._put([torch.from_numpy(arrays[f"now.{i}"]) for i in range(len(self.values))])
         for i, value in enumerate(self.values):
@@ -480,51 +309,3 @@ class Trainer:
                     kind: tensor if kind == "step" else tensor.to(value.device) for kind, tensor in state.items()
                 }
         self.note = "" if self.elapsed() < self.schedule.seconds else "the checkpoint's run was over"
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def digest(
-    chosen: object, modules: Iterable[Mapping[str, nn.Module]], samples: Iterable[tuple[str, Mapping[str, np.ndarray]]]
-) -> str:
-    """What a checkpoint belongs to, as SHA-256.
-
-    Args:
-        chosen: name and options, but for the time, which may be prolonged; by their ``repr``.
-        modules: graph -> module, of each model.
-        samples: graph and arrays, in their order.
-    """
-    made = hashlib.sha256(repr(chosen).encode())
-    for graphs in modules:
-        for graph, module in graphs.items():
-            made.update(graph.encode())
-            for name, parameter in module.named_parameters():
-                made.update(name.encode() + parameter.detach().numpy().tobytes())
-    for graph, sample in samples:
-        for name, array in sample.items():
-            made.update(f"{graph} {name} {array.shape}".encode() + array.tobytes())
-    return made.hexdigest()
-
-
-def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> None:
-    """Write arrays and plain JSON as an npz, whole or not at all."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **{**arrays, "told": np.array(json.dumps(told))})  # type: ignore[arg-type]
-    with writing(path):
-        write_atomically(path, buffer.getvalue())
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What :func:`write_checkpoint` wrote.
-
-    Raises:
-        InputError: if it is damaged or none.
-    """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        told = json.loads(str(arrays.pop("told")))
-    except Exception as error:
-        raise InputError(f"{path}: no checkpoint, or a damaged one ({error}); delete it to start anew") from error
-    return arrays, told

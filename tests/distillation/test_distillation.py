@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from edgeattn.distillation import (
     Batches,
     Item,
-    Kept,
     Schedule,
+    TeacherCache,
     digest,
     measured_loss,
     read_checkpoint,
@@ -122,8 +122,8 @@ def test_every_epoch_has_each_item_once_in_batches_that_are_bounded(sizes: list[
 
 
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeattn.distillation.KEPT_BYTES", 100)
-    kept: Kept[torch.Tensor] = Kept()
+    monkeypatch.setattr("edgeattn.distillation.items.KEPT_BYTES", 100)
+    kept: TeacherCache[torch.Tensor] = TeacherCache()
     first, second = torch.zeros(20), torch.zeros(20)
     kept.keep(("main", 0), first, [first])
     kept.keep(("main", 1), second, [second])

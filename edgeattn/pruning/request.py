@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.errors import InputError, load_extra, unknown_name
+from edgeattn.errors import InputError, MissingExtraError, load_extra, unknown_name
 
 if TYPE_CHECKING:
     from edgeattn.pruning.forms.form import Form
@@ -150,6 +150,8 @@ def parse_request(text: str, recover_seconds: float = 0.0) -> Request:
             raise InputError(f"--prune {text}: {key}={value}: {error}") from error
     try:
         forms = amounts(asked)
+    except MissingExtraError:
+        raise
     except InputError as error:
         raise InputError(f"--prune {text}: {error}") from error
     named = {BUDGETS.get(key, key): value for key, value in values.items()}

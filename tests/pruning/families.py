@@ -214,7 +214,7 @@ def model_of(name: str) -> EdgeModel:
 
 
 @functools.cache
-def subject_of(name: str) -> Prunable:
+def prunable_of(name: str) -> Prunable:
     """What of a family can be cut."""
     return prunable(model_of(name))
 

@@ -31,8 +31,8 @@ from tests.pruning.families import (
     hand_written_stream,
     model_of,
     parameters,
+    prunable_of,
     shallower,
-    subject_of,
     unequal,
     zeroed,
 )
@@ -110,7 +110,7 @@ def check_against_zeroed(given: Prunable, cut: Cut) -> EdgeModel:
 @both
 def test_heads_removed_unequally_equal_heads_masked(family: str) -> None:
     need(family)
-    given = subject_of(family)
+    given = prunable_of(family)
     cut = unequal(given.anatomy, "attention")
     pruned = check_against_zeroed(given, cut)
     left = {unit.key: unit.groups for unit in find_anatomy(pruned.network).units}  # type: ignore[arg-type]
@@ -120,7 +120,7 @@ def test_heads_removed_unequally_equal_heads_masked(family: str) -> None:
 @both
 def test_neurons_removed_equal_neurons_masked(family: str) -> None:
     need(family)
-    given = subject_of(family)
+    given = prunable_of(family)
     cut = unequal(given.anatomy, "feedforward")
     if not cut.groups:
         assert not [unit for unit in given.anatomy.units if unit.kind == "feedforward"]
@@ -131,7 +131,7 @@ def test_neurons_removed_equal_neurons_masked(family: str) -> None:
 @both
 def test_layers_left_out_equal_layers_that_pass_on_what_they_got(family: str) -> None:
     need(family)
-    given = subject_of(family)
+    given = prunable_of(family)
     cut = shallower(given.anatomy)
     if not cut.layers:
         assert family == "nn.MultiheadAttention"
@@ -142,7 +142,7 @@ def test_layers_left_out_equal_layers_that_pass_on_what_they_got(family: str) ->
 @both
 def test_heads_neurons_and_layers_can_go_together(family: str) -> None:
     need(family)
-    given = subject_of(family)
+    given = prunable_of(family)
     heads, neurons = unequal(given.anatomy, "attention"), unequal(given.anatomy, "feedforward")
     cut = Cut({**heads.groups, **neurons.groups}, shallower(given.anatomy).layers)
     pruned = check_against_zeroed(given, cut)
@@ -152,7 +152,7 @@ def test_heads_neurons_and_layers_can_go_together(family: str) -> None:
 @both
 def test_a_family_is_understood_whole(family: str) -> None:
     need(family)
-    anatomy = subject_of(family).anatomy
+    anatomy = prunable_of(family).anatomy
     assert not anatomy.unknown
     assert any(unit.kind == "attention" for unit in anatomy.units)
 
@@ -166,13 +166,13 @@ def test_a_subject_computes_what_its_model_computes(family: str) -> None:
         wanted = outputs_of(model_of(family))
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-    assert difference(wanted, outputs_of(subject_of(family).model)) <= 1e-6
+    assert difference(wanted, outputs_of(prunable_of(family).model)) <= 1e-6
 
 
 def test_a_pruned_model_can_be_pruned_again() -> None:
     need("T5")
     for family in ("T5", "nn.TransformerEncoder", "a stream by hand"):
-        once = prunable(prune(subject_of(family), unequal(subject_of(family).anatomy, "attention")))
+        once = prunable(prune(prunable_of(family), unequal(prunable_of(family).anatomy, "attention")))
         assert not once.anatomy.unknown
         check_against_zeroed(once, unequal(once.anatomy, "attention"))
 
@@ -181,7 +181,7 @@ def test_a_pruned_model_can_be_pruned_again() -> None:
 
 
 def test_averaged_attention_weights_are_the_mean_over_the_heads_that_stay() -> None:
-    given = subject_of("nn.MultiheadAttention")
+    given = prunable_of("nn.MultiheadAttention")
     (unit,) = given.anatomy.units
     kept = (0, 3)
     pruned = prune(given, Cut({unit.key: kept}))
@@ -222,10 +222,10 @@ def test_caches_of_an_encoder_decoder_follow_its_heads_and_layers(family: str, t
 
 def test_configs_tell_how_many_layers_are_left() -> None:
     need("BART")
-    given = subject_of("BART")
+    given = prunable_of("BART")
     network: Any = prune(given, Cut({}, {"model.decoder.layers": (1,)})).network
     assert (network.config.encoder_layers, network.config.decoder_layers) == (2, 1)
-    given = subject_of("T5")
+    given = prunable_of("T5")
     network = prune(given, Cut({}, {"encoder.block": (1,)})).network
     assert (network.config.num_layers, network.encoder.config.num_layers) == (1, 1)
     assert (network.config.num_decoder_layers, network.decoder.config.num_layers) == (2, 2)
@@ -245,7 +245,7 @@ def test_lists_with_an_entry_per_layer_keep_those_of_the_layers_that_stay() -> N
 
 
 def test_states_of_a_graph_by_hand_follow_its_heads() -> None:
-    given = subject_of("a stream by hand")
+    given = prunable_of("a stream by hand")
     first, second = given.anatomy.units
     pruned = prune(given, Cut({first.key: (1, 2), second.key: (3,)}))
     shapes = {state.input: state.shape for state in pruned.spec.graphs[0].states}
@@ -254,7 +254,7 @@ def test_states_of_a_graph_by_hand_follow_its_heads() -> None:
 
 
 def test_states_of_layers_that_are_left_out_go_with_them() -> None:
-    given = subject_of("a stream by hand")
+    given = prunable_of("a stream by hand")
     pruned = prune(given, Cut({given.anatomy.units[1].key: (0, 2, 3)}, {"layers": (1,)}))
     shapes = {state.input: state.shape for state in pruned.spec.graphs[0].states}
     assert shapes == {"last": (1, 1, 32), "cache_0": (1, 3, 6, 16)}
@@ -448,11 +448,11 @@ def test_a_model_that_came_as_a_graph_is_refused() -> None:
 )
 def test_a_cut_that_does_not_fit_is_refused(cut: Cut, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        prune(subject_of("RelativeBiasAttention"), cut)
+        prune(prunable_of("RelativeBiasAttention"), cut)
 
 
 def test_a_layer_that_others_need_must_stay() -> None:
-    given = subject_of("RelativeBiasAttention")
+    given = prunable_of("RelativeBiasAttention")
     (stack,) = given.anatomy.stacks
     pinned = replace(given, anatomy=Anatomy(given.anatomy.units, (replace(stack, pinned=(0,)),)))
     with pytest.raises(InputError, match=r"layers\.0: it must stay"):
@@ -469,7 +469,7 @@ def test_the_original_keeps_its_weights() -> None:
 
 
 def test_a_pruned_output_that_is_not_finite_is_infinitely_wrong() -> None:
-    given = subject_of("RelativeBiasAttention")
+    given = prunable_of("RelativeBiasAttention")
     cut = Cut({given.anatomy.units[0].key: (0, 1)})
     pruned = prune(given, cut)
     assert pruned.network is not None

@@ -19,7 +19,7 @@ from edgeattn.pruning.prepare import prepare
 from edgeattn.pruning.trials import prunable
 from edgeattn.sources import from_module
 from tests.architectures import BLOCKS, FFN, HEADS, TRANSFORMERS, named
-from tests.pruning.families import OWN, architecture, parameters, subject_of
+from tests.pruning.families import OWN, architecture, parameters, prunable_of
 
 
 def need_transformers() -> None:
@@ -84,7 +84,7 @@ def test_blocks_feed_forwards_and_layers_of_a_family_are_all_found(name: str) ->
 
 @pytest.mark.parametrize("name", OWN)
 def test_edgeattns_own_modules_are_found(name: str) -> None:
-    anatomy = subject_of(name).anatomy
+    anatomy = prunable_of(name).anatomy
     layers = anatomy.stacks[0].layers
     kinds = Counter(unit.kind for unit in anatomy.units)
     assert kinds["attention"] == layers
@@ -93,7 +93,7 @@ def test_edgeattns_own_modules_are_found(name: str) -> None:
 
 def test_the_convolution_of_a_conformer_is_no_unit() -> None:
     need_transformers()
-    for anatomy in (subject_of("streaming Conformer").anatomy, found_in("Wav2Vec2-Conformer")):
+    for anatomy in (prunable_of("streaming Conformer").anatomy, found_in("Wav2Vec2-Conformer")):
         assert not [unit for unit in anatomy.units if "conv" in unit.path]
 
 

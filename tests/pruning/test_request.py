@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeattn.errors import InputError
+from edgeattn.errors import InputError, MissingExtraError
 from edgeattn.pruning.request import BUDGETS, READERS, Request, amounts, parse_request, request_text
 
 
@@ -87,6 +88,13 @@ def test_a_request_that_makes_no_sense_is_refused(text: str, says: str) -> None:
 def test_a_saved_model_says_itself_what_is_removed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave the other prune options out"):
         Request(saved=tmp_path, amounts=(("heads", 0.5),))
+
+
+def test_forms_need_torch_and_a_budget_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert parse_request("speedup=1.5").budget == "speedup"
+    with pytest.raises(MissingExtraError, match="torch is needed here"):
+        parse_request("heads=0.5")
 
 
 def test_every_key_that_is_no_form_names_a_field() -> None:

@@ -21,7 +21,7 @@ from edgeattn.pruning.forms.form import Change, with_weights
 from edgeattn.pruning.forms.low_rank import LowRank, rank_for
 from edgeattn.pruning.linear import dense
 from edgeattn.pruning.surgery import copied
-from tests.pruning.families import FAMILIES, subject_of
+from tests.pruning.families import FAMILIES, prunable_of
 
 TIGHT = 1e-5
 QUICK = ("nn.TransformerEncoder", "BERT", "GPT-2", "streaming Conformer")
@@ -44,7 +44,7 @@ def halved(given: Prunable, paths: Sequence[str]) -> dict[str, int]:
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )
 def test_every_family_takes_every_form(name: str) -> None:
-    given = subject_of(name)
+    given = prunable_of(name)
     attention, neurons = layers_of(given, "attention"), layers_of(given, "feedforward")
     assert attention
     assert neurons or name in NO_NEURONS
@@ -74,7 +74,7 @@ def test_every_family_takes_every_form(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "GPT-2"])
 def test_every_family_merges_heads_in_another_order(name: str) -> None:
-    given = subject_of(name)
+    given = prunable_of(name)
     units = [unit for unit in given.anatomy.units if unit.kind == "attention"]
     orders = {unit.key: (*range(1, unit.groups), 0) for unit in units}
     reshape(
@@ -98,7 +98,7 @@ def everything(given: Prunable) -> Cut:
 
 
 def test_all_kinds_of_cut_together_and_loaded_again() -> None:
-    given = subject_of("streaming Conformer")
+    given = prunable_of("streaming Conformer")
     cut = everything(given)
     made = prune(given, cut)
     assert given.model.rebuild is not None
@@ -117,7 +117,7 @@ def test_all_kinds_of_cut_together_and_loaded_again() -> None:
 
 
 def test_forms_that_a_cut_does_not_have_are_not_applied() -> None:
-    anatomy = subject_of("BERT").anatomy
+    anatomy = prunable_of("BERT").anatomy
     unit = next(unit for unit in anatomy.units if unit.kind == "attention")
     assert reshaping(anatomy, Cut({unit.key: (0,)})) == []
     parts = {"merged": ({unit.key: 1}, "kv-heads"), "ranks": ({"a": 1}, "rank"), "sparse": (("a",), "sparsity")}
@@ -128,7 +128,7 @@ def test_forms_that_a_cut_does_not_have_are_not_applied() -> None:
 
 
 def test_the_model_before_keeps_its_weights() -> None:
-    given = subject_of("BERT")
+    given = prunable_of("BERT")
     before = copy.deepcopy(given.network.state_dict())
     paths = layers_of(given, "feedforward")
     reshape(
@@ -154,7 +154,7 @@ def test_weights_come_back_after_an_error() -> None:
 
 @pytest.mark.parametrize("form_of", ["rank", "sparse", "merged", "left"])
 def test_a_network_that_computes_something_else_is_refused(form_of: str) -> None:
-    given = subject_of("streaming Conformer")
+    given = prunable_of("streaming Conformer")
     unit = next(unit for unit in given.anatomy.units if unit.kind == "attention")
     cuts: Mapping[str, Cut] = {
         "rank": Cut(forms={"ranks": {unit.exit: 4}}),
@@ -193,7 +193,7 @@ def _with_rebuild(model: EdgeModel, rebuild: object) -> EdgeModel:
 
 def test_a_class_that_does_not_take_fewer_key_value_heads_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeattn.pruning.forms.kv_heads.KEYS_BY_HEADS", ())
-    given = subject_of("Whisper")
+    given = prunable_of("Whisper")
     units = [unit for unit in given.anatomy.units if unit.kind == "attention"]
     # Half of the rows viewed as all heads are half of the keys: alone the encoder runs, and computes something else.
     with pytest.raises(UnsupportedError, match=r"once key/value heads of .* \(WhisperAttention\) .* differ"):

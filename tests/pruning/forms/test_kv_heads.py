@@ -27,7 +27,7 @@ from edgeattn.pruning.apply import prune, reshape
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.families import find_anatomy
 from edgeattn.pruning.forms.kv_heads import grouping, head_weights, merge, repeated_means
-from tests.pruning.families import subject_of
+from tests.pruning.families import prunable_of
 
 HEADS, WIDTH, DIM = 6, 4, 12
 
@@ -257,10 +257,10 @@ def test_groups_that_do_not_divide_are_refused() -> None:
 
 
 def test_packed_projections_are_refused_by_name() -> None:
-    given_subject = subject_of("GPT-2")
-    unit = attentions(given_subject.anatomy)[0]
+    given_prunable = prunable_of("GPT-2")
+    unit = attentions(given_prunable.anatomy)[0]
     with pytest.raises(UnsupportedError, match=r"h\.0\.attn: .* three linear layers of their own \(gpt2\)"):
-        prune(given_subject, Cut(forms={"merged": {unit.key: 2}}))
+        prune(given_prunable, Cut(forms={"merged": {unit.key: 2}}))
 
 
 class Plain(nn.Module):

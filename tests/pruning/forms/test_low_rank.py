@@ -17,7 +17,7 @@ from edgeattn.pruning.anatomy import Anatomy
 from edgeattn.pruning.apply import prune
 from edgeattn.pruning.cut import Cut
 from edgeattn.pruning.forms.low_rank import LowRank, factorise, factors, largest_rank, product, rank_for
-from tests.pruning.families import subject_of
+from tests.pruning.families import prunable_of
 
 EMPTY = Anatomy(())
 
@@ -189,14 +189,14 @@ def test_what_cannot_be_factorised_is_refused(
 
 
 def test_a_layer_whose_owner_reads_its_weight_is_named() -> None:
-    given = subject_of("T5")
+    given = prunable_of("T5")
     path = next(unit.exit for unit in given.anatomy.units if unit.kind == "feedforward")
     with pytest.raises(UnsupportedError, match=rf"{path}: its owner reads its weight"):
         prune(given, Cut(forms={"ranks": {path: 4}}))
 
 
 def test_moments_lower_the_error_of_what_they_were_taken_of() -> None:
-    given = subject_of("BERT")
+    given = prunable_of("BERT")
     path = next(unit for unit in given.anatomy.units if unit.kind == "feedforward").entries[0]
     seen: list[Tensor] = []
 
@@ -217,7 +217,7 @@ def test_moments_lower_the_error_of_what_they_were_taken_of() -> None:
 
 
 def test_with_neurons_gone_ranks_are_those_of_what_is_left() -> None:
-    given = subject_of("BERT")
+    given = prunable_of("BERT")
     unit = next(unit for unit in given.anatomy.units if unit.kind == "feedforward")
     made = prune(given, Cut({unit.key: tuple(range(8))}, forms={"ranks": {unit.entries[0]: 4, unit.exit: 6}}))
     exit_layer = cast(LowRank, cast(nn.Module, made.network).get_submodule(unit.exit))

@@ -21,7 +21,7 @@ from edgeattn.pruning.families import find_anatomy
 from edgeattn.pruning.forms.sparsity import _meetings, _round, channel_order, kept_magnitude, mask_2_4, sparsify
 from edgeattn.pruning.linear import dense
 from tests.pruning.blocks import Attention, FeedForward
-from tests.pruning.families import subject_of
+from tests.pruning.families import prunable_of
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -173,12 +173,12 @@ def test_shapes_only_changes_nothing() -> None:
 
 
 def test_sparse_after_neurons_and_heads_are_gone() -> None:
-    given_subject = subject_of("GPT-2")  # packed projections: values start elsewhere once heads are gone
+    given_prunable = prunable_of("GPT-2")  # packed projections: values start elsewhere once heads are gone
     heads, neurons = (
-        next(u for u in given_subject.anatomy.units if u.kind == kind) for kind in ("attention", "feedforward")
+        next(u for u in given_prunable.anatomy.units if u.kind == kind) for kind in ("attention", "feedforward")
     )
     cut = Cut({heads.key: (0, 3), neurons.key: tuple(range(16))}, forms={"sparse": (heads.exit, neurons.exit)})
-    made = cast(nn.Module, prune(given_subject, cut).network)
+    made = cast(nn.Module, prune(given_prunable, cut).network)
     for path, inputs in ((heads.exit, 16), (neurons.exit, 16)):
         weight = dense(made.get_submodule(path))
         assert weight.shape[1] == inputs

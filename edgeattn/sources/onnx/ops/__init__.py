@@ -1,5 +1,15 @@
 """ONNX operators in torch: :data:`TABLE` has one builder per operator, entered by the files of this package."""
 
+from edgeattn.sources.onnx.ops import (
+    attention,
+    elementwise,
+    indexing,
+    norms,
+    products,
+    quantized,
+    recurrent,
+    shapes,
+)
 from edgeattn.sources.onnx.ops.node import (
     CONTRIB,
     TABLE,

@@ -11,12 +11,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DATA_FLAG = $(if $(wildcard $(DATA)),--data $(DATA))
 
-.PHONY: demo test lint bench clean venv
+.PHONY: demo test lint docs bench clean venv
 
 demo: $(STAMP)
 	$(BIN)/edgeattn demo --out out --picture out/table.svg $(DATA_FLAG)
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
@@ -24,6 +24,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The notice that is switched off is of mkdocs-material about its successor; the docs are built without a network.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/tool_speed.py $(DATA_FLAG)
@@ -38,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else \
 	  "edgeattn is tested on Python 3.10 to 3.13, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[all]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[all,docs]'
 	touch $@
 
 clean:

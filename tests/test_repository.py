@@ -51,7 +51,9 @@ def links_of(text: str) -> list[str]:
 
 
 def test_the_search_for_links_sees_markdown_html_and_no_code() -> None:
-    text = '[a](x.md "title") ![b](y.svg)\n<img width="1" src="z.svg"> `[c](no.md)`\n```\n[d](no.md)\n```\n[`e`](w.md#f)'
+    text = (
+        '[a](x.md "title") ![b](y.svg)\n<img width="1" src="z.svg"> `[c](no.md)`\n```\n[d](no.md)\n```\n[`e`](w.md#f)'
+    )
     assert links_of(text) == ["x.md", "y.svg", "z.svg", "w.md#f"]
 
 

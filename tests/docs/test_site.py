@@ -1,0 +1,47 @@
+"""The site of the documentation: `make docs` builds it strictly; here stands what strictness does not see."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+
+import pytest
+
+import edgeattn.runtimes
+from tests.docs.pages import ROOT
+
+CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+DOCUMENTED: list[str] = re.findall(  # what docs/api.md takes from docstrings
+    r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+)
+
+
+def test_every_page_stands_in_the_navigation_once() -> None:
+    named = re.findall(r"([\w-]+\.md)$", CONFIG, flags=re.MULTILINE)
+    assert sorted(named) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_page_to_start_with_links_to_every_other() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages - set(re.findall(r"\]\(([\w-]+\.md)", text)) == set()
+
+
+def test_nothing_is_fetched_by_the_build_or_by_its_readers() -> None:
+    assert re.search(r"^  font: false\b", CONFIG, flags=re.MULTILINE)
+    assert re.findall(r"^(?:repo_url|extra_javascript|extra_css)", CONFIG, flags=re.MULTILINE) == []
+    assert set(re.findall(r"^  - (\w+):?$", CONFIG.partition("\nplugins:\n")[2], flags=re.MULTILINE)) == {
+        "search",
+        "mkdocstrings",
+    }
+
+
+@pytest.mark.parametrize("path", DOCUMENTED)
+def test_what_the_api_names_can_be_imported_and_is_documented(path: str) -> None:
+    """The builder reads the sources: a name that only they have would render, and fail in a program."""
+    assert pkgutil.resolve_name(path).__doc__
+
+
+def test_the_api_has_the_whole_face_of_what_a_device_runs() -> None:
+    assert {f"edgeattn.runtimes.{name}" for name in edgeattn.runtimes.__all__} <= set(DOCUMENTED)
+    assert "edgeattn.errors" in set(DOCUMENTED)

@@ -164,6 +164,15 @@ def test_a_picture_of_the_table_is_xml_that_shows_names_as_they_are(tmp_path: Pa
     assert "[red]all" in text
 
 
+def test_a_picture_is_readable_in_a_column_of_800_pixels_and_fetches_nothing(tmp_path: Path) -> None:
+    save_picture(hostile_report(), tmp_path / "table.svg")
+    picture = (tmp_path / "table.svg").read_text(encoding="utf-8")
+    width = float(ET.fromstring(picture).attrib["viewBox"].split()[2])
+    (size,) = {float(found) for found in re.findall(r"matrix \{[^}]*font-size: ([\d.]+)px", picture)}
+    assert size * 800 / width >= 12  # pixels, about what a README sets its code in
+    assert "url(" not in re.sub(r"url\(#", "", picture)
+
+
 def test_a_wrong_command_line_is_told_printable(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     for words in (["check", "--\x1b[2J"], ["models", "\x9bmore"], ["nothing\u202e"], ["convert", "--deadline", "\x1b"]):
         monkeypatch.setattr(sys, "argv", ["edgeattn", *words])

@@ -172,7 +172,7 @@ def print_table(report: Report) -> None:
 
 
 def save_picture(report: Report, path: Path) -> None:
-    """The table as an SVG, as a terminal of :data:`PICTURE_COLUMNS` shows it; it refers to nothing outside of itself."""
+    """The table as an SVG, as a terminal of :data:`PICTURE_COLUMNS` shows it, with nothing to fetch."""
     import io
     import re
 

@@ -122,3 +122,10 @@ def test_every_target_of_make_that_a_page_names_is_one() -> None:
     named = {word for page in PAGES for _, words in commands(page, "make") for word in words if word.isalpha()}
     assert {"demo", "test", "docs"} <= named
     assert named - rules == set()
+
+
+def test_every_file_of_the_tree_that_a_page_names_is_there() -> None:
+    path = re.compile(r"(?:edgeattn|converters|quantize|runtimes|targets|tests|benchmarks|docs)/[\w./*-]+")
+    named = [(page, found[0]) for page in PAGES for span in spans(page) if (found := path.match(span))]
+    assert len(named) >= 15
+    assert [(page, name) for page, name in named if not any(ROOT.glob(name))] == []

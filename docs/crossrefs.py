@@ -41,8 +41,6 @@ def reference(owner: griffe.Object, role: re.Match[str]) -> str:
 def resolved(owner: griffe.Object, name: str) -> str:
     """The whole path of a name as it stands in a docstring: of a member, of the module's, or whole already."""
     first, dot, rest = name.partition(".")
-    if first in owner.members:
-        return f"{owner.path}.{name}"
     try:
         return f"{owner.resolve(first)}{dot}{rest}"
     except griffe.NameResolutionError:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate
 LONGEST_PHASE = 200  # characters
-PICTURE_COLUMNS = 96  # of a picture: characters of 8 pixels or more in the column of 800 that a README is shown in
+PICTURE_WIDTH = 96  # of a picture: characters of 8 pixels or more in the column of 800 that a README is shown in
 BACK = "\r\033[K"  # to the start of the line, which is cleared
 
 
@@ -172,14 +172,14 @@ def print_table(report: Report) -> None:
 
 
 def save_picture(report: Report, path: Path) -> None:
-    """The table as an SVG, as a terminal of :data:`PICTURE_COLUMNS` shows it, with nothing to fetch."""
+    """The table as an SVG, as a terminal of :data:`PICTURE_WIDTH` shows it, with nothing to fetch."""
     import io
     import re
 
     from edgeattn.bundle import write_atomically, writing
     from edgeattn.results.tables import table
 
-    recorder = _console(file=io.StringIO(), record=True, width=PICTURE_COLUMNS, force_terminal=True)
+    recorder = _console(file=io.StringIO(), record=True, width=PICTURE_WIDTH, force_terminal=True)
     recorder.print(table(report.results))
     # Rich names fonts on a server of others; where the reader has none of them, any monospaced one has the same widths.
     picture = re.sub(r"\s*@font-face \{[^}]*\}", "", recorder.export_svg(title="edgeattn"))

@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 
 from edgeattn.cli import main
+from edgeattn.cli.settings import read_targets
 from edgeattn.models import streaming_conformer
+from edgeattn.quantize.plan import read_plan
 from edgeattn.sources import load_data, load_model
+from edgeattn.targets import get_target
 from tests.conversions import BUNDLES, speech_conversion
 from tests.docs.pages import PAGES, Block, blocks
 from tests.docs.test_commands import commands, parse
@@ -224,15 +227,20 @@ def test_a_block_that_is_not_run_is_there_and_has_a_reason() -> None:
     assert all(NOT_RUN.values())
 
 
-def test_toml_blocks_are_toml() -> None:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    found = [block for page in PAGES for block in blocks(page) if block.language == "toml"]
-    assert len(found) >= 3
-    for block in found:
-        assert tomllib.loads(block.code), block.place
+def test_toml_blocks_are_read_by_what_they_are_for(empty: Path) -> None:
+    """Settings of targets, a plan, and the facts of a target: their readers refuse a word that they do not know."""
+    found = {block.place.partition(":")[0]: block.code for page in PAGES for block in blocks(page) if is_toml(block)}
+    assert set(found) == {"devices.md", "quantization.md", "targets.md"}
+    Path("edgeattn.toml").write_text(found["devices.md"])
+    assert set(read_targets()) == {"raspberry-pi-5"}
+    Path("plan.toml").write_text(found["quantization.md"])
+    assert read_plan(Path("plan.toml")).of("encoder.layer.0.attention") == "float"
+    Path("my-board.toml").write_text(found["targets.md"])
+    assert get_target("my-board.toml").name == "my-board"
+
+
+def is_toml(block: Block) -> bool:
+    return block.language == "toml"
 
 
 # --- docs/data.md -----------------------------------------------------------------------------------------------------

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import pkgutil
 import re
+import xml.etree.ElementTree as ET
 
 import pytest
+from rich.console import Console
 
 import edgeattn.runtimes
+from edgeattn.cli.console import PICTURE_WIDTH
+from edgeattn.cli.demo import DEMO_TARGETS
+from edgeattn.targets import get_target
 from tests.docs.pages import ROOT
 
 CONFIG = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
@@ -45,3 +51,14 @@ def test_what_the_api_names_can_be_imported_and_is_documented(path: str) -> None
 def test_the_api_has_the_whole_face_of_what_a_device_runs() -> None:
     assert {f"edgeattn.runtimes.{name}" for name in edgeattn.runtimes.__all__} <= set(DOCUMENTED)
     assert "edgeattn.errors" in set(DOCUMENTED)
+
+
+def test_the_picture_of_readme_is_of_the_form_that_the_demo_draws() -> None:
+    picture = (ROOT / "docs" / "table.svg").read_text(encoding="utf-8")
+    recorder = Console(file=io.StringIO(), record=True, width=PICTURE_WIDTH)
+    recorder.print("x")
+    width = [float(ET.fromstring(svg).attrib["viewBox"].split()[2]) for svg in (picture, recorder.export_svg())]
+    assert width[0] == width[1]
+    assert "@font-face" not in picture
+    shown = "".join(ET.fromstring(picture).itertext())
+    assert [name for name in DEMO_TARGETS if get_target(name).name not in shown] == []

@@ -95,7 +95,9 @@ def test_the_pages_name_commands_at_all() -> None:
 def options_of(command: Any) -> set[str]:
     """All options of a command and of those under it."""
     own = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    return own.union(*(options_of(sub) for sub in getattr(command, "commands", {}).values()), {"--help"})
+    context = typer.Context(command)
+    below = (command.resolve_command(context, [name])[1] for name in getattr(command, "commands", {}))  # as when called
+    return own.union(*map(options_of, below), {"--help"})
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "CONTRIBUTING.md"])
@@ -104,9 +106,15 @@ def test_every_option_that_a_page_names_is_one(page: str) -> None:
     named = {
         option for span in spans(page) if not span.startswith(("pip ", "make ")) for option in OPTION.findall(span)
     }
-    others = {option for _, words in commands(page, "python") for word in words for option in OPTION.findall(word)}
+    named |= options_in(page, "edgeattn")  # also old names, which the command line may still take
+    others = options_in(page, "python")
     assert others <= OF_OTHERS
     assert named - known - others - OF_OTHERS - OPTIONS_OF_GIT == set()
+
+
+def options_in(page: str, program: str) -> set[str]:
+    """Options in the command lines of a program."""
+    return {option for _, words in commands(page, program) for word in words for option in OPTION.findall(word)}
 
 
 def test_every_program_of_python_that_a_page_names_is_there() -> None:

@@ -7,6 +7,7 @@ paths and the words of devices and engines are data; here they become data that 
 
 from __future__ import annotations
 
+import json
 from typing import IO, Any
 
 MAX_MESSAGE = 3_800  # characters of an error; with what is put in front of it, it stays below 4,000
@@ -32,6 +33,28 @@ def printable(text: str) -> str:
 def encodable(text: str) -> str:
     """The text with surrogates that have no other half as their escapes: every encoder and JSON reader takes it."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def json_text(value: Any) -> str:
+    r"""Plain values as JSON that every reader takes: NaN and infinity become null, and lone surrogates escapes.
+
+    >>> print(json_text({"got": float("nan"), "name": "a\udc80"}))
+    {
+     "got": null,
+     "name": "a\\udc80"
+    }
+    """
+    return json.dumps(_readable(value), indent=1, allow_nan=False)
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {encodable(str(key)): _readable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_readable(item) for item in value]
+    if isinstance(value, str):
+        return encodable(value)
+    return None if isinstance(value, float) and value - value != 0.0 else value
 
 
 def bounded(text: str, limit: int = MAX_MESSAGE) -> str:

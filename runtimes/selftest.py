@@ -13,11 +13,12 @@ from typing import Protocol
 import numpy as np
 
 from edgeattn.errors import BundleError, InputError
+from edgeattn.printable import json_text
 from edgeattn.runtimes.agreement import Agreement
 from edgeattn.runtimes.engines import load
 from edgeattn.runtimes.inputs import Arrays, read_input
 from edgeattn.runtimes.session import Census, Session
-from edgeattn.spec import GraphSpec, ModelSpec
+from edgeattn.spec import GraphSpec, ModelSpec, to_json
 
 COMPARED = 2**20  # entries at a time
 
@@ -177,6 +178,20 @@ def selftest(path: Path | str, backend: str | None = None, threads: int = 1) -> 
             passed=all(check.passed for check in outputs.values()),
             load_ms=session.load_ms,
         )
+
+
+def as_lines(result: SelftestResult) -> str:
+    """What people read of a replay: a line per output, and one of the engine."""
+    lines = [
+        f"{'ok' if output.passed else 'FAILED':6s} {name}: {output.sqnr_db:.1f} dB"
+        for name, output in result.outputs.items()
+    ]
+    return "\n".join([*lines, f"{result.backend} {result.engine_version}: {'passed' if result.passed else 'FAILED'}"])
+
+
+def as_json_text(result: SelftestResult) -> str:
+    """What programs read of it: one JSON object."""
+    return json_text({"schema": 1, **to_json(result)})
 
 
 def _count_steps(spec: ModelSpec, graph: GraphSpec, golden: Mapping[str, Steps]) -> int:

@@ -8,7 +8,6 @@ rich's markup, either.
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import sys
 import traceback
@@ -20,7 +19,7 @@ import typer
 
 from edgeattn.cli.ending import end_words, ended_by, output_failed
 from edgeattn.errors import EdgeattnError
-from edgeattn.printable import PrintableStream, encodable, one_line, printable
+from edgeattn.printable import PrintableStream, json_text, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleRenderable, RenderResult
@@ -101,18 +100,7 @@ def _tell(kind: str, message: str, as_json: bool) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """One machine-readable object on stdout. It holds no NaN or infinity, and texts that any reader takes."""
-    say(json.dumps(_plain(value), indent=1, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """JSON values without surrogates that have no other half, and with null for NaN and infinity."""
-    if isinstance(value, dict):
-        return {encodable(str(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, str):
-        return encodable(value)
-    return None if isinstance(value, float) and value - value != 0.0 else value
+    say(json_text(value))
 
 
 def say(message: str, err: bool = False) -> None:

@@ -9,9 +9,10 @@ DATA ?= ../shared/data
 PIP_FLAGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+WEIGHTS := edgeattn/models/streaming_conformer/assets
 DATA_FLAG = $(if $(wildcard $(DATA)),--data $(DATA))
 
-.PHONY: demo test lint docs bench clean venv
+.PHONY: demo test lint docs bench wheels clean venv
 
 demo: $(STAMP)
 	$(BIN)/edgeattn demo --out out --picture out/table.svg $(DATA_FLAG)
@@ -36,13 +37,19 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/push_overhead.py out/bench/streaming-conformer.cpu.edge
 	$(if $(DATA_FLAG),$(BIN)/python benchmarks/word_error.py $(DATA_FLAG))
 
+# Built from what is here now: setuptools would put what an earlier build left in build/ into a wheel.
+wheels: $(STAMP)
+	rm -rf build dist $(WEIGHTS)/build
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist . ./$(WEIGHTS)
+	rm -rf build $(WEIGHTS)/build $(WEIGHTS)/*.egg-info
+
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else \
 	  "edgeattn is tested on Python 3.10 to 3.13, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[all,docs]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[all,dev,docs]'
 	touch $@
 
 clean:

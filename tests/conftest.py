@@ -10,7 +10,7 @@ import pytest
 
 from edgeattn.traces import ORT_VARIABLE
 from tests.small import write_small_bundle
-from tests.wheels import build, copy_sources
+from tests.wheels import WEIGHTS, build, copy_sources
 
 os.environ[ORT_VARIABLE] = "1"  # tests import ONNX Runtime themselves, as an oracle
 
@@ -36,3 +36,9 @@ def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's wheel."""
     return build(source_tree, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def weights_wheel(source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the built-in model's weights."""
+    return build(source_tree / WEIGHTS, "wheel", tmp_path_factory.mktemp("weights_wheel"))

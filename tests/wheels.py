@@ -8,25 +8,30 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgeattn.plain import read_toml
+
 ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = read_toml(ROOT / "pyproject.toml", "project")
 OLDEST_SETUPTOOLS = 77
 ROOMS = ("converters", "quantize", "runtimes", "targets")
+WEIGHTS = Path("edgeattn/models/streaming_conformer/assets")  # the project of the built-in model's weights
 
 
 def copy_sources(to: Path) -> Path:
     """What a build reads, links included."""
     for name in ("edgeattn", *ROOMS):
         shutil.copytree(ROOT / name, to / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"):
         shutil.copyfile(ROOT / name, to / name)
     return to
 
 
 def build(tree: Path, kind: str, out: Path) -> Path:
-    """Build a "wheel" or an "sdist" of a copy of the sources."""
+    """Build a "wheel" or an "sdist" of a copy of the sources, or of the weights' project in it."""
     try:  # not imported: it changes the distutils of this process, and fails where others did that before
         found = importlib.metadata.version("setuptools")
     except importlib.metadata.PackageNotFoundError:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from edgeattn.errors import DataError, load_extra
+from edgeattn.errors import DataError, MissingExtraError, load_extra
 from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID, COMMANDS, DIGITS, TOKENS, UNKNOWN
 from edgeattn.models.training import OnProgress, TrainOptions, option
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 NAME = "streaming-conformer"
 GRAPH = "step"
 FEATURES, BIAS, SCORES = "feats", "att_bias", "log_probs"
+ASSETS = "edgeattn_streaming_conformer"  # the folder that assets/pyproject.toml installs
 PER_SPEAKER = {"fsdd": 20, "speech_commands": 3}  # evaluation utterances; fsdd has 5 speakers, the dev split 53
 
 
@@ -39,11 +41,27 @@ class Options(TrainOptions):
     synthetic: bool = option(True, "Add synthesised voices (needs espeak-ng).")
 
 
-def weights_path() -> Path:
-    """Where the weights that ship are."""
-    from importlib.resources import files
+def asset(name: str) -> Path:
+    """A file that comes with the model: in a clone from the folder beside this file, else from its distribution.
 
-    return Path(str(files(__package__).joinpath("weights.safetensors")))
+    Raises:
+        MissingExtraError: if that distribution is not installed; a device has no use for it.
+    """
+    folders = [Path(__file__).with_name("assets")]
+    installed = find_spec(ASSETS)
+    if installed is not None:
+        folders += map(Path, installed.submodule_search_locations or ())
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    raise MissingExtraError(
+        f"the weights and the sample of {NAME} are a package of their own: pip install 'edgeattn[{NAME}]'"
+    )
+
+
+def weights_path() -> Path:
+    """Where the weights that ship are; raises as :func:`asset`."""
+    return asset("weights.safetensors")
 
 
 def build(weights: Path | None = None) -> EdgeModel:
@@ -54,7 +72,7 @@ def build(weights: Path | None = None) -> EdgeModel:
 
     Raises:
         InputError: the file is missing, damaged, of another model or holds NaN.
-        MissingExtraError: torch or safetensors is not installed.
+        MissingExtraError: torch, safetensors or the weights that ship are not installed.
     """
     load_extra("torch", "convert")
     load_extra("safetensors", "convert")
@@ -118,6 +136,7 @@ def data(directory: Path | None = None, split: str | None = None, limit: int = 0
     Raises:
         DataError: no utterance can be made of the data.
         InputError: a line of a transcripts.tsv is wrong.
+        MissingExtraError: the sample that ships is not installed.
     """
     if directory is None:
         if split is not None:
@@ -158,14 +177,11 @@ def _drawn(speech: SpeechData, limit: int) -> SpeechData:
 
 def sample() -> SpeechData:
     """The sample that ships: words spoken by synthesised voices, half to calibrate on, half to measure on."""
-    from importlib.resources import files
-
     from edgeattn.audio import read_audio
     from edgeattn.evaluation.speech import SpeechData, Utterance
 
-    folder = Path(str(files(__package__)))
-    index = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
-    samples = read_audio(folder / "sample.wav", index["sample_rate"])
+    index = json.loads(asset("sample.json").read_text(encoding="utf-8"))
+    samples = read_audio(asset("sample.wav"), index["sample_rate"])
     utterances = tuple(
         Utterance(samples[item["start"] : item["end"]], tuple(item["text"].split()), item["speaker"])
         for item in index["utterances"]

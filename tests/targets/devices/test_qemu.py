@@ -42,7 +42,7 @@ from tests.targets.devices.board import Board
 PLACE = Path(tempfile.gettempdir()) / f"edgeattn-tests-qemu-aarch64-{os.getuid()}"  # 240 MB, kept between runs
 OFFLINE = re.compile(r"resolv|connect|unreachable|timed out|no network", re.IGNORECASE)
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"  # real recordings, beside the checkout where they are
-SAMPLE = Path("edgeattn/models/streaming_conformer/sample.wav")
+SAMPLE = Path("edgeattn/models/streaming_conformer/assets/sample.wav")
 PATIENT = Timeouts(connect=60.0)  # an emulated Python starts slowly, beside other tests more so
 
 

@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv by themselves.
 #
-#   PYTHON=python3.12       another interpreter (3.10 to 3.13)
+#   PYTHON=python3.12       another interpreter (3.10 to 3.14)
 #   DATA=DIR                recordings with a transcripts.tsv for calibration and the word error rate
 #   PIP_FLAGS=...           more for pip, for example the index of torch's CPU build, which saves gigabytes of CUDA
 
@@ -46,8 +46,8 @@ wheels: $(STAMP)
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else \
-	  "edgeattn is tested on Python 3.10 to 3.13, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 14) else \
+	  "edgeattn is tested on Python 3.10 to 3.14, this is %d.%d: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --constraint constraints.txt --editable '.[all,dev,docs]'
 	touch $@

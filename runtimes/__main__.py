@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO, Any, NoReturn
 
+from edgeattn.engines import PACKAGES
 from edgeattn.errors import EdgeattnError, InputError
 from edgeattn.printable import PrintableStream, json_text, one_line
-from edgeattn.runtimes.engines import PACKAGES
 from edgeattn.runtimes.selftest import as_json_text, as_lines, selftest
 
 BUG = 70  # EX_SOFTWARE of sysexits.h: a script must not take our own bug for a failed gate

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from edgeattn.plain import read_toml
+from edgeattn.guards.plain import read_toml
 from tests.wheels import PROJECT, ROOMS, ROOT, WEIGHTS, build, pip_install
 
 WEIGHTS_PROJECT = read_toml(ROOT / WEIGHTS / "pyproject.toml", "project")
@@ -80,6 +80,17 @@ def test_every_direct_dependency_has_a_version_known_to_work() -> None:
     assert all("==" in line for line in pinned)
     ours = {"edgeattn", "edgeattn-streaming-conformer"}
     assert names_in(list(wanted)) - names_in(pinned) == ours
+
+
+def test_the_same_pythons_are_promised_everywhere() -> None:
+    prefix = "Programming Language :: Python :: 3."
+    minors = [int(entry.removeprefix(prefix)) for entry in PROJECT["project"]["classifiers"] if prefix in entry]
+    first, last = min(minors), max(minors)
+    assert minors == list(range(first, last + 1))
+    assert PROJECT["project"]["requires-python"] == WEIGHTS_PROJECT["project"]["requires-python"] == f">=3.{first}"
+    assert f"(3, {first}) <= sys.version_info[:2] <= (3, {last})" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    for name in ("README.md", "CONTRIBUTING.md", "Makefile", ".ci/run"):
+        assert f"3.{first} to 3.{last}" in (ROOT / name).read_text(encoding="utf-8"), name
 
 
 def test_a_device_installs_numpy_alone() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from edgeattn.plain import read_toml
+from edgeattn.guards.plain import read_toml
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = read_toml(ROOT / "pyproject.toml", "project")

@@ -357,6 +357,6 @@ def head_dim_note(target: Target, head_dim: int) -> str:
     if head_dim % liked == 0:
         return ""
     return (
-        f"{target.name}: heads of {head_dim} entries are no multiple of {liked}, which its attention kernels like "
+        f"heads of {head_dim} entries are no multiple of {liked}, which its attention kernels like "
         f"({target.kernels.source}); they are padded or run unfused, so removing heads may gain less than their share"
     )

@@ -220,6 +220,7 @@ def test_nothing_goes_where_the_samples_are_too_few_to_show_that_it_may(shop: Wo
     assert made.pruning.facts["order"] == []
     assert made.pruning.facts["score"]["drop"] == 0.0
     assert any("is not surely within 4 points" in note and "nothing is removed" in note for note in made.pruning.notes)
+    assert not any(note.startswith("cpu") for note in made.pruning.notes)  # the result says whose they are
 
 
 def test_shares_are_removed_from_every_unit(shop: Workshop) -> None:

@@ -317,7 +317,7 @@ def test_this_machines_kernels_follow_from_its_vectors(
 def test_a_head_dimension_that_no_kernel_fills_is_told_and_one_that_fits_is_not() -> None:
     jetson = get_target("jetson")
     assert head_dim_note(jetson, 64) == ""
-    assert "heads of 20 entries are no multiple of 8" in head_dim_note(jetson, 20)
+    assert head_dim_note(jetson, 20).startswith("heads of 20 entries are no multiple of 8")
     assert head_dim_note(get_target("raspberry-pi-4"), 24) == ""
     assert head_dim_note(get_target("x86-avx512-vnni"), 24) != ""
 

@@ -143,7 +143,7 @@ def _planned(
     """A selection with the forms that were asked for beside it."""
     cut, notes = with_amounts(task, setting, chosen.cut), table.notes
     if cut != chosen.cut:
-        notes = (*notes, f"{setting.target.name}: the prediction counts heads, neurons and layers alone")
+        notes = (*notes, "the prediction counts heads, neurons and layers alone")
     return CutPlan(
         cut=cut,
         predicted_ms=chosen.predicted_ms,
@@ -203,7 +203,7 @@ def _within_drop(task: PruneTask, setting: Setting, table: LatencyTable, max_dro
         else:
             high, least = middle, drop
     if low < 0:
-        note = f"{setting.target.name}: {unkept(least, original, max_drop)}: nothing is removed"
+        note = f"{unkept(least, original, max_drop)}: nothing is removed"
         return CutPlan(cut=Cut(), predicted_ms=table.full_ms, full_ms=table.full_ms, kind=table.kind, notes=(note,))
     return _planned(task, setting, selections[low], table)
 

@@ -15,7 +15,7 @@ DATA_FLAG = $(if $(wildcard $(DATA)),--data $(DATA))
 .PHONY: demo test lint docs bench wheels clean venv
 
 demo: $(STAMP)
-	$(BIN)/edgeattn demo --out out --picture out/table.svg $(DATA_FLAG)
+	$(BIN)/edgeattn demo --out out --plot out/table.svg $(DATA_FLAG)
 
 test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -22,42 +22,59 @@ def check(
     samples: o.Samples = o.DEFAULT_SAMPLES,
     max_drop: o.MaxDropAsked = None,
     min_metric: Annotated[
-        float | None, typer.Option(help="Least metric of the bundle, as it is printed: 90 for 90 %.")
+        float | None,
+        typer.Option(help="Least metric of the bundle, as it is printed: 90 for 90 %.", rich_help_panel=o.GATES),
     ] = None,
     max_metric: Annotated[
-        float | None, typer.Option(help="Largest metric of the bundle, where less is better: 8 for 8 % word error.")
+        float | None,
+        typer.Option(
+            help="Largest metric of the bundle, where less is better: 8 for 8 % word error.", rich_help_panel=o.GATES
+        ),
     ] = None,
     deadline: o.Deadline = None,
     max_size: o.MaxSize = None,
     threads: o.Threads = 1,
     backend: o.Backend = None,
-    paced_seconds: o.PacedSeconds = 10.0,
-    duration: Annotated[
-        float | None,
-        typer.Option(parser=o.seconds, metavar="TIME", help="As --paced-seconds, e.g. 60s or 5min; this one counts."),
-    ] = None,
+    duration: o.Duration = "10s",  # type: ignore[assignment]  # parsed by typer
     hop: Annotated[
         float | None,
         typer.Option(
-            parser=o.milliseconds, metavar="TIME", help="From one call to the next, of a model that does not stream."
+            parser=o.milliseconds,
+            metavar="TIME",
+            rich_help_panel=o.MEASUREMENT,
+            help="From one call to the next, of a model that does not stream.",
         ),
     ] = None,
     jitter: Annotated[
         float | None,
         typer.Option(
-            parser=o.milliseconds, metavar="TIME", help="Packets or calls come up to so much late, e.g. 10ms."
+            parser=o.milliseconds,
+            metavar="TIME",
+            rich_help_panel=o.MEASUREMENT,
+            help="Packets or calls come up to that much late, e.g. 10ms.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the jitter.")] = 0,
-    load: Annotated[int, typer.Option(min=0, help="Busy processes beside a second paced run.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the jitter.", rich_help_panel=o.MEASUREMENT)] = 0,
+    load: Annotated[
+        int, typer.Option(min=0, help="Busy processes beside a second paced run.", rich_help_panel=o.MEASUREMENT)
+    ] = 0,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw latency, deadline, misses and backlog over time, .png or .svg."),
+        typer.Option(
+            metavar="FILE",
+            help="Draw latency, deadline, misses and backlog over time, .png or .svg.",
+            rich_help_panel=o.MEASUREMENT,
+        ),
     ] = None,
     power_mode: o.PowerMode = None,
     lock_clocks: o.LockClocks = False,
     device: Annotated[
-        str | None, typer.Option(help=f"{o.DEVICE_HELP} Default: that of edgeattn.toml, or local.")
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            help=f"{o.DEVICE_HELP} Default: that of edgeattn.toml, or local.",
+            autocompletion=o.complete_device,
+        ),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
@@ -90,7 +107,7 @@ def check(
             gates=Gates(drop, limit, max_size, min_metric, max_metric, asked),
             measure=MeasureOptions(
                 deadline_ms=deadline if emulated else limit,
-                paced_seconds=paced_seconds if duration is None else duration,
+                paced_seconds=duration,
                 threads=threads,
                 hop_ms=hop,
                 jitter_ms=jitter or 0.0,

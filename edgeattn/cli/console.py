@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import typer
 
@@ -35,6 +35,28 @@ LONGEST_PHASE = 200  # characters
 PICTURE_WIDTH = 96  # of a picture: characters of 8 pixels or more in the column of 800 that a README is shown in
 BACK = "\r\033[K"  # to the start of the line, which is cleared
 
+Loudness = Literal["quiet", "normal", "verbose"]
+_loudness: Loudness = "normal"
+
+
+def set_loudness(loudness: Loudness) -> None:
+    """How much is told on stderr from now on.
+
+    quiet      errors alone
+    normal     progress, notes and errors
+    verbose    what the engines and their tools say, too, and where an error comes from
+    """
+    global _loudness
+    if "verbose" in {loudness, _loudness}:
+        import logging
+
+        from edgeattn.silence import tell_all
+
+        tell_all(loudness == "verbose")
+        logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+        logging.getLogger("edgeattn").setLevel(logging.DEBUG if loudness == "verbose" else logging.NOTSET)
+    _loudness = loudness
+
 
 @contextlib.contextmanager
 def exit_codes(as_json: bool) -> Iterator[None]:
@@ -44,28 +66,30 @@ def exit_codes(as_json: bool) -> Iterator[None]:
             yield
             sys.stdout.flush()  # a full disk is told here, not when the interpreter ends
         except EdgeattnError as error:
-            _tell(type(error).__name__, str(error), as_json)
+            if _loudness == "verbose":
+                sys.stderr.write(traceback.format_exc())
+            tell_error(type(error).__name__, str(error), as_json)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             number = ended_by() or signal.SIGINT
-            note(end_words(number))
+            say(end_words(number), err=True)
             raise typer.Exit(128 + number) from None  # as shells count
         except OSError as error:  # a full temporary directory, a file that vanished: the system's own words
             unwritten = output_failed()
             if unwritten is not None:  # told at the very end
                 raise typer.Exit(unwritten) from None
             message = ": ".join(filter(None, (str(error.filename or ""), error.strerror or str(error))))
-            _tell("OSError", one_line(message), as_json)
+            tell_error("OSError", one_line(message), as_json)
             raise typer.Exit(EdgeattnError.exit_code) from error
         except typer.Exit:
             raise
         except Exception as error:
             signalled = ended_by()
             if signalled is not None:  # a library took the interruption for an error of its own
-                note(end_words(signalled))
+                say(end_words(signalled), err=True)
                 raise typer.Exit(128 + signalled) from None
             sys.stderr.write(traceback.format_exc())
-            note("this is a bug in edgeattn: please report it with the lines above")
+            say("this is a bug in edgeattn: please report it with the lines above", err=True)
             raise typer.Exit(BUG) from error
 
 
@@ -91,11 +115,16 @@ def _raw(stderr: bool) -> IO[str]:
     return stream.raw if isinstance(stream, PrintableStream) else stream
 
 
-def _tell(kind: str, message: str, as_json: bool) -> None:
+def tell_error(kind: str, message: str, as_json: bool, before: str = "") -> None:
+    """An error as one line on stderr, and as one object on stdout.
+
+    Args:
+        before: what is told before it, on stderr alone.
+    """
     if as_json:
         with contextlib.suppress(OSError):  # the error's exit code says more than that stdout is full
             print_json({"schema": 1, "error": {"type": kind, "message": message}})
-    note(f"error: {message}")
+    say("\n".join(filter(None, (before, f"error: {message}"))), err=True)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -111,8 +140,9 @@ def say(message: str, err: bool = False) -> None:
 
 
 def note(message: str) -> None:
-    """A line for people, on stderr."""
-    say(message, err=True)
+    """A line for people, on stderr; none where they asked for quiet."""
+    if _loudness != "quiet":
+        say(message, err=True)
 
 
 def say_over(message: str, end: str) -> None:
@@ -253,8 +283,8 @@ class Bar:
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Bar]:
-    """A bar on stderr when that is a terminal."""
-    if not is_terminal(stderr=True):
+    """A bar on stderr when that is a terminal, and nobody asked for quiet or for every word."""
+    if _loudness != "normal" or not is_terminal(stderr=True):
         yield Bar(None)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

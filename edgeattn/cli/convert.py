@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import exit_codes, finish, progress_bar
-from edgeattn.cli.loading import Inputs, chosen_targets, in_sizes, load_loss, own_options, typed
+from edgeattn.cli.console import exit_codes, finish
+from edgeattn.cli.loading import Inputs, chosen_targets, load_loss, own_options, report_of, typed
 from edgeattn.models import DEFAULT
 
 
@@ -35,22 +34,24 @@ def convert(
     time_budget: o.TimeBudget = "2min",  # type: ignore[assignment]  # parsed by typer
     recover: o.Recover = "0s",  # type: ignore[assignment]
     prune: o.Prune = None,
-    recover_minutes: o.RecoverMinutes = 0.0,
     loss: o.Loss = None,
-    out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
+    out: o.Out = Path("out"),
     max_drop: o.MaxDrop = 0.5,
     accept_unproved: o.AcceptUnproved = False,
     deadline: o.Deadline = None,
     max_size: o.MaxSize = None,
     threads: o.Threads = 1,
-    paced_seconds: o.PacedSeconds = 5.0,
+    duration: o.Duration = "5s",  # type: ignore[assignment]
     dla: Annotated[
         bool,
         typer.Option("--dla", help="Build for the DLA of a Jetson what it can run, the rest for its GPU (fp16, int8)."),
     ] = False,
     archive: Annotated[bool, typer.Option("--zip", help="Pack each bundle into one .zip.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
-    keep_failed: Annotated[bool, typer.Option("--keep-failed", help="Write a bundle although a gate failed.")] = False,
+    force: o.Force = False,
+    keep_failed: Annotated[
+        bool,
+        typer.Option("--keep-failed", help="Write a bundle although a gate failed.", rich_help_panel=o.GATES),
+    ] = False,
     as_json: o.Json = False,
 ) -> None:
     """Make a verified bundle of MODEL for each target: prune, quantize, convert, check, measure."""
@@ -61,7 +62,7 @@ def convert(
         from edgeattn.results.gates import Gates
 
         targets, flags = chosen_targets(target), typed(context)
-        own = own_options(targets, flags, recover_minutes)
+        own = own_options(targets, flags, recover)
         prunes = prune is not None or any(one.prune is not None for one in own.values())
         settings = ConvertOptions(
             targets=targets,
@@ -69,22 +70,17 @@ def convert(
             backend=backend,
             out=out,
             gates=Gates(max_drop, deadline, max_size),
-            measure=MeasureOptions(deadline_ms=deadline, paced_seconds=paced_seconds, threads=threads),
+            measure=MeasureOptions(deadline_ms=deadline, paced_seconds=duration, threads=threads),
             archive=archive,
             force=force,
             keep_failed=keep_failed,
-            plan=o.plan_of(plan, precision, recover, data),
+            plan=o.plan_of(plan, precision, recover, data, prunes),
             effort=Effort(time_budget, recover),
-            prune=o.prune_of(prune, recover_minutes, loss, prunes),
+            prune=o.prune_of(prune, recover, loss, prunes),
             loss=load_loss(loss),
             accept_unproved=accept_unproved,
             dla=dla,
             own=own,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
-        with progress_bar() as bar:
-            report = in_sizes(
-                inputs, targets, flags, bar,
-                lambda source, given, members: run(source, given, replace(settings, targets=members), bar),
-            )  # fmt: skip
-        finish(report, as_json)
+        finish(report_of(inputs, settings, flags, run), as_json)

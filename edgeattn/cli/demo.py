@@ -28,11 +28,14 @@ DEMO_TARGETS = ("cpu", "mobile", "jetson")
 
 def demo(
     data: Annotated[str | None, typer.Option(help="Real speech; without it the synthesised sample is used.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory for the bundles.")] = Path("out"),
-    picture: Annotated[Path | None, typer.Option(help="Save the table as an SVG, too.")] = None,
+    out: o.Out = Path("out"),
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Save the table as a picture, .svg.", show_default=False),
+    ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Convert the built-in speech model for three targets, stream a recording through each bundle, print the table."""
+    """Convert the built-in speech model for three targets, stream through each, print the table."""
     with exit_codes(as_json):
         from edgeattn.engines import SUBSTITUTE
         from edgeattn.errors import DeviceError, MissingExtraError
@@ -83,8 +86,8 @@ def demo(
                 for event in live.flush():
                     show(event)
                 transcripts[result.target] = " ".join(finals)
-        if picture is not None:
-            save_picture(report, picture)
+        if plot is not None:
+            save_picture(report, plot)
         if as_json:
             print_json({**report.to_json(), "spoken": said, "transcripts": transcripts})
         else:

@@ -30,11 +30,9 @@ def inspect(
     model: Annotated[
         str, typer.Argument(help="MODEL as for convert, or a NAME.TARGET.edge bundle.", show_default=False)
     ],
-    target: Annotated[list[str], typer.Option(help="Target name or .toml file; may be repeated.")] = ["cpu"],  # noqa: B006
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or int8.")] = "auto",
-    backend: Annotated[
-        str | None, typer.Option(help="Engine, if not the target's first: see edgeattn targets.")
-    ] = None,
+    target: o.Targets = ["cpu"],  # noqa: B006
+    precision: o.PrecisionName = "auto",
+    backend: o.TargetBackend = None,
     data: Annotated[
         str | None, typer.Option(help="As for convert: one sample of it shows the value ranges of use.")
     ] = None,
@@ -44,16 +42,14 @@ def inspect(
         bool,
         typer.Option("--sensitivity", help="What quantizing each layer costs, and what becomes of attention; on data."),
     ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw --sensitivity into a .png or .svg.", show_default=False)
-    ] = None,
+    plot: o.Plot = None,
     split: o.Split = None,
     samples: o.Samples = 60,
     as_json: o.Json = False,
 ) -> None:
-    """Tell in seconds what would fail or be slow on each target, and what can be pruned; of a bundle, what it holds.
+    """Tell in seconds what would fail or be slow on each target, and what can be pruned.
 
-    Exit 4 if a target would stop the conversion.
+    Of a bundle, what it holds. Exit 4 if a target would stop the conversion.
     """
     with exit_codes(as_json):
         check_flags(model, sensitivity, plot)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgeattn.cli.console import Bar
+from edgeattn.cli.console import Bar, progress_bar
 
 if TYPE_CHECKING:
     from edgeattn.cli.settings import TargetTable
     from edgeattn.evaluation.data import Data
     from edgeattn.model import EdgeModel
-    from edgeattn.pipeline.steps.options import Own
+    from edgeattn.pipeline.steps.options import ConvertOptions, Own
     from edgeattn.pruning import Hook
     from edgeattn.results.report import Report
     from edgeattn.targets import Target
@@ -97,7 +97,7 @@ def deadline_for(target: str, deadline_ms: float | None, flags: frozenset[str]) 
     return deadline_ms if own is None else own
 
 
-def own_options(targets: Sequence[Target], flags: frozenset[str], recover_minutes: float = 0.0) -> dict[str, Own]:
+def own_options(targets: Sequence[Target], flags: frozenset[str], recover_seconds: float = 0.0) -> dict[str, Own]:
     """What each target has for itself in edgeattn.toml, where no flag of the command line says it for all.
 
     Args:
@@ -118,7 +118,7 @@ def own_options(targets: Sequence[Target], flags: frozenset[str], recover_minute
         try:
             if table.precision is not None:
                 check_precision(table.precision)
-            prune = None if table.prune is None else parse_request(table.prune, 60.0 * recover_minutes)
+            prune = None if table.prune is None else parse_request(table.prune, recover_seconds)
         except InputError as error:
             raise InputError(f"{SETTINGS}: [{TARGETS}.{target.name}]: {error}") from error
         own[target.name] = Own(
@@ -127,6 +127,24 @@ def own_options(targets: Sequence[Target], flags: frozenset[str], recover_minute
             None if "prune" in flags else prune,
         )
     return own
+
+
+def report_of(
+    inputs: Inputs,
+    options: ConvertOptions,
+    flags: frozenset[str],
+    work: Callable[[EdgeModel, Data | None, ConvertOptions, Bar], Report],
+) -> Report:
+    """What work makes of the model, with progress; see :func:`in_sizes`.
+
+    Raises:
+        EdgeattnError: as :func:`load` and ``work``.
+    """
+    with progress_bar() as bar:
+        return in_sizes(
+            inputs, options.targets, flags, bar,
+            lambda model, data, members: work(model, data, replace(options, targets=members), bar),
+        )  # fmt: skip
 
 
 def in_sizes(

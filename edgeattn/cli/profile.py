@@ -32,12 +32,15 @@ def profile(
             show_default=False,
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 300,
+    runs: Annotated[int, typer.Option(min=1, help="Timed calls.", rich_help_panel=o.MEASUREMENT)] = 300,
     deadline: o.Deadline = None,
     threads: o.Threads = 1,
     backend: o.Backend = None,
-    paced_seconds: o.PacedSeconds = 5.0,
-    layers: Annotated[bool, typer.Option("--layers", help="Time per layer, where the engine tells.")] = False,
+    duration: o.Duration = "5s",  # type: ignore[assignment]  # parsed by typer
+    layers: Annotated[
+        bool,
+        typer.Option("--layers", help="Time per layer, where the engine tells.", rich_help_panel=o.MEASUREMENT),
+    ] = False,
     power_mode: o.PowerMode = None,
     lock_clocks: o.LockClocks = False,
     device: o.Devices = [],  # noqa: B006
@@ -51,15 +54,22 @@ def profile(
     target: Annotated[
         list[str],
         typer.Option(
+            "--target",
+            "-t",
+            metavar="NAME",
+            autocompletion=o.complete_target,
             help="A target's name or file; may be repeated. A bundle is estimated for it; a MODEL is converted for it "
-            "and measured on its device, where --device or edgeattn.toml names one, else estimated."
+            "and measured on its device, where --device or edgeattn.toml names one, else estimated.",
         ),
     ] = [],  # noqa: B006
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     as_json: o.Json = False,
 ) -> None:
-    """Measure a bundle, or a model in float32, here or on devices: latency, real time, memory; or estimate it."""
+    """Measure a bundle or a model, here or on devices, or estimate it: latency, real time, memory.
+
+    A MODEL is converted to float32 for this alone.
+    """
     with exit_codes(as_json):
         from edgeattn.bundle import names_bundle
         from edgeattn.profiling.measure import MeasureOptions
@@ -67,7 +77,7 @@ def profile(
         settings = MeasureOptions(
             runs=runs,
             deadline_ms=deadline,
-            paced_seconds=paced_seconds,
+            paced_seconds=duration,
             threads=threads,
             layers=layers,
             power_mode=power_mode,

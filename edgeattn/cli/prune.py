@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import exit_codes, finish, progress_bar
-from edgeattn.cli.loading import Inputs, chosen_targets, in_sizes, load_loss, typed
+from edgeattn.cli.console import exit_codes, finish
+from edgeattn.cli.loading import Inputs, chosen_targets, load_loss, report_of, typed
 
-Share = Annotated[float | None, typer.Option(help="Share to remove of each, between 0 and 1.", show_default=False)]
+BUDGETS, AMOUNTS = "What to reach", "What to remove"  # panels of --help
+Share = Annotated[
+    float | None,
+    typer.Option(help="Share to remove of each, between 0 and 1.", show_default=False, rich_help_panel=AMOUNTS),
+]
 
 
 def prune(
@@ -21,32 +24,56 @@ def prune(
     model: Annotated[str, typer.Argument(help="MODEL as for convert, or what prune wrote.", show_default=False)],
     target: o.Targets = ["cpu"],  # noqa: B006
     speedup: Annotated[
-        float | None, typer.Option(help="Least speed over the unpruned float model, e.g. 1.5.", show_default=False)
+        float | None,
+        typer.Option(
+            help="Least speed over the unpruned float model, e.g. 1.5.", show_default=False, rich_help_panel=BUDGETS
+        ),
     ] = None,
     deadline: Annotated[
         float | None,
-        typer.Option(parser=o.milliseconds, metavar="TIME", help="Per call of the float model.", show_default=False),
+        typer.Option(
+            parser=o.milliseconds,
+            metavar="TIME",
+            help="Per call of the float model.",
+            show_default=False,
+            rich_help_panel=BUDGETS,
+        ),
     ] = None,
     max_drop: Annotated[
         float | None,
-        typer.Option(help="Points of the metric that may be lost; as much as that allows goes.", show_default=False),
+        typer.Option(
+            help="Points of the metric that may be lost; as much as that allows goes.",
+            show_default=False,
+            rich_help_panel=BUDGETS,
+        ),
     ] = None,
     accept_unproved: o.AcceptUnproved = False,
     heads: Share = None,
     neurons: Share = None,
-    layers: Annotated[int | None, typer.Option(help="Layers to leave out.", show_default=False)] = None,
+    layers: Annotated[
+        int | None, typer.Option(help="Layers to leave out.", show_default=False, rich_help_panel=AMOUNTS)
+    ] = None,
     left: Annotated[
-        int | None, typer.Option(help="Left context of a stream, in encoder frames.", show_default=False)
+        int | None,
+        typer.Option(help="Left context of a stream, in encoder frames.", show_default=False, rich_help_panel=AMOUNTS),
     ] = None,
     kv_heads: Annotated[
-        int | None, typer.Option(help="Key/value heads to merge those of each attention into.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Key/value heads to merge those of each attention into.", show_default=False, rich_help_panel=AMOUNTS
+        ),
     ] = None,
     rank: Annotated[
         float | None,
-        typer.Option(help="Share of its multiplications that a projection keeps, as two layers.", show_default=False),
+        typer.Option(
+            help="Share of its multiplications that a projection keeps, as two layers.",
+            show_default=False,
+            rich_help_panel=AMOUNTS,
+        ),
     ] = None,
     sparsity: Annotated[
-        str | None, typer.Option(help="2:4, for NVIDIA GPUs from Ampere on.", show_default=False)
+        str | None,
+        typer.Option(help="2:4, for NVIDIA GPUs from Ampere on.", show_default=False, rich_help_panel=AMOUNTS),
     ] = None,
     backend: o.TargetBackend = None,
     data: o.ModelData = None,
@@ -54,15 +81,15 @@ def prune(
     fill: o.Fills = [],  # noqa: B006
     split: o.Split = None,
     samples: o.Samples = o.DEFAULT_SAMPLES,
-    importance_samples: Annotated[int, typer.Option(help="Samples that importance is measured on, at most.")] = 256,
-    recover_minutes: o.RecoverMinutes = 0.0,
+    importance_samples: Annotated[
+        int, typer.Option(help="Samples that importance is measured on, at most.", rich_help_panel=o.DATA)
+    ] = 256,
+    recover: o.Recover = "0s",  # type: ignore[assignment]  # parsed by typer
     loss: o.Loss = None,
     threads: o.Threads = 1,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw what each group is worth into a .png or .svg.", show_default=False)
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("out"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a result that is there.")] = False,
+    plot: o.Plot = None,
+    out: o.Out = Path("out"),
+    force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
     """Remove heads, neurons and layers for measured milliseconds; the smaller model is a MODEL for convert."""
@@ -85,7 +112,7 @@ def prune(
             max_drop=max_drop,
             amounts=amounts({key: str(value) for key, value in asked.items() if value is not None}),
             samples=importance_samples,
-            recover_seconds=60.0 * recover_minutes,
+            recover_seconds=recover,
         )
         targets = chosen_targets(target)
         settings = ConvertOptions(
@@ -102,12 +129,9 @@ def prune(
         )
         if plot is not None:
             check_picture(plot)
-        inputs = Inputs(model, bucket, fill, data, split, samples, 0)
-        with progress_bar() as bar:
-            report = in_sizes(
-                inputs, targets, typed(context), bar,
-                lambda source, given, members: run(
-                    source, given, replace(settings, targets=members), PruneOptions(model, plot), bar
-                ),
-            )  # fmt: skip
+        inputs, more = Inputs(model, bucket, fill, data, split, samples, 0), PruneOptions(model, plot)
+        report = report_of(
+            inputs, settings, typed(context),
+            lambda source, given, options, bar: run(source, given, options, more, bar),
+        )  # fmt: skip
         finish(report, as_json)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import exit_codes, finish, progress_bar
-from edgeattn.cli.loading import Inputs, chosen_targets, in_sizes, own_options, typed
+from edgeattn.cli.console import exit_codes, finish
+from edgeattn.cli.loading import Inputs, chosen_targets, own_options, report_of, typed
 
 
 def quantize(
@@ -31,11 +30,11 @@ def quantize(
     max_drop: o.MaxDrop = 0.5,
     accept_unproved: o.AcceptUnproved = False,
     threads: o.Threads = 1,
-    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("out"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a result that is there.")] = False,
+    out: o.Out = Path("out"),
+    force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
-    """Find the fastest precision that keeps the metric; save the engine's files and the plan for convert --plan."""
+    """Find the fastest precision that keeps the metric; save the engine's files and the plan for convert."""
     with exit_codes(as_json):
         from edgeattn.pipeline.quantize import quantize as run
         from edgeattn.pipeline.steps.options import ConvertOptions, Effort
@@ -58,9 +57,4 @@ def quantize(
             accept_unproved=accept_unproved,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
-        with progress_bar() as bar:
-            report = in_sizes(
-                inputs, targets, flags, bar,
-                lambda source, given, members: run(source, given, replace(settings, targets=members), bar),
-            )  # fmt: skip
-        finish(report, as_json)
+        finish(report_of(inputs, settings, flags, run), as_json)

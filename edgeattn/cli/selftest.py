@@ -14,7 +14,10 @@ def selftest(
     backend: o.Backend = None,
     as_json: o.Json = False,
 ) -> None:
-    """On the device: verify a bundle and replay its golden inputs. Needs numpy and the engine alone."""
+    """On the device: verify a bundle and replay its golden inputs.
+
+    Needs numpy and the engine alone.
+    """
     with exit_codes(as_json):
         from edgeattn.runtimes.selftest import as_json_text, as_lines
         from edgeattn.runtimes.selftest import selftest as run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import typer
 
 from edgeattn.cli.options import milliseconds
+from edgeattn.cli.renamed import renamed_settings
 from edgeattn.errors import InputError, unknown_name
 
 SETTINGS = Path("edgeattn.toml")
@@ -47,14 +48,18 @@ class Parameter(Protocol):
 
 def settings_of(parameters: Iterable[Parameter]) -> dict[str, Parameter]:
     """The settings that a command takes, by the names that its flags (and arguments) have on the command line."""
-    return {opt.lstrip("-"): parameter for parameter in parameters for opt in parameter.opts}
+    long = ((opt, parameter) for parameter in parameters for opt in parameter.opts)
+    return {opt.lstrip("-"): parameter for opt, parameter in long if opt.startswith("--") or opt[0] != "-"}
 
 
-def read_settings(commands: Mapping[str, Mapping[str, Parameter]]) -> dict[str, dict[str, Any]]:
+def read_settings(
+    commands: Collection[str], parameters: Callable[[str], Iterable[Parameter]]
+) -> dict[str, dict[str, Any]]:
     """Defaults per command from ./edgeattn.toml; empty where there is no such file.
 
     Args:
-        commands: command name -> what :func:`settings_of` tells.
+        commands: their names.
+        parameters: of a command; asked for those that have a table.
 
     Raises:
         InputError: for a file that is no TOML, or an unknown table or option in it.
@@ -68,7 +73,9 @@ def read_settings(commands: Mapping[str, Mapping[str, Parameter]]) -> dict[str, 
                 if isinstance(inner, dict):
                     _target_table(name, inner)
             own = {key: value for key, value in table.items() if not isinstance(value, dict)}
-        options[command] = _options(command, own, commands)
+        if command not in commands:
+            raise InputError(f"{SETTINGS}: {unknown_name('table', command, commands)}")
+        options[command] = _options(command, own, parameters)
     return options
 
 
@@ -130,16 +137,15 @@ def _texts(message: str, value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def _options(command: str, table: Any, commands: Mapping[str, Mapping[str, Parameter]]) -> dict[str, Any]:
-    if command not in commands:
-        raise InputError(f"{SETTINGS}: {unknown_name('table', command, commands)}")
+def _options(command: str, table: Any, parameters: Callable[[str], Iterable[Parameter]]) -> dict[str, Any]:
+    where = f"{SETTINGS}: [{command}]"
     if not isinstance(table, dict):
-        raise InputError(f"{SETTINGS}: [{command}] must be a table of options")
-    options = {}
-    for key, value in table.items():
-        parameter = commands[command].get(key.replace("_", "-"))
+        raise InputError(f"{where} must be a table of options")
+    known, options = settings_of(parameters(command)), {}
+    for key, value in renamed_settings(command, table, where).items():
+        parameter = known.get(key.replace("_", "-"))
         if parameter is None or parameter.name is None:
-            raise InputError(f"{SETTINGS}: [{command}]: {unknown_name('option', key, commands[command])}")
+            raise InputError(f"{where}: {unknown_name('option', key, known)}")
         alone = getattr(parameter, "multiple", False) and not isinstance(value, list)
         options[parameter.name] = [value] if alone else value
     return options

@@ -30,7 +30,10 @@ def stream(
     device: o.Device = "local",
     as_json: o.Json = False,
 ) -> None:
-    """Transcribe a recording as it streams, with partial results; on a device (--device) with --fast alone."""
+    """Transcribe a recording as it streams, with partial results.
+
+    On a device (--device) with --fast alone.
+    """
     with exit_codes(as_json):
         if device != "local":
             _stream_there(bundle, recording, device, fast and deadline is None, threads, backend, as_json)

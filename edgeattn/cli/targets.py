@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="targets",
-    help="What bundles can be made for; calibrate: what the engines reach of this machine; prepare: an emulated one.",
     invoke_without_command=True,
     add_completion=False,
 )
@@ -24,7 +23,7 @@ app = typer.Typer(
 
 @app.callback()
 def targets(context: typer.Context, as_json: o.Json = False) -> None:
-    """What bundles can be made for."""
+    """What bundles can be made for; calibrate this machine, prepare an emulated one."""
     if context.invoked_subcommand is not None:
         return
     with exit_codes(as_json):
@@ -64,8 +63,14 @@ def _rates(target: Target) -> tuple[str, str, str, str]:
 
 @app.command()
 def calibrate(
-    engine: Annotated[
-        list[str] | None, typer.Option("--engine", help="Engine to calibrate; may be repeated. Default: all installed.")
+    backend: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backend",
+            metavar="ENGINE",
+            autocompletion=o.complete_backend,
+            help="Engine to calibrate; may be repeated. Default: all installed.",
+        ),
     ] = None,
     threads: o.Threads = 1,
     as_json: o.Json = False,
@@ -75,7 +80,7 @@ def calibrate(
         from edgeattn.engines import PACKAGES
         from edgeattn.errors import InputError, unknown_name
 
-        for name in engine or ():
+        for name in backend or ():
             if name not in PACKAGES:
                 raise InputError(unknown_name("engine", name, PACKAGES))
         from edgeattn.pipeline.calibrate import calibrate as run
@@ -83,7 +88,7 @@ def calibrate(
         from edgeattn.targets.calibration import keep_calibration
 
         with progress_bar() as bar:
-            found = run(bar, engine, threads)
+            found = run(bar, backend, threads)
         path = keep_calibration(found)
         if as_json:
             print_json({"schema": 1, "path": str(path), "calibration": to_json(found)})

@@ -91,11 +91,14 @@ def with_training_options(command: Callable[..., None]) -> Callable[..., None]:
 def train(
     name: Annotated[str, typer.Argument(help="A built-in model, see edgeattn models.")],
     data: Annotated[Path, typer.Option(help="Directory with the corpora that the model's card names.")],
-    out: Annotated[Path, typer.Option(help="Directory for checkpoints and weights.")] = Path("training"),
+    out: o.Out = Path("training"),
     as_json: o.Json = False,
     **given: Any,
 ) -> None:
-    """Train a built-in model from data: seeded, resumable, measured on what it never saw."""
+    """Train a built-in model from data.
+
+    Seeded, resumable, measured on what it never saw.
+    """
     with exit_codes(as_json):
         from edgeattn.spec import to_json
 

@@ -19,14 +19,28 @@ from typing import IO
 
 TAIL_BYTES = 4_000  # of what was said, kept for the error
 
+_telling = False
+
+
+def tell_all(telling: bool) -> None:
+    """Whether what is said inside :func:`silenced` goes to stderr from now on, for who looks for a reason."""
+    global _telling
+    _telling = telling
+
 
 @contextlib.contextmanager
 def silenced(environment: dict[str, str] | None = None) -> Iterator[None]:
     """Nothing inside reaches stdout or stderr; an exception leaves with the last of what was said as a note.
 
+    Where :func:`tell_all` says so, all of it reaches stderr instead.
+
     Args:
         environment: variables that hold inside and are put back after, for tools that have no other switch.
     """
+    if _telling:
+        with _stdout_is_stderr():
+            yield
+        return
     saved_environment = {name: os.environ.get(name) for name in environment or {}}
     disabled = logging.root.manager.disable
     with contextlib.ExitStack() as stack:
@@ -78,6 +92,24 @@ def _descriptors_turned_away() -> Iterator[_Said]:
             for descriptor, original in saved.items():
                 os.dup2(original, descriptor)
                 os.close(original)
+
+
+@contextlib.contextmanager
+def _stdout_is_stderr() -> Iterator[None]:
+    """What goes to stdout inside goes to stderr: stdout is the result's."""
+    _flush()
+    saved = None
+    with contextlib.suppress(OSError):  # a daemon may have closed them
+        saved = os.dup(1)
+        os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _flush()
+        if saved is not None:
+            os.dup2(saved, 1)
+            os.close(saved)
 
 
 class _Turned(io.TextIOBase):

@@ -52,7 +52,7 @@ def conversion(tmp_path_factory: pytest.TempPathFactory) -> Conversion:
     program = [sys.executable, "-c", "from edgeattn.cli import main; main()"]
     # A process of its own: half a gigabyte of exporters' leftovers would stay with the tests that follow.
     done = subprocess.run(
-        [*program, *command, *targets, "--paced-seconds", "0", "--out", str(out), "--json"],
+        [*program, *command, *targets, "--duration", "0s", "--out", str(out), "--json"],
         cwd=ROOT,
         capture_output=True,
         text=True,

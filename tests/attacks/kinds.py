@@ -76,7 +76,7 @@ def manifest(rng: random.Random, folder: Path, mark: str) -> Attack:
         (folder / "spoken.wav").write_bytes(bases.recording())
         return Attack(("stream", attack.words[1], "spoken.wav", "--fast", *attack.words[2:]))
     if command == "check":
-        return Attack((*attack.words, "--paced-seconds", "0"))
+        return Attack((*attack.words, "--duration", "0s"))
     return attack
 
 
@@ -464,7 +464,7 @@ def device(rng: random.Random, folder: Path, mark: str) -> Attack:
                 )  # fmt: skip
     path = folder / "device.json"
     path.write_text(json.dumps(given), encoding="utf-8")
-    words = ("profile", str(bases.bundle()), "--device", "ssh://pi@attacked", "--paced-seconds", "0")
+    words = ("profile", str(bases.bundle()), "--device", "ssh://pi@attacked", "--duration", "0s")
     return Attack((*words, "--json") if rng.random() < 0.5 else words, device=path)
 
 

@@ -55,7 +55,7 @@ def test_contracts_that_make_no_sense_are_refused_before_anything_is_measured(
 
 def test_convert_refuses_a_paced_run_without_a_chunk_before_it_converts(edgeattn: Command, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="loads the built-in model")
-    outcome = edgeattn("convert", "streaming-conformer", "--paced-seconds", "0.2", "--out", tmp_path / "out")
+    outcome = edgeattn("convert", "streaming-conformer", "--duration", "0.2s", "--out", tmp_path / "out")
     assert outcome.code == 2
     assert "a run of 0.2 s is shorter than one hop of 320 ms" in outcome.error
     assert not (tmp_path / "out").exists()

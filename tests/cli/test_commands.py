@@ -22,7 +22,7 @@ from edgeattn.cli import COMMANDS
 from tests.cli.conftest import Command
 from tests.conversions import BUNDLES, Converted
 
-QUICK = ("--paced-seconds", "0")
+QUICK = ("--duration", "0s")
 HEAVY = (
     "numpy", "torch", "onnx", "onnxruntime", "openvino", "ai_edge_litert", "litert_torch", "tensorrt", "tensorrt_rtx",
     "nncf", "soundfile", "rich.progress", "rich.live", "edgeattn.runtimes", "edgeattn.pipeline.convert",
@@ -80,7 +80,7 @@ def test_wrong_usage_exits_2(edgeattn: Command, arguments: list[str]) -> None:
         ["check", "x", "--max-size", "4 parsecs"],
         ["check", "x", "--max-drop", "-1"],
         ["convert", "--samples", "0"],
-        ["convert", "--paced-seconds", "-3"],
+        ["convert", "--duration", "-3s"],
         ["convert", "--time-budget", "2"],
         ["quantize", "x", "--recover", "soon"],
         ["profile", "x", "--threads", "0"],
@@ -144,7 +144,7 @@ def test_sizes_come_from_the_command_line_or_from_the_settings(edgeattn: Command
     again = edgeattn("convert", "encoder.py", "--bucket", "seq=4", "--out", "other", *common)
     assert again.code == 2  # the command line wins, and a sample of 5 tokens is longer than 4
     assert "ids[4] has shape (5,), the model takes (1, 4) or less" in again.error
-    checked = edgeattn("check", result["bundle"], "--model", "encoder.py", "--paced-seconds", "0", "--json")
+    checked = edgeattn("check", result["bundle"], "--model", "encoder.py", "--duration", "0s", "--json")
     assert checked.code == 0, checked.err
     assert all(row["parity"] for row in checked.json["results"][0]["buckets"])
     profiled = edgeattn("profile", result["bundle"], "--runs", "5", "--json")

@@ -23,7 +23,7 @@ from tests.conversions import BUNDLES, Converted
 HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 PROGRAM = HEARD + "from edgeattn.cli import main; main()"
 NOHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from edgeattn.cli import main; main()"
-QUICK = ("--precision", "fp32", "--paced-seconds", "0")
+QUICK = ("--precision", "fp32", "--duration", "0s")
 
 
 def environment(scratch: Path) -> dict[str, str]:
@@ -110,7 +110,7 @@ def test_a_signal_cleans_up_and_exits_as_shells_count(
 def test_a_killed_run_leaves_no_process_and_the_next_run_removes_the_rest(
     edgeattn: Command, kept: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = ("--precision", "fp32", "--paced-seconds", "60", "--deadline", "10s")
+    slow = ("--precision", "fp32", "--duration", "60s", "--deadline", "10s")
     with converting(kept.reference, tmp_path, "cpu: profile", slow) as process:
         give_up = time.monotonic() + 20
         while not children_of(process.pid) and time.monotonic() < give_up:

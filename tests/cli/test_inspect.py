@@ -92,7 +92,7 @@ def test_convert_refuses_the_same_before_any_conversion(edgeattn: Command, doubl
 
 
 def test_the_rows_go_into_the_result(edgeattn: Command, kept: Converted) -> None:
-    arguments = ("--precision", "fp32", "--paced-seconds", "0", "--target", "jetson", "--json")
+    arguments = ("--precision", "fp32", "--duration", "0s", "--target", "jetson", "--json")
     outcome = edgeattn("convert", kept.reference, *arguments)
     assert outcome.code == 0, outcome.err
     inspected = edgeattn("inspect", kept.reference, "--precision", "fp32", "--target", "jetson", "--json")

@@ -22,7 +22,7 @@ def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jetson:
 def test_the_result_tells_the_mode_that_was_measured_in(
     command: str, edgeattn: Command, small_bundle: Path, jetson: Jetson
 ) -> None:
-    outcome = edgeattn(command, small_bundle, "--power-mode", "25w", "--lock-clocks", "--paced-seconds", 0, "--json")
+    outcome = edgeattn(command, small_bundle, "--power-mode", "25w", "--lock-clocks", "--duration", "0s", "--json")
     assert outcome.code == 0, outcome.err
     board = outcome.json["results"][0]["board"]
     assert (board["power_mode"], board["power_mode_id"], board["locked"]) == ("25W", 1, True)
@@ -31,7 +31,7 @@ def test_the_result_tells_the_mode_that_was_measured_in(
 
 
 def test_the_mode_is_told_in_words(edgeattn: Command, small_bundle: Path, jetson: Jetson) -> None:
-    outcome = edgeattn("profile", small_bundle, "--paced-seconds", 0)
+    outcome = edgeattn("profile", small_bundle, "--duration", "0s")
     assert outcome.code == 0
     assert "power mode 15W" in outcome.err
     assert "emc 2133 MHz" in outcome.err
@@ -42,7 +42,7 @@ def test_the_mode_is_told_in_words(edgeattn: Command, small_bundle: Path, jetson
 def test_a_mode_that_wants_a_reboot_exits_4(
     command: str, edgeattn: Command, small_bundle: Path, jetson: Jetson
 ) -> None:
-    outcome = edgeattn(command, small_bundle, "--power-mode", "7W", "--paced-seconds", 0)
+    outcome = edgeattn(command, small_bundle, "--power-mode", "7W", "--duration", "0s")
     assert outcome.code == 4
     assert "power mode 7W wants a reboot" in outcome.error
     assert jetson.mode == 0
@@ -52,6 +52,6 @@ def test_a_machine_without_nvpmodel_exits_3(
     edgeattn: Command, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    outcome = edgeattn("profile", small_bundle, "--power-mode", "15W", "--paced-seconds", 0)
+    outcome = edgeattn("profile", small_bundle, "--power-mode", "15W", "--duration", "0s")
     assert outcome.code == 3
     assert "--power-mode is for boards with nvpmodel" in outcome.error

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.conftest import Command
 from tests.conversions import Converted
 
-QUICK = ("--runs", "5", "--paced-seconds", "0")
+QUICK = ("--runs", "5", "--duration", "0s")
 
 
 def test_a_model_is_estimated_for_devices_that_are_not_here_and_measured_on_this_one_in_one_table(
@@ -115,12 +115,12 @@ def test_a_flag_wins_and_another_target_has_no_part_in_it(edgeattn: Command, sma
 
 def test_check_goes_to_the_one_device_of_its_target(edgeattn: Command, small_bundle: Path) -> None:
     Path("edgeattn.toml").write_text(f'[targets.cpu]\ndevice = "{NOWHERE}"\n')
-    outcome = edgeattn("check", small_bundle, "--paced-seconds", "0")
+    outcome = edgeattn("check", small_bundle, "--duration", "0s")
     assert outcome.code == 3
     assert NOWHERE in outcome.error
-    assert edgeattn("check", small_bundle, "--paced-seconds", "0", "--device", "local").code == 0
+    assert edgeattn("check", small_bundle, "--duration", "0s", "--device", "local").code == 0
     Path("edgeattn.toml").write_text(f'[targets.cpu]\ndevice = ["{NOWHERE}", "local"]\n')
-    outcome = edgeattn("check", small_bundle, "--paced-seconds", "0")
+    outcome = edgeattn("check", small_bundle, "--duration", "0s")
     assert outcome.code == 2
     assert f"names 2 devices for cpu: choose one, as --device {NOWHERE}" in outcome.error
 

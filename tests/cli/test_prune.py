@@ -13,7 +13,10 @@ import pytest
 pytest.importorskip("torch", reason="pruning needs edgeattn[convert]")
 pytest.importorskip("openvino", reason="the cpu target needs edgeattn[openvino]")
 
+from edgeattn.errors import UnsupportedError
 from edgeattn.model import EdgeModel
+from edgeattn.pipeline import convert as pipeline
+from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.pruning import Setting
 from edgeattn.pruning import Timing
 from edgeattn.runtimes import load
@@ -21,7 +24,7 @@ from edgeattn.sources import load_model
 from tests.cli.conftest import Command
 from tests.prunable import LAYERS, NEURONS, block_weights, write_prunable
 
-QUICK = ("--paced-seconds", "0", "--precision", "fp32", "--max-drop", "100")
+QUICK = ("--duration", "0s", "--precision", "fp32", "--max-drop", "100")
 
 
 @pytest.fixture(autouse=True)
@@ -155,11 +158,29 @@ def test_what_cannot_be_pruned_so_is_refused(
     assert not Path("p").exists()
 
 
-def test_recovery_and_a_loss_belong_to_pruning(edgeattn: Command, given: tuple[str, str]) -> None:
-    for flags in (("--recover-minutes", "1"), ("--loss", "loss.py:loss")):
-        done = edgeattn("convert", given[0], *flags)
-        assert done.code == 2
-        assert "belongs to pruning: give --prune" in done.error
+def test_a_loss_belongs_to_pruning(edgeattn: Command, given: tuple[str, str]) -> None:
+    done = edgeattn("convert", given[0], "--loss", "loss.py:loss")
+    assert done.code == 2
+    assert "--loss belongs to pruning: give --prune" in done.error
+
+
+def test_one_recover_is_for_what_pruning_and_int8_lose(
+    edgeattn: Command, given: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[ConvertOptions] = []
+
+    def look(_: object, __: object, options: ConvertOptions, ___: object) -> None:
+        asked.append(options)
+        raise UnsupportedError("seen")
+
+    monkeypatch.setattr(pipeline, "convert", look)
+    common = ("convert", given[0], "--data", given[1])
+    assert edgeattn(*common, "--recover", "3min", "--prune", "neurons=0.5").code == 4
+    assert edgeattn(*common, "--recover-minutes", "3", "--prune", "neurons=0.5", "--precision", "fp32").code == 4
+    assert edgeattn(*common, "--recover", "3min").code == 4
+    for options, prunes in zip(asked, (True, True, False), strict=True):
+        assert options.effort.recover_seconds == 180
+        assert (None if options.prune is None else options.prune.recover_seconds) == (180 if prunes else None)
 
 
 def test_a_result_that_is_there_is_not_overwritten(edgeattn: Command, given: tuple[str, str]) -> None:

@@ -24,7 +24,7 @@ def toml(edgeattn: Command) -> Path:
 def test_options_of_the_file_are_defaults(edgeattn: Command, kept: Converted, toml: Path) -> None:
     toml.write_text(
         f'[convert]\nmodel = "{kept.reference}"\ndata = "{kept.data}"\ntarget = ["jetson"]\nprecision = "fp16"\n'
-        'paced-seconds = 0\nout = "made"\nzip = true\njson = true\nmax-size = "4MB"\ndeadline = "40ms"\n'
+        'duration = "0s"\nout = "made"\nzip = true\njson = true\nmax-size = "4MB"\ndeadline = "40ms"\n'
     )
     outcome = edgeattn("convert")
     assert outcome.code == 5, outcome.err  # a deadline was asked for, and no Jetson is here to keep it
@@ -34,7 +34,7 @@ def test_options_of_the_file_are_defaults(edgeattn: Command, kept: Converted, to
 
 def test_flags_win(edgeattn: Command, kept: Converted, toml: Path) -> None:
     toml.write_text(
-        f'[convert]\nmodel = "{kept.reference}"\nprecision = "no such"\npaced-seconds = 0\ntarget = "no such"\n'
+        f'[convert]\nmodel = "{kept.reference}"\nprecision = "no such"\nduration = "0s"\ntarget = "no such"\n'
     )
     outcome = edgeattn("convert", "--precision", "fp32", "--target", "cpu", "--json")
     assert outcome.code == 0, outcome.err
@@ -47,7 +47,7 @@ def test_one_value_stands_for_a_list_of_one(edgeattn: Command, toml: Path) -> No
 
 
 def test_names_may_be_written_with_underscores(edgeattn: Command, toml: Path, small_bundle: Path) -> None:
-    toml.write_text("[profile]\npaced_seconds = 0\nruns = 3\njson = true\n")
+    toml.write_text("[profile]\nlock_clocks = false\nduration = '0s'\nruns = 3\njson = true\n")
     outcome = edgeattn("profile", small_bundle)
     assert outcome.code == 0, outcome.err
     assert outcome.json["results"][0]["latency"]["runs"] == 3
@@ -98,7 +98,7 @@ def test_an_empty_list_of_targets_is_refused(edgeattn: Command, toml: Path) -> N
 
 # --- what one target has for itself -----------------------------------------------------------------------------------
 
-QUICK = ("--paced-seconds", "0", "--json")
+QUICK = ("--duration", "0s", "--json")
 
 
 def test_a_target_has_its_own_deadline_and_precision(edgeattn: Command, kept: Converted, toml: Path) -> None:

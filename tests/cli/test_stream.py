@@ -230,7 +230,7 @@ def test_real_speech_streams_as_the_source_hears_it(
 
 
 def test_check_measures_real_speech(edgeattn: Command, speech_bundle: Path, shared_data: Path) -> None:
-    arguments = ("--data", shared_data / "fsdd", "--split", "test", "--samples", 20, "--paced-seconds", 0, "--json")
+    arguments = ("--data", shared_data / "fsdd", "--split", "test", "--samples", 20, "--duration", "0s", "--json")
     outcome = edgeattn("check", speech_bundle, *arguments)
     assert outcome.code == 5, outcome.err  # other data than the source was measured on: nothing to hold it to
     assert edgeattn("check", speech_bundle, *arguments, "--max-metric", "100").code == 0

@@ -45,7 +45,7 @@ def test_json_tells_every_fact_of_every_target_with_its_source(edgeattn: Command
 
 
 def test_a_near_miss_of_an_engine_is_suggested(edgeattn: Command) -> None:
-    outcome = edgeattn("targets", "calibrate", "--engine", "openvin")
+    outcome = edgeattn("targets", "calibrate", "--backend", "openvin")
     assert (outcome.code, outcome.out) == (2, "")
     assert "unknown engine 'openvin', did you mean 'openvino'?" in outcome.error
 
@@ -54,7 +54,7 @@ def test_an_engine_that_cannot_be_calibrated_here_is_refused(
     edgeattn: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    outcome = edgeattn("targets", "calibrate", "--engine", "tensorrt", "--json")
+    outcome = edgeattn("targets", "calibrate", "--backend", "tensorrt", "--json")
     assert outcome.code == 2
     assert outcome.json["error"]["type"] == "MissingExtraError"
     assert not (tmp_path / "cache").exists()
@@ -65,7 +65,7 @@ def test_calibrating_keeps_what_it_measured(edgeattn: Command, monkeypatch: pyte
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     few = functools.partial(calibrating.calibrate, loads=(of_size(Size(8, 64, 1)), of_size(Size(48, 96, 1))))
     monkeypatch.setattr(calibrating, "calibrate", few)
-    outcome = edgeattn("targets", "calibrate", "--engine", "onnxruntime", "--json")
+    outcome = edgeattn("targets", "calibrate", "--backend", "onnxruntime", "--json")
     assert outcome.code == 0, outcome.err
     told = outcome.json
     assert told["path"] == str(calibration_path(1))

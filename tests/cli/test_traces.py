@@ -15,7 +15,7 @@ import pytest
 from tests.cli.conftest import ROOT
 from tests.conversions import BUNDLES, Converted
 
-QUICK = ("--paced-seconds", "0")
+QUICK = ("--duration", "0s")
 COMMANDS = """\
 import json, sys
 from edgeattn.cli import main

@@ -14,7 +14,7 @@ from edgeattn.bundle import BundleDraft, read_manifest
 from tests.cli.conftest import Command
 from tests.conversions import BUNDLES, Converted
 
-QUICK = ("--paced-seconds", "0")
+QUICK = ("--duration", "0s")
 BRIEF = ("--runs", "5", *QUICK)
 
 

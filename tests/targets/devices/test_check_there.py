@@ -89,7 +89,7 @@ def test_more_samples_than_are_sent_are_refused_and_the_command_exits_2(
         check(bundle, CheckOptions(measure=BRIEF, data=data, device=board.url), Watch())
     capsys.readouterr()
     with pytest.raises(SystemExit) as left:
-        app(["check", str(bundle), "--data", data, "--device", board.url, "--paced-seconds", "0", "--json"])
+        app(["check", str(bundle), "--data", data, "--device", board.url, "--duration", "0s", "--json"])
     assert left.value.code == 2
     answer: Any = json.loads(capsys.readouterr().out)
     assert answer["error"]["type"] == "DataError"

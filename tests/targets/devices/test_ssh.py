@@ -500,7 +500,7 @@ def test_the_command_line_measures_on_a_board_and_exits_as_its_fault_says(
             app([*words, "--json"])
         return int(left.value.code or 0), json.loads(capsys.readouterr().out)
 
-    profiling = ("profile", str(tiny_bundle), "--runs", "5", "--paced-seconds", "0", "--device")
+    profiling = ("profile", str(tiny_bundle), "--runs", "5", "--duration", "0s", "--device")
     code, answer = edgeattn(*profiling, board.url)
     assert code == 0, answer
     assert answer["results"][0]["latency"]["kind"] == "measured"

@@ -50,7 +50,7 @@ def for_target(task: PruneTask, setting: Setting) -> Outcome:
     began = time.monotonic()
     planned, made = _made(task, setting)
     measured = _measured(task, setting, made)
-    why = _why_not(task, setting, planned, measured)
+    why = _why_not(task, planned, measured)
     facts = PruneFacts(
         asked=request_text(task.request),
         cut=made.facts,
@@ -87,15 +87,15 @@ def _measured(task: PruneTask, setting: Setting, made: CutModel) -> Mapping[str,
     return timing.time_models(setting, {"unpruned": task.given.model, "pruned": made.model})
 
 
-def _why_not(task: PruneTask, setting: Setting, planned: CutPlan, measured: Mapping[str, Timing]) -> str | None:
+def _why_not(task: PruneTask, planned: CutPlan, measured: Mapping[str, Timing]) -> str | None:
     """Why the original goes on, in a note; empty if the plan says it, None if the pruned model does."""
-    name, request = setting.target.name, task.request
+    request = task.request
     gain = measured["unpruned"].ms / measured["pruned"].ms if measured else None
     if gain is not None and gain < PAYS and request.budget is None:  # amounts have no budget to fail
-        return f"{name}: pruned it is {gain:.2f}x as fast, less than the {PAYS}x that it must pay: not pruned"
+        return f"pruned it is {gain:.2f}x as fast, less than the {PAYS}x that it must pay: not pruned"
     if request.saved is None and planned.cut.empty:
         explained = request.max_drop is not None or planned.failures
-        return "" if explained else f"{name}: {request_text(request)} removes nothing: not pruned"
+        return "" if explained else f"{request_text(request)} removes nothing: not pruned"
     return None
 
 

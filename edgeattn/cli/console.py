@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+    from edgeattn.results.grid import Grid
     from edgeattn.results.report import Report
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -50,7 +51,7 @@ def set_loudness(loudness: Loudness) -> None:
     if "verbose" in {loudness, _loudness}:
         import logging
 
-        from edgeattn.silence import tell_all
+        from edgeattn.guards.silence import tell_all
 
         tell_all(loudness == "verbose")
         logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
@@ -177,16 +178,23 @@ def print_table(report: Report) -> None:
     """The results as a table on stdout; as wide as it needs to be when that is no terminal."""
     from edgeattn.results.tables import candidate_table, pruning_table, table
 
-    terminal = console()
-    terminal.print(table(report.results))
+    show(table(report.results))
     if any(len(result.precision.candidates) > 1 for result in report.results):
-        terminal.print(candidate_table(report.results))
+        show(candidate_table(report.results))
     if any(result.pruning is not None for result in report.results):
-        terminal.print(pruning_table(report.results))
+        show(pruning_table(report.results))
     for result in report.results:
         if result.bundle:
             kind = "pruned model" if result.bundle.endswith(".pruned") else "bundle"
-            terminal.print(f"{kind}: {result.bundle}", soft_wrap=True)
+            say(f"{kind}: {result.bundle}")
+
+
+def show(grid: Grid) -> None:
+    """A table on stdout, as wide as the terminal allows."""
+    from edgeattn.cli.layout import laid_out
+
+    terminal = console()
+    terminal.print(laid_out(grid, terminal.width))
 
 
 def save_picture(report: Report, path: Path) -> None:
@@ -195,10 +203,11 @@ def save_picture(report: Report, path: Path) -> None:
     import re
 
     from edgeattn.bundle import write_atomically, writing
+    from edgeattn.cli.layout import laid_out
     from edgeattn.results.tables import table
 
     recorder = _console(file=io.StringIO(), record=True, width=PICTURE_WIDTH, force_terminal=True)
-    recorder.print(table(report.results))
+    recorder.print(laid_out(table(report.results), PICTURE_WIDTH))
     # Rich names fonts on a server of others; where the reader has none of them, any monospaced one has the same widths.
     picture = re.sub(r"\s*@font-face \{[^}]*\}", "", recorder.export_svg(title="edgeattn"))
     with writing(path):

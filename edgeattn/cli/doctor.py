@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, print_json
+from edgeattn.cli.console import exit_codes, print_json, say, show
 
-# What convert needs beside the engines: module -> the extra that brings it.
-TOOLS = {
+TOOLS: Mapping[str, str] = {
     "torch": "convert",
     "onnx": "convert",
     "onnxscript": "convert",
@@ -18,21 +17,49 @@ TOOLS = {
     "litert_torch": "tflite",
     "ai_edge_quantizer": "tflite",
     "tensorrt_rtx": "tensorrt-check",
+    "transformers": "hf",
     "soundfile": "speech",
     "soxr": "speech",
+    "matplotlib": "report",
+}
+"""What is needed beside the engines: module -> the extra that brings it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program that the way to a device needs.
+
+    Attributes:
+        way: the device as ``--device`` names it.
+        install: the command that brings it, on Debian and its kin.
+    """
+
+    way: str
+    install: str
+
+
+PROGRAMS: Mapping[str, Program] = {
+    "ssh": Program(way="ssh://", install="apt install openssh-client"),
+    "adb": Program(way="adb:", install="apt install adb"),
+    "qemu-aarch64-static": Program(way="qemu:aarch64", install="apt install qemu-user-static"),
 }
 
 
 def doctor(as_json: o.Json = False) -> None:
     """What this machine can run, and what to install for the rest."""
     with exit_codes(as_json):
+        import importlib.util
+        import shutil
+
         from edgeattn import __version__
+        from edgeattn.results.grid import ABSENT, Column, Grid, Row
         from edgeattn.runtimes import backends
         from edgeattn.spec import to_json
         from edgeattn.targets import cpu_features
 
         engines, cpu = backends(), cpu_features()
         tools = {name: importlib.util.find_spec(name) is not None for name in TOOLS}
+        programs = {name: shutil.which(name) for name in PROGRAMS}
         if as_json:
             print_json(
                 {
@@ -42,28 +69,42 @@ def doctor(as_json: o.Json = False) -> None:
                     "cpu": {**to_json(cpu), "int8_dot": cpu.int8_dot},
                     "engines": to_json(engines),
                     "tools": {n: {"present": p, "version": _version(n), "extra": TOOLS[n]} for n, p in tools.items()},
+                    "programs": {
+                        name: {"path": path, "device": PROGRAMS[name].way, "install": PROGRAMS[name].install}
+                        for name, path in programs.items()
+                    },
                 }
             )
             return
-        from rich.table import Table
-
-        terminal = console()
-        terminal.print(f"edgeattn {__version__}, Python {platform.python_version()}")
+        say(f"edgeattn {__version__}, Python {platform.python_version()}")
         int8 = "int8 products in one instruction" if cpu.int8_dot else "no int8 dot product: int8 is slow, may saturate"
         isa = ", ".join(cpu.isa) or "unknown"
-        terminal.print(f"{cpu.model or cpu.arch}, {cpu.cores} cores: {isa} ({int8})")
-        table = Table("part", "for", "here", "install")
-        for engine in engines:
-            here = "-" if engine.module is None else (engine.version or "yes")
-            table.add_row(engine.name, "running bundles", here, "" if engine.module else engine.install)
-        for name, present in tools.items():
-            install = "" if present else f"pip install 'edgeattn[{TOOLS[name]}]'"
-            table.add_row(name, TOOLS[name], (_version(name) or "yes") if present else "-", install)
-        terminal.print(table)
+        say(f"{cpu.model or cpu.arch}, {cpu.cores} cores: {isa} ({int8})")
+        here = {
+            **{e.name: ("running bundles", e.module and (e.version or "yes"), e.install) for e in engines},
+            **{
+                name: (TOOLS[name], present and (_version(name) or "yes"), f"pip install 'edgeattn[{TOOLS[name]}]'")
+                for name, present in tools.items()
+            },
+            **{
+                name: (f"--device {PROGRAMS[name].way}", path and "yes", PROGRAMS[name].install)
+                for name, path in programs.items()
+            },
+        }
+        columns = tuple(Column(name=name) for name in ("part", "for", "here"))
+        rows = (Row(cells=(name, use, there or ABSENT)) for name, (use, there, _) in here.items())
+        show(Grid(columns=columns, rows=tuple(rows)))
+        missing = {name: install for name, (_, there, install) in here.items() if not there}
+        if missing:
+            say("to install what is missing:")
+        for name, install in missing.items():
+            say(f"  {name}: {install}")
 
 
 def _version(module: str) -> str | None:
+    from importlib import metadata
+
     try:
-        return importlib.metadata.version(module.replace("_", "-"))
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version(module.replace("_", "-"))
+    except metadata.PackageNotFoundError:
         return None

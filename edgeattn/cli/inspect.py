@@ -9,7 +9,7 @@ import typer
 
 from edgeattn.bundle import names_bundle
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, note, print_json, progress_bar
+from edgeattn.cli.console import console, exit_codes, note, print_json, progress_bar, show
 from edgeattn.cli.loading import Inputs, chosen_targets, load
 from edgeattn.cli.sensitivity_tables import print_sensitivity
 from edgeattn.printable import one_line
@@ -114,24 +114,25 @@ def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:
 
 def print_prunable(parts: PrunableParts) -> None:
     """One row per attention block and feed-forward, then the stacks, then what is left whole."""
-    from rich.table import Table
-    from rich.text import Text
+    from edgeattn.results.grid import Column, Grid, Row
 
     terminal = console()
     if parts.why_not:
         terminal.print(f"cannot be pruned: {parts.why_not}", soft_wrap=True)
         return
-    grid = Table("block", "kind", "family", title="what edgeattn prune can cut", title_justify="left")
-    for name in ("heads", "key/value heads", "head width", "neurons"):
-        grid.add_column(name, justify="right")
+    rows = []
     for unit in parts.units:
         if unit.kind == "attention":
             kind = "cross attention" if unit.cross else "self-attention"
             sizes = (str(unit.heads), str(unit.groups), str(unit.head_dim), "")
         else:
             kind, sizes = "feed-forward", ("", "", "", str(unit.groups))
-        grid.add_row(*map(Text, (unit.path or "(the model)", kind, unit.family, *sizes)))
-    terminal.print(grid)
+        rows.append(Row(cells=(unit.path or "(the model)", kind, unit.family, *sizes)))
+    columns = (
+        *(Column(name=name) for name in ("block", "kind", "family")),
+        *(Column(name=name, right=True) for name in ("heads", "key/value heads", "head width", "neurons")),
+    )
+    show(Grid(columns=columns, rows=tuple(rows), title="what edgeattn prune can cut"))
     for stack in parts.stacks:
         stays = f", of which {len(stack.pinned)} must stay" if stack.pinned else ""
         terminal.print(f"{stack.path}: {stack.layers} layers that can be left out{stays}")
@@ -142,27 +143,23 @@ def print_prunable(parts: PrunableParts) -> None:
 
 def print_graphs(graphs: Sequence[GraphFacts]) -> None:
     """One row per graph."""
-    from rich.table import Table
-    from rich.text import Text
+    from edgeattn.results.grid import ABSENT, Column, Grid, Row
 
-    grid = Table("graph", "inputs", "outputs", "states", "parameters", "GFLOP", "activations", "attention")
+    rows = []
     for graph in graphs:
-        grid.add_row(
-            *map(
-                Text,
-                (
-                    graph.name,
-                    tensors(graph.inputs),
-                    tensors(graph.outputs),
-                    "\n".join(f"{s.input} -> {s.output} {list(s.shape)}" for s in graph.states) or "-",
-                    "-" if graph.parameters is None else f"{graph.parameters / 1e6:.2f} M",
-                    "-" if graph.flops is None else f"{graph.flops / 1e9:.3g}",
-                    "-" if graph.activation_bytes is None else f"{graph.activation_bytes / 1e6:.2f} MB",
-                    f"{len(graph.attention)} blocks" if graph.attention else "-",
-                ),
-            )
+        cells = (
+            graph.name,
+            tensors(graph.inputs),
+            tensors(graph.outputs),
+            "\n".join(f"{s.input} -> {s.output} {list(s.shape)}" for s in graph.states) or ABSENT,
+            ABSENT if graph.parameters is None else f"{graph.parameters / 1e6:.2f} M",
+            ABSENT if graph.flops is None else f"{graph.flops / 1e9:.3g}",
+            ABSENT if graph.activation_bytes is None else f"{graph.activation_bytes / 1e6:.2f} MB",
+            f"{len(graph.attention)} blocks" if graph.attention else ABSENT,
         )
-    console().print(grid)
+        rows.append(Row(cells=cells))
+    names = ("graph", "inputs", "outputs", "states", "parameters", "GFLOP", "activations", "attention")
+    show(Grid(columns=tuple(Column(name=name) for name in names), rows=tuple(rows)))
     for graph in graphs:
         if graph.ranges != "recorded":
             console().print(f"{graph.name}: no value ranges, {graph.ranges}")
@@ -175,23 +172,22 @@ def tensors(specs: Sequence[Any]) -> str:
 
 def print_findings(findings: Sequence[Finding], targets: Sequence[str]) -> None:
     """One row per finding, what stops first."""
-    from rich.table import Table
-    from rich.text import Text
+    from edgeattn.results.grid import Column, Grid, Row
 
     if not findings:
         console().print(f"nothing to say against {', '.join(targets)}")
         return
-    grid = Table("target", "severity", "rule", "where", "reason", "what helps")
+    rows = []
     for row in findings:
-        colour = COLOURS[row.severity]
         certainty = f"{row.severity}\npredicted" if row.predicted else row.severity
         where = f"{row.graph}: {row.place}" if row.place else row.graph
-        grid.add_row(
-            Text(f"{row.target}\n{row.engine}"),
-            Text(certainty, style=colour),
-            *map(Text, (row.rule, where, row.reason, row.change)),
-        )
-    console().print(grid)
+        cells = (f"{row.target}\n{row.engine}", certainty, row.rule, where, row.reason, row.change)
+        rows.append(Row(cells=cells, styles={"severity": COLOURS[row.severity]}))
+    columns = (
+        *(Column(name=name) for name in ("target", "severity", "rule")),
+        *(Column(name=name, prose=True) for name in ("where", "reason", "what helps")),
+    )
+    show(Grid(columns=columns, rows=tuple(rows), heading=("target", "severity", "rule"), beside=True))
 
 
 def show_bundle(path: Path, as_json: bool) -> None:
@@ -209,8 +205,7 @@ def show_bundle(path: Path, as_json: bool) -> None:
 
 def print_manifest(manifest: Manifest) -> None:
     """The facts of a manifest."""
-    from rich.table import Table
-    from rich.text import Text
+    from edgeattn.results.grid import Column, Grid, Row
 
     size = sum(entry.size for entry in manifest.files.values())
     lines = {
@@ -226,10 +221,9 @@ def print_manifest(manifest: Manifest) -> None:
     terminal = console()
     for name, text in lines.items():
         terminal.print(f"{name:10} {one_line(text, LONGEST_FACT)}", soft_wrap=True)
-    grid = Table("graph", "file", "inputs", "outputs", "states")
-    for graph in manifest.spec.graphs:
-        grid.add_row(*map(Text, graph_cells(graph, manifest.models[graph.name])))
-    terminal.print(grid)
+    columns = tuple(Column(name=name) for name in ("graph", "file", "inputs", "outputs", "states"))
+    rows = (Row(cells=graph_cells(graph, manifest.models[graph.name])) for graph in manifest.spec.graphs)
+    show(Grid(columns=columns, rows=tuple(rows)))
 
 
 def measured(figures: Mapping[str, Any]) -> dict[str, str]:

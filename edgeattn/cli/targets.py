@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeattn.cli import options as o
-from edgeattn.cli.console import console, exit_codes, note, print_json, progress_bar
+from edgeattn.cli.console import exit_codes, note, print_json, progress_bar, show
 
 if TYPE_CHECKING:
     from edgeattn.targets import Target
@@ -34,16 +34,23 @@ def targets(context: typer.Context, as_json: o.Json = False) -> None:
         if as_json:
             print_json({"schema": 1, "targets": to_json(known)})
             return
-        from rich.table import Table
+        from edgeattn.results.grid import ABSENT, Column, Grid, Row
 
-        table = Table("target", "also", "device", "engines", "cores", "memory", "GB/s", "fp32", "fp16", "int8")
+        names = ("cores", "memory", "GB/s", "fp32", "fp16", "int8")
+        columns = (
+            Column(name="target"),
+            *(Column(name=name, prose=True) for name in ("also", "device", "engines")),
+            *(Column(name=name, right=True) for name in names),
+        )
+        rows = []
         for target in known:
-            memory = "-" if target.memory_bytes is None else f"{target.memory_bytes / 2**30:.0f} GiB"
-            table.add_row(
+            memory = ABSENT if target.memory_bytes is None else f"{target.memory_bytes / 2**30:.0f} GiB"
+            cells = (
                 target.name, ", ".join(target.aliases), target.title, ", ".join(target.backends), str(target.cores),
                 memory, *_rates(target),
             )  # fmt: skip
-        console().print(table)
+            rows.append(Row(cells=cells))
+        show(Grid(columns=columns, rows=tuple(rows)))
         note(
             "GB/s and fp32, fp16, int8 (10^9 operations per second) are peaks that estimates are made from, mostly not "
             "checked on a device; --json tells the source of each"
@@ -98,17 +105,22 @@ def calibrate(
 
 
 def _print_calibration(found: Calibration) -> None:
-    from rich.table import Table
+    from edgeattn.results.grid import ABSENT, Column, Grid, Row
 
-    table = Table("engine", "version", "eta fp32", "eta int8", "us per kernel", "range", "models")
+    rows = []
     for name, engine in found.engines.items():
         reached = engine.efficiency
-        int8 = f"{reached.of('int8').mid:.3f}" if "int8" in reached.by_precision else "-"
-        table.add_row(
+        int8 = f"{reached.of('int8').mid:.3f}" if "int8" in reached.by_precision else ABSENT
+        cells = (
             name, engine.version, f"{reached.of('fp32').mid:.3f}", int8,
             f"{1e6 * reached.launch_seconds.mid:.2f}", f"x/: {engine.spread:.2f}", str(len(engine.models)),
         )  # fmt: skip
-    console().print(table)
+        rows.append(Row(cells=cells))
+    columns = (
+        *(Column(name=name) for name in ("engine", "version")),
+        *(Column(name=name, right=True) for name in ("eta fp32", "eta int8", "us per kernel", "range", "models")),
+    )
+    show(Grid(columns=columns, rows=tuple(rows)))
 
 
 @app.command()

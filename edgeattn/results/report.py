@@ -16,7 +16,6 @@ from edgeattn.spec import ModelSpec, to_json
 
 SCHEMA = 1
 NOT_MEASURED = 5  # exit code: nothing failed, and a gate that a flag asked for could not be judged here
-ABSENT = "-"
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.printable import one_line
-from edgeattn.results.report import ABSENT, GraphResult, Result
+from edgeattn.results.grid import ABSENT, Column, Grid, Row
+from edgeattn.results.report import GraphResult, Result
 from edgeattn.results.verdicts import Verdict
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LONGEST_REASON = 1_000  # characters; a bundle may hold any text
 NEARLY_ALL = 0.99  # of an output, beyond which what is left is little to judge by
-COLUMNS = ("target", "engine", "precision", "size", "parity", "metric", "p50 / p99", "RTF", "late", "measured on")
-RIGHT = frozenset({"size", "p50 / p99", "RTF", "late"})
+COLUMNS = (
+    *(Column(name=name) for name in ("target", "engine", "precision")),
+    Column(name="size", right=True),
+    *(Column(name=name) for name in ("parity", "metric")),
+    *(Column(name=name, right=True) for name in ("p50 / p99", "RTF", "late")),
+    *(Column(name=name) for name in ("measured on", "verdict")),
+)
 VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     "passed": ("passed", "green"),
     "failed": ("FAILED", "red"),
@@ -26,40 +29,26 @@ VERDICTS: Mapping[Verdict, tuple[str, str]] = {
 TOLD = ("hashes", "golden", "adversarial")  # gates that are told although they passed
 
 
-def table(results: Sequence[Result]) -> Table:
-    """The results as a table for a terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    # As Text, because a name may hold what rich would read as markup.
-    grid = Table(caption=Text(_caption(results)), caption_justify="left")
-    for name in COLUMNS:
-        grid.add_column(name, overflow="fold", justify="right" if name in RIGHT else "left")
-    grid.add_column("verdict")
+def table(results: Sequence[Result]) -> Grid:
+    """The results, each followed by its parts."""
+    rows = []
     for result in results:
-        grid.add_row(*map(Text, _cells(result)), Text(*VERDICTS[result.verdict]))
-        for row in (*result.buckets, *result.graphs):
-            grid.add_row(*map(Text, _part_cells(row)), "")
-    return grid
+        words, style = VERDICTS[result.verdict]
+        rows.append(Row(cells=(*_cells(result), words), styles={"verdict": style}))
+        rows += [Row(cells=_part_cells(part), part=True) for part in (*result.buckets, *result.graphs)]
+    return Grid(columns=COLUMNS, rows=tuple(rows), heading=("target", "verdict"), caption=_caption(results))
 
 
-def candidate_table(results: Sequence[Result]) -> Table:
+def candidate_table(results: Sequence[Result]) -> Grid:
     """Every candidate of every target: what it gave, and why it ships or not.
 
     Of a bundle that exists they are what its conversion saw: the heading says so, and on which device that was.
     """
-    from rich.table import Table
-    from rich.text import Text
-
     then = dict.fromkeys(result.precision.tried_on for result in results if result.precision.candidates)
     title = "candidates"
     if None not in then:
         title = f"candidates at conversion, measured then on {' and '.join(map(str, then))}; none of it is of this run"
-    grid = Table("target", "candidate", title=Text(title), title_justify="left")
-    for name in ("ms", "metric", "lost (at most)", "size"):
-        grid.add_column(name, justify="right")
-    grid.add_column("ships")
-    grid.add_column("why", overflow="fold")
+    rows = []
     for result in results:
         for row in result.precision.candidates:
             lost = ABSENT
@@ -75,19 +64,19 @@ def candidate_table(results: Sequence[Result]) -> Table:
                 "yes" if row.kept else "",
                 one_line(row.why, LONGEST_REASON),
             )
-            grid.add_row(*map(Text, cells), style="bold" if row.kept else "")
-    return grid
+            rows.append(Row(cells=cells, style="bold" if row.kept else ""))
+    columns = (
+        *(Column(name=name) for name in ("target", "candidate")),
+        *(Column(name=name, right=True) for name in ("ms", "metric", "lost (at most)", "size")),
+        Column(name="ships"),
+        Column(name="why", prose=True),
+    )
+    return Grid(columns=columns, rows=tuple(rows), grouped=True, title=title)
 
 
-def pruning_table(results: Sequence[Result]) -> Table:
+def pruning_table(results: Sequence[Result]) -> Grid:
     """What was removed for each target, and the time and the metric before and after."""
-    from rich.table import Table
-    from rich.text import Text
-
-    grid = Table("target", "asked", "kept", title="pruning", title_justify="left")
-    for name in ("parameters", "foreseen", "measured", "with quantization"):
-        grid.add_column(name, justify="right")
-    grid.add_column("metric")
+    rows = []
     for result in results:
         facts = result.pruning
         if facts is None:
@@ -104,8 +93,13 @@ def pruning_table(results: Sequence[Result]) -> Table:
             _times(facts.get("shipped_speedup")),
             ABSENT if score is None else f"{score['metric']} {score['original']:.2f} -> {score['pruned']:.2f} %",
         )
-        grid.add_row(*map(Text, cells))
-    return grid
+        rows.append(Row(cells=cells))
+    columns = (
+        *(Column(name=name) for name in ("target", "asked", "kept")),
+        *(Column(name=name, right=True) for name in ("parameters", "foreseen", "measured", "with quantization")),
+        Column(name="metric"),
+    )
+    return Grid(columns=columns, rows=tuple(rows), title="pruning")
 
 
 def kept_text(facts: Mapping[str, Any]) -> str:
@@ -158,7 +152,7 @@ def _part_cells(row: GraphResult) -> tuple[str, ...]:
     parity = ABSENT if not row.parity else _worst(row.parity)
     timing = ABSENT if row.p50_ms is None else f"{row.p50_ms:.2f} ms"
     cells = {"target": f"  {row.name}", "engine": sizes, "parity": parity, "p50 / p99": timing}
-    return tuple(cells.get(name, "") for name in COLUMNS)
+    return tuple(cells.get(column.name, "") for column in COLUMNS)
 
 
 def _size(result: Result) -> str:
@@ -215,5 +209,9 @@ def _caption(results: Sequence[Result]) -> str:
         lines += [f"{result.target}: {note}" for note in _left_out(result.parity)]
     data = sorted({f"{r.accuracy.samples} samples of {r.accuracy.data}" for r in results if r.accuracy is not None})
     lines += [f"metric: {entry}; CI: 95 %" for entry in data]
-    lines.append("p50 / p99: one chunk or call; late: chunks or calls past their deadline in the paced run")
-    return "\n".join(lines)
+    legend = {
+        "p50 / p99: one chunk or call": any(result.latency is not None for result in results),
+        "late: chunks or calls past their deadline in the paced run": any(r.realtime is not None for r in results),
+    }
+    told = "; ".join(words for words, needed in legend.items() if needed)
+    return "\n".join([*lines, *[told] * bool(told)])

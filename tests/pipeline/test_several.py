@@ -133,7 +133,7 @@ def test_the_result_lists_every_size_with_its_parity_and_time(made: Make, engine
     assert result.latency.p50_ms == result.buckets[-1].p50_ms  # the worst case of a call
     assert result.accuracy is not None  # on samples of every length
     assert (result.accuracy.source, result.accuracy.deployed, result.accuracy.samples) == (100.0, 100.0, 25)
-    assert table([result]).row_count == 4
+    assert len(table([result]).rows) == 4
 
 
 def test_golden_outputs_of_every_size_are_replayed(made: Make, engine: str) -> None:

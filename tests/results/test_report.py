@@ -8,11 +8,14 @@ import math
 from dataclasses import fields, replace
 
 import pytest
+from rich.console import Console
 
+from edgeattn.cli.layout import laid_out
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.profiling.figures import Latency, Memory, Realtime
 from edgeattn.results.gates import Failure
+from edgeattn.results.grid import Grid
 from edgeattn.results.report import Candidate, Precision, Report, Result, joined, with_gates
 from edgeattn.results.tables import candidate_table, table
 from edgeattn.results.verdicts import Judgement
@@ -62,10 +65,12 @@ KEYS = {
 
 
 def text_of(*results: Result) -> str:
-    from rich.console import Console
+    return text(table(results))
 
+
+def text(grid: Grid, width: int = 200) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, no_color=True).print(table(results))
+    Console(file=out, width=width, no_color=True).print(laid_out(grid, width))
     return out.getvalue()
 
 
@@ -140,13 +145,10 @@ def test_the_table_has_three_verdicts_and_says_what_was_not_judged() -> None:
     [(None, "candidates"), ("a board [1]", "candidates at conversion, measured then on a board [1];")],
 )
 def test_candidates_of_another_run_are_headed_as_such(tried_on: str | None, title: str) -> None:
-    from rich.console import Console
-
-    out = io.StringIO()
     result = replace(FULL, precision=replace(FULL.precision, tried_on=tried_on))
-    Console(file=out, width=200, no_color=True).print(candidate_table([result]))
-    assert out.getvalue().startswith(title)
-    assert ("at conversion" in out.getvalue()) == (tried_on is not None)
+    told = text(candidate_table([result]))
+    assert told.startswith(title)
+    assert ("at conversion" in told) == (tried_on is not None)
 
 
 def test_reports_of_several_sizes_are_one_in_the_order_of_the_targets() -> None:

@@ -9,7 +9,8 @@ from typing import Any, final
 
 from edgeattn.errors import EdgeattnError, error_facts
 from edgeattn.results.gates import Failure
-from edgeattn.results.report import ABSENT, Precision, Result, with_gates
+from edgeattn.results.grid import ABSENT
+from edgeattn.results.report import Precision, Result, with_gates
 from edgeattn.results.verdicts import failed_rows
 from edgeattn.targets import Target
 
@@ -52,7 +53,8 @@ class Refusals:
                 precision=Precision(self._asked, ABSENT),
                 error=error_facts(error),
             )
-            self._rows[target.name] = with_gates(row, failed_rows([Failure(stage, "a result", str(error))]))
+            why = str(error).removeprefix(f"{target.name}: ")  # the row says whose it is
+            self._rows[target.name] = with_gates(row, failed_rows([Failure(stage, "a result", why)]))
 
     def __contains__(self, target: Target) -> bool:
         return target.name in self._rows

@@ -51,14 +51,14 @@ def complete_target(incomplete: str) -> list[str]:
 
 def complete_backend(incomplete: str) -> list[str]:
     """Names of engines, for a shell."""
-    from edgeattn.runtimes.engines import PACKAGES
+    from edgeattn.engines import PACKAGES
 
     return [name for name in PACKAGES if name.startswith(incomplete)]
 
 
 def complete_precision(incomplete: str) -> list[str]:
     """Precisions and schemes, for a shell."""
-    from edgeattn.schemes import PRECISIONS, SCHEME_NAMES
+    from edgeattn.engines import PRECISIONS, SCHEME_NAMES
 
     names = dict.fromkeys(("auto", *PRECISIONS, *SCHEME_NAMES))
     return [name for name in names if name.startswith(incomplete)]

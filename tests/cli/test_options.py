@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 
-from edgeattn import __version__, silence
+from edgeattn import __version__
 from edgeattn.cli import COMMANDS, load_command
+from edgeattn.cli.doctor import PROGRAMS, TOOLS
 from edgeattn.cli.renamed import RENAMED
+from edgeattn.guards import silence
+from edgeattn.guards.plain import read_toml
 from tests.cli.conftest import ROOT, Command
 from tests.conversions import Converted
 
@@ -245,3 +249,34 @@ def test_completion_does_not_mind_wrong_settings(script: Path) -> None:
     (script / "edgeattn.toml").write_text("[no-such-command]\n")
     done = bash(script, "COMP_WORDS='edgeattn che' COMP_CWORD=1 _EDGEATTN_COMPLETE=complete_bash edgeattn")
     assert done.stdout.split() == ["check"]
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "200"])
+def test_doctor_prints_commands_that_can_be_copied(
+    edgeattn: Command, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in TOOLS else find(name, *rest))
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = [line.strip() for line in edgeattn("doctor").out.splitlines()]
+    for module, extra in TOOLS.items():
+        assert f"{module}: pip install 'edgeattn[{extra}]'" in lines
+    for program, found in PROGRAMS.items():
+        assert f"{program}: {found.install}" in lines
+
+
+def test_doctor_looks_for_all_that_commands_ask_for(edgeattn: Command) -> None:
+    assert {"transformers", "matplotlib"} <= set(TOOLS)
+    assert {"adb", "ssh", "qemu-aarch64-static"} == set(PROGRAMS)
+    extras = read_toml(ROOT / "pyproject.toml", "project file")["project"]["optional-dependencies"]
+    for module, extra in TOOLS.items():
+        packages = " ".join(extras[extra]).replace("-", "_")
+        assert module in packages, (module, extra)  # the extra that is named brings it
+    told = edgeattn("doctor", "--json").json
+    assert set(told["tools"]) == set(TOOLS)
+    for name, program in told["programs"].items():
+        assert program["path"] == shutil.which(name)

@@ -14,6 +14,7 @@ from typing import Any, final
 import numpy as np
 
 from edgeattn.errors import BundleError, InputError, load_extra
+from edgeattn.guards.silence import without_info
 from edgeattn.runtimes.faults import loading, run_failed
 from edgeattn.runtimes.inputs import Arrays, Found, check_names
 from edgeattn.runtimes.session import Census, LayerTime, Session, count_op
@@ -44,7 +45,7 @@ def open_litert(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Se
     for graph in spec.graphs:
         path = models[graph.name]
         if path not in interpreters:
-            with loading("LiteRT", path):
+            with loading("LiteRT", path), without_info():
                 interpreters[path] = module.Interpreter(str(path), num_threads=threads)
                 interpreters[path].allocate_tensors()
             turns[path] = threading.Lock()

@@ -48,14 +48,17 @@ def set_loudness(loudness: Loudness) -> None:
     verbose    what the engines and their tools say, too, and where an error comes from
     """
     global _loudness
-    if "verbose" in {loudness, _loudness}:
+    from edgeattn.guards import silence
+
+    verbose = loudness == "verbose"
+    silence.tell_all(verbose)
+    silence.drop_info(not verbose)
+    if verbose or _loudness == "verbose":
         import logging
 
-        from edgeattn.guards.silence import tell_all
-
-        tell_all(loudness == "verbose")
-        logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
-        logging.getLogger("edgeattn").setLevel(logging.DEBUG if loudness == "verbose" else logging.NOTSET)
+        ours = logging.getLogger("edgeattn")
+        ours.handlers = [logging.StreamHandler(sys.stderr)] if verbose else []
+        ours.setLevel(logging.INFO if verbose else logging.NOTSET)
     _loudness = loudness
 
 

@@ -12,20 +12,56 @@ import io
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import IO
 
 TAIL_BYTES = 4_000  # of what was said, kept for the error
 
+INFO = b"INFO: "  # how LiteRT begins what it tells of itself
+
 _telling = False
+_dropping = False
 
 
 def tell_all(telling: bool) -> None:
     """Whether what is said inside :func:`silenced` goes to stderr from now on, for who looks for a reason."""
     global _telling
     _telling = telling
+
+
+def drop_info(dropping: bool) -> None:
+    """Whether :func:`without_info` does its work from now on: for a command, whose process is its own."""
+    global _dropping
+    _dropping = dropping
+
+
+@contextlib.contextmanager
+def without_info() -> Iterator[None]:
+    """What is written to stderr inside comes there afterwards, but for the engine's INFO lines, which have no switch.
+
+    Does nothing unless :func:`drop_info` says so: the threads of a user's program share its stderr.
+    """
+    saved = None
+    if _dropping:
+        with contextlib.suppress(OSError):  # a daemon may have closed it
+            saved = os.dup(2)
+    if saved is None:
+        yield
+        return
+    _flush()
+    with _sink() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            _flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+            sink.seek(0)
+            kept = b"".join(line for line in sink.read().splitlines(keepends=True) if not line.startswith(INFO))
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                os.write(2, kept)
 
 
 @contextlib.contextmanager
@@ -67,6 +103,8 @@ def _sink() -> IO[bytes]:
     """A file without a name; in memory where the system has such, for a reader behind walls writes no other."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("said"), "w+b")
+    import tempfile  # a device has memfd_create, and needs no tempfile
+
     return tempfile.TemporaryFile()
 
 

@@ -44,7 +44,7 @@ def connect(device: Device, timeouts: Timeouts) -> Link:
         TransportError: if the phone went away, or does not answer.
         DeviceError: as :func:`attached`, or if a directory cannot be made there.
         UnsupportedError: if it has no Python that can be run, or too old a one.
-        InputError: if there is no adb on this machine.
+        InputError: as :func:`attached`.
     """
     serial = attached(device, timeouts)
     return Link(
@@ -67,8 +67,9 @@ def attached(device: Device, timeouts: Timeouts) -> str:
     """The serial of the phone that is meant.
 
     Raises:
-        InputError: if there is no adb on this machine, or several phones and none named.
-        DeviceError: if it is not attached, or cannot be used as it is; the message says what to tap.
+        InputError: if several phones are attached and none is named.
+        DeviceError: if there is no adb on this machine, or the phone is not attached or cannot be used as it is; the
+            message says what to tap.
         TransportError: if it is on its way, or adb does not answer.
     """
     states = listed(timeouts)
@@ -97,7 +98,7 @@ def listed(timeouts: Timeouts) -> dict[str, str]:
     """Serial -> state of what is attached, as ``adb devices`` tells; its server is started if none runs.
 
     Raises:
-        InputError, TransportError: as :func:`attached`.
+        DeviceError, TransportError: as :func:`attached`.
     """
     done = run_adb(["devices"], timeouts.connect)
     if done.returncode != 0:
@@ -110,16 +111,15 @@ def run_adb(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess
     """Run adb to its end, without input.
 
     Raises:
-        InputError: if there is none on this machine.
         TransportError: if it does not end in time.
-        DeviceError: if it writes without end.
+        DeviceError: if there is none on this machine, or it writes without end.
     """
     try:
         process = subprocess.Popen(
             bound(["adb", *words]), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
     except FileNotFoundError as error:
-        raise InputError(
+        raise DeviceError(
             "adb: needs Android's adb on this machine: apt install adb, or the platform tools of the Android SDK"
         ) from error
     texts: dict[str, bytes] = {}

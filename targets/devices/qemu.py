@@ -17,10 +17,10 @@ def connect(device: Device, timeouts: Timeouts) -> Link:
     """Start the runner in the emulated root.
 
     Raises:
-        InputError: if qemu is not on this machine, or the root was not prepared.
-        DeviceError: if it does not run.
+        InputError: if the root was not prepared.
+        DeviceError: if qemu is not on this machine, or it does not run.
     """
-    require_emulator()
+    require_emulator(DeviceError)
     root = Path(device.root) if device.root else default_path()
     prepare = f"edgeattn targets prepare qemu:aarch64{f' --root {device.root}' if device.root else ''}"
     if read_root(root) is None:

@@ -103,10 +103,10 @@ def read_root(path: Path) -> Root | None:
     return root if root.format == FORMAT and python_of(path).is_file() else None
 
 
-def require_emulator() -> None:
-    """Raise an InputError with the command that installs it where qemu's user mode is not on this machine."""
+def require_emulator(kind: type[EdgeattnError]) -> None:
+    """Raise an error with the command that installs it where qemu's user mode is not on this machine."""
     if shutil.which(EMULATOR) is None:
-        raise InputError(f"no {EMULATOR} on this machine: apt install qemu-user-static (Fedora: qemu-user-static, too)")
+        raise kind(f"no {EMULATOR} on this machine: apt install qemu-user-static (Fedora: qemu-user-static, too)")
 
 
 def requirements() -> tuple[str, ...]:
@@ -143,7 +143,7 @@ def prepare(
         OutputError: if there is no room, or nothing may be written.
     """
     path = default_path() if path is None else path.absolute()
-    require_emulator()
+    require_emulator(InputError)
     if apt_sources is not None and not apt_sources.is_file():
         raise InputError(f"{apt_sources}: no such file of apt sources")
     wanted = requirements()

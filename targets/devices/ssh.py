@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeattn.errors import DeviceError, InputError
+from edgeattn.errors import DeviceError
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.link import Link, Timeouts, TransportError
 
@@ -14,9 +14,9 @@ def connect(device: Device, timeouts: Timeouts) -> Link:
 
     Raises:
         TransportError: if the host did not answer, or the link was cut.
-        DeviceError: if it let us not in (host key, user key), or a directory cannot be made there.
+        DeviceError: if it let us not in (host key, user key), a directory cannot be made there, or there is no ssh on
+            this machine.
         UnsupportedError: if it has no Python, or too old a one.
-        InputError: if there is no ssh on this machine.
     """
     try:
         return Link(
@@ -27,7 +27,7 @@ def connect(device: Device, timeouts: Timeouts) -> Link:
             lambda words, status: explain(device, words, status),
         )
     except FileNotFoundError as error:
-        raise InputError("ssh:// needs OpenSSH's ssh on this machine: apt install openssh-client") from error
+        raise DeviceError("ssh:// needs OpenSSH's ssh on this machine: apt install openssh-client") from error
 
 
 def command(device: Device, timeouts: Timeouts) -> list[str]:

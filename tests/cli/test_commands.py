@@ -19,7 +19,7 @@ import pytest
 
 from edgeattn.bundle import MANIFEST
 from edgeattn.cli import COMMANDS
-from tests.cli.conftest import Command
+from tests.cli.conftest import ROOT, Command
 from tests.conversions import BUNDLES, Converted
 
 QUICK = ("--duration", "0s")
@@ -484,3 +484,43 @@ def test_no_color_is_honoured(
     text = edgeattn("profile", small_bundle, "--runs", "3", *QUICK).out
     coloured = re.search(r"\x1b\[[\d;]*\b[349][0-7]", text) is not None
     assert coloured == (not refused)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("adb:", "needs Android's adb on this machine: apt install adb"),
+        ("ssh://board", "needs OpenSSH's ssh on this machine: apt install openssh-client"),
+        ("qemu:aarch64", "no qemu-aarch64-static on this machine: apt install qemu-user-static"),
+    ],
+)
+def test_a_device_that_nothing_here_can_reach_exits_3(
+    edgeattn: Command, small_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, message: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = edgeattn("profile", small_bundle, "--device", device, "--json")
+    assert outcome.code == 3
+    assert outcome.json["error"]["type"] == "DeviceError"
+    assert message in outcome.error
+
+
+def alone(*words: object) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own: an engine tells of itself once."""
+    program = [sys.executable, "-c", "from edgeattn.cli import main; main()", *map(str, words)]
+    return subprocess.run(program, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", [("check", *QUICK), ("profile", "--runs", 3, *QUICK)])
+@pytest.mark.parametrize("target", BUNDLES)
+def test_no_engine_tells_of_itself_unless_it_is_asked(
+    converted: Converted, target: str, command: tuple[object, ...]
+) -> None:
+    other = ("--backend", "onnxruntime") if target == "jetson" else ()
+    done = alone(command[0], converted.out / f"small-attention.{BUNDLES[target]}", *command[1:], *other)
+    assert done.returncode in {0, 1}, done.stderr
+    assert not [line for line in done.stderr.splitlines() if re.match(r"INFO|WARNING|\[|[WIE]\d{4}", line)]
+
+
+def test_an_engine_tells_of_itself_to_who_asks(converted: Converted) -> None:
+    done = alone("check", converted.out / f"small-attention.{BUNDLES['mobile']}", *QUICK, "-v")
+    assert "INFO: Created TensorFlow Lite" in done.stderr

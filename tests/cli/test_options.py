@@ -16,7 +16,6 @@ from edgeattn import __version__
 from edgeattn.cli import COMMANDS, load_command
 from edgeattn.cli.doctor import PROGRAMS, TOOLS
 from edgeattn.cli.renamed import RENAMED
-from edgeattn.guards import silence
 from edgeattn.guards.plain import read_toml
 from tests.cli.conftest import ROOT, Command
 from tests.conversions import Converted
@@ -173,24 +172,6 @@ def test_verbose_tells_where_an_error_comes_from_and_ends_with_the_command(edgea
     assert "Traceback (most recent call last)" in told.err
     assert told.json["error"]["type"] == "ModelError"  # stdout stays the object's
     assert "Traceback" not in edgeattn("convert", "missing.py").err
-
-
-def test_verbose_hands_on_what_tools_say(capfd: pytest.CaptureFixture[str]) -> None:
-    def speak() -> None:
-        with silence.silenced():
-            sys.stdout.write("to stdout\n")
-            os.write(1, b"from C\n")
-
-    speak()
-    assert capfd.readouterr() == ("", "")
-    silence.tell_all(True)
-    try:
-        speak()
-    finally:
-        silence.tell_all(False)
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert set(said.err.splitlines()) == {"to stdout", "from C"}
 
 
 # --- completion -------------------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_an_adb_that_hangs(phone: Phone, tiny_bundle: Path, monkeypatch: pytest.
 
 def test_no_adb(phone: Phone, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="needs Android's adb on this machine: apt install adb"):
+    with pytest.raises(DeviceError, match="needs Android's adb on this machine: apt install adb"):
         replay(device(phone), tiny_bundle)
 
 

@@ -202,7 +202,7 @@ def test_a_machine_without_qemu_is_told_how_to_get_it(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="no qemu-aarch64-static on this machine: apt install qemu-user-static"):
+    with pytest.raises(DeviceError, match="no qemu-aarch64-static on this machine: apt install qemu-user-static"):
         measure_on(parse_device("qemu:aarch64"), tiny_bundle, MeasureOptions())
 
 

@@ -300,6 +300,19 @@ def _golden_tensors(spec: ModelSpec) -> dict[str, TensorSpec]:
     return inputs | {f"{graph.name}.out.{tensor.name}": tensor for graph in spec.graphs for tensor in graph.all_outputs}
 
 
+def refuse_existing(path: Path, replace: bool) -> None:
+    """Never overwrite what was not asked to be.
+
+    Args:
+        replace: whether it was asked for, and what is there is ours to replace.
+
+    Raises:
+        OutputError: if there is something.
+    """
+    if path.exists() and not replace:
+        raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
+
+
 @final
 class BundleDraft:
     """A bundle under construction beside its destination; it appears there whole, or not at all.
@@ -311,8 +324,7 @@ class BundleDraft:
     def __init__(self, destination: Path, overwrite: bool = False) -> None:
         self.destination = destination
         self._overwrite = overwrite
-        if destination.exists() and not overwrite:
-            raise OutputError(f"{destination} exists; remove it, choose another --out, or pass --force")
+        refuse_existing(destination, overwrite)
         if destination.exists() and not (destination / MANIFEST).is_file():
             raise OutputError(f"{destination} exists and is not a bundle; it is left alone, choose another --out")
         with writing(destination):
@@ -357,8 +369,7 @@ def zip_bundle(bundle: Path, archive: Path, overwrite: bool = False) -> Path:
         BundleError: if the bundle is not whole.
         OutputError: if the archive exists and ``overwrite`` is not given, or cannot be written.
     """
-    if archive.exists() and not overwrite:
-        raise OutputError(f"{archive} exists; remove it, choose another --out, or pass --force")
+    refuse_existing(archive, overwrite)
     with (
         open_bundle(bundle) as opened,
         writing(archive),

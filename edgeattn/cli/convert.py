@@ -9,7 +9,7 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish
-from edgeattn.cli.loading import Inputs, chosen_targets, load_loss, own_options, report_of, typed
+from edgeattn.cli.loading import Inputs, chosen_targets, load_loss, own_options, refuse_early, report_of, typed
 from edgeattn.models import DEFAULT
 
 
@@ -56,7 +56,6 @@ def convert(
 ) -> None:
     """Make a verified bundle of MODEL for each target: prune, quantize, convert, check, measure."""
     with exit_codes(as_json):
-        from edgeattn.pipeline.convert import convert as run
         from edgeattn.pipeline.steps.options import ConvertOptions, Effort
         from edgeattn.profiling.measure import MeasureOptions
         from edgeattn.results.gates import Gates
@@ -83,4 +82,7 @@ def convert(
             own=own,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
+        refuse_early(inputs, settings, ".edge.zip" if archive else ".edge")
+        from edgeattn.pipeline.convert import convert as run
+
         finish(report_of(inputs, settings, flags, run), as_json)

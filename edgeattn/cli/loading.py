@@ -129,6 +129,14 @@ def own_options(targets: Sequence[Target], flags: frozenset[str], recover_second
     return own
 
 
+def refuse_early(inputs: Inputs, options: ConvertOptions, suffix: str) -> None:
+    """Before the pipeline is imported, and the model loaded: see :mod:`edgeattn.pipeline.steps.early`."""
+    from edgeattn.pipeline.steps import early
+    from edgeattn.sources.names import expected_name
+
+    early.refuse_early(expected_name(inputs.model), options, suffix)
+
+
 def report_of(
     inputs: Inputs,
     options: ConvertOptions,

@@ -10,7 +10,7 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish
-from edgeattn.cli.loading import Inputs, chosen_targets, load_loss, report_of, typed
+from edgeattn.cli.loading import Inputs, chosen_targets, load_loss, refuse_early, report_of, typed
 
 BUDGETS, AMOUNTS = "What to reach", "What to remove"  # panels of --help
 Share = Annotated[
@@ -94,8 +94,6 @@ def prune(
 ) -> None:
     """Remove heads, neurons and layers for measured milliseconds; the smaller model is a MODEL for convert."""
     with exit_codes(as_json):
-        from edgeattn.pipeline.prune import PruneOptions
-        from edgeattn.pipeline.prune import prune as run
         from edgeattn.pipeline.steps.options import ConvertOptions
         from edgeattn.profiling.measure import MeasureOptions
         from edgeattn.pruning import Request, amounts
@@ -129,7 +127,12 @@ def prune(
         )
         if plot is not None:
             check_picture(plot)
-        inputs, more = Inputs(model, bucket, fill, data, split, samples, 0), PruneOptions(model, plot)
+        inputs = Inputs(model, bucket, fill, data, split, samples, 0)
+        refuse_early(inputs, settings, ".pruned")
+        from edgeattn.pipeline.prune import PruneOptions
+        from edgeattn.pipeline.prune import prune as run
+
+        more = PruneOptions(model, plot)
         report = report_of(
             inputs, settings, typed(context),
             lambda source, given, options, bar: run(source, given, options, more, bar),

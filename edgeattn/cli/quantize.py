@@ -9,7 +9,7 @@ import typer
 
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, finish
-from edgeattn.cli.loading import Inputs, chosen_targets, own_options, report_of, typed
+from edgeattn.cli.loading import Inputs, chosen_targets, own_options, refuse_early, report_of, typed
 
 
 def quantize(
@@ -36,7 +36,6 @@ def quantize(
 ) -> None:
     """Find the fastest precision that keeps the metric; save the engine's files and the plan for convert."""
     with exit_codes(as_json):
-        from edgeattn.pipeline.quantize import quantize as run
         from edgeattn.pipeline.steps.options import ConvertOptions, Effort
         from edgeattn.profiling.measure import MeasureOptions
         from edgeattn.results.gates import Gates
@@ -57,4 +56,7 @@ def quantize(
             accept_unproved=accept_unproved,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
+        refuse_early(inputs, settings, ".quantized")
+        from edgeattn.pipeline.quantize import quantize as run
+
         finish(report_of(inputs, settings, flags, run), as_json)

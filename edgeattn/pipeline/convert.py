@@ -31,6 +31,7 @@ from edgeattn.pipeline.steps.baseline import baseline
 from edgeattn.pipeline.steps.candidates import (
     choose,
 )
+from edgeattn.pipeline.steps.early import check_target
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.fallbacks import (
     forget_trials,
@@ -38,8 +39,7 @@ from edgeattn.pipeline.steps.fallbacks import (
 )
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.pipeline.steps.packing import destination, golden_inputs, pack
-from edgeattn.pipeline.steps.preflight import check_dla, check_room, describe, engine, preflight, removed_if_empty
-from edgeattn.pipeline.steps.recipes import schemes
+from edgeattn.pipeline.steps.preflight import check_room, describe, engine, preflight, removed_if_empty
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.pipeline.steps.repeatable import confirmed
 from edgeattn.profiling.contract import contract
@@ -72,9 +72,7 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         destination(model, target, own)
         contract(model.spec, own.measure)
         with refused.within(target, "target", UnsupportedError):
-            schemes(target, engine(target, own), own.precision)
-            if own.dla:
-                check_dla(target, engine(target, own))
+            check_target(target, own)
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)

@@ -7,9 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgeattn.bundle import refuse_existing
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.engines import SUBSTITUTE
-from edgeattn.errors import InputError, OutputError
+from edgeattn.errors import InputError
 from edgeattn.evaluation.data import Data
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
@@ -68,9 +69,7 @@ def prune(
     if options.prune.saved is not None:
         raise InputError(f"{options.prune.saved} is pruned already: give it as MODEL to prune it further")
     for target in options.targets:
-        path = destination(model, target, options)
-        if path.exists() and not options.force:
-            raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
+        refuse_existing(destination(model, target, options), options.force)
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)

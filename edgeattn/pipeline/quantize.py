@@ -9,19 +9,19 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from edgeattn.bundle import writing
+from edgeattn.bundle import refuse_existing, writing
 from edgeattn.engines import SUBSTITUTE
-from edgeattn.errors import OutputError, UnsupportedError
+from edgeattn.errors import UnsupportedError
 from edgeattn.evaluation.data import Data
 from edgeattn.guards.scratch import Room, put_in_place, scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
 from edgeattn.pipeline.steps.candidates import Verified, artifact_files, choose
+from edgeattn.pipeline.steps.early import check_target
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.fallbacks import forget_trials, try_schemes
 from edgeattn.pipeline.steps.options import ConvertOptions
-from edgeattn.pipeline.steps.preflight import check_room, describe, engine, preflight, removed_if_empty
-from edgeattn.pipeline.steps.recipes import schemes
+from edgeattn.pipeline.steps.preflight import check_room, describe, preflight, removed_if_empty
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.pipeline.steps.repeatable import confirmed
 from edgeattn.pipeline.steps.rows import on_this_host, verified_gates
@@ -48,9 +48,10 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
     refused = Refusals(options.targets, options.backend, options.precision)
     for target in options.targets:  # refused before any waiting
         own = options.of(target)
-        refuse_existing(destination(model, target, own), own.force)
+        path = destination(model, target, own)
+        refuse_existing(path, own.force and (path / PLAN).is_file())
         with refused.within(target, "target", UnsupportedError):
-            schemes(target, engine(target, own), own.precision)
+            check_target(target, own)
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)
@@ -67,16 +68,6 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
 def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
     """Where the result goes."""
     return options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
-
-
-def refuse_existing(path: Path, force: bool) -> None:
-    """Never overwrite what was not asked to be.
-
-    Raises:
-        OutputError: if there is something and ``force`` was not given, or it is none of ours.
-    """
-    if path.exists() and not (force and (path / PLAN).is_file()):
-        raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
 
 
 def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 import edgeattn
-from edgeattn.bundle import ASSETS, SUFFIX, BundleDraft, Golden, Manifest, writing, zip_bundle
+from edgeattn.bundle import ASSETS, SUFFIX, BundleDraft, Golden, Manifest, refuse_existing, writing, zip_bundle
 from edgeattn.engines import SUBSTITUTE
-from edgeattn.errors import InputError, OutputError
+from edgeattn.errors import InputError
 from edgeattn.jobs.measure import profile_bundle
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
@@ -51,8 +51,7 @@ def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Pa
             with BundleDraft(path, options.force):
                 return path
         archive = path.with_suffix(f"{SUFFIX}.zip")
-        if archive.exists() and not (options.force and archive.is_file()):
-            raise OutputError(f"{archive} exists; remove it, choose another --out, or pass --force")
+        refuse_existing(archive, options.force and archive.is_file())
         with writing(archive):
             options.out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=options.out):

@@ -21,6 +21,8 @@ from edgeattn.cli.console import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from edgeattn.results.report import Result
 
 DEMO_TARGETS = ("cpu", "mobile", "jetson")
@@ -37,14 +39,10 @@ def demo(
 ) -> None:
     """Convert the built-in speech model for three targets, stream through each, print the table."""
     with exit_codes(as_json):
-        from edgeattn.engines import SUBSTITUTE
-        from edgeattn.errors import DeviceError, MissingExtraError
         from edgeattn.evaluation.speech import SpeechData
         from edgeattn.models import DEFAULT
         from edgeattn.pipeline.convert import convert
         from edgeattn.pipeline.steps.options import ConvertOptions
-        from edgeattn.profiling.pacing import pace
-        from edgeattn.runtimes import Event, load
         from edgeattn.sources import load_data, load_model
         from edgeattn.targets import get_target
 
@@ -65,27 +63,7 @@ def demo(
         for result in report.results:
             if not result.bundle:
                 continue
-            try:
-                session = load(result.bundle)
-            except (DeviceError, MissingExtraError):
-                session = load(result.bundle, backend=SUBSTITUTE.get(result.backend))
-            with session:
-                spec = session.spec.stream
-                assert spec is not None
-                live = session.stream()
-                engine = session.backend if session.backend == result.backend else f"{session.backend} as substitute"
-                note(f"{result.target} on {engine}:")
-                finals: list[str] = []
-
-                def show(event: Event, finals: list[str] = finals) -> None:
-                    note(f"  {event.time:5.2f} s {event.kind:7s} {event.text}")
-                    if event.kind == "final":
-                        finals.append(event.text)
-
-                pace(live, spec, utterance.samples, 512, 1e3 * float(spec.hop_seconds), show)
-                for event in live.flush():
-                    show(event)
-                transcripts[result.target] = " ".join(finals)
+            transcripts[result.target] = _heard(result, utterance.samples)
         if plot is not None:
             save_picture(report, plot)
         if as_json:
@@ -96,6 +74,26 @@ def demo(
             for result in report.results:
                 say(how_sure(result))
         leave(report)
+
+
+def _heard(result: Result, samples: np.ndarray) -> str:
+    """The words that a bundle hears in real time, told as they come; a substitute runs what needs a device."""
+    from edgeattn.engines import SUBSTITUTE
+    from edgeattn.errors import DeviceError, MissingExtraError
+    from edgeattn.pipeline.stream import transcribe_paced
+    from edgeattn.runtimes import load
+
+    assert result.bundle is not None
+    try:
+        session = load(result.bundle)
+    except (DeviceError, MissingExtraError):
+        session = load(result.bundle, backend=SUBSTITUTE.get(result.backend))
+    with session:
+        engine = session.backend if session.backend == result.backend else f"{session.backend} as substitute"
+        note(f"{result.target} on {engine}:")
+        return transcribe_paced(
+            session, samples, lambda event: note(f"  {event.time:5.2f} s {event.kind:7s} {event.text}")
+        ).text
 
 
 def how_sure(result: Result) -> str:

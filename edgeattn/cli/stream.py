@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +13,12 @@ from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, is_terminal, note, print_json, say, say_over
 
 if TYPE_CHECKING:
-    from edgeattn.profiling.figures import Realtime
+    import numpy as np
+
+    from edgeattn.pipeline.stream import Transcription
     from edgeattn.runtimes import Event
+
+STDIN = "-"
 
 
 def stream(
@@ -35,103 +39,100 @@ def stream(
     On a device (--device) with --fast alone.
     """
     with exit_codes(as_json):
-        if device != "local":
-            _stream_there(bundle, recording, device, fast and deadline is None, threads, backend, as_json)
-            return
-        from edgeattn.runtimes import load
+        if device == "local":
+            from edgeattn.audio import read_audio
+            from edgeattn.pipeline.stream import stream_spec, transcribe, transcribe_paced
+            from edgeattn.runtimes import load
 
-        with load(bundle, backend=backend, threads=threads) as session:
-            spec = session.spec.stream
-            live = session.stream()
-            assert spec is not None  # stream() refused a model that does not stream
-            heard: list[Event] = []
-            quiet = as_json or not is_terminal()
-
-            def show(event: Event) -> None:
-                heard.append(event)
-                if event.kind == "final":
-                    line = f"{event.time:7.2f} s  {event.text}"
-                    say(line, err=as_json) if quiet else say_over(line, "\n")
-                elif not quiet:
-                    say_over(f"{event.time:7.2f} s  {event.text} ...", "")
-
-            realtime = None
-            if recording == "-":
-                from edgeattn.audio import read_pcm16
-                from edgeattn.errors import AudioError
-
-                came = 0
-                for samples in read_pcm16(sys.stdin.buffer, packet):
-                    came += len(samples)
-                    for event in live.push(samples):
-                        show(event)
-                if not came:
-                    raise AudioError("stdin: no samples came; expected raw 16-bit mono ones")
-            else:
-                from edgeattn.audio import read_audio
-                from edgeattn.profiling.pacing import pace
-
-                samples = read_audio(Path(recording), spec.frontend.sample_rate)
-                if fast:
-                    for event in live.push(samples):
-                        show(event)
+            with load(bundle, backend=backend, threads=threads) as session:
+                rate = stream_spec(session).frontend.sample_rate
+                show = _shown(as_json)
+                if recording == STDIN:
+                    heard = transcribe(session, _from_stdin(packet), show)
+                elif fast:
+                    heard = transcribe(session, [read_audio(Path(recording), rate)], show)
                 else:
-                    limit = deadline if deadline is not None else 1e3 * float(spec.hop_seconds)
-                    realtime = pace(live, spec, samples, packet, limit, show)
-            for event in live.flush():
-                show(event)
-            if as_json:
-                _print_heard(session.backend, device, heard, realtime)
+                    heard = transcribe_paced(session, read_audio(Path(recording), rate), show, deadline, packet)
+        else:
+            _check_there(recording, device, fast and deadline is None)
+            heard = _transcribe_there(bundle, recording, device, threads, backend, as_json)
+        if as_json:
+            print_json(heard.to_json())
 
 
-def _stream_there(
-    bundle: Path, recording: str, device: str, fast: bool, threads: int, backend: str | None, as_json: bool
-) -> None:
-    """On a device: what it heard is told when it has heard all.
+def _shown(as_json: bool) -> Callable[[Event], None]:
+    """What prints an event: finals as lines; on a terminal partial ones too, each in place of the last."""
+    quiet = as_json or not is_terminal()
+
+    def show(event: Event) -> None:
+        line = f"{event.time:7.2f} s  {event.text}"
+        if event.kind == "final":
+            say(line, err=as_json) if quiet else say_over(line, "\n")
+        elif not quiet:
+            say_over(f"{line} ...", "")
+
+    return show
+
+
+def _from_stdin(packet: int) -> Iterator[np.ndarray]:
+    """Samples as they come.
 
     Raises:
-        InputError: unless ``fast``, for a model that does not stream, or samples on stdin, which have no end.
+        AudioError: if none do.
     """
-    from edgeattn.audio import read_audio
-    from edgeattn.bundle import read_manifest
+    from edgeattn.audio import read_pcm16
+    from edgeattn.errors import AudioError
+
+    came = 0
+    for samples in read_pcm16(sys.stdin.buffer, packet):
+        came += len(samples)
+        yield samples
+    if not came:
+        raise AudioError("stdin: no samples came; expected raw 16-bit mono ones")
+
+
+def _check_there(recording: str, device: str, fast: bool) -> None:
+    """Refuse what a device is not asked for.
+
+    Raises:
+        InputError: unless ``fast``, or for samples on stdin, which have no end.
+    """
     from edgeattn.errors import InputError
-    from edgeattn.jobs.remote import stream_on
     from edgeattn.targets.devices import parse_device
 
-    parsed = parse_device(device)
+    parse_device(device)
     if not fast:
         raise InputError(
             f"on {device} a recording streams as fast as it goes and to no deadline: add --fast, leave --deadline out; "
             "edgeattn check paces a stream there"
         )
-    if recording == "-":
+    if recording == STDIN:
         raise InputError(f"on {device} a whole recording is streamed: give its file, not -")
+
+
+def _transcribe_there(
+    bundle: Path, recording: str, device: str, threads: int, backend: str | None, as_json: bool
+) -> Transcription:
+    """On a device: what it heard is told when it has heard all.
+
+    Raises:
+        InputError: for a model that does not stream.
+    """
+    from edgeattn.audio import read_audio
+    from edgeattn.bundle import read_manifest
+    from edgeattn.errors import InputError
+    from edgeattn.jobs.remote import stream_on
+    from edgeattn.pipeline.stream import Transcription
+    from edgeattn.targets.devices import parse_device
+
     spec = read_manifest(bundle).spec.stream
     if spec is None:
         raise InputError(f"{bundle}: this model does not stream")
     samples = read_audio(Path(recording), spec.frontend.sample_rate)
-    transcript, found = stream_on(parsed, bundle, samples, backend, threads)
+    transcript, found = stream_on(parse_device(device), bundle, samples, backend, threads)
     for event in transcript.events:
         if event.kind == "final":
             say(f"{event.time:7.2f} s  {event.text}", err=as_json)
     emulated = f", emulated by {found.emulator}" if found.emulator else ""
     note(f"heard by {transcript.backend} {transcript.engine_version} on {device} ({found.arch}{emulated})")
-    if as_json:
-        _print_heard(transcript.backend, device, transcript.events, None)
-
-
-def _print_heard(backend: str, device: str, heard: Sequence[Event], realtime: Realtime | None) -> None:
-    from edgeattn.spec import to_json
-
-    words = [word for event in heard if event.kind == "final" for word in event.words]
-    print_json(
-        {
-            "schema": 1,
-            "backend": backend,
-            "device": device,
-            "text": " ".join(word.text for word in words),
-            "words": to_json(words),
-            "events": to_json(heard),
-            "realtime": to_json(realtime) if realtime is not None else None,
-        }
-    )
+    return Transcription(backend=transcript.backend, events=tuple(transcript.events), device=device)

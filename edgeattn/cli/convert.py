@@ -74,7 +74,7 @@ def convert(
             force=force,
             keep_failed=keep_failed,
             plan=o.plan_of(plan, precision, recover, data, prunes),
-            effort=Effort(time_budget, recover),
+            effort=Effort(time_budget, 0.0 if prune else recover),  # what pruning lost, or else int8
             prune=o.prune_of(prune, recover, loss, prunes),
             loss=load_loss(loss),
             accept_unproved=accept_unproved,

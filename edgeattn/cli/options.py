@@ -258,8 +258,8 @@ Recover = Annotated[
         "--recover",
         parser=seconds,
         metavar="TIME",
-        help="Train for that long where the metric was lost, e.g. 3min: a pruned model after the unpruned one, and "
-        "with fake quantization where the search over layers finds nothing; 0s for not.",
+        help="Train for that long, e.g. 3min, what pruning lost, after the unpruned model; or else with fake "
+        "quantization, where the search over layers finds nothing; 0s for not.",
     ),
 ]
 Prune = Annotated[

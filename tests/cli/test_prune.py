@@ -164,7 +164,7 @@ def test_a_loss_belongs_to_pruning(edgeattn: Command, given: tuple[str, str]) ->
     assert "--loss belongs to pruning: give --prune" in done.error
 
 
-def test_one_recover_is_for_what_pruning_and_int8_lose(
+def test_recover_is_for_what_pruning_lost_or_else_int8(
     edgeattn: Command, given: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[ConvertOptions] = []
@@ -179,7 +179,7 @@ def test_one_recover_is_for_what_pruning_and_int8_lose(
     assert edgeattn(*common, "--recover-minutes", "3", "--prune", "neurons=0.5", "--precision", "fp32").code == 4
     assert edgeattn(*common, "--recover", "3min").code == 4
     for options, prunes in zip(asked, (True, True, False), strict=True):
-        assert options.effort.recover_seconds == 180
+        assert options.effort.recover_seconds == (0 if prunes else 180)
         assert (None if options.prune is None else options.prune.recover_seconds) == (180 if prunes else None)
 
 

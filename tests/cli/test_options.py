@@ -261,3 +261,18 @@ def test_doctor_looks_for_all_that_commands_ask_for(edgeattn: Command) -> None:
     assert set(told["tools"]) == set(TOOLS)
     for name, program in told["programs"].items():
         assert program["path"] == shutil.which(name)
+
+
+def test_the_help_of_all_loads_no_command() -> None:
+    """It costs what typer and rich cost: its bar is 1.3 times a bare program of theirs."""
+    program = (
+        "import sys; sys.argv = ['edgeattn', '--help']\n"
+        "from edgeattn.cli import COMMANDS, main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "loaded = [name for name in COMMANDS if f'edgeattn.cli.{name}' in sys.modules]\n"
+        "loaded += [name for name in ('importlib.metadata', 'numpy', 'tempfile') if name in sys.modules]\n"
+        "print(loaded, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "[]\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn.cli.convert import DEFAULT_MODEL
+from edgeattn.models import DEFAULT
 from edgeattn.sources.names import expected_name
 from tests.cli.conftest import Command
 
@@ -80,7 +80,7 @@ def test_of_several_targets_a_precision_that_one_lacks_stops_none(edgeattn: Comm
 
 
 def test_nothing_of_the_pipeline_is_imported(tmp_path: Path) -> None:
-    (tmp_path / f"out/{DEFAULT_MODEL}.cpu.edge").mkdir(parents=True)
+    (tmp_path / f"out/{DEFAULT}.cpu.edge").mkdir(parents=True)
     program = (
         "import sys; sys.argv = ['edgeattn', 'convert']\n"
         "from edgeattn.cli import main\n"

@@ -28,7 +28,7 @@ def samples() -> np.ndarray:
     """A second and a half of the first utterance of the sample that comes with the model."""
     data = load_data("streaming-conformer", load_model("streaming-conformer").spec, None, None, 1)
     assert data is not None
-    spoken: np.ndarray = data.evaluation[0].samples[:12_000]  # type: ignore[union-attr]
+    spoken: np.ndarray = data.evaluation[0].samples[:12_000]
     return spoken
 
 

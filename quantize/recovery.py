@@ -66,7 +66,7 @@ class RecoveryOptions:
             raise ValueError(f"activations must be static or dynamic, got {self.activations!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recovered:
     """A trained model, the best by the held-out samples; the source itself if none was better.
 
@@ -166,9 +166,16 @@ def recover(
         run.run()
         student.finish()
     return Recovered(
-        student.model(), student.learned(), tuple(run.losses), run.elapsed(), run.before, run.best_loss,
-        student.calibrated, student.untrained, run.note,
-    )  # fmt: skip
+        model=student.model(),
+        scales=student.learned(),
+        losses=tuple(run.losses),
+        seconds=run.elapsed(),
+        before=run.before,
+        after=run.best_loss,
+        calibrated=student.calibrated,
+        untrained=student.untrained,
+        note=run.note,
+    )
 
 
 class _Learner:

@@ -119,7 +119,7 @@ class OpEstimate:
     bound: Bound
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A latency that nobody measured.
 
@@ -191,18 +191,18 @@ def estimate(
     }
     room = target.memory.bytes
     return Estimate(
-        target.name,
-        engine,
-        threads,
-        sum(part.low_ms for part in parts),
-        mid,
-        sum(part.high_ms for part in parts),
-        shares,
-        tuple(sorted(parts, key=lambda part: -part.mid_ms)),
-        needs_bytes,
-        None if room is None or needs_bytes is None else needs_bytes <= room,
-        used.source,
-        _notes(target, engine, threads, ops),
+        target=target.name,
+        engine=engine,
+        threads=threads,
+        low_ms=sum(part.low_ms for part in parts),
+        mid_ms=mid,
+        high_ms=sum(part.high_ms for part in parts),
+        bound_by=shares,
+        ops=tuple(sorted(parts, key=lambda part: -part.mid_ms)),
+        needs_bytes=needs_bytes,
+        fits=None if room is None or needs_bytes is None else needs_bytes <= room,
+        source=used.source,
+        notes=_notes(target, engine, threads, ops),
     )
 
 

@@ -32,7 +32,7 @@ SOFTMAX = ("softmax", "_softmax")
 PRODUCTS = frozenset(("linear", "matmul", "mm", "bmm", "baddbmm", "addmm", "einsum", "addbmm", "mv", "dot"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Call:
     """One operation of a traced graph.
 
@@ -165,15 +165,15 @@ def _calls(module: torch.fx.GraphModule, prefix: str) -> Iterator[Call]:
             continue
         stack: Mapping[str, Any] = node.meta.get("nn_module_stack") or {}
         yield Call(
-            node.name,
-            short_name(node.target),
-            str(node.target),
-            strip_wrapper(str(list(stack.values())[-1][0]), prefix) if stack else "",
-            _line(FRAME.findall(str(node.meta.get("stack_trace") or ""))),
-            tuple(_tensors(node.meta.get("val"))),
-            tuple(inner.name for inner in node.all_input_nodes),
-            tuple(torch.fx.node.map_arg(node.args, str)),
-            dict(torch.fx.node.map_arg(dict(node.kwargs), str)),
+            name=node.name,
+            op=short_name(node.target),
+            overload=str(node.target),
+            module=strip_wrapper(str(list(stack.values())[-1][0]), prefix) if stack else "",
+            line=_line(FRAME.findall(str(node.meta.get("stack_trace") or ""))),
+            outputs=tuple(_tensors(node.meta.get("val"))),
+            inputs=tuple(inner.name for inner in node.all_input_nodes),
+            arguments=tuple(torch.fx.node.map_arg(node.args, str)),
+            options=dict(torch.fx.node.map_arg(dict(node.kwargs), str)),
         )
 
 

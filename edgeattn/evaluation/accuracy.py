@@ -38,7 +38,7 @@ class Score:
         return len(self.errors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """The metric of the source and of the deployed artifact on the same samples, in percent.
 
@@ -148,17 +148,17 @@ def accuracy(
     if drop is None and source is not None:
         drop = paired_drop(source, deployed, max_drop=max_drop)
     return Accuracy(
-        deployed.metric,
-        None if source is None else 100.0 * source.value,
-        100.0 * deployed.value,
-        (100.0 * deployed.ci95[0], 100.0 * deployed.ci95[1]),
-        deployed.samples,
-        data,
-        None if drop is None else drop.upper,
-        None if drop is None else 100.0 * (1.0 - ALPHA),
-        None if drop is None else drop.needed,
-        None if drop is None or max_drop is None else within(drop, max_drop),
-        len(deployed.unlabelled),
+        metric=deployed.metric,
+        source=None if source is None else 100.0 * source.value,
+        deployed=100.0 * deployed.value,
+        ci95=(100.0 * deployed.ci95[0], 100.0 * deployed.ci95[1]),
+        samples=deployed.samples,
+        data=data,
+        drop_upper=None if drop is None else drop.upper,
+        confidence=None if drop is None else 100.0 * (1.0 - ALPHA),
+        samples_needed=None if drop is None else drop.needed,
+        proved=None if drop is None or max_drop is None else within(drop, max_drop),
+        unlabelled=len(deployed.unlabelled),
     )
 
 

@@ -23,7 +23,7 @@ MOVING = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity",
 RAW_SHARE = 0.05  # of the operations of all linear layers
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearLayer:
     """A MatMul or Gemm with constant two-dimensional weights, (K, N) or (N, K) as ``axis`` tells.
 
@@ -107,10 +107,17 @@ def linear_layers(graph: onnx.GraphProto) -> tuple[LinearLayer, ...]:
         rows = math.prod(shapes[node.input[0]][:-1])
         layers.append(
             LinearLayer(
-                layer_path(node), index, node.name, node.input[0], node.input[1], 0 if transposed else 1, rows, inner,
-                outer,
+                path=layer_path(node),
+                node=index,
+                name=node.name,
+                activation=node.input[0],
+                weight=node.input[1],
+                axis=0 if transposed else 1,
+                rows=rows,
+                inner=inner,
+                outer=outer,
             )
-        )  # fmt: skip
+        )
     raw = _raw_tensors(graph)
     limit = RAW_SHARE * sum(layer.flops for layer in layers)
     return tuple(replace(layer, raw=layer.activation in raw and layer.flops <= limit) for layer in layers)

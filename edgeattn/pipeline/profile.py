@@ -88,7 +88,7 @@ class Trials:
             with open_artifact(artifact, self._workshop, threads) as session:
                 arrays = make_golden(session, golden_inputs(self._base))
         with BundleDraft(self.folder / f"{self.model.spec.name}.{target.name}{SUFFIX}") as draft:
-            draft_bundle(draft, self._workshop, target, artifact, Precision(PRECISION, PRECISION), arrays)
+            draft_bundle(draft, self._workshop, target, artifact, Precision(asked=PRECISION, shipped=PRECISION), arrays)
             return draft.publish()
 
     @functools.cached_property
@@ -216,7 +216,7 @@ def _tried(trials: Trials, target: Target, options: ProfileOptions, progress: Pr
             bundle=None,
             passed=False,
             failures=(failure,),
-            precision=Precision(PRECISION, PRECISION),
+            precision=Precision(asked=PRECISION, shipped=PRECISION),
         )
         return [row]
     return [replace(result, bundle=None, notes=(NOTE, *result.notes)) for result in report.results]
@@ -264,7 +264,7 @@ def estimated(
             bundle=str(path),
             passed=False,
             failures=(),
-            precision=Precision(str(manifest.precision["asked"]), shipped),
+            precision=Precision(asked=str(manifest.precision["asked"]), shipped=shipped),
             size_bytes=bundle_size(manifest),
             notes=tuple(notes),
             estimate={**to_json(found), "ops": to_json(found.ops[:SLOWEST_OPS])},

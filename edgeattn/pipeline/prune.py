@@ -127,7 +127,7 @@ def _result(shop: Workshop, target: Target, verified: Verified, gates: Gates) ->
         bundle=None,
         passed=True,
         failures=(),
-        precision=Precision("fp32", artifact.precision),
+        precision=Precision(asked="fp32", shipped=artifact.precision),
         size_bytes=verified.size_bytes,
         source_size_bytes=shop.model.source_size_bytes,
         parity=verified.parity,

@@ -108,7 +108,12 @@ def _result(
         bundle=None,
         passed=True,
         failures=(),
-        precision=Precision(options.precision, artifact.precision, None if substitute else executed, candidates),
+        precision=Precision(
+            asked=options.precision,
+            shipped=artifact.precision,
+            executed=None if substitute else executed,
+            candidates=candidates,
+        ),
         size_bytes=verified.size_bytes,
         source_size_bytes=shop.model.source_size_bytes,
         parity=verified.parity,

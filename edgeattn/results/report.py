@@ -18,7 +18,7 @@ SCHEMA = 1
 NOT_MEASURED = 5  # exit code: nothing failed, and a gate that a flag asked for could not be judged here
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A precision that was tried.
 
@@ -40,7 +40,7 @@ class Candidate:
     drop_upper: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Precision:
     """What was asked, what ships, what the engine executes (op type -> dtype -> count).
 
@@ -55,7 +55,7 @@ class Precision:
     tried_on: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphResult:
     """One graph of a bundle that has several, or one size of a graph.
 
@@ -86,7 +86,7 @@ class Pruning:
     gates: tuple[Judgement, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One bundle on one device. An absent figure is None, never 0.
 
@@ -109,9 +109,9 @@ class Result:
     target: str
     device: str
     backend: str
-    bundle: str | None
-    passed: bool
-    failures: tuple[Failure, ...]
+    bundle: str | None = None
+    passed: bool = False
+    failures: tuple[Failure, ...] = ()
     precision: Precision
     size_bytes: int | None = None
     source_size_bytes: int | None = None
@@ -217,10 +217,10 @@ def graph_results(
     sizes = {name: bucket.sizes(spec.graph(name)) for bucket in spec.buckets for name in bucket.graphs}
     rows = [
         GraphResult(
-            graph.name,
-            sizes.get(graph.name, {}),
-            parities[graph.name].outputs if graph.name in parities else None,
-            times[graph.name].p50_ms if graph.name in times else _only(spec, latency),
+            name=graph.name,
+            sizes=sizes.get(graph.name, {}),
+            parity=parities[graph.name].outputs if graph.name in parities else None,
+            p50_ms=times[graph.name].p50_ms if graph.name in times else _only(spec, latency),
         )
         for graph in spec.graphs
     ]

@@ -67,14 +67,16 @@ def hostile_report() -> Report:
         bundle=f"{HOSTILE}.edge",
         passed=False,
         failures=(Failure("parity", HOSTILE, HOSTILE),),
-        precision=Precision(HOSTILE, HOSTILE, None, (candidate("a"), candidate("b"))),
+        precision=Precision(asked=HOSTILE, shipped=HOSTILE, executed=None, candidates=(candidate("a"), candidate("b"))),
         notes=(HOSTILE,),
     )
     return Report({"name": HOSTILE}, (result,))
 
 
 def candidate(name: str) -> Candidate:
-    return Candidate("int8", 1.0, None, 1, kept=False, why=HOSTILE, scheme=name + HOSTILE)
+    return Candidate(
+        precision="int8", latency_ms=1.0, accuracy=None, size_bytes=1, kept=False, why=HOSTILE, scheme=name + HOSTILE
+    )
 
 
 def obeyed(text: str) -> set[str]:

@@ -72,7 +72,19 @@ def test_both_ways_to_lay_weights_are_read() -> None:
             w=given_weight,
         )
         graph.value_info.append(value)
-        assert linear_layers(graph) == (LinearLayer("gemm", 1, "gemm", "rows", "w", 1 - transposed, 6, 4, 6),)
+        assert linear_layers(graph) == (
+            LinearLayer(
+                path="gemm",
+                node=1,
+                name="gemm",
+                activation="rows",
+                weight="w",
+                axis=1 - transposed,
+                rows=6,
+                inner=4,
+                outer=6,
+            ),
+        )
 
 
 def test_what_is_no_linear_layer_is_left_out() -> None:

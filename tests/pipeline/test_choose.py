@@ -29,7 +29,15 @@ def candidate(
 ) -> Verified:
     artifact = Artifact("openvino", scheme.partition("-")[0], {"main": Path("x")}, scheme)
     parity = Parity("by hand", 1, {"y": OutputParity(0.0, 300.0)})
-    return Verified(artifact, parity, SOURCE, latency_ms, (failure,) if failure else (), size, drop=drop)
+    return Verified(
+        artifact=artifact,
+        parity=parity,
+        score=SOURCE,
+        latency_ms=latency_ms,
+        failures=(failure,) if failure else (),
+        size_bytes=size,
+        drop=drop,
+    )
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,15 @@ SOURCE = score_of(np.arange(SAMPLES) < 200)  # nine of ten right
 def candidate(scheme: str, latency_ms: float, score: Score, alpha: float) -> Verified:
     artifact = Artifact("openvino", scheme.partition("-")[0], {"main": Path("x")}, scheme)
     parity = Parity("simulated", 1, {"y": OutputParity(0.0, 300.0)})
-    return Verified(artifact, parity, score, latency_ms, (), 1, drop=paired_drop(SOURCE, score, alpha))
+    return Verified(
+        artifact=artifact,
+        parity=parity,
+        score=score,
+        latency_ms=latency_ms,
+        failures=(),
+        size_bytes=1,
+        drop=paired_drop(SOURCE, score, alpha),
+    )
 
 
 def deployed(rng: np.random.Generator, true_drop: float = TRUE_DROP) -> Score:

@@ -39,16 +39,29 @@ FULL = Result(
     bundle="out/x.cpu.edge",
     passed=True,
     failures=(),
-    precision=Precision("auto", "fp16", {"MatMul": {"float16": 3}}, (Candidate("fp16", 1.0, 5.0, 9, True, "why"),)),
+    precision=Precision(
+        asked="auto",
+        shipped="fp16",
+        executed={"MatMul": {"float16": 3}},
+        candidates=(Candidate(precision="fp16", latency_ms=1.0, accuracy=5.0, size_bytes=9, kept=True, why="why"),),
+    ),
     size_bytes=1_500_000,
     source_size_bytes=3_000_000,
     parity=Parity("float32 source in torch", 500, {"y": OutputParity(1e-5, 92.0)}),
-    accuracy=Accuracy("wer", 5.0, 5.5, (4.0, 7.0), 60, "a sample"),
+    accuracy=Accuracy(metric="wer", source=5.0, deployed=5.5, ci95=(4.0, 7.0), samples=60, data="a sample"),
     latency=LATENCY,
     realtime=Realtime(hop_ms=320.0, deadline_ms=320.0, rtf=0.004, misses=0, chunks=15, max_backlog_ms=1.5, paced=True),
     memory=Memory(10**8, 10**6, 10**3),
 )
-BARE = Result("jetson", "a host", "tensorrt", None, False, (Failure("parity", "a", "b"),), Precision("auto", "fp16"))
+BARE = Result(
+    target="jetson",
+    device="a host",
+    backend="tensorrt",
+    bundle=None,
+    passed=False,
+    failures=(Failure("parity", "a", "b"),),
+    precision=Precision(asked="auto", shipped="fp16"),
+)
 # design.md, Results
 KEYS = {
     "": {

@@ -57,7 +57,15 @@ def gate(verdict: Verdict, asked: Asked = "default") -> Judgement:
 )
 def test_a_bundle_passes_only_if_all_that_matters_was_judged(gates: list[Judgement], verdict: str) -> None:
     assert overall(gates) == verdict
-    base = Result("cpu", "x", "openvino", None, True, (), Precision("auto", "fp32"))
+    base = Result(
+        target="cpu",
+        device="x",
+        backend="openvino",
+        bundle=None,
+        passed=True,
+        failures=(),
+        precision=Precision(asked="auto", shipped="fp32"),
+    )
     result = with_gates(base, gates)
     assert (result.verdict, result.passed, bool(result.failures)) == (
         verdict,
@@ -71,13 +79,29 @@ def test_a_bundle_passes_only_if_all_that_matters_was_judged(gates: list[Judgeme
 
 
 def test_only_what_the_user_asked_for_and_nobody_judged_is_told_to_a_script() -> None:
-    base = Result("cpu", "x", "openvino", None, True, (), Precision("auto", "fp32"))
+    base = Result(
+        target="cpu",
+        device="x",
+        backend="openvino",
+        bundle=None,
+        passed=True,
+        failures=(),
+        precision=Precision(asked="auto", shipped="fp32"),
+    )
     rows = [gate("not measured", "flag"), gate("not measured"), gate("not measured", "no"), gate("passed", "flag")]
     assert Report({}, (with_gates(base, rows),)).unjudged == (rows[0],)
 
 
 def test_gates_that_come_later_count_as_well() -> None:
-    base = Result("cpu", "x", "openvino", None, True, (), Precision("auto", "fp32"))
+    base = Result(
+        target="cpu",
+        device="x",
+        backend="openvino",
+        bundle=None,
+        passed=True,
+        failures=(),
+        precision=Precision(asked="auto", shipped="fp32"),
+    )
     failed = with_gates(with_gates(base, [gate("failed")]), [gate("passed")])
     assert (failed.verdict, failed.failures) == ("failed", (Failure("deadline", "5 ms", "6 ms"),))
     unjudged = with_gates(with_gates(base, [gate("not measured")]), [gate("passed")])
@@ -114,7 +138,19 @@ def test_what_a_substitute_executes_is_no_verdict_on_integers() -> None:
 
 
 def estimate(low: float, high: float) -> Estimate:
-    return Estimate("pixel-8", "litert", 1, low, math.sqrt(low * high), high, {}, (), None, None, "an example")
+    return Estimate(
+        target="pixel-8",
+        engine="litert",
+        threads=1,
+        low_ms=low,
+        mid_ms=math.sqrt(low * high),
+        high_ms=high,
+        bound_by={},
+        ops=(),
+        needs_bytes=None,
+        fits=None,
+        source="an example",
+    )
 
 
 @pytest.mark.parametrize("asked", ["flag", "default"])
@@ -203,7 +239,14 @@ def test_this_machines_clock_judges_this_machine_alone(
 # --- the metric -------------------------------------------------------------------------------------------------------
 
 RECORDED = Accuracy(
-    "accuracy", 97.0, 96.8, (95.0, 98.0), 400, "test.npz", inputs_sha256="inputs", labelled_sha256="labelled"
+    metric="accuracy",
+    source=97.0,
+    deployed=96.8,
+    ci95=(95.0, 98.0),
+    samples=400,
+    data="test.npz",
+    inputs_sha256="inputs",
+    labelled_sha256="labelled",
 )
 SAME = replace(RECORDED, source=None)
 CHANCE = 10.0

@@ -76,7 +76,7 @@ class Looks:
         return self.alpha / 2 / max(self.later, 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verified:
     """A candidate that was built and measured.
 
@@ -133,7 +133,16 @@ def verify(
         drop = paired_drop(shop.base.score, score, alpha, gates.max_drop)
         failures += accuracy_failures(accuracy(shop.base.score, score, "", drop), gates.max_drop)
     size = sum(path.stat().st_size for path in artifact_files(artifact).values())
-    return Verified(artifact, parity, score, None, tuple(failures), size, graphs, drop)
+    return Verified(
+        artifact=artifact,
+        parity=parity,
+        score=score,
+        latency_ms=None,
+        failures=tuple(failures),
+        size_bytes=size,
+        graphs=graphs,
+        drop=drop,
+    )
 
 
 def settled(
@@ -220,15 +229,15 @@ def choose(
     why[kept] = _why_kept(verified[kept], source, asked, max_drop)
     return tuple(
         Candidate(
-            v.artifact.precision,
-            v.latency_ms,
-            None if v.score is None else 100.0 * v.score.value,
-            v.size_bytes,
-            name == kept,
-            "; ".join(str(f) for f in v.failures) or why[name],
-            name,
-            None if v.drop is None else v.drop.points,
-            None if v.drop is None else v.drop.upper,
+            precision=v.artifact.precision,
+            latency_ms=v.latency_ms,
+            accuracy=None if v.score is None else 100.0 * v.score.value,
+            size_bytes=v.size_bytes,
+            kept=name == kept,
+            why="; ".join(str(f) for f in v.failures) or why[name],
+            scheme=name,
+            drop=None if v.drop is None else v.drop.points,
+            drop_upper=None if v.drop is None else v.drop.upper,
         )
         for name, v in verified.items()
     )
@@ -345,7 +354,17 @@ def add_scheme(
     except (DataError, UnsupportedError) as error:
         if alone:
             raise
-        tried.refused.append(Candidate(precision_of(scheme), None, None, None, False, str(error), scheme))
+        tried.refused.append(
+            Candidate(
+                precision=precision_of(scheme),
+                latency_ms=None,
+                accuracy=None,
+                size_bytes=None,
+                kept=False,
+                why=str(error),
+                scheme=scheme,
+            )
+        )
         return
     session = stack.enter_context(open_artifact(artifact, shop, options.measure.threads))
     tried.sessions[scheme] = session

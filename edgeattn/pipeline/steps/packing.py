@@ -72,7 +72,7 @@ def pack(
     path = destination(model, target, options)
     draft_path = shop.scratch / path.name if options.archive else path
     with BundleDraft(draft_path, options.force) as draft, writing(path):
-        precision = Precision(options.precision, artifact.precision, None, candidates)
+        precision = Precision(asked=options.precision, shipped=artifact.precision, executed=None, candidates=candidates)
         manifest = draft_bundle(draft, shop, target, artifact, precision, golden)
         progress.begin(f"{target.name}: profile")
         profile = profile_bundle(draft.path, options.measure, SUBSTITUTE.get(artifact.backend))

@@ -50,7 +50,7 @@ class Refusals:
                 bundle=None,
                 passed=False,
                 failures=(),
-                precision=Precision(self._asked, ABSENT),
+                precision=Precision(asked=self._asked, shipped=ABSENT),
                 error=error_facts(error),
             )
             why = str(error).removeprefix(f"{target.name}: ")  # the row says whose it is

@@ -81,7 +81,10 @@ def assemble(
         passed=True,
         failures=(),
         precision=Precision(
-            options.precision, artifact.precision, None if substitute else profile.executed, candidates
+            asked=options.precision,
+            shipped=artifact.precision,
+            executed=None if substitute else profile.executed,
+            candidates=candidates,
         ),
         source_size_bytes=shop.model.source_size_bytes,
         parity=chosen.parity,
@@ -222,7 +225,7 @@ def benchmarked(device: Device, path: Path, manifest: Manifest, options: Measure
         bundle=str(path),
         passed=False,
         failures=(),
-        precision=Precision(asked, shipped),
+        precision=Precision(asked=asked, shipped=shipped),
         size_bytes=bundle_size(manifest),
         notes=notes,
         benchmark=to_json(figures),
@@ -247,7 +250,7 @@ def unmeasured(device: Device, path: Path, manifest: Manifest, error: EdgeattnEr
         bundle=str(path),
         passed=False,
         failures=(Failure("device", "a measurement", str(error)),),
-        precision=Precision(asked, shipped, None, ()),
+        precision=Precision(asked=asked, shipped=shipped, executed=None, candidates=()),
     )
 
 
@@ -278,7 +281,7 @@ def device_row(
         bundle=str(path),
         passed=True,
         failures=(),
-        precision=Precision(asked, shipped, golden.executed),
+        precision=Precision(asked=asked, shipped=shipped, executed=golden.executed),
         size_bytes=bundle_size(manifest),
         parity=parity[0],
         accuracy=figures,
@@ -326,7 +329,13 @@ def checked_result(
         bundle=str(path),
         passed=True,
         failures=(),
-        precision=Precision(asked, shipped, profile.executed, candidates, tried_on if candidates else None),
+        precision=Precision(
+            asked=asked,
+            shipped=shipped,
+            executed=profile.executed,
+            candidates=candidates,
+            tried_on=tried_on if candidates else None,
+        ),
         size_bytes=bundle_size(manifest),
         parity=parity[0],
         accuracy=figures,

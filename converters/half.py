@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.graphs.layers import MODULE_KEY, module_path, node_name
+from edgeattn.spec import HALF_MAX
 
 if TYPE_CHECKING:
     import onnx
 
-HALF_MAX = 65504.0  # largest finite float16
 HALF_TINY = 2.0**-24  # smallest positive float16
 HALF_NORMAL = 2.0**-14  # below, float16 loses bits with every halving
 MASK = -1e30  # constants below mean "hidden"; -65504 hides as well in float16

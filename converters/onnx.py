@@ -25,6 +25,7 @@ from edgeattn.converters.trace import (
     wrapper_prefix,
 )
 from edgeattn.errors import ConversionError, load_extra
+from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.graphs.layers import MODULE_KEY, module_path
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.guards.silence import silenced
@@ -42,7 +43,6 @@ SPEC_KEY = "edgeattn.graph"
 EXPORTER_KEY = "edgeattn.exporter"  # which of the ways below made the file
 FIRST, SECOND, GIVEN = "torch.onnx of the traced program", "torch.onnx for TorchScript", "the source's own ONNX"
 SECOND_OPSET = 17  # the newest that the TorchScript exporter writes well
-PARITY = 1e-4  # largest absolute difference to torch, float32
 QUANTIZED_SQNR_DB = 30.0  # a file that rounds to integers: engines may differ by single steps
 MAX_INLINE_BYTES = 2**31 - 2**24  # a protobuf holds 2 GiB, the graph beside the weights included
 SMALL_BYTES = 2**12  # of a constant that shape inference may look into
@@ -147,7 +147,7 @@ def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
     del proto  # its weights: ONNX Runtime is about to hold them twice
     got = _run(path, graph, model.example[graph.name])
     least = QUANTIZED_SQNR_DB if quantized else None
-    compare(reference_outputs(model, graph), got, PARITY, graph.name, "ONNX", least)
+    compare(reference_outputs(model, graph), got, MAX_ABS_FP32, graph.name, "ONNX", least)
     return path
 
 

@@ -24,9 +24,10 @@ from edgeattn.converters.trace import (
     wrapper_prefix,
 )
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
+from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact, EdgeModel
-from edgeattn.spec import GraphSpec
+from edgeattn.spec import HALF_MAX, GraphSpec
 
 if TYPE_CHECKING:
     import torch
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 Copies = dict[Any, "torch.Tensor"]
 PRECISIONS = ("fp32", "fp16")
 SEVERAL = "model.tflite"  # file that holds all graphs of a model that has several
-PARITY = 1e-4  # largest absolute difference to torch, float32
-HALF_MAX = 65504.0  # largest finite float16
 HALF_PARITY = 3e-2  # float16 weights have 11 bits; a wrong graph is off by far more
 
 
@@ -64,7 +63,7 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
             raise UnsupportedError(f"graph {graph.name!r}: {unsupported}")
     models = _convert(model, directory)
     for graph in model.spec.graphs:
-        _compare_with_source(model, graph, models[graph.name], PARITY, "TFLite")
+        _compare_with_source(model, graph, models[graph.name], MAX_ABS_FP32, "TFLite")
     single = Artifact("litert", "fp32", models, "float32")
     return single if precision == "fp32" else _halved(model, single)
 

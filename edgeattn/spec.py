@@ -31,7 +31,8 @@ MAX_SAMPLE_RATE = 384_000  # Hz, of the fastest audio converters
 HIDDEN = -1e4
 """Additive attention bias of a position that must not be seen. Finite: -inf turns a fully hidden row into NaN, and
 -1e4 still fits float16."""
-
+HIDES = -1e3  # a bias at most that low hides: exp of it is 0 in float32 beside any score of use
+HALF_MAX = 65504.0  # largest finite float16
 
 MAX_NAME = 4_096  # characters; generated ones of deep modules have some hundreds
 

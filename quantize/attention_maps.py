@@ -21,12 +21,11 @@ from edgeattn.evaluation.data import spread
 from edgeattn.graphs.layers import LinearLayer, linear_layers, module_path
 from edgeattn.quantize.calibration import Calibration, checked_samples
 from edgeattn.quantize.probe import Arrays, probe
+from edgeattn.spec import HALF_MAX, HIDES
 
 if TYPE_CHECKING:
     import onnx
 
-HIDDEN_BELOW = -1e3  # a score at most that low is a mask's: exp of it is 0 in float32 beside any score of use
-FLOAT16_MAX = 65504.0
 MAPS = (3, 4)  # ranks of attention maps: (heads, queries, keys) and (batch, heads, queries, keys)
 RESHAPING = frozenset({"Cast", "Dropout", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 BEFORE_PRODUCT = RESHAPING | {"Where"}  # torch zeroes the rows that a mask hides entirely
@@ -199,7 +198,7 @@ class _HeadMeter:
         self._drift.append(np.stack([divergence.sum(axis=-1), entropy(clean).sum(axis=-1)], axis=-1))
         self._queries.append(lit.sum(axis=-1))
         scores = _by_head(before[self.found.scores])
-        seen = scores > HIDDEN_BELOW
+        seen = scores > HIDES
         least = np.where(seen, scores, np.inf).min(axis=(1, 2))
         largest = np.where(seen, scores, -np.inf).max(axis=(1, 2))
         self._scores.append(np.stack([least, largest], axis=-1))
@@ -337,4 +336,4 @@ def _outlier(graph: str, path: str, tensor: str, largest: np.ndarray) -> Residua
     channel = int(largest.argmax())
     peak = float(largest[channel])
     usual = max(float(np.median(largest)), float(np.finfo(np.float32).tiny))
-    return ResidualOutlier(graph, path, tensor, channel, peak, peak / usual, peak**2 > FLOAT16_MAX)
+    return ResidualOutlier(graph, path, tensor, channel, peak, peak / usual, peak**2 > HALF_MAX)

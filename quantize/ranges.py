@@ -14,14 +14,13 @@ from edgeattn.errors import DataError, load_extra
 from edgeattn.graphs.layers import layer_path, node_name
 from edgeattn.quantize.calibration import checked_samples
 from edgeattn.quantize.probe import probe
+from edgeattn.spec import HALF_MAX, HIDDEN
 
 if TYPE_CHECKING:
     import onnx
 
-HALF_MAX = float(np.finfo(np.float16).max)  # 65504
 HALF_TINY = float(np.finfo(np.float16).smallest_subnormal)  # 2^-24; the smaller half of what lies below becomes 0
 MARGIN = 2.0  # the samples do not show the largest values of use
-HIDDEN = -1e4  # values from here down hide a position from a softmax: -inf hides it as well
 SLICE_BYTES = 64 << 20  # of tensors taken out of one run
 
 FLEXIBLE = frozenset(("Constant", "Cast", "CastLike", "QuantizeLinear", "DequantizeLinear", "If", "Loop", "Scan"))

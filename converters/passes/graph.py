@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgeattn.spec import HALF_MAX
+
 if TYPE_CHECKING:
     import torch
 
 MAX_KNOWN = 2**24  # elements; larger values are not worked out just to look at them
 RECORD = "edgeattn.passes"  # in the graph module's meta: name of the pass -> places changed
-LOWEST = -65504.0  # a constant at or below means "hidden": -inf, the lowest float32, -1e9; float16 ends here
+LOWEST = -HALF_MAX  # a constant at or below means "hidden": -inf, the lowest float32, -1e9; float16 ends here
 DROWNS = -1e8  # added to a score, a finite number at or below leaves nothing of it: float32 has 24 bits
 
 

@@ -6,13 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from edgeattn.converters.half import HALF_MAX
 from edgeattn.converters.preflight import tried as ops
 from edgeattn.converters.preflight.graph import Call
 from edgeattn.converters.preflight.rule import NO_CHANGE, Ask, Hit, at
 from edgeattn.converters.preflight.rules_operations import reaches_softmax
 from edgeattn.converters.preflight.view import GraphView
-from edgeattn.spec import HIDDEN
+from edgeattn.spec import HALF_MAX, HIDDEN
 
 NORM_MAX = 32.0  # |x| of a norm whose square is far from what float16 ends at
 SQUARE_MAX = math.sqrt(HALF_MAX)  # 255.9: beyond it x^2 is infinite in float16
@@ -197,7 +196,7 @@ def _constant_hit(where: Hit, value: float) -> Hit:
     reason = (
         f"{value:.3g} is beyond float16's {HALF_MAX:g}"
         + (": a row that is hidden as a whole becomes NaN" if math.isinf(value) else "")
-        + ("; edgeattn writes -65504 in fp16" if hides and not math.isinf(value) else "")
+        + (f"; edgeattn writes {-HALF_MAX:g} in fp16" if hides and not math.isinf(value) else "")
     )
     change = f"hide with {HIDDEN:g} and not with -inf" if hides else "scale the constant, or ask for fp32"
     return Hit("risk", reason, change, where.node, where.module, where.line)

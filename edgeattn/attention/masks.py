@@ -1,12 +1,11 @@
-"""Additive attention masks: 0 where a key is seen, ``MASKED`` where it is not."""
+"""Additive attention masks: 0 where a key is seen, ``HIDDEN`` where it is not."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Finite on purpose: a row of -inf turns into NaN, and -1e4 still fits in float16.
-MASKED = -1e4
+from edgeattn.spec import HIDDEN
 
 
 def chunk_mask(frames: int, chunk: int, left_chunks: int, device: torch.device | None = None) -> Tensor:
@@ -22,7 +21,7 @@ def chunk_mask(frames: int, chunk: int, left_chunks: int, device: torch.device |
         left_chunks: chunks of left context.
 
     Returns:
-        float32, shape (T, T), additive: 0 or ``MASKED``.
+        float32, shape (T, T), additive: 0 or ``HIDDEN``.
 
     Raises:
         ValueError: if an argument is negative.
@@ -37,7 +36,7 @@ def chunk_mask(frames: int, chunk: int, left_chunks: int, device: torch.device |
     index = torch.arange(frames, device=device) // chunk
     behind = index[:, None] - index[None, :]
     visible = (behind >= 0) & (behind <= left_chunks)
-    return torch.where(visible, 0.0, MASKED)
+    return torch.where(visible, 0.0, HIDDEN)
 
 
 def length_mask(lengths: Tensor, frames: int) -> Tensor:
@@ -48,10 +47,10 @@ def length_mask(lengths: Tensor, frames: int) -> Tensor:
         frames: T, padded length.
 
     Returns:
-        float32, shape (B, 1, 1, T), additive: 0 or ``MASKED``.
+        float32, shape (B, 1, 1, T), additive: 0 or ``HIDDEN``.
     """
     valid = torch.arange(frames, device=lengths.device)[None, :] < lengths[:, None]
-    return torch.where(valid, 0.0, MASKED)[:, None, None, :]
+    return torch.where(valid, 0.0, HIDDEN)[:, None, None, :]
 
 
 def cache_mask(frames_seen: int, left: int, chunk: int, valid: int | None = None) -> Tensor:
@@ -64,10 +63,10 @@ def cache_mask(frames_seen: int, left: int, chunk: int, valid: int | None = None
         valid: real frames in this chunk; all of them by default.
 
     Returns:
-        float32, shape (1, 1, 1, L + C), additive: 0 or ``MASKED``.
+        float32, shape (1, 1, 1, L + C), additive: 0 or ``HIDDEN``.
     """
     bias = torch.zeros(1, 1, 1, left + chunk)
-    bias[..., : max(0, left - frames_seen)] = MASKED
+    bias[..., : max(0, left - frames_seen)] = HIDDEN
     if valid is not None:
-        bias[..., left + valid :] = MASKED
+        bias[..., left + valid :] = HIDDEN
     return bias

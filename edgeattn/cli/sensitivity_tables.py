@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeattn.cli.console import console, show
+from edgeattn.spec import HALF_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +77,7 @@ def _residuals(rows: Sequence[ResidualOutlier]) -> Grid:
     lines = []
     for row in rows:
         path = f"{row.graph}: {row.path}" if several else row.path
-        overflow = "x^2 > 65504" if row.overflows else ABSENT
+        overflow = f"x^2 > {HALF_MAX:g}" if row.overflows else ABSENT
         cells = (path, row.tensor, str(row.channel), f"{row.largest:.3g}", f"{row.ratio:.1f}", overflow)
         lines.append(Row(cells=cells, styles={"float16": "red"}))
     return Grid(columns=columns, rows=tuple(lines))

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgeattn.runtimes.agreement import Agreement
 
-MAX_ABS_FP32 = 1e-4
+MAX_ABS_FP32 = 1e-4  # between two ways to compute a float32 model; a source's are allowed it of their largest value
 MIN_SQNR_FP32 = 90.0  # dB
 MIN_SQNR_FP16 = 50.0  # dB
 MIN_SQNR_NEAR = 40.0  # dB, of a float32 output within MAX_ABS_FP32

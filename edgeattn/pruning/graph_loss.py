@@ -13,6 +13,7 @@ from edgeattn.distillation import measured_loss
 from edgeattn.model import Arrays
 from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.calls import call, measuring, spread_evenly, tensors
+from edgeattn.spec import HIDDEN
 
 SCALE_SAMPLES = 16  # that tell the scale of an output
 
@@ -62,7 +63,7 @@ def surrogate(loss: GraphLoss, outputs: Mapping[str, Tensor], rows: int, rng: to
     for name in loss.scores:
         value = outputs[name]
         positions = value.numel() / value.shape[-1] / rows
-        finite = torch.where(value.isfinite(), value, value.detach().new_tensor(-1e4))
+        finite = torch.where(value.isfinite(), value, value.detach().new_tensor(HIDDEN))
         root = functional.softmax(finite.detach(), -1).sqrt()
         signed = root * _signs(value, rng)
         direction = signed - root**2 * signed.sum(-1, keepdim=True)  # its second moment is diag(p) - p p'
@@ -98,4 +99,4 @@ def distance(loss: GraphLoss, wanted: Mapping[str, Tensor], got: Mapping[str, Te
 
 
 def _bounded(value: Tensor) -> Tensor:
-    return torch.where(value.isfinite(), value, value.new_tensor(-1e4))
+    return torch.where(value.isfinite(), value, value.new_tensor(HIDDEN))

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.errors import InputError, ModelError, unknown_name
+from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.model import Arrays, EdgeModel, graph_from_example
 from edgeattn.runtimes.buckets import cut_outputs, pad_inputs
-from edgeattn.spec import BucketSpec, CutAxis, GraphSpec, ModelSpec, PaddedAxis
+from edgeattn.spec import HIDDEN, BucketSpec, CutAxis, GraphSpec, ModelSpec, PaddedAxis
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,6 @@ Buckets = Mapping[str, Sequence[int]]
 
 MAX_GRAPHS = 64  # per graph of the model; each is converted, compiled and measured
 MAX_SIZE = 2**24
-PARITY = 1e-4  # largest difference that padding may make, relative to the largest value beyond 1: float32 rounding
 SHORTER = ((3, 4), (1, 2), (7, 8), (1, 1))  # shares of a bucket to try as the length of the input that is padded
 
 
@@ -448,7 +448,7 @@ def _padding_changes(part: _Part, bucket: BucketSpec, short: _Sized, room: _Size
         else:
             scale = max(1.0, float(np.abs(wanted).max(initial=0.0)))
             difference = float(np.abs(wanted.astype(np.float64) - got).max(initial=0.0)) / scale
-        if not difference <= PARITY and (worst is None or not difference <= worst[1]):
+        if not difference <= MAX_ABS_FP32 and (worst is None or not difference <= worst[1]):
             worst = name, difference
     return worst
 
@@ -457,7 +457,7 @@ def _fill_that_works(part: _Part, bucket: BucketSpec, short: _Sized, room: _Size
     """A fill of one mask-like input under which padding would change nothing: to name it, never to take it."""
     for pad in bucket.pad:
         dtype = next(t.dtype for t in part.graph.inputs if t.name == pad.tensor)
-        for fill in (1.0,) if dtype == "bool" else (-1e4,) if dtype.startswith("float") else (1.0,):
+        for fill in (1.0,) if dtype == "bool" else (HIDDEN,) if dtype.startswith("float") else (1.0,):
             changed = tuple(replace(p, fill=fill) if p.tensor == pad.tensor else p for p in bucket.pad)
             with contextlib.suppress(Exception):  # a fill that forward cannot take is none to name
                 if _padding_changes(part, replace(bucket, pad=changed), short, room) is None:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeattn.attention.masks import MASKED, cache_mask, chunk_mask, length_mask
+from edgeattn.attention.masks import cache_mask, chunk_mask, length_mask
+from edgeattn.spec import HIDDEN
 
 
 @settings(max_examples=40, deadline=None)
@@ -18,7 +19,7 @@ def test_a_query_sees_its_chunk_and_the_chunks_left_of_it(frames: int, chunk: in
         start = query // chunk * chunk
         for key in range(frames):
             seen = start - left * chunk <= key < start + chunk
-            assert mask[query, key] == (0.0 if seen else MASKED)
+            assert mask[query, key] == (0.0 if seen else HIDDEN)
 
 
 def test_chunk_zero_means_the_whole_utterance() -> None:
@@ -41,12 +42,12 @@ def test_padding_of_a_batch_is_hidden() -> None:
 def test_the_empty_part_of_a_cache_is_hidden(seen: int, hidden: int) -> None:
     mask = cache_mask(seen, left=6, chunk=2)
     assert mask.shape == (1, 1, 1, 8)
-    assert (mask == MASKED).flatten().tolist() == [True] * hidden + [False] * (8 - hidden)
+    assert (mask == HIDDEN).flatten().tolist() == [True] * hidden + [False] * (8 - hidden)
 
 
 def test_the_padding_of_a_last_chunk_is_hidden() -> None:
-    assert (cache_mask(8, left=2, chunk=3, valid=1) == MASKED).flatten().tolist() == [False] * 3 + [True] * 2
+    assert (cache_mask(8, left=2, chunk=3, valid=1) == HIDDEN).flatten().tolist() == [False] * 3 + [True] * 2
 
 
 def test_the_mask_survives_float16() -> None:
-    assert torch.isfinite(torch.tensor(MASKED).half())
+    assert torch.isfinite(torch.tensor(HIDDEN).half())

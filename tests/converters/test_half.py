@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from edgeattn.converters.half import HALF_MAX, to_half
+from edgeattn.converters.half import to_half
 from edgeattn.models.streaming_conformer import GRAPH
+from edgeattn.spec import HALF_MAX
 from tests.converters.samples import converted_stream, onnx_types
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16

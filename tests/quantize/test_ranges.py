@@ -19,7 +19,8 @@ from edgeattn.converters.tensorrt import to_tensorrt
 from edgeattn.errors import DataError
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.quantize.qdq import quantize_onnx
-from edgeattn.quantize.ranges import HALF_MAX, Island, half_islands
+from edgeattn.quantize.ranges import Island, half_islands
+from edgeattn.spec import HALF_MAX
 from tests.converters.samples import Arrays, as_model, calibration, stream_model
 
 OUTLIER = 1418.0 * 60  # 1418 is what a ViT's residual stream holds; 60 times that is beyond float16 by itself

@@ -41,7 +41,7 @@ from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, EdgeModel, ReferenceStep, attention_fast_path
 from edgeattn.results.gates import Failure
 from edgeattn.runtimes import Session
-from edgeattn.spec import HIDDEN, GraphSpec, TensorSpec
+from edgeattn.spec import HIDDEN, HIDES, GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,6 @@ CHANGES = 3
 JUMP = 2.0**-11  # where the output moves far more at this than in proportion, something there is chosen: near ties
 LARGER = 10.0  # times the largest feature seen
 TINY = 1e-40  # subnormal in float32
-MASK_VALUE = -1e3  # an additive mask hides with this or less
 MASK_NAME = re.compile(r"mask|bias|valid|visible|seen|hidden|legal|pad(ding)?$|present")
 LENGTH_NAME = re.compile(r"(^|_)(len|lens|length|lengths|lengths?_in)($|_)|_len$")
 
@@ -209,8 +208,8 @@ def use_of(tensor: TensorSpec, seen: Sequence[np.ndarray], tables: Mapping[str, 
         additive = dtype.kind == "f" and high == 0 and "mask" not in name
         return Use("mask", 0, 1, HIDDEN if additive else 0.0)
     if dtype.kind == "f":
-        hiding = values[values <= MASK_VALUE]
-        if hiding.size and bool((values[values > MASK_VALUE] == 0).all()):
+        hiding = values[values <= HIDES]
+        if hiding.size and bool((values[values > HIDES] == 0).all()):
             return Use("mask", 0, 1, float(hiding.min()))
         return Use("feature", low or -1.0, high or 1.0)
     if LENGTH_NAME.search(name) and low >= 0:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.errors import EdgeattnError, load_extra
+from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.model import Arrays, Graph
 from edgeattn.sources.huggingface.example import Source, example_inputs, text_dims, text_fills
 from edgeattn.spec import HIDDEN
@@ -38,7 +39,6 @@ ENCODER = "encoder"
 STEP = "decoder_step"
 CACHE = 256  # tokens that the decoder looks back on
 TRIED = 6  # tokens that are compared with the whole sequence when a model is loaded
-PARITY = 1e-4  # largest difference of logits, relative to the largest logit beyond 1
 MASK = "attention_mask"
 
 
@@ -112,7 +112,7 @@ def _first_that_agrees(
         try:
             step = _decoder_step(model, positions, example)
             last, worst = _try_steps(step, example, tokens, expected)
-            if not worst <= PARITY * max(1.0, float(np.abs(expected).max())):
+            if not worst <= MAX_ABS_FP32 * max(1.0, float(np.abs(expected).max())):
                 reason = reason or f"its logits step by step differ from those of the whole sequence by {worst:.1e}"
                 continue
             _check_static(step, last)

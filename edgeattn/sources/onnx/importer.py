@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgeattn.converters.trace import first_line
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra
+from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.evaluation.probing import scaled_error
 from edgeattn.graphs.layers import is_quantized, module_path
 from edgeattn.sources.onnx.ops import NotImportableError, to_tensor
@@ -43,7 +44,6 @@ from edgeattn.sources.onnx.values import (
 if TYPE_CHECKING:
     import onnx
 
-PARITY = 1e-4  # largest difference to ONNX Runtime, absolute up to 1 and relative to the largest value beyond
 SHARED = 1024  # values from which on equal matrices are stored once
 SIZES = ("target", "sizes", "starts", "ends")  # of modules in onnx_ops.shapes: what changes with heads and neurons
 MOST_AXES = 64  # integers among a node's inputs that may be axes, sizes or indices of them
@@ -545,7 +545,8 @@ def check_against_runtime(
         expected: outputs by name.
 
     Returns:
-        a note on how far they agree, empty if to :data:`PARITY`.
+        a note on how far they agree, empty if to
+        :data:`~edgeattn.evaluation.parity.MAX_ABS_FP32`.
 
     Raises:
         ConversionError: naming the first node whose output differs.
@@ -553,7 +554,7 @@ def check_against_runtime(
     with torch.inference_mode():
         got = module(**{name: torch.from_numpy(np.array(array)) for name, array in inputs.items()})
     worst = {name: difference(array, got[name].numpy()) for name, array in expected.items()}
-    if all(value <= PARITY for value in worst.values()):
+    if all(value <= MAX_ABS_FP32 for value in worst.values()):
         return ""
     name = max(worst, key=lambda key: worst[key])
     node = first_difference(model, inputs)
@@ -564,7 +565,7 @@ def check_against_runtime(
     place = f"first at {node}" if node else "each node alone agrees: rounding grows on the way"
     raise ConversionError(
         f"output {name} of the imported model differs from ONNX Runtime's by {worst[name]:.1e}, allowed is "
-        f"{PARITY:.0e}; {place}; please report this model"
+        f"{MAX_ABS_FP32:.0e}; {place}; please report this model"
     )
 
 
@@ -623,7 +624,7 @@ def first_difference(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -
                     theirs.astype(np.float64)
                 ).max(initial=0)
             else:
-                wrong = difference(theirs, ours) > PARITY
+                wrong = difference(theirs, ours) > MAX_ABS_FP32
             if wrong:
                 return describe(proto)
     return None

@@ -300,19 +300,6 @@ def _golden_tensors(spec: ModelSpec) -> dict[str, TensorSpec]:
     return inputs | {f"{graph.name}.out.{tensor.name}": tensor for graph in spec.graphs for tensor in graph.all_outputs}
 
 
-def refuse_existing(path: Path, replace: bool) -> None:
-    """Never overwrite what was not asked to be.
-
-    Args:
-        replace: whether it was asked for, and what is there is ours to replace.
-
-    Raises:
-        OutputError: if there is something.
-    """
-    if path.exists() and not replace:
-        raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
-
-
 @final
 class BundleDraft:
     """A bundle under construction beside its destination; it appears there whole, or not at all.
@@ -324,9 +311,7 @@ class BundleDraft:
     def __init__(self, destination: Path, overwrite: bool = False) -> None:
         self.destination = destination
         self._overwrite = overwrite
-        refuse_existing(destination, overwrite)
-        if destination.exists() and not (destination / MANIFEST).is_file():
-            raise OutputError(f"{destination} exists and is not a bundle; it is left alone, choose another --out")
+        refuse_existing(destination, overwrite, "a bundle", (destination / MANIFEST).is_file())
         with writing(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
             self._room = Room(destination.parent, f".{destination.name}.")
@@ -352,10 +337,7 @@ class BundleDraft:
     def publish(self) -> Path:
         """Move the draft to its destination in one rename and return that."""
         with writing(self.destination):
-            if self._overwrite:
-                put_in_place(self.path, self.destination)
-            else:
-                self.path.rename(self.destination)
+            put_in_place(self.path, self.destination, self._overwrite)
         self._room.close()
         return self.destination
 
@@ -369,7 +351,7 @@ def zip_bundle(bundle: Path, archive: Path, overwrite: bool = False) -> Path:
         BundleError: if the bundle is not whole.
         OutputError: if the archive exists and ``overwrite`` is not given, or cannot be written.
     """
-    refuse_existing(archive, overwrite)
+    refuse_existing(archive, overwrite, "a file", archive.is_file())
     with (
         open_bundle(bundle) as opened,
         writing(archive),
@@ -383,6 +365,39 @@ def zip_bundle(bundle: Path, archive: Path, overwrite: bool = False) -> Path:
             with (opened.root / name).open("rb") as plain, packed.open(info, "w") as member:
                 shutil.copyfileobj(plain, member, BLOCK)
     return archive
+
+
+def refuse_existing(path: Path, overwrite: bool, kind: str = "", ours: bool = True) -> None:
+    """Leave alone what nobody asked to replace, and what is of another kind than what would take its place.
+
+    Args:
+        overwrite: replace it, as ``--force`` asks.
+        kind: of what would be replaced, in words.
+        ours: whether what is there, if anything is, is of that kind.
+
+    Raises:
+        OutputError: saying what to do.
+    """
+    if not path.exists():
+        return
+    if not overwrite:
+        raise OutputError(f"{path} exists; remove it, choose another --out, or pass --force")
+    if not ours:
+        raise OutputError(f"{path} exists and is not {kind}; it is left alone, choose another --out")
+
+
+@contextlib.contextmanager
+def whole_directory(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A sibling to write into, renamed to ``path`` when the block ends, or removed if there is an error.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Room(path.parent, f".{path.name}.") as room:
+            yield room.files
+            put_in_place(room.files, path, overwrite)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeattn.bundle import write_atomically
 from edgeattn.errors import InputError
 from edgeattn.spec import from_json, to_json
 
@@ -84,9 +84,7 @@ class Notebook:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        sibling = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        sibling.write_text(json.dumps(to_json(_Saved(self.key, tuple(self.trials.values())))), encoding="utf-8")
-        sibling.replace(self.path)
+        write_atomically(self.path, json.dumps(to_json(_Saved(self.key, tuple(self.trials.values())))).encode())
 
     def remove(self) -> None:
         """The search has ended and its result is in use."""

@@ -37,6 +37,7 @@ from edgeattn.bundle import (
     open_bundle,
     read_golden,
     read_manifest,
+    whole_directory,
     write_atomically,
     zip_bundle,
 )
@@ -172,6 +173,43 @@ def test_an_existing_bundle_is_kept_without_force(bundle: Path) -> None:
         BundleDraft(bundle)
     assert tree(bundle) == before
     assert list(bundle.parent.iterdir()) == [bundle]
+
+
+def test_a_directory_that_is_in_the_place_of_an_archive_is_kept_even_with_force(bundle: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis.zip"
+    mine.mkdir()
+    with pytest.raises(OutputError, match="exists and is not a file; it is left alone"):
+        zip_bundle(bundle, mine, overwrite=True)
+    assert mine.is_dir()
+
+
+def write_whole(path: Path, overwrite: bool) -> None:
+    """A directory with a new file, while another run writes an old one to the same place."""
+    with whole_directory(path, overwrite) as directory:
+        (directory / "new").write_text("of this run")
+        assert not path.exists()
+        path.mkdir()
+        (path / "old").write_text("of another run, meanwhile")
+
+
+def test_a_whole_directory_replaces_what_came_meanwhile_only_where_it_may(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"kept: cannot be written: Directory not empty"):
+        write_whole(tmp_path / "kept", overwrite=False)
+    write_whole(tmp_path / "replaced", overwrite=True)
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
+        "kept/old", "replaced/new",
+    }  # fmt: skip
+
+
+def test_nothing_is_left_of_a_directory_that_could_not_be_filled(tmp_path: Path) -> None:
+    def fill() -> None:
+        with whole_directory(tmp_path / "out", overwrite=False) as directory:
+            (directory / "half").write_text("x")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match="out: cannot be written: the disk is full"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])

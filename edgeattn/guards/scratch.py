@@ -86,13 +86,19 @@ class Room:
         self.close()
 
 
-def put_in_place(made: Path, destination: Path) -> None:
+def put_in_place(made: Path, destination: Path, overwrite: bool = True) -> None:
     """Rename a directory to where it belongs; one that is there is put aside first, and removed when that is done.
 
     The old one goes back when the room is closed, if anything came between the two renames (Ctrl-C included), and in
     the next run if we were killed there.
+
+    Args:
+        overwrite: without it one that holds anything stays, and the rename fails.
+
+    Raises:
+        OSError: if it cannot be renamed.
     """
-    if not destination.exists():
+    if not (overwrite and destination.exists()):
         made.rename(destination)
         return
     with Room(destination.parent, f".{destination.name}.", keeps=destination.name) as aside:

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from edgeattn.bundle import refuse_existing, writing
+from edgeattn.bundle import refuse_existing, whole_directory
 from edgeattn.engines import SUBSTITUTE
 from edgeattn.errors import UnsupportedError
 from edgeattn.evaluation.data import Data
-from edgeattn.guards.scratch import Room, put_in_place, scratch_room
+from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
 from edgeattn.pipeline.steps.candidates import Verified, artifact_files, choose
@@ -49,7 +49,7 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
     for target in options.targets:  # refused before any waiting
         own = options.of(target)
         path = destination(model, target, own)
-        refuse_existing(path, own.force and (path / PLAN).is_file())
+        refuse_existing(path, own.force, "a quantized model", (path / PLAN).is_file())
         with refused.within(target, "target", UnsupportedError):
             check_target(target, own)
     model = confirmed(model)
@@ -125,21 +125,13 @@ def _result(
 
 
 def _written(path: Path, verified: Verified, result: Result, force: bool) -> Result:
-    """Write the directory whole: into a sibling first, then renamed."""
+    """Write the directory, whole or not at all."""
     if result.verdict == "failed":
         return result
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Room(path.parent, f".{path.name}.") as room:
-            sibling = room.files
-            for name, file in artifact_files(verified.artifact).items():
-                shutil.copyfile(file, sibling / name)
-            treatments = verified.artifact.treatments
-            (sibling / PLAN).write_text(plan_text(treatments), encoding="utf-8")
-            text = json.dumps(Report({}, (result,)).to_json(), indent=1, allow_nan=False)
-            (sibling / RESULT).write_text(f"{text}\n", encoding="utf-8")
-            if force:
-                put_in_place(sibling, path)
-            else:
-                sibling.rename(path)
+    with whole_directory(path, force) as directory:
+        for name, file in artifact_files(verified.artifact).items():
+            shutil.copyfile(file, directory / name)
+        (directory / PLAN).write_text(plan_text(verified.artifact.treatments), encoding="utf-8")
+        text = json.dumps(Report({}, (result,)).to_json(), indent=1, allow_nan=False)
+        (directory / RESULT).write_text(f"{text}\n", encoding="utf-8")
     return result

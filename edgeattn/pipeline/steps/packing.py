@@ -51,7 +51,7 @@ def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Pa
             with BundleDraft(path, options.force):
                 return path
         archive = path.with_suffix(f"{SUFFIX}.zip")
-        refuse_existing(archive, options.force and archive.is_file())
+        refuse_existing(archive, options.force, "a file", archive.is_file())
         with writing(archive):
             options.out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=options.out):

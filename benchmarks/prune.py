@@ -49,7 +49,7 @@ from edgeattn.evaluation.speech import SpeechData
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline, score_of
 from edgeattn.pipeline.steps.candidates import (
-    Tried,
+    Candidates,
     Verified,
     add_scheme,
     artifact_files,
@@ -256,8 +256,7 @@ def measure(
     scratch.mkdir()
     made = trial.made
     with ExitStack() as stack:
-        whole = Tried()
-        add_scheme(whole, shop, trial.target, "fp32", options, stack, clock, alone=True)
+        whole = add_scheme(Candidates(), shop, trial.target, "fp32", options, stack, clock, alone=True)
         tried = try_schemes(Workshop(made.model, made.base, scratch, made.pruning), trial.target, options, stack, clock)
         found = {WHOLE: candidate(whole.sessions["fp32"], whole.verified["fp32"])}
         found |= {f"pruned {name}": candidate(tried.sessions[name], one) for name, one in tried.verified.items()}

@@ -29,7 +29,7 @@ from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.speech import SpeechData
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline
-from edgeattn.pipeline.steps.candidates import Tried, Verified, artifact_files, best_float, time_candidates
+from edgeattn.pipeline.steps.candidates import Candidates, Verified, artifact_files, best_float, time_candidates
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.fallbacks import try_schemes
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
@@ -179,7 +179,7 @@ def measure(case: Case, base: Baseline, peers: bool, only: Sequence[str], room: 
 
 
 def engine_rows(
-    case: Case, engine: str, tried: Tried, others: Mapping[str, Session | str], base: Baseline
+    case: Case, engine: str, tried: Candidates, others: Mapping[str, Session | str], base: Baseline
 ) -> tuple[list[Row], list[Bar]]:
     """Rows of one engine, all timed in one run, and its bars."""
     untimed = engine == "tensorrt"

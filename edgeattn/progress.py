@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -23,3 +24,27 @@ class Quiet:
 
     def advance(self) -> None:
         """Counts nothing."""
+
+
+def shares(progress: Progress, total: float) -> Callable[[float], None]:
+    """What takes the share that is done, 0 to 1, and advances a phase of ``total`` units (rounded down) by as much.
+
+    >>> class Count(Quiet):
+    ...     units = 0
+    ...
+    ...     def advance(self) -> None:
+    ...         self.units += 1
+    >>> count = Count()
+    >>> on_step = shares(count, 10)
+    >>> on_step(0.29), on_step(0.2), count.units
+    (None, None, 2)
+    """
+    done = 0
+
+    def on_step(share: float) -> None:
+        nonlocal done
+        while done < int(share * total):
+            done += 1
+            progress.advance()
+
+    return on_step

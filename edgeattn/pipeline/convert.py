@@ -28,9 +28,6 @@ from edgeattn.evaluation.data import Data
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
-from edgeattn.pipeline.steps.candidates import (
-    choose,
-)
 from edgeattn.pipeline.steps.early import check_target
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.fallbacks import (
@@ -122,13 +119,7 @@ def convert_target(shop: Workshop, target: Target, options: ConvertOptions, prog
         options = replace(options, effort=Effort(0.0))
     with ExitStack() as open_sessions:
         tried = try_schemes(shop, target, options, open_sessions, progress)
-        candidates = (
-            *choose(
-                tried.verified, shop.base.score, options.precision, options.gates.max_drop, options.accept_unproved
-            ),
-            *tried.refused,
-        )
-        shipped = next(c.scheme for c in candidates if c.kept)
+        candidates, shipped = tried.choice(shop.base.score, options)
         golden = make_golden(tried.sessions[shipped], golden_inputs(shop.base))
     chosen = tried.verified[shipped]
     if options.dla:

@@ -15,7 +15,7 @@ from edgeattn.evaluation.data import Data
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
-from edgeattn.pipeline.steps.candidates import Tried, Verified, add_scheme
+from edgeattn.pipeline.steps.candidates import Candidates, Verified, add_scheme
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import check_room, describe, engine, removed_if_empty
@@ -98,9 +98,8 @@ def _prune_target(
     threads = options.measure.threads
     made = for_target(task, Setting(target=target, backend=backend, threads=threads, progress=progress))
     shop = Workshop(made.model, made.base, task.shop.room(f"pruned-{target.name}"), made.pruning)
-    tried = Tried()
     with ExitStack() as stack:
-        add_scheme(tried, shop, target, "fp32", options, stack, progress, alone=True)
+        tried = add_scheme(Candidates(), shop, target, "fp32", options, stack, progress, alone=True)
     result = _result(shop, target, tried.verified["fp32"], options.gates)
     facts = result.pruning
     assert facts is not None, "this is a pruned model"

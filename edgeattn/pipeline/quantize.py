@@ -16,7 +16,7 @@ from edgeattn.evaluation.data import Data
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
-from edgeattn.pipeline.steps.candidates import Verified, artifact_files, choose
+from edgeattn.pipeline.steps.candidates import Verified, artifact_files
 from edgeattn.pipeline.steps.early import check_target
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.fallbacks import forget_trials, try_schemes
@@ -74,11 +74,7 @@ def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, pr
     began = time.monotonic()
     with ExitStack() as stack:
         tried = try_schemes(shop, target, options, stack, progress)
-        chosen = choose(
-            tried.verified, shop.base.score, options.precision, options.gates.max_drop, options.accept_unproved
-        )
-        candidates = (*chosen, *tried.refused)
-        shipped = next(candidate.scheme for candidate in candidates if candidate.kept)
+        candidates, shipped = tried.choice(shop.base.score, options)
         executed = tried.sessions[shipped].executed()
     verified = tried.verified[shipped]
     result = _result(shop, target, verified, candidates, options, executed)

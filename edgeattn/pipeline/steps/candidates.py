@@ -321,23 +321,38 @@ def open_artifact(artifact: Artifact, shop: Workshop, threads: int) -> Session:
     return open_session(backend, artifact.models, shop.model.spec, threads, artifact.build)
 
 
-@dataclass
-class Tried:
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
     """The candidates of one target, by scheme, and those that could not be made.
 
     Attributes:
+        sessions: that run them, open as long as the stack that they were entered into.
         alpha: of what is said of the metric of the next quantized candidate.
     """
 
-    verified: dict[str, Verified] = field(default_factory=dict)
-    sessions: dict[str, Session] = field(default_factory=dict)
-    refused: list[Candidate] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    verified: Mapping[str, Verified] = field(default_factory=dict)
+    sessions: Mapping[str, Session] = field(default_factory=dict)
+    refused: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
     alpha: float = ALPHA
+
+    def with_candidate(self, name: str, verified: Verified, session: Session) -> Candidates:
+        """These and one more, or one anew."""
+        both = {**self.verified, name: verified}, {**self.sessions, name: session}
+        return replace(self, verified=both[0], sessions=both[1])
+
+    def with_note(self, note: str) -> Candidates:
+        """The same, and one more thing to know of them."""
+        return replace(self, notes=(*self.notes, note))
+
+    def choice(self, source: Score | None, options: ConvertOptions) -> tuple[tuple[Candidate, ...], str]:
+        """Each as a row that says why it ships or not, and the scheme of the one that does; see :func:`choose`."""
+        rows = choose(self.verified, source, options.precision, options.gates.max_drop, options.accept_unproved)
+        return (*rows, *self.refused), next(row.scheme for row in rows if row.kept)
 
 
 def add_scheme(
-    tried: Tried,
+    tried: Candidates,
     shop: Workshop,
     target: Target,
     scheme: str,
@@ -345,8 +360,16 @@ def add_scheme(
     stack: ExitStack,
     progress: Progress,
     alone: bool = False,
-) -> None:
-    """Build and verify one scheme; where it is not the only one, what cannot be made is a row with the reason."""
+) -> Candidates:
+    """Build and verify one scheme beside what was tried.
+
+    Args:
+        stack: keeps its session open.
+        alone: it is the only one; else what cannot be made is a row with the reason.
+
+    Raises:
+        EdgeattnError: if it cannot be made or verified.
+    """
     backend = engine(target, options)
     progress.begin(f"{target.name}: {scheme} with {backend}")
     try:
@@ -354,22 +377,19 @@ def add_scheme(
     except (DataError, UnsupportedError) as error:
         if alone:
             raise
-        tried.refused.append(
-            Candidate(
-                precision=precision_of(scheme),
-                latency_ms=None,
-                accuracy=None,
-                size_bytes=None,
-                kept=False,
-                why=str(error),
-                scheme=scheme,
-            )
+        refused = Candidate(
+            precision=precision_of(scheme),
+            latency_ms=None,
+            accuracy=None,
+            size_bytes=None,
+            kept=False,
+            why=str(error),
+            scheme=scheme,
         )
-        return
+        return replace(tried, refused=(*tried.refused, refused))
     session = stack.enter_context(open_artifact(artifact, shop, options.measure.threads))
-    tried.sessions[scheme] = session
-    label = f"{target.name}: {scheme}"
     alpha = tried.alpha
     if precision_of(scheme) in FLOATS:
         alpha = ALPHA if shop.pruning is None else CUT_ALPHA
-    tried.verified[scheme] = verify(shop, artifact, session, options.gates, label, progress, alpha)
+    verified = verify(shop, artifact, session, options.gates, f"{target.name}: {scheme}", progress, alpha)
+    return tried.with_candidate(scheme, verified, session)

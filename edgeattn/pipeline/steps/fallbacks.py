@@ -21,8 +21,8 @@ from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.steps.candidates import (
     FLOATS,
     PAYS,
+    Candidates,
     Looks,
-    Tried,
     Verified,
     add_scheme,
     best_float,
@@ -33,47 +33,55 @@ from edgeattn.pipeline.steps.candidates import (
     why_not,
 )
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.options import ConvertOptions, Effort
+from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import engine
 from edgeattn.pipeline.steps.recipes import Choices, build, scheme_plan, schemes
-from edgeattn.progress import Progress
+from edgeattn.progress import Progress, shares
 from edgeattn.quantize.recovery import RecoveryOptions, recover
 from edgeattn.quantize.search import Found, Notebook, Trial, by_gain, most_trials, search
 from edgeattn.quantize.sensitivity import SensitivityOptions, sensitivity
-from edgeattn.results.gates import Gates
 from edgeattn.runtimes import Session
 from edgeattn.spec import to_json
 from edgeattn.targets import Target
 
 MIXED, RECOVERED = "+mixed", "+recovered"
+MENDED_GAIN = 1.1  # a candidate that loses too much is worth mending if it is so much faster than what ships
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bench:
     """What trials are measured with, and against.
 
     Attributes:
+        options: of the target; "auto" as its precision needs a gain and confidence, a name needs its gates.
+        scheme: that is mended.
         best: the float that ships if nothing quantized does, None if no float passes; ``session`` runs it.
-        asked: as ``--precision``: "auto" needs a gain and confidence, a name needs its gates.
         alpha: of what is said of the metric of each trial, see :class:`~edgeattn.pipeline.steps.candidates.Looks`.
-        accept_unproved: as for :func:`~edgeattn.pipeline.steps.candidates.choose`.
+        stack: keeps the sessions of what is found open.
     """
 
     shop: Workshop
     target: Target
-    backend: str
+    options: ConvertOptions
     scheme: str
-    choices: Choices
     best: Verified | None
     session: Session | None
-    gates: Gates
-    asked: str
-    threads: int
     alpha: float
-    accept_unproved: bool = False
+    stack: ExitStack
+    progress: Progress
+
+    @property
+    def backend(self) -> str:
+        """The engine that is converted for."""
+        return engine(self.target, self.options)
+
+    @property
+    def label(self) -> str:
+        """What a phase of work begins with."""
+        return f"{self.target.name}: {self.scheme}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """A candidate that came out, with its session, and in words how it was found."""
 
@@ -81,6 +89,161 @@ class Outcome:
     verified: Verified
     session: Session
     words: str
+
+
+# --- whether to try harder, and in which order ------------------------------------------------------------------------
+
+
+def try_schemes(
+    shop: Workshop, target: Target, options: ConvertOptions, stack: ExitStack, progress: Progress
+) -> Candidates:
+    """Every candidate of a target, measured; where none of the quantized ones would ship, more is tried.
+
+    Raises:
+        UnsupportedError: if nothing could be built.
+        EdgeattnError: what stopped the only scheme that was asked for.
+    """
+    backend = engine(target, options)
+    asked = schemes(target, backend, options.precision)
+    plain = sum(precision_of(scheme) not in FLOATS for scheme in asked)
+    tried = Candidates()
+    looks = Looks(plain, later_looks(shop, tried, backend, options), ALPHA if shop.pruning is None else ALPHA / 2)
+    tried = replace(tried, alpha=looks.first_alpha)
+    for scheme in asked:
+        tried = add_scheme(tried, shop, target, scheme, options, stack, progress, alone=len(asked) == 1)
+    if not tried.verified:
+        raise UnsupportedError(f"{target.name}: no precision could be built: {tried.refused[0].why}")
+    progress.begin(f"{target.name}: timing")
+    if backend not in SUBSTITUTE:
+        times = time_candidates(tried.sessions)
+        tried = replace(tried, verified={s: replace(v, latency_ms=times[s]) for s, v in tried.verified.items()})
+    tried = replace(tried, verified=settled(tried.verified, shop.base.score, looks, options.gates.max_drop))
+    tried = replace(tried, alpha=replace(looks, later=later_looks(shop, tried, backend, options)).later_alpha)
+    untimed = backend in SUBSTITUTE and options.precision == "auto"  # nothing quantized would ship: its gain is unknown
+    if shop.base.score is not None and not untimed:
+        tried = try_harder(tried, shop, target, options, stack, progress)
+    return tried
+
+
+def later_looks(shop: Workshop, tried: Candidates, backend: str, options: ConvertOptions) -> int:
+    """How many quantized candidates :func:`try_harder` may look at, at most; 0 only where there will be none.
+
+    How many trials a search may take depends on the layers, which the candidates that were built tell.
+    """
+    if shop.base.score is None or (backend in SUBSTITUTE and options.precision == "auto"):
+        return 0
+    effort = options.effort
+    fallback = len(FALLBACK.get(backend, ())) if options.precision == "auto" else 0
+    layers = max((len(v.artifact.treatments) for v in tried.verified.values()), default=0)
+    return fallback + (most_trials(layers) if effort.search_seconds > 0 else 0) + (effort.recover_seconds > 0)
+
+
+def try_harder(
+    tried: Candidates, shop: Workshop, target: Target, options: ConvertOptions, stack: ExitStack, progress: Progress
+) -> Candidates:
+    """The slower recipes, the search over layers and recovery, while a candidate that loses too much is the fastest."""
+    best = best_float(tried.verified)
+    effort = replace(options.effort, notebook=search_file(shop.model, target, options))
+    bench = Bench(
+        shop=shop,
+        target=target,
+        options=replace(options, effort=effort),
+        scheme="",
+        best=best,
+        session=next((tried.sessions[s] for s, v in tried.verified.items() if v is best), None),
+        alpha=tried.alpha,
+        stack=stack,
+        progress=progress,
+    )
+    if worth_mending(tried, bench) is None:
+        return tried
+    if why := too_few_samples(bench):
+        return tried.with_note(why)
+    for attempt in (slower_recipes, mixed_plan, training):
+        if (lossy := worth_mending(tried, bench)) is None:
+            break
+        tried = attempt(tried, replace(bench, scheme=lossy))
+    return tried
+
+
+def worth_mending(tried: Candidates, bench: Bench) -> str | None:
+    """The fastest quantized candidate that loses too much, if it would be clearly faster than what ships now."""
+    quantized = {s: v for s, v in tried.verified.items() if v.quantized}
+    shipping = [v.latency_ms or 0.0 for v in quantized.values() if not complaint(bench, v)]
+    limit = min(shipping, default=math.inf) / MENDED_GAIN
+    lossy = {
+        s: v
+        for s, v in quantized.items()
+        if loses_metric(v, bench.options) and not is_slow(v, bench.best) and (v.latency_ms or 0.0) < limit
+    }
+    return min(lossy, key=lambda s: lossy[s].latency_ms or 0.0, default=None)
+
+
+def too_few_samples(bench: Bench) -> str:
+    """Why nothing is tried where whatever is mended could not be shown to keep the metric, either; empty if it can."""
+    options, score = bench.options, bench.shop.base.score
+    if options.precision != "auto" or options.accept_unproved:
+        return ""
+    assert score is not None, "candidates lose a metric"
+    samples = score.samples + len(score.unlabelled)
+    needed = zero_loss_samples(options.gates.max_drop / 100.0, bench.alpha)
+    if samples >= needed:
+        return ""
+    return (
+        f"nothing was tried to mend int8: {samples} samples cannot show that it loses less than "
+        f"{options.gates.max_drop:g} points, even if it changed none ({needed} would; --accept-unproved tries)"
+    )
+
+
+def slower_recipes(tried: Candidates, bench: Bench) -> Candidates:
+    """The engine's recipes that are tried only where the others fail."""
+    if bench.options.precision != "auto":
+        return tried
+    for scheme in FALLBACK.get(bench.backend, ()):
+        tried = add_scheme(tried, bench.shop, bench.target, scheme, bench.options, bench.stack, bench.progress)
+        if scheme in tried.verified:
+            session = tried.sessions[scheme]
+            tried = tried.with_candidate(scheme, timed(bench, tried.verified[scheme], session), session)
+    return tried
+
+
+def mixed_plan(tried: Candidates, bench: Bench) -> Candidates:
+    """Some layers back to float, as few as it takes."""
+    if bench.options.effort.search_seconds <= 0:
+        return tried
+    outcome, found = find_mixed(bench)
+    if outcome is None:
+        return tried.with_note(f"{bench.scheme}: {len(found.trials)} mixed plans tried, none ships; {found.ended}")
+    return _with_outcome(tried, outcome)
+
+
+def training(tried: Candidates, bench: Bench) -> Candidates:
+    """A short training with fake quantization."""
+    if bench.options.effort.recover_seconds <= 0:
+        return tried
+    return _with_outcome(tried, find_recovered(replace(bench, scheme=bench.scheme.partition("+")[0])))
+
+
+def _with_outcome(tried: Candidates, outcome: Outcome) -> Candidates:
+    found = tried.with_candidate(outcome.name, outcome.verified, outcome.session)
+    return found.with_note(f"{outcome.name}: {outcome.words}")
+
+
+def loses_metric(verified: Verified, options: ConvertOptions) -> bool:
+    """Whether the metric, and nothing else, is what a candidate fails."""
+    if any(failure.gate != "accuracy" for failure in verified.failures):
+        return False
+    unsure = verified.drop is not None and not within(verified.drop, options.gates.max_drop)
+    return bool(verified.failures) or (options.precision == "auto" and unsure and not options.accept_unproved)
+
+
+def is_slow(verified: Verified, best: Verified | None) -> bool:
+    """Whether it would not pay even if it kept the metric."""
+    found = gain(best, verified)
+    return found is not None and found < PAYS
+
+
+# --- the trials -------------------------------------------------------------------------------------------------------
 
 
 def timed(bench: Bench, verified: Verified, session: Session) -> Verified:
@@ -102,29 +265,24 @@ def gain(best: Verified | None, verified: Verified) -> float | None:
 def complaint(bench: Bench, verified: Verified) -> str:
     """Why a candidate does not ship; empty if it does."""
     failures = "; ".join(map(str, verified.failures))
-    source, max_drop = bench.shop.base.score, bench.gates.max_drop
-    return failures or why_not(verified, bench.best, source, max_drop, bench.asked, bench.accept_unproved)
+    source, options = bench.shop.base.score, bench.options
+    return failures or why_not(
+        verified, bench.best, source, options.gates.max_drop, options.precision, options.accept_unproved
+    )
 
 
-def find_mixed(bench: Bench, effort: Effort, stack: ExitStack, progress: Progress) -> tuple[Outcome | None, Found]:
-    """Search which layers to give back to float.
-
-    Args:
-        stack: keeps the session of what was found open.
-    """
-    shop, where = bench.shop, f"{bench.target.name}: {bench.scheme}"
-    order = ranking(bench, where, progress)
+def find_mixed(bench: Bench) -> tuple[Outcome | None, Found]:
+    """Search which layers to give back to float."""
+    shop, effort = bench.shop, bench.options.effort
+    order = ranking(bench)
     sessions: dict[int, tuple[Verified, Session]] = {}
 
     def attempt(paths: tuple[str, ...]) -> tuple[Verified, Session]:
-        choices = replace(bench.choices, plan=bench.choices.plan.with_float(paths))
-        label = f"{where}, {len(paths)} of {len(order)} layers float"
-        progress.begin(label)
+        label = f"{bench.label}, {len(paths)} of {len(order)} layers float"
+        bench.progress.begin(label)
+        choices = Choices(bench.options.plan.with_float(paths))
         artifact = build(bench.backend, shop, bench.scheme, bench.target, choices)
-        artifact = keep_files(artifact, shop, f"{bench.backend}-{bench.scheme}-{len(paths)}")
-        session = stack.enter_context(open_artifact(artifact, shop, bench.threads))
-        verified = verify(shop, artifact, session, bench.gates, label, progress, bench.alpha)
-        return timed(bench, verified, session), session
+        return verified_trial(bench, keep_files(artifact, shop, f"{bench.backend}-{bench.scheme}-{len(paths)}"), label)
 
     def evaluate(paths: tuple[str, ...]) -> Trial:
         try:
@@ -146,17 +304,24 @@ def find_mixed(bench: Bench, effort: Effort, stack: ExitStack, progress: Progres
         sessions[returned] = attempt(tuple(order[:returned]))
     verified, session = sessions[returned]
     words = f"{returned} of {len(order)} layers back in float after {len(found.trials)} trials; {found.ended}"
-    return Outcome(bench.scheme + MIXED, verified, session, words), found
+    return Outcome(name=bench.scheme + MIXED, verified=verified, session=session, words=words), found
 
 
-def ranking(bench: Bench, where: str, progress: Progress) -> tuple[str, ...]:
+def verified_trial(bench: Bench, artifact: Artifact, label: str) -> tuple[Verified, Session]:
+    """An artifact verified and timed, with the session that runs it."""
+    threads, gates = bench.options.measure.threads, bench.options.gates
+    session = bench.stack.enter_context(open_artifact(artifact, bench.shop, threads))
+    verified = verify(bench.shop, artifact, session, gates, label, bench.progress, bench.alpha)
+    return timed(bench, verified, session), session
+
+
+def ranking(bench: Bench) -> tuple[str, ...]:
     """The layers in the order in which they go back to float."""
     shop = bench.shop
-    treatment = TREATMENT[bench.scheme]
-    progress.begin(f"{where}: sensitivity of each layer")
-    options = SensitivityOptions(treatment=treatment)
-    report = sensitivity(shop.onnx, {g: tuple(shop.seen(g)) for g in shop.onnx}, options, None, progress.advance)
-    kept = {row.path for row in report.layers if bench.choices.plan.of(row.path) == "float"}
+    bench.progress.begin(f"{bench.label}: sensitivity of each layer")
+    options = SensitivityOptions(treatment=TREATMENT[bench.scheme])
+    report = sensitivity(shop.onnx, {g: tuple(shop.seen(g)) for g in shop.onnx}, options, None, bench.progress.advance)
+    kept = {row.path for row in report.layers if bench.options.plan.of(row.path) == "float"}
     rows = [row for row in report.layers if row.path not in kept]
     noise = {row.path: 10.0 ** (-row.sqnr_db / 10.0) for row in rows}
     return by_gain(noise, {row.path: float(row.flops) for row in rows})
@@ -177,47 +342,35 @@ def recovery_file(notebook: Path, key: str) -> Path:
     return notebook.with_name(f"{notebook.name}.{key[:12]}.recovery")
 
 
-def find_recovered(bench: Bench, effort: Effort, stack: ExitStack, progress: Progress) -> Outcome:
+def find_recovered(bench: Bench) -> Outcome:
     """Train with fake quantization for a while and make the scheme's artifact of the result."""
-    shop = bench.shop
-    where = f"{bench.target.name}: {bench.scheme}"
-    progress.begin(f"{where}: recovery by distillation", round(effort.recover_seconds))
-    static = TREATMENT[bench.scheme] == "int8"
-    plan = bench.choices.plan
+    shop, effort, plan = bench.shop, bench.options.effort, bench.options.plan
+    bench.progress.begin(f"{bench.label}: recovery by distillation", round(effort.recover_seconds))
     # Of a plan's int8 layers the dynamic scheme rounds activations as well; the schemes of weights alone do not.
-    trained = plan if bench.scheme == "int8-dynamic" else scheme_plan(bench.scheme, plan)
     options = RecoveryOptions(
-        plan=trained,
+        plan=plan if bench.scheme == "int8-dynamic" else scheme_plan(bench.scheme, plan),
         seconds=effort.recover_seconds,
-        activations="static" if static else "dynamic",
+        activations="static" if TREATMENT[bench.scheme] == "int8" else "dynamic",
         checkpoint=None if effort.notebook is None else recovery_file(effort.notebook, _key(bench, ())),
     )
-    spent = 0
-
-    def on_step(share: float) -> None:
-        nonlocal spent
-        while spent < int(share * effort.recover_seconds):
-            spent += 1
-            progress.advance()
-
+    on_step = shares(bench.progress, effort.recover_seconds)
     recovered = recover(shop.model, shop.onnx, shop.base.calibration, options, on_step)
     room = shop.room(f"recovered-{bench.backend}-{bench.scheme}")
     workshop = Workshop(recovered.model, shop.base, room)
-    label = f"{where}, recovered"
-    progress.begin(label)
+    label = f"{bench.label}, recovered"
+    bench.progress.begin(label)
     artifact = build(bench.backend, workshop, bench.scheme, bench.target, Choices(plan, recovered.scales))
     artifact = replace(artifact, recipe=f"{artifact.recipe}; weights trained for it {recovered.seconds:.0f} s")
-    session = stack.enter_context(open_artifact(artifact, shop, bench.threads))
-    verified = timed(bench, verify(shop, artifact, session, bench.gates, label, progress, bench.alpha), session)
+    verified, session = verified_trial(bench, artifact, label)
     words = f"distilled from the float source for {recovered.seconds:.0f} s, {recovered.steps} steps"
     if recovered.note:
         words += f"; {recovered.note}"
-    return Outcome(bench.scheme + RECOVERED, verified, session, words)
+    return Outcome(name=bench.scheme + RECOVERED, verified=verified, session=session, words=words)
 
 
 def _key(bench: Bench, order: tuple[str, ...]) -> str:
     """Changes with everything that a trial depends on."""
-    data, model = bench.shop.base.data, bench.shop.model
+    data, model, options = bench.shop.base.data, bench.shop.model, bench.options
     tools: Mapping[str, str] = {
         name: importlib.metadata.version(name)
         for name in ("openvino", "ai-edge-litert", "onnxruntime")
@@ -225,14 +378,14 @@ def _key(bench: Bench, order: tuple[str, ...]) -> str:
     }
     parts = [
         edgeattn.__version__, tools, model.spec.name, model.source_sha256, bench.target.name, bench.backend,
-        bench.scheme, to_json(bench.choices.plan), bench.asked, bench.gates.max_drop, bench.alpha,
-        bench.accept_unproved, order,
+        bench.scheme, to_json(options.plan), options.precision, options.gates.max_drop, bench.alpha,
+        options.accept_unproved, order,
         None if data is None else (data.origin, len(data.calibration), len(data.evaluation)),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-MENDED_GAIN = 1.1  # a candidate that loses too much is worth mending if it is so much faster than what ships
+# --- what is kept until the result is in place ------------------------------------------------------------------------
 
 
 def forget_trials(model: EdgeModel, target: Target, options: ConvertOptions) -> None:
@@ -245,118 +398,3 @@ def forget_trials(model: EdgeModel, target: Target, options: ConvertOptions) -> 
 def search_file(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
     """Where a search keeps its trials until the bundle is there."""
     return options.out / f".{model.spec.name}.{target.name}.search.json"
-
-
-def try_schemes(shop: Workshop, target: Target, options: ConvertOptions, stack: ExitStack, progress: Progress) -> Tried:
-    """Every candidate of a target, measured; where none of the quantized ones would ship, more is tried.
-
-    Raises:
-        UnsupportedError: if nothing could be built.
-        EdgeattnError: what stopped the only scheme that was asked for.
-    """
-    backend = engine(target, options)
-    asked = schemes(target, backend, options.precision)
-    plain = sum(precision_of(scheme) not in FLOATS for scheme in asked)
-    tried = Tried()
-    looks = Looks(plain, later_looks(shop, tried, backend, options), ALPHA if shop.pruning is None else ALPHA / 2)
-    tried.alpha = looks.first_alpha
-    for scheme in asked:
-        add_scheme(tried, shop, target, scheme, options, stack, progress, alone=len(asked) == 1)
-    if not tried.verified:
-        raise UnsupportedError(f"{target.name}: no precision could be built: {tried.refused[0].why}")
-    progress.begin(f"{target.name}: timing")
-    if backend not in SUBSTITUTE:
-        times = time_candidates(tried.sessions)
-        tried.verified = {s: replace(v, latency_ms=times[s]) for s, v in tried.verified.items()}
-    tried.verified = settled(tried.verified, shop.base.score, looks, options.gates.max_drop)
-    tried.alpha = replace(looks, later=later_looks(shop, tried, backend, options)).later_alpha
-    untimed = backend in SUBSTITUTE and options.precision == "auto"  # nothing quantized would ship: its gain is unknown
-    if shop.base.score is not None and not untimed:
-        try_harder(tried, shop, target, options, stack, progress)
-    return tried
-
-
-def later_looks(shop: Workshop, tried: Tried, backend: str, options: ConvertOptions) -> int:
-    """How many quantized candidates :func:`try_harder` may look at, at most; 0 only where there will be none.
-
-    How many trials a search may take depends on the layers, which the candidates that were built tell.
-    """
-    if shop.base.score is None or (backend in SUBSTITUTE and options.precision == "auto"):
-        return 0
-    effort = options.effort
-    fallback = len(FALLBACK.get(backend, ())) if options.precision == "auto" else 0
-    layers = max((len(v.artifact.treatments) for v in tried.verified.values()), default=0)
-    return fallback + (most_trials(layers) if effort.search_seconds > 0 else 0) + (effort.recover_seconds > 0)
-
-
-def try_harder(
-    tried: Tried, shop: Workshop, target: Target, options: ConvertOptions, stack: ExitStack, progress: Progress
-) -> None:
-    """The slower recipes, the search over layers and recovery, while a candidate that loses too much is the fastest."""
-    backend = engine(target, options)
-    best = best_float(tried.verified)
-    session = next((tried.sessions[s] for s, v in tried.verified.items() if v is best), None)
-    effort = replace(options.effort, notebook=search_file(shop.model, target, options))
-
-    def bench(scheme: str) -> Bench:
-        return Bench(
-            shop, target, backend, scheme, Choices(options.plan), best, session, options.gates, options.precision,
-            options.measure.threads, tried.alpha, options.accept_unproved,
-        )  # fmt: skip
-
-    def worth_mending() -> str | None:
-        """The fastest quantized candidate that loses too much, if it would be clearly faster than what ships now."""
-        quantized = {s: v for s, v in tried.verified.items() if v.quantized}
-        shipping = [v.latency_ms or 0.0 for s, v in quantized.items() if not complaint(bench(s), v)]
-        limit = min(shipping, default=math.inf) / MENDED_GAIN
-        lossy = {
-            s: v
-            for s, v in quantized.items()
-            if loses_metric(v, options) and not is_slow(v, best) and (v.latency_ms or 0.0) < limit
-        }
-        return min(lossy, key=lambda s: lossy[s].latency_ms or 0.0, default=None)
-
-    if worth_mending() is None:
-        return
-    if options.precision == "auto" and not options.accept_unproved:
-        assert shop.base.score is not None, "candidates lose a metric"
-        samples = shop.base.score.samples + len(shop.base.score.unlabelled)
-        needed = zero_loss_samples(options.gates.max_drop / 100.0, tried.alpha)
-        if samples < needed:  # whatever is mended could not be shown to keep the metric, either
-            tried.notes.append(
-                f"nothing was tried to mend int8: {samples} samples cannot show that it loses less than "
-                f"{options.gates.max_drop:g} points, even if it changed none ({needed} would; --accept-unproved tries)"
-            )
-            return
-    if options.precision == "auto":
-        for scheme in FALLBACK.get(backend, ()):
-            add_scheme(tried, shop, target, scheme, options, stack, progress)
-            if scheme in tried.verified:
-                tried.verified[scheme] = timed(bench(scheme), tried.verified[scheme], tried.sessions[scheme])
-    lossy = worth_mending()
-    if lossy is not None and effort.search_seconds > 0:
-        outcome, found = find_mixed(bench(lossy), effort, stack, progress)
-        if outcome is not None:
-            tried.verified[outcome.name], tried.sessions[outcome.name] = outcome.verified, outcome.session
-            tried.notes.append(f"{outcome.name}: {outcome.words}")
-        else:
-            tried.notes.append(f"{lossy}: {len(found.trials)} mixed plans tried, none ships; {found.ended}")
-    lossy = worth_mending()
-    if lossy is not None and effort.recover_seconds > 0:
-        outcome = find_recovered(bench(lossy.partition("+")[0]), effort, stack, progress)
-        tried.verified[outcome.name], tried.sessions[outcome.name] = outcome.verified, outcome.session
-        tried.notes.append(f"{outcome.name}: {outcome.words}")
-
-
-def loses_metric(verified: Verified, options: ConvertOptions) -> bool:
-    """Whether the metric, and nothing else, is what a candidate fails."""
-    if any(failure.gate != "accuracy" for failure in verified.failures):
-        return False
-    unsure = verified.drop is not None and not within(verified.drop, options.gates.max_drop)
-    return bool(verified.failures) or (options.precision == "auto" and unsure and not options.accept_unproved)
-
-
-def is_slow(verified: Verified, best: Verified | None) -> bool:
-    """Whether it would not pay even if it kept the metric."""
-    found = gain(best, verified)
-    return found is not None and found < PAYS

@@ -58,6 +58,11 @@ class SelftestResult:
     passed: bool
     load_ms: float
 
+    @property
+    def lowest_db(self) -> float:
+        """The SQNR of the output that came least near."""
+        return min(output.sqnr_db for output in self.outputs.values())
+
 
 def run_steps(session: Session, graph: GraphSpec, inputs: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
     """Run a graph step after step with carried states, from their initial values.

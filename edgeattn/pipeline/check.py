@@ -1,4 +1,7 @@
-"""check() and profile(): a bundle that exists is verified and measured again, with or without its source."""
+"""check(): a bundle that exists is verified and measured again, with or without its source.
+
+Evidence is gathered on this machine or by jobs on a device; one function judges it, wherever it comes from.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from pathlib import Path
 
 from edgeattn.bundle import Manifest, open_bundle, read_manifest
 from edgeattn.errors import InputError
-from edgeattn.evaluation.accuracy import Accuracy, Score, accuracy
+from edgeattn.evaluation.accuracy import Accuracy, accuracy
 from edgeattn.evaluation.confidence import SAMPLES
 from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.identity import identified
 from edgeattn.evaluation.parity import Parity
-from edgeattn.evaluation.probing import Probe
+from edgeattn.evaluation.probing import Deviation, Probe
 from edgeattn.jobs.evaluate import Evaluated
 from edgeattn.jobs.measure import TIMEOUT_SECONDS, profile_bundle
 from edgeattn.jobs.parcel import Steps, pack
@@ -22,36 +25,34 @@ from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.adversarial import deviation_failures
 from edgeattn.pipeline.steps.baseline import Baseline, baseline, replay_baseline, score_of, whole_parity
 from edgeattn.pipeline.steps.packing import size_judged
-from edgeattn.pipeline.steps.rows import (
+from edgeattn.pipeline.steps.runs import (
+    BundleRun,
     bundle_size,
-    checked_result,
-    device_row,
-    emulated,
-    judged_executed,
-    judged_in_time,
-    judged_in_time_here,
+    in_time_judged,
     manifest_model,
-    on_device,
+    outputs_judged,
     recorded_report,
+    run_executed_judged,
+    run_row,
+    run_there,
 )
 from edgeattn.profiling.contract import contract
 from edgeattn.profiling.holding import held
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.progress import Progress
 from edgeattn.results.gates import Gates, parity_failures
-from edgeattn.results.report import Report
+from edgeattn.results.report import Report, Result, with_gates
 from edgeattn.results.verdicts import (
     NO_METRIC,
     Asked,
     Judgement,
     accuracy_judged,
     adversarial_judged,
-    golden_judged,
-    hashes_judged,
+    elsewhere,
     metric_unmeasured,
     parity_judged,
 )
-from edgeattn.runtimes import load
+from edgeattn.runtimes import Session, load
 from edgeattn.runtimes.selftest import selftest
 from edgeattn.sources import load_data, load_model
 from edgeattn.sources.sizes import with_buckets
@@ -85,6 +86,22 @@ class CheckOptions:
     device: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was found out about a bundle: all that its gates are judged by.
+
+    Attributes:
+        source: the float32 source, measured; None where it was not given.
+        data: that the metric was measured on; None without.
+        evaluated: parity, metric and probes, as far as source and data allow; they are empty without.
+    """
+
+    run: BundleRun
+    source: Baseline | None
+    data: Data | None
+    evaluated: Evaluated
+
+
 def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     """Verify a bundle: hashes, golden outputs, parity and metric where source and data are given, deadline, size.
 
@@ -95,38 +112,117 @@ def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
     contract(manifest.spec, options.measure)  # refuses what makes no sense before minutes of work
     _refuse_gates_without_data(options)
     device = parse_device(options.device or "local")
-    if device.kind != "local":
-        return _check_on(device, path, manifest, options, progress)
+    if device.kind == "local":
+        evidence = _found_here(path, manifest, options, progress)
+    else:
+        evidence = _found_there(device, path, manifest, options, progress)
+    return Report(manifest_model(manifest), (judged(path, manifest, evidence, options),))
+
+
+def judged(path: Path, manifest: Manifest, evidence: Evidence, options: CheckOptions) -> Result:
+    """What the gates make of what was found out about a bundle, here or on a device, as its row.
+
+    Raises:
+        InputError: if the manifest's own figures are malformed.
+    """
+    run, source, evaluated = evidence.run, evidence.source, evidence.evaluated
     shipped = str(manifest.precision["shipped"])
-    parities: dict[str, Parity] = {}
-    parity, score = None, None
-    with held(options.measure.power_mode, options.measure.lock_clocks):  # what is built here is tied to that
+    rows, parity = outputs_judged(manifest, run), None
+    if source is not None:
+        parity = whole_parity(manifest.spec, evaluated.parities)
+        rows += parity_judged(parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity)))
+        if source.adversary is not None:
+            rows += adversarial_judged(deviation_failures(evaluated.deviations), source.adversary.told())
+    figures, metric = _metric(manifest, evidence, options)
+    rows += [
+        *metric,
+        *run_executed_judged(manifest, run),
+        *in_time_judged(path, manifest, run, options.measure, options.gates),
+        *size_judged(bundle_size(manifest), options.gates),
+    ]
+    row = run_row(path, manifest, run, evaluated.parities)
+    return with_gates(replace(row, parity=parity, accuracy=figures), rows)
+
+
+def _metric(manifest: Manifest, evidence: Evidence, options: CheckOptions) -> tuple[Accuracy | None, list[Judgement]]:
+    """The metric, and what it is held to: the source's, beside it or as it was recorded, and absolute limits."""
+    data, score, source = evidence.data, evidence.evaluated.score, evidence.source
+    asked: Asked = "no" if options.data is None else "flag"
+    if data is None or score is None:
+        origin = NO_METRIC if data is None else f"{data.origin} holds no labels (target_NAME) that a metric is made of"
+        return None, metric_unmeasured(options.gates, origin, asked)
+    beside = None if source is None else source.score
+    found = identified(accuracy(beside, score, data.origin, max_drop=options.gates.max_drop), data)
+    recorded = manifest.measured.get("accuracy")
+    before = recorded_report(Accuracy, recorded, "manifest.measured.accuracy") if recorded else None
+    return accuracy_judged(found, before, options.gates, asked)
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------------
+
+
+def _found_here(path: Path, manifest: Manifest, options: CheckOptions, progress: Progress) -> Evidence:
+    measure = options.measure
+    with held(measure.power_mode, measure.lock_clocks):  # what is built here is tied to that
         progress.begin("golden outputs")
-        rows = [hashes_judged(manifest), *golden_judged(selftest(path, options.backend, options.measure.threads))]
-        with load(path, backend=options.backend, threads=options.measure.threads) as session:
-            base, data = _source(manifest, session.assets, options, progress)
-            if base is not None:
-                progress.begin("parity", sum(len(records) for records in base.records.values()))
-                parities = replay_baseline(base, session, progress)
-                parity = whole_parity(session.spec, parities)
-                rows += parity_judged(
-                    parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity))
-                )
-                if base.adversary is not None:
-                    rows += adversarial_judged(base.adversary.failures(session, shipped), base.adversary.told())
-            if data is not None:
-                score = score_of(session, data, "check", progress)
-            figures, more = _metric(manifest, base, data, score, options)
-            rows += more
-            rows += judged_executed(manifest, session.backend, session.executed())
+        golden = selftest(path, options.backend, measure.threads)
+        with load(path, backend=options.backend, threads=measure.threads) as session:
+            source, data = _source(manifest, session.assets, options, progress)
+            evaluated = _evaluated_here(session, source, data, str(manifest.precision["shipped"]), progress)
     progress.begin("profile")
-    measured = profile_bundle(path, options.measure, options.backend)
-    here, notes = judged_in_time_here(
-        path, manifest, measured, options.measure, options.gates, options.device is not None
-    )
-    rows += [*here, *size_judged(bundle_size(manifest), options.gates)]
-    result = checked_result(path, manifest, measured, rows, (parity, parities), figures)
-    return Report(manifest_model(manifest), (replace(result, notes=(*notes, *result.notes)),))
+    profile = profile_bundle(path, measure, options.backend)
+    run = BundleRun(golden=golden, profile=profile, away=elsewhere(manifest, options.device is not None))
+    return Evidence(run=run, source=source, data=data, evaluated=evaluated)
+
+
+def _found_there(device: Device, path: Path, manifest: Manifest, options: CheckOptions, progress: Progress) -> Evidence:
+    """The same on a device: what is computed is computed there, the source and the data are read here."""
+    with open_bundle(path) as opened:
+        assets = {name: opened.asset(name) for name in opened.assets}
+        source, data = _source(manifest, assets, options, progress)
+    progress.begin(f"golden outputs and profile on {device.text}")
+    run = run_there(device, *measure_on(device, path, options.measure, options.backend))
+    evaluated = Evaluated({}, None)
+    if source is not None or data is not None:
+        progress.begin(f"parity and metric on {device.text}")
+        shipped = str(manifest.precision["shipped"])
+        evaluated = _evaluated_there(device, path, options, source, data, shipped)
+    return Evidence(run=run, source=source, data=data, evaluated=evaluated)
+
+
+def _evaluated_here(
+    session: Session, source: Baseline | None, data: Data | None, precision: str, progress: Progress
+) -> Evaluated:
+    parities: Mapping[str, Parity] = {}
+    deviations: tuple[Deviation, ...] = ()
+    if source is not None:
+        progress.begin("parity", sum(len(records) for records in source.records.values()))
+        parities = replay_baseline(source, session, progress)
+        if source.adversary is not None:
+            deviations = tuple(source.adversary.deviations(session, precision))
+    score = None if data is None else score_of(session, data, "check", progress)
+    return Evaluated(parities, score, deviations)
+
+
+def _evaluated_there(
+    device: Device, path: Path, options: CheckOptions, source: Baseline | None, data: Data | None, precision: str
+) -> Evaluated:
+    """Parity and metric, computed there; the source's recorded steps, its probes and the samples are sent.
+
+    Raises:
+        EdgeattnError: as :func:`edgeattn.jobs.remote.task_on`; DataError for more than is sent.
+    """
+    steps, reference = {}, ""
+    probes: tuple[Probe, ...] = ()
+    if source is not None:
+        steps = {graph: Steps(graph in source.carried, records) for graph, records in source.records.items()}
+        reference = source.reference
+        if source.adversary is not None:
+            probes = source.adversary.probes(precision, certain=True)
+    task = Task(EVALUATION, pack(steps, reference, data, probes), "evaluated", Evaluated)
+    seconds = TIMEOUT_SECONDS + SLOWEST_SAMPLE * (0 if data is None else len(data.evaluation))
+    answer, _ = task_on(device, path, task, options.backend, options.measure.threads, seconds)
+    return answer
 
 
 def _refuse_gates_without_data(options: CheckOptions) -> None:
@@ -139,74 +235,6 @@ def _refuse_gates_without_data(options: CheckOptions) -> None:
     given = {"--min-metric": gates.min_metric is not None, "--max-metric": gates.max_metric is not None}
     if names := [name for name, asked in given.items() if asked and options.data is None and options.model is None]:
         raise InputError(f"{' and '.join(names)}: the metric is measured on data, and none is given: give --data")
-
-
-def _metric(
-    manifest: Manifest, base: Baseline | None, data: Data | None, score: Score | None, options: CheckOptions
-) -> tuple[Accuracy | None, list[Judgement]]:
-    """The metric, and what it is held to: the source's, beside it or as it was recorded, and absolute limits."""
-    asked: Asked = "no" if options.data is None else "flag"
-    if data is None or score is None:
-        origin = NO_METRIC if data is None else f"{data.origin} holds no labels (target_NAME) that a metric is made of"
-        return None, metric_unmeasured(options.gates, origin, asked)
-    source = None if base is None else base.score
-    found = identified(accuracy(source, score, data.origin, max_drop=options.gates.max_drop), data)
-    recorded = manifest.measured.get("accuracy")
-    before = recorded_report(Accuracy, recorded, "manifest.measured.accuracy") if recorded else None
-    return accuracy_judged(found, before, options.gates, asked)
-
-
-def _check_on(device: Device, path: Path, manifest: Manifest, options: CheckOptions, progress: Progress) -> Report:
-    """The same on a device: what is computed is computed there, the source and the data are read here."""
-    with open_bundle(path) as opened:
-        assets = {name: opened.asset(name) for name in opened.assets}
-        base, data = _source(manifest, assets, options, progress)
-    progress.begin(f"golden outputs and profile on {device.text}")
-    golden, measured, found = measure_on(device, path, options.measure, options.backend)
-    rows = [hashes_judged(manifest), *golden_judged(golden)]
-    shipped = str(manifest.precision["shipped"])
-    parities: Mapping[str, Parity] = {}
-    parity, score = None, None
-    if base is not None or data is not None:
-        progress.begin(f"parity and metric on {device.text}")
-        evaluated = _evaluated_on(device, path, options, base, data, shipped)
-        parities = evaluated.parities
-        if base is not None:
-            parity = whole_parity(manifest.spec, parities)
-            rows += parity_judged(parity, shipped, parity_failures(parity, shipped, _recorded_parity(manifest, parity)))
-            if base.adversary is not None:
-                rows += adversarial_judged(deviation_failures(evaluated.deviations), base.adversary.told())
-        score = evaluated.score
-    figures, more = _metric(manifest, base, data, score, options)
-    rows += more
-    ran = golden if measured is None else measured
-    if ran is not None:
-        rows += judged_executed(manifest, ran.backend, ran.executed)
-    rows += judged_in_time(path, manifest, measured, options.measure, options.gates, emulated(found))
-    rows += size_judged(bundle_size(manifest), options.gates)
-    result = device_row(path, manifest, golden, measured, found, rows, (parity, parities), figures)
-    return Report(manifest_model(manifest), (on_device(device, found, result),))
-
-
-def _evaluated_on(
-    device: Device, path: Path, options: CheckOptions, base: Baseline | None, data: Data | None, precision: str
-) -> Evaluated:
-    """Parity and metric, computed there; the source's recorded steps, its probes and the samples are sent.
-
-    Raises:
-        EdgeattnError: as :func:`edgeattn.jobs.remote.task_on`; DataError for more than is sent.
-    """
-    steps, reference = {}, ""
-    probes: tuple[Probe, ...] = ()
-    if base is not None:
-        steps = {graph: Steps(graph in base.carried, records) for graph, records in base.records.items()}
-        reference = base.reference
-        if base.adversary is not None:
-            probes = base.adversary.probes(precision, certain=True)
-    task = Task(EVALUATION, pack(steps, reference, data, probes), "evaluated", Evaluated)
-    seconds = TIMEOUT_SECONDS + SLOWEST_SAMPLE * (0 if data is None else len(data.evaluation))
-    answer, _ = task_on(device, path, task, options.backend, options.measure.threads, seconds)
-    return answer
 
 
 def _source(

@@ -23,22 +23,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from edgeattn.converters.tensorrt import on_dla
-from edgeattn.errors import UnsupportedError
 from edgeattn.evaluation.data import Data
-from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline.steps.baseline import baseline
-from edgeattn.pipeline.steps.early import check_target
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.fallbacks import (
-    forget_trials,
-    try_schemes,
-)
+from edgeattn.pipeline.steps.fallbacks import forget_trials, try_schemes
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.pipeline.steps.packing import destination, golden_inputs, pack
-from edgeattn.pipeline.steps.preflight import check_room, describe, engine, preflight, removed_if_empty
+from edgeattn.pipeline.steps.preflight import engine
 from edgeattn.pipeline.steps.refusals import Refusals
-from edgeattn.pipeline.steps.repeatable import confirmed
+from edgeattn.pipeline.steps.served import Findings, serve_targets
 from edgeattn.profiling.contract import contract
 from edgeattn.progress import Progress
 from edgeattn.pruning import Request
@@ -63,25 +56,20 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
     Raises:
         EdgeattnError: for anything that stops all targets, or the only one; what was published before stays.
     """
-    refused = Refusals(options.targets, options.backend, options.precision)
-    for target in options.targets:  # refused before any waiting
-        own = options.of(target)
+
+    def check(target: Target, own: ConvertOptions) -> None:
         destination(model, target, own)
         contract(model.spec, own.measure)
-        with refused.within(target, "target", UnsupportedError):
-            check_target(target, own)
-    model = confirmed(model)
-    with removed_if_empty(options.out), scratch_room() as scratch:
-        check_room(model, scratch)
-        findings = preflight(model, data, options, refused, progress)
-        results: list[Result] = []
-        if refused.left():
-            workshop = Workshop(model, baseline(model, data, progress), scratch)
-            for target, shop in pruned(workshop, options, refused, progress):
-                with refused.within(target, "conversion"):
-                    result = convert_target(shop, target, options.of(target), progress)
-                    results.append(replace(result, preflight=findings[target.name]))
-    return Report(describe(model), refused.rows(results, findings))
+
+    def serve(workshop: Workshop, refused: Refusals, findings: Findings) -> list[Result]:
+        results = []
+        for target, shop in pruned(workshop, options, refused, progress):
+            with refused.within(target, "conversion"):
+                result = convert_target(shop, target, options.of(target), progress)
+                results.append(replace(result, preflight=findings[target.name]))
+        return results
+
+    return serve_targets(model, data, options, progress, check, serve)
 
 
 def pruned(

@@ -24,25 +24,26 @@ from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.packing import draft_bundle, golden_inputs
 from edgeattn.pipeline.steps.preflight import check_room, describe, engine, foresee
 from edgeattn.pipeline.steps.recipes import BUILDERS, Choices, schemes
-from edgeattn.pipeline.steps.refusals import Refusals
-from edgeattn.pipeline.steps.rows import (
-    benchmarked,
+from edgeattn.pipeline.steps.refusals import Refusals, unserved_row
+from edgeattn.pipeline.steps.runs import (
+    BundleRun,
+    benchmarked_row,
+    bundle_row,
     bundle_size,
-    checked_result,
-    device_row,
-    emulated,
-    judged_in_time,
-    judged_in_time_here,
+    in_time_judged,
     manifest_model,
-    on_device,
-    unmeasured,
+    outputs_judged,
+    run_row,
+    run_there,
+    unmeasured_row,
+    unrun_judged,
 )
 from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.profiling.holding import held
 from edgeattn.progress import Progress
 from edgeattn.results.gates import Failure, Gates
 from edgeattn.results.report import Precision, Report, Result, with_gates
-from edgeattn.results.verdicts import deadline_foreseen, deadline_of, golden_judged, hashes_judged
+from edgeattn.results.verdicts import deadline_foreseen, deadline_of, elsewhere, golden_judged
 from edgeattn.runtimes.selftest import SelftestResult, make_golden, selftest
 from edgeattn.spec import to_json
 from edgeattn.targets.devices.device import Device, parse_device
@@ -142,7 +143,7 @@ def profile(
         try:
             outcomes[device] = _profiled(device, path, manifest, options, backend, benchmark, True)
         except EdgeattnError as error:
-            outcomes[device] = unmeasured(device, path, manifest, error)
+            outcomes[device] = unmeasured_row(device, path, manifest, error)
         except BaseException as error:  # noqa: BLE001 - raised again below, where somebody sees it
             outcomes[device] = error
 
@@ -209,16 +210,8 @@ def _tried(trials: Trials, target: Target, options: ProfileOptions, progress: Pr
         if alone:
             raise
         failure = Failure("device" if isinstance(error, DeviceError) else "target", "a figure", str(error))
-        row = Result(
-            target=target.name,
-            device=", ".join(devices) or target.title,
-            backend=options.backend or target.backends[0],
-            bundle=None,
-            passed=False,
-            failures=(failure,),
-            precision=Precision(asked=PRECISION, shipped=PRECISION),
-        )
-        return [row]
+        row = unserved_row(target, options.backend, Precision(asked=PRECISION, shipped=PRECISION))
+        return [replace(row, device=", ".join(devices) or target.title, failures=(failure,))]
     return [replace(result, bundle=None, notes=(NOTE, *result.notes)) for result in report.results]
 
 
@@ -236,7 +229,6 @@ def estimated(
         EdgeattnError: as :func:`edgeattn.graphs.counting.estimate_bundle`, where there is but one target.
     """
     manifest = read_manifest(path)
-    shipped = str(manifest.precision["shipped"])
     results = []
     refused = Refusals(targets, manifest.backend, str(manifest.precision["asked"]))
     for target in targets:
@@ -250,21 +242,15 @@ def estimated(
                 "its memory is too small: weights, states and activations need "
                 f"{(found.needs_bytes or 0) / 1e6:.3g} MB of {(target.memory.bytes or 0) / 1e6:.3g} MB"
             )
-        nothing_ran = "an estimate runs nothing"
-        rows = [hashes_judged(manifest), *(replace(row, why=nothing_ran) for row in golden_judged(None))]
+        rows = unrun_judged(manifest, "an estimate runs nothing")
         deadline = deadline_of(
             manifest.spec, target, Gates(deadline_ms=(deadlines or {}).get(target.name)), MeasureOptions()
         )
         if deadline is not None:
             rows.append(deadline_foreseen(deadline, target.name, found, "an estimate is no measurement"))
-        result = Result(
+        result = replace(
+            bundle_row(path, manifest, f"{target.title}, {threads} thread(s)"),
             target=target.name,
-            device=f"{target.title}, {threads} thread(s)",
-            backend=manifest.backend,
-            bundle=str(path),
-            passed=False,
-            failures=(),
-            precision=Precision(asked=str(manifest.precision["asked"]), shipped=shipped),
             size_bytes=bundle_size(manifest),
             notes=tuple(notes),
             estimate={**to_json(found), "ops": to_json(found.ops[:SLOWEST_OPS])},
@@ -307,22 +293,19 @@ def _profiled(
 ) -> Result:
     """A bundle measured on a device; ``named`` says whether the user named that."""
     if benchmark is not None:
-        return benchmarked(device, path, manifest, options, benchmark)
-    gates = Gates(deadline_ms=options.deadline_ms)
+        return benchmarked_row(device, path, manifest, options, benchmark)
     if device.kind == "local":
         with held(options.power_mode, options.lock_clocks):  # what is built here is tied to that
             golden = None if manifest.golden is None else selftest(path, backend, options.threads)
         _refuse_other_outputs(device, golden)
         measured = profile_bundle(path, options, backend)
-        rows, notes = judged_in_time_here(path, manifest, measured, options, gates, named)
-        rows = [hashes_judged(manifest), *golden_judged(golden), *rows]
-        result = checked_result(path, manifest, measured, rows, (None, {}), None)
-        return replace(result, notes=(*notes, *result.notes))
-    golden, there, found = measure_on(device, path, options, backend)
-    _refuse_other_outputs(device, golden)
-    rows = [hashes_judged(manifest), *golden_judged(golden)]
-    rows += judged_in_time(path, manifest, there, options, gates, emulated(found))
-    return on_device(device, found, device_row(path, manifest, golden, there, found, rows))
+        run = BundleRun(golden=golden, profile=measured, away=elsewhere(manifest, named))
+    else:
+        run = run_there(device, *measure_on(device, path, options, backend))
+        _refuse_other_outputs(device, run.golden)
+    gates = Gates(deadline_ms=options.deadline_ms)
+    rows = [*outputs_judged(manifest, run), *in_time_judged(path, manifest, run, options, gates)]
+    return with_gates(run_row(path, manifest, run), rows)
 
 
 def _refuse_other_outputs(device: Device, golden: SelftestResult | None) -> None:

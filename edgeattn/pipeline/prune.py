@@ -9,13 +9,12 @@ from pathlib import Path
 
 from edgeattn.bundle import refuse_existing
 from edgeattn.converters.onnx import export_onnx
-from edgeattn.engines import SUBSTITUTE
 from edgeattn.errors import InputError
 from edgeattn.evaluation.data import Data
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
-from edgeattn.pipeline.steps.candidates import Candidates, Verified, add_scheme
+from edgeattn.pipeline.steps.candidates import Candidates, add_scheme
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import check_room, describe, engine, removed_if_empty
@@ -29,13 +28,12 @@ from edgeattn.pipeline.steps.pruning import (
 )
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.pipeline.steps.repeatable import confirmed
-from edgeattn.pipeline.steps.rows import pruning_facts, verified_gates
+from edgeattn.pipeline.steps.rows import artifact_row
 from edgeattn.profiling.measure import device_name
 from edgeattn.progress import Progress
 from edgeattn.pruning import write_pruned
-from edgeattn.results.gates import Gates
 from edgeattn.results.importance import importance_figure
-from edgeattn.results.report import Precision, Report, Result, with_gates
+from edgeattn.results.report import Precision, Report, Result
 from edgeattn.targets import Target
 
 SUFFIX = ".pruned"
@@ -100,7 +98,10 @@ def _prune_target(
     shop = Workshop(made.model, made.base, task.shop.room(f"pruned-{target.name}"), made.pruning)
     with ExitStack() as stack:
         tried = add_scheme(Candidates(), shop, target, "fp32", options, stack, progress, alone=True)
-    result = _result(shop, target, tried.verified["fp32"], options.gates)
+    verified = tried.verified["fp32"]
+    precision = Precision(asked="fp32", shipped=verified.artifact.precision)
+    row = artifact_row(shop, target, verified, precision, device_name(), options.gates)
+    result = replace(row, notes=(*row.notes, *made.pruning.notes))
     facts = result.pruning
     assert facts is not None, "this is a pruned model"
     if more.plot is not None and task.memory.importance is not None:
@@ -112,27 +113,3 @@ def _prune_target(
         write_pruned(path, made.model, task.source, made.cut, more.reference, told, options.force, export_onnx)
         result = replace(result, bundle=str(path))
     return replace(result, seconds=time.monotonic() - began)
-
-
-def _result(shop: Workshop, target: Target, verified: Verified, gates: Gates) -> Result:
-    artifact, pruning = verified.artifact, shop.pruning
-    assert pruning is not None, "this is a pruned model"
-    substitute = SUBSTITUTE.get(artifact.backend)
-    figures, rows = verified_gates(shop, verified, gates)
-    result = Result(
-        target=target.name,
-        device=device_name() if substitute is None else f"{device_name()} ({substitute})",
-        backend=artifact.backend,
-        bundle=None,
-        passed=True,
-        failures=(),
-        precision=Precision(asked="fp32", shipped=artifact.precision),
-        size_bytes=verified.size_bytes,
-        source_size_bytes=shop.model.source_size_bytes,
-        parity=verified.parity,
-        accuracy=figures,
-        build=artifact.build,
-        notes=(*shop.model.notes, *pruning.notes),
-        pruning=pruning_facts(shop, verified, ()),
-    )
-    return with_gates(result, rows)

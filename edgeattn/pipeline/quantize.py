@@ -10,27 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgeattn.bundle import refuse_existing, whole_directory
-from edgeattn.engines import SUBSTITUTE
-from edgeattn.errors import UnsupportedError
 from edgeattn.evaluation.data import Data
-from edgeattn.guards.scratch import scratch_room
-from edgeattn.model import EdgeModel
-from edgeattn.pipeline.steps.baseline import baseline
-from edgeattn.pipeline.steps.candidates import Verified, artifact_files
-from edgeattn.pipeline.steps.early import check_target
+from edgeattn.model import Artifact, EdgeModel
+from edgeattn.pipeline.steps.candidates import artifact_files
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.fallbacks import forget_trials, try_schemes
 from edgeattn.pipeline.steps.options import ConvertOptions
-from edgeattn.pipeline.steps.preflight import check_room, describe, preflight, removed_if_empty
 from edgeattn.pipeline.steps.refusals import Refusals
-from edgeattn.pipeline.steps.repeatable import confirmed
-from edgeattn.pipeline.steps.rows import on_this_host, verified_gates
+from edgeattn.pipeline.steps.rows import artifact_row, timed_elsewhere
+from edgeattn.pipeline.steps.served import Findings, serve_targets
 from edgeattn.profiling.measure import device_name
 from edgeattn.progress import Progress
 from edgeattn.quantize.plan import plan_text
-from edgeattn.results.report import Candidate, Precision, Report, Result, with_gates
+from edgeattn.results.report import Precision, Report, Result
 from edgeattn.targets import Target
-from edgeattn.targets.host import HOST
 
 SUFFIX = ".quantized"
 PLAN, RESULT = "plan.toml", "quantize.json"
@@ -45,24 +38,19 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
     Raises:
         EdgeattnError: as convert.
     """
-    refused = Refusals(options.targets, options.backend, options.precision)
-    for target in options.targets:  # refused before any waiting
-        own = options.of(target)
+
+    def check(target: Target, own: ConvertOptions) -> None:
         path = destination(model, target, own)
         refuse_existing(path, own.force, "a quantized model", (path / PLAN).is_file())
-        with refused.within(target, "target", UnsupportedError):
-            check_target(target, own)
-    model = confirmed(model)
-    with removed_if_empty(options.out), scratch_room() as scratch:
-        check_room(model, scratch)
-        findings = preflight(model, data, options, refused, progress)
-        results: list[Result] = []
-        if refused.left():
-            shop = Workshop(model, baseline(model, data, progress), scratch)
-            for target in refused.left():
-                with refused.within(target, "conversion"):
-                    results.append(_quantize_target(shop, target, options.of(target), progress))
-    return Report(describe(model), refused.rows(results, findings))
+
+    def serve(shop: Workshop, refused: Refusals, _: Findings) -> list[Result]:
+        results = []
+        for target in refused.left():
+            with refused.within(target, "conversion"):
+                results.append(_quantize_target(shop, target, options.of(target), progress))
+        return results
+
+    return serve_targets(model, data, options, progress, check, serve)
 
 
 def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
@@ -77,57 +65,22 @@ def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, pr
         candidates, shipped = tried.choice(shop.base.score, options)
         executed = tried.sessions[shipped].executed()
     verified = tried.verified[shipped]
-    result = _result(shop, target, verified, candidates, options, executed)
-    path = destination(shop.model, target, options)
-    result = _written(path, verified, result, options.force)
+    artifact = verified.artifact
+    precision = Precision(asked=options.precision, shipped=artifact.precision, executed=executed, candidates=candidates)
+    row = artifact_row(shop, target, verified, precision, device_name(), options.gates)
+    notes = (artifact.recipe, *timed_elsewhere(target, artifact.backend, candidates))
+    result = replace(row, notes=(*row.notes, *notes))
     if result.verdict != "failed":
+        _write(destination(shop.model, target, options), artifact, result, options.force)
         forget_trials(shop.model, target, options)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
 
 
-def _result(
-    shop: Workshop,
-    target: Target,
-    verified: Verified,
-    candidates: tuple[Candidate, ...],
-    options: ConvertOptions,
-    executed: dict[str, dict[str, int]],
-) -> Result:
-    artifact = verified.artifact
-    substitute = SUBSTITUTE.get(artifact.backend)
-    foreign = (on_this_host(target, candidates),) if substitute is None and target.name != HOST else ()
-    figures, rows = verified_gates(shop, verified, options.gates)
-    result = Result(
-        target=target.name,
-        device=device_name() if substitute is None else f"{device_name()} ({substitute})",
-        backend=artifact.backend,
-        bundle=None,
-        passed=True,
-        failures=(),
-        precision=Precision(
-            asked=options.precision,
-            shipped=artifact.precision,
-            executed=None if substitute else executed,
-            candidates=candidates,
-        ),
-        size_bytes=verified.size_bytes,
-        source_size_bytes=shop.model.source_size_bytes,
-        parity=verified.parity,
-        accuracy=figures,
-        build=artifact.build,
-        notes=(*shop.model.notes, artifact.recipe, *foreign),
-    )
-    return with_gates(result, rows)
-
-
-def _written(path: Path, verified: Verified, result: Result, force: bool) -> Result:
+def _write(path: Path, artifact: Artifact, result: Result, force: bool) -> None:
     """Write the directory, whole or not at all."""
-    if result.verdict == "failed":
-        return result
     with whole_directory(path, force) as directory:
-        for name, file in artifact_files(verified.artifact).items():
+        for name, file in artifact_files(artifact).items():
             shutil.copyfile(file, directory / name)
-        (directory / PLAN).write_text(plan_text(verified.artifact.treatments), encoding="utf-8")
+        (directory / PLAN).write_text(plan_text(artifact.treatments), encoding="utf-8")
         text = json.dumps(Report({}, (result,)).to_json(), indent=1, allow_nan=False)
         (directory / RESULT).write_text(f"{text}\n", encoding="utf-8")
-    return result

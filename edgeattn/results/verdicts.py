@@ -117,10 +117,11 @@ def golden_judged(golden: SelftestResult | None, asked: Asked = "default") -> li
         for name, output in golden.outputs.items()
         if not output.passed
     ]
-    lowest = min(output.sqnr_db for output in golden.outputs.values())
     wanted = f"every output at SQNR >= {golden.min_sqnr_db:g} dB"
     bound = f"bound {golden.min_sqnr_db:g} dB"
-    got = f"{golden.steps} steps at >= {lowest:.1f} dB ({bound}) with {golden.backend} {golden.engine_version}"
+    got = (
+        f"{golden.steps} steps at >= {golden.lowest_db:.1f} dB ({bound}) with {golden.backend} {golden.engine_version}"
+    )
     return judged("golden", failures, wanted, got, asked)
 
 

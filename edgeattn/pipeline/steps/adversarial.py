@@ -112,15 +112,19 @@ class Adversary:
             return tuple(self._certain(index, precision) for index in range(len(self._made)))
         return tuple(_bounded(probe, precision) for probe in self._made)
 
-    def failures(self, session: Session, precision: str) -> list[Failure]:
-        """What an artifact gives on the probes that the source does not give, as failed gates."""
+    def deviations(self, session: Session, precision: str) -> list[Deviation]:
+        """What an artifact gives on the probes that the source does not give."""
         probes = self.probes(precision)
         suspects = [i for i, probe in enumerate(probes) if deviations(session, [probe])]
         if precision in BOUND:
             sure = [self._certain(index, precision) for index in suspects]
         else:
             sure = [probes[index] for index in suspects]
-        return deviation_failures(deviations(session, sure))
+        return deviations(session, sure)
+
+    def failures(self, session: Session, precision: str) -> list[Failure]:
+        """The same as failed gates."""
+        return deviation_failures(self.deviations(session, precision))
 
     def _certain(self, index: int, precision: str) -> Probe:
         key = index, precision

@@ -24,7 +24,7 @@ from edgeattn.pipeline.steps.candidates import Verified, artifact_files
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import removed_if_empty
-from edgeattn.pipeline.steps.rows import assemble
+from edgeattn.pipeline.steps.rows import profiled_row
 from edgeattn.profiling.figures import Profile
 from edgeattn.progress import Progress
 from edgeattn.results.gates import Gates, size_failures
@@ -76,7 +76,7 @@ def pack(
         manifest = draft_bundle(draft, shop, target, artifact, precision, golden)
         progress.begin(f"{target.name}: profile")
         profile = profile_bundle(draft.path, options.measure, SUBSTITUTE.get(artifact.backend))
-        result = assemble(shop, target, chosen, candidates, profile, options)
+        result = profiled_row(shop, target, chosen, candidates, profile, options)
         figures = {"parity": result.parity, "accuracy": result.accuracy, "latency": result.latency}
         written = draft.write_manifest(
             replace(

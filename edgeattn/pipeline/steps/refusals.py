@@ -15,6 +15,15 @@ from edgeattn.results.verdicts import failed_rows
 from edgeattn.targets import Target
 
 
+def unserved_row(target: Target, backend: str | None, precision: Precision) -> Result:
+    """The row of a target that got nothing, without the reason.
+
+    Args:
+        backend: the engine that was asked for, None for the target's first.
+    """
+    return Result(target=target.name, device=target.title, backend=backend or target.backends[0], precision=precision)
+
+
 @final
 class Refusals:
     """The errors of a command's targets. Of one target alone they are raised: there is nothing to go on with.
@@ -43,18 +52,11 @@ class Refusals:
         except kind as error:
             if len(self._targets) == 1:
                 raise
-            row = Result(
-                target=target.name,
-                device=target.title,
-                backend=self._backend or target.backends[0],
-                bundle=None,
-                passed=False,
-                failures=(),
-                precision=Precision(asked=self._asked, shipped=ABSENT),
-                error=error_facts(error),
-            )
-            why = str(error).removeprefix(f"{target.name}: ")  # the row says whose it is
-            self._rows[target.name] = with_gates(row, failed_rows([Failure(stage, "a result", why)]))
+            row = unserved_row(target, self._backend, Precision(asked=self._asked, shipped=ABSENT))
+            failure = Failure(
+                stage, "a result", str(error).removeprefix(f"{target.name}: ")
+            )  # the row says whose it is
+            self._rows[target.name] = with_gates(replace(row, error=error_facts(error)), failed_rows([failure]))
 
     def __contains__(self, target: Target) -> bool:
         return target.name in self._rows

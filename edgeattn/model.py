@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeattn.errors import ModelError
 from edgeattn.runtimes import Stream
-from edgeattn.runtimes.buckets import cut_outputs, pad_inputs, route
+from edgeattn.runtimes.buckets import route, run_padded
 from edgeattn.spec import DTYPES, DType, GraphSpec, ModelSpec, StateSpec, TensorSpec
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class EdgeModel:
         bucket = self.spec.bucket(graph)
         if bucket is not None:
             routed = route(self.spec, bucket, inputs)
-            return cut_outputs(bucket, inputs, self.run(pad_inputs(bucket, routed, inputs), routed.name, fast_path))
+            return run_padded(bucket, routed, inputs, lambda padded: self.run(padded, routed.name, fast_path))
         chosen = self.spec.graph(graph)
         # What a module caches on the way must serve gradients later: no inference mode.
         with torch.no_grad(), attention_fast_path(fast_path):

@@ -5,7 +5,7 @@ Pure numpy, so that the float32 source, the data and every engine do the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -88,6 +88,18 @@ def cut_outputs(bucket: BucketSpec, inputs: Arrays, outputs: Arrays) -> dict[str
         if axis.tensor in cut and axis.like_tensor in inputs:
             cut[axis.tensor] = _first(cut[axis.tensor], axis.axis, np.shape(inputs[axis.like_tensor])[axis.like_axis])
     return cut
+
+
+def run_padded(
+    bucket: BucketSpec, graph: GraphSpec, inputs: Arrays, run: Callable[[dict[str, np.ndarray]], Arrays]
+) -> dict[str, np.ndarray]:
+    """One call of a graph of fixed sizes on inputs that fit into it: padded before, and its outputs cut after.
+
+    Args:
+        graph: as :func:`route` chooses it.
+        run: a call of that graph, on inputs of its sizes.
+    """
+    return cut_outputs(bucket, inputs, run(pad_inputs(bucket, graph, inputs)))
 
 
 def _first(array: np.ndarray, axis: int, size: int) -> np.ndarray:

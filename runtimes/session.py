@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.errors import InputError, unknown_name
-from edgeattn.runtimes.buckets import cut_outputs, pad_inputs, route
+from edgeattn.runtimes.buckets import route, run_padded
 from edgeattn.runtimes.inputs import Arrays, check_finite, check_inputs, read_inputs
 from edgeattn.runtimes.sharing import CLOSED, FORKED, Gate
 from edgeattn.runtimes.step import EngineStep
@@ -159,8 +159,7 @@ class Session(abc.ABC):
             return self._run(chosen, check_inputs(chosen, inputs))
         given = read_inputs(self.spec.graph(bucket.graphs[-1]), inputs)
         chosen = route(self.spec, bucket, given)
-        arrays = check_inputs(chosen, pad_inputs(bucket, chosen, given))
-        return cut_outputs(bucket, given, self._run(chosen, arrays))
+        return run_padded(bucket, chosen, given, lambda padded: self._run(chosen, check_inputs(chosen, padded)))
 
     def _run(self, chosen: GraphSpec, arrays: Arrays) -> Arrays:
         if self.check_finite:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeattn.bundle import names_bundle
+from edgeattn.bundle import SUFFIX, names_bundle
 from edgeattn.errors import InputError
 from edgeattn.evaluation.confidence import SAMPLES
 from edgeattn.evaluation.data import Data
@@ -20,6 +20,7 @@ from edgeattn.pipeline import check as _check
 from edgeattn.pipeline import convert as _convert
 from edgeattn.pipeline import inspect as _inspect
 from edgeattn.pipeline import profile as _profile
+from edgeattn.pipeline.steps.early import refuse_early
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.progress import Progress, Quiet
@@ -28,6 +29,7 @@ from edgeattn.quantize.plan import Plan, read_plan
 from edgeattn.results.gates import DEFAULT_MAX_DROP, Gates
 from edgeattn.results.report import Report
 from edgeattn.sources import from_module, load_data, load_model, read_loaded
+from edgeattn.sources.names import expected_name
 from edgeattn.targets import Target, get_target
 
 if TYPE_CHECKING:
@@ -115,6 +117,7 @@ def convert(
         prune=None if prune is None else parse_request(prune, recover_seconds),
         accept_unproved=accept_unproved,
     )
+    refuse_early(expected_name(str(model)) if isinstance(model, (str, Path)) else None, options, SUFFIX)
     source = loaded(model, follow)
     return _convert.convert(source, data_of(model, source, data, split, samples), options, follow)
 

@@ -21,7 +21,7 @@ import numpy as np
 from edgeattn.errors import InputError, ModelError, unknown_name
 from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.model import Arrays, EdgeModel, graph_from_example
-from edgeattn.runtimes.buckets import cut_outputs, pad_inputs
+from edgeattn.runtimes.buckets import run_padded
 from edgeattn.spec import HIDDEN, BucketSpec, CutAxis, GraphSpec, ModelSpec, PaddedAxis
 
 if TYPE_CHECKING:
@@ -439,9 +439,9 @@ def _prove(part: _Part, bucket: BucketSpec, short: _Sized, room: _Sized) -> None
 
 def _padding_changes(part: _Part, bucket: BucketSpec, short: _Sized, room: _Sized) -> tuple[str, float] | None:
     """The output that differs most when the short input is padded, None if all are equal within rounding."""
-    padded = part.run(room.module, pad_inputs(bucket, room.spec, short.inputs))
+    outputs = run_padded(bucket, room.spec, short.inputs, lambda padded: part.run(room.module, padded))
     worst: tuple[str, float] | None = None
-    for name, got in cut_outputs(bucket, short.inputs, padded).items():
+    for name, got in outputs.items():
         wanted = short.outputs[name]
         if wanted.dtype.kind != "f":
             difference = 0.0 if np.array_equal(wanted, got) else float("inf")

@@ -96,6 +96,8 @@ def test_what_cannot_be_used_is_refused_before_the_model_is_loaded(tmp_path: Pat
         edgeattn.convert(str(mine), targets=[])
     with pytest.raises(InputError, match="jetsn"):
         edgeattn.convert(str(mine), targets="jetsn")
+    with pytest.raises(InputError, match="unknown precision 'int7'"):
+        edgeattn.convert(str(mine), precision="int7")
     with pytest.raises(UnsupportedError, match=r"cpu.*tensorrt"):
         edgeattn.inspect(str(mine), targets="cpu", backend="tensorrt")
     with pytest.raises(InputError, match="a dict: the name of each target with its devices"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeattn.errors import InputError
-from edgeattn.runtimes.buckets import cut_inputs, cut_outputs, pad_inputs, route
+from edgeattn.runtimes.buckets import cut_inputs, pad_inputs, route, run_padded
 from edgeattn.spec import BucketSpec, CutAxis, GraphSpec, ModelSpec, PaddedAxis, TensorSpec
 
 FILL = 7
@@ -60,15 +61,21 @@ def test_a_call_goes_to_the_smallest_graph_that_it_fits_into_and_comes_back_as_l
         return
     graph = route(spec, of(spec), inputs)
     assert bucketed_sizes(graph) == fitting[0]
-    padded = pad_inputs(of(spec), graph, inputs)
+    outputs = {t.name: np.arange(np.prod(t.shape), dtype=np.float32).reshape(t.shape) for t in graph.outputs}
+    calls: list[Mapping[str, np.ndarray]] = []
+
+    def run(given: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        calls.append(given)
+        return outputs
+
+    cut = run_padded(of(spec), graph, inputs, run)
+    (padded,) = calls
     assert [padded[t.name].shape for t in graph.inputs] == [t.shape for t in graph.inputs]
     assert all(t.check(padded[t.name]).dtype == t.dtype for t in graph.inputs)
     np.testing.assert_array_equal(padded["ids"][:, :seq], inputs["ids"])
     np.testing.assert_array_equal(padded["ids"][:, seq:], FILL)
     np.testing.assert_array_equal(padded["memory"][..., :src], inputs["memory"])
     np.testing.assert_array_equal(padded["memory"][..., src:], 0)
-    outputs = {t.name: np.arange(np.prod(t.shape), dtype=np.float32).reshape(t.shape) for t in graph.outputs}
-    cut = cut_outputs(of(spec), inputs, outputs)
     np.testing.assert_array_equal(cut["hidden"], outputs["hidden"][:, :seq, :src])
     np.testing.assert_array_equal(cut["pooled"], outputs["pooled"])
 

@@ -39,10 +39,11 @@ def digest(
 
 
 def write_checkpoint(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Write arrays and plain JSON as an npz, whole or not at all."""
+    """Write arrays and plain JSON as an npz, whole or not at all; its directory is made where it is not there."""
     buffer = io.BytesIO()
     np.savez(buffer, **{**arrays, "facts": np.array(json.dumps(facts))})  # type: ignore[arg-type]
     with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
 
 

@@ -152,6 +152,11 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name], array)
 
 
+def test_a_checkpoint_makes_the_directory_that_is_not_there_yet(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "out" / "c.npz", {}, {"key": "x"})
+    assert read_checkpoint(tmp_path / "out" / "c.npz") == ({}, {"key": "x"})
+
+
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", a=np.array([object()], dtype=object))
     with pytest.raises(InputError, match="damaged"):

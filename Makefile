@@ -26,9 +26,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The notice that is switched off is of mkdocs-material about its successor; the docs are built without a network.
+# Not --quiet: it hides warnings from --strict, too. The notice that is switched off is of the theme about its successor.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/tool_speed.py $(DATA_FLAG)

@@ -74,6 +74,12 @@ def test_what_readme_links_to_in_the_repository_is_there() -> None:
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_what_a_page_links_to_in_the_repository_is_there(page: Path) -> None:
+    files = [match[1] for link in links_of(page.read_text(encoding="utf-8")) if (match := FILE.match(link))]
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
 def test_urls_of_the_project_lead_into_its_repository() -> None:
     urls = PROJECT["urls"]
     assert {"Homepage", "Documentation", "Source", "Issues", "Changelog"} <= set(urls)

@@ -34,7 +34,7 @@ tokenizers: Any = pytest.importorskip("tokenizers", reason="it makes tokens of t
 pytest.importorskip("onnxruntime", reason="bundles are made for it: edgeattn[convert]")
 
 LITERAL = re.compile(r'"([\w./-]+)"')
-SAMPLE = Path(streaming_conformer.__file__).parent / "sample.wav"
+SAMPLE = Path(streaming_conformer.__file__).parent / "assets" / "sample.wav"
 PYTHON_PAGES = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 
 CONVERTING = {"README.md", "index.md", "sources.md", "sentence-encoder.md", "streaming.md"}  # a bundle or more is made

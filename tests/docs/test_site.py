@@ -69,7 +69,7 @@ def test_the_picture_of_readme_is_of_the_form_that_the_demo_draws() -> None:
 
 
 def test_make_builds_the_site_strictly_and_before_the_tests() -> None:
-    """mkdocs counts the warnings that it prints: with --quiet a link to nothing would pass."""
+    """It counts the warnings that it prints: with --quiet a link to nothing would pass."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert re.search(r"^test:.*\bdocs\b", makefile, flags=re.MULTILINE)
     assert re.findall(r"mkdocs .*", makefile) == ["mkdocs build --strict"]

@@ -121,10 +121,12 @@ def _descriptors_turned_away() -> Iterator[_Said]:
             # Python's own writes go the same way: sys.stdout need not be descriptor 1.
             with os.fdopen(os.dup(sink.fileno()), "w", errors="replace") as writer:
                 turned = _Turned(writer)
-                with contextlib.redirect_stdout(turned), contextlib.redirect_stderr(turned):
-                    yield _Said(sink.fileno())
-                turned.flush()
-                turned.target = sys.stderr
+                try:
+                    with contextlib.redirect_stdout(turned), contextlib.redirect_stderr(turned):
+                        yield _Said(sink.fileno())
+                finally:
+                    turned.flush()
+                    turned.target = sys.stderr  # also after an error: whoever keeps it must not meet a closed file
         finally:
             _flush()
             for descriptor, original in saved.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -56,12 +57,15 @@ def test_environment_and_logging_are_put_back(monkeypatch: pytest.MonkeyPatch) -
     assert logging.root.manager.disable == 0
 
 
-def test_a_logging_handler_made_inside_still_writes_after(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_logging_handler_made_inside_still_writes_after(failing: bool, capfd: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("edgeattn.tests.vendor")
-    with silenced():
+    with contextlib.suppress(ArithmeticError), silenced():
         handler = logging.StreamHandler()
         logger.addHandler(handler)
         logger.error("inside")
+        if failing:
+            raise ArithmeticError
     try:
         logger.error("after")
     finally:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeattn.bundle import names_bundle
 from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, note, print_json, progress_bar, show
 from edgeattn.cli.loading import Inputs, chosen_targets, load
@@ -52,6 +51,8 @@ def inspect(
     Of a bundle, what it holds. Exit 4 if a target would stop the conversion.
     """
     with exit_codes(as_json):
+        from edgeattn.bundle import names_bundle
+
         check_flags(model, sensitivity, plot)
         if names_bundle(model):
             show_bundle(Path(model), as_json)
@@ -100,6 +101,7 @@ def check_flags(model: str, sensitivity: bool, plot: Path | None) -> None:
     Raises:
         InputError: saying which flag, and what it needs.
     """
+    from edgeattn.bundle import names_bundle
     from edgeattn.errors import InputError
 
     if plot is not None and not sensitivity:

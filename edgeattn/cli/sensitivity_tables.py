@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgeattn.cli.console import console, show
-from edgeattn.spec import HALF_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +65,7 @@ def _heads(heads: Sequence[HeadDrift]) -> Grid:
 
 def _residuals(rows: Sequence[ResidualOutlier]) -> Grid:
     from edgeattn.results.grid import ABSENT, Column, Grid, Row
+    from edgeattn.spec import HALF_MAX
 
     several = len({row.graph for row in rows}) > 1
     figures = ("channel", "max |x|", "x median channel")

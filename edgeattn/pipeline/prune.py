@@ -31,7 +31,7 @@ from edgeattn.pipeline.steps.repeatable import confirmed
 from edgeattn.pipeline.steps.rows import artifact_row
 from edgeattn.profiling.measure import device_name
 from edgeattn.progress import Progress
-from edgeattn.pruning import write_pruned
+from edgeattn.pruning import is_saved, write_pruned
 from edgeattn.results.importance import importance_figure
 from edgeattn.results.report import Precision, Report, Result
 from edgeattn.targets import Target
@@ -67,7 +67,8 @@ def prune(
     if options.prune.saved is not None:
         raise InputError(f"{options.prune.saved} is pruned already: give it as MODEL to prune it further")
     for target in options.targets:
-        refuse_existing(destination(model, target, options), options.force)
+        path = destination(model, target, options)
+        refuse_existing(path, options.force, "a pruned model", is_saved(path))
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
         check_room(model, scratch)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from edgeattn.bundle import write_atomically, writing
-from edgeattn.errors import EdgeattnError, OutputError, UnsupportedError
-from edgeattn.guards.scratch import Room, put_in_place
+from edgeattn.bundle import refuse_existing, whole_directory, write_atomically
+from edgeattn.errors import EdgeattnError, UnsupportedError
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.cut import Cut
@@ -71,7 +69,8 @@ def write_pruned(
     before = read_saved(Path(reference)) if again else None
     given = (shown_reference(reference), source.source_sha256, ())
     first = (before.source, before.source_sha256, before.cuts) if before else given
-    with _draft(directory, force) as draft, writing(directory):
+    refuse_existing(directory, force, "a pruned model", is_saved(directory))
+    with whole_directory(directory, force) as draft:
         if (Path(reference) / CONFIG).is_file():
             said = write_hugging_face(draft, pruned, Path(reference), (*first[2], cut))
             weights, cuts, more = HF_WEIGHTS, *said
@@ -101,22 +100,6 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_folders(item) for key, item in value.items()}
     return [without_folders(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-@contextlib.contextmanager
-def _draft(directory: Path, force: bool) -> Iterator[Path]:
-    """A sibling to write into, renamed to the directory at the end, or removed if there is an error."""
-    if directory.exists() and not force:
-        raise OutputError(f"{directory} exists; remove it, choose another name, or pass --force")
-    if directory.exists() and not is_saved(directory):
-        raise OutputError(f"{directory} exists and holds no pruned model; it is left alone, choose another name")
-    with writing(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        room = Room(directory.parent, f".{directory.name}.")
-    with room:
-        yield room.files
-        with writing(directory):
-            put_in_place(room.files, directory)
 
 
 def _write_program(draft: Path, pruned: EdgeModel) -> dict[str, str]:

@@ -153,7 +153,7 @@ def test_force_replaces_no_directory_of_something_else(tmp_path: Path) -> None:
     source = tied()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(OutputError, match="holds no pruned model; it is left alone"):
+    with pytest.raises(OutputError, match="is not a pruned model; it is left alone"):
         write_pruned(tmp_path / "mine", prune(prunable(source), CUT), source, CUT, "model.py", {}, force=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
 

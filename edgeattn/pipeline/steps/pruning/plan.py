@@ -15,10 +15,10 @@ from edgeattn.pipeline.steps.pruning.task import (
     importance_of,
     importance_options,
     importance_samples,
-    parts,
 )
 from edgeattn.pipeline.steps.pruning.timing import latency_table, selection_ms
 from edgeattn.pipeline.steps.pruning.work import carry_out
+from edgeattn.progress import shares
 from edgeattn.pruning import (
     FORMS,
     Cut,
@@ -124,7 +124,7 @@ def _spared(task: PruneTask, setting: Setting, count: int) -> Mapping[str, tuple
     if not samples:
         raise DataError("layers are left out by what their absence costs on inputs like those of use: give --data")
     setting.progress.begin("pruning: what the absence of layers costs", PARTS)
-    return leave_out(task.given, samples, count, importance_options(task), parts(setting.progress))
+    return leave_out(task.given, samples, count, importance_options(task), shares(setting.progress, PARTS))
 
 
 # --- within a budget --------------------------------------------------------------------------------------------------

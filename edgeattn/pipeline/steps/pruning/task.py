@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from edgeattn.pipeline.steps.candidates import CUT_ALPHA, CUT_LOOKS
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.pruning.facts import CutFacts
-from edgeattn.progress import Progress
+from edgeattn.progress import Progress, shares
 from edgeattn.pruning import (
     Cut,
     Hook,
@@ -149,7 +149,7 @@ def importance_of(task: PruneTask, progress: Progress) -> Importance | None:
     if task.memory.importance is None and importance_samples(task):
         progress.begin("pruning: importance of heads, neurons and layers", PARTS)
         task.memory.importance = measure_importance(
-            task.given, importance_samples(task), importance_options(task), parts(progress)
+            task.given, importance_samples(task), importance_options(task), shares(progress, PARTS)
         )
     return task.memory.importance
 
@@ -164,19 +164,6 @@ def importance_samples(task: PruneTask) -> Mapping[str, tuple[Arrays, ...]]:
     samples = {graph: own for graph, own in task.shop.base.calibration.items() if own}
     data = task.shop.base.data
     return samples if task.hook is None or data is None else data.with_targets(task.given.model.spec, samples)
-
-
-def parts(progress: Progress) -> Callable[[float], None]:
-    """Shares from 0 to 1 as units of a phase of :data:`PARTS`."""
-    done = 0
-
-    def on_step(share: float) -> None:
-        nonlocal done
-        while done < int(share * PARTS):
-            done += 1
-            progress.advance()
-
-    return on_step
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeattn.bundle import writing
 from edgeattn.evaluation.data import Data, spread
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pipeline.steps.baseline import recorded, source_score
 from edgeattn.pipeline.steps.pruning.facts import cut_summary, saved_facts
-from edgeattn.pipeline.steps.pruning.task import PARTS, CutModel, PruneTask, cut_text, parts, state_file
-from edgeattn.progress import Progress, Quiet
+from edgeattn.pipeline.steps.pruning.task import PARTS, CutModel, PruneTask, cut_text, state_file
+from edgeattn.progress import Progress, Quiet, shares
 from edgeattn.pruning import (
     Cut,
     ReconstructOptions,
@@ -73,7 +72,9 @@ def _carry_out(task: PruneTask, cut: Cut, progress: Progress) -> CutModel:
     facts = replace(cut_summary(task.given, cut), importance=_importance_facts(task, cut))
     if any(base.calibration.values()) and without_dropped(anatomy, cut).groups:
         progress.begin("pruning: least squares", PARTS)
-        fits = reconstruct(task.given, cut.removal, model, base.calibration, ReconstructOptions(), parts(progress))
+        fits = reconstruct(
+            task.given, cut.removal, model, base.calibration, ReconstructOptions(), shares(progress, PARTS)
+        )
         order.append("reconstruct")
         before, after = ([getattr(fit, when) for fit in fits] for when in ("before", "after"))
         errors = {"error_before": _mean(before), "error_after": _mean(after)}
@@ -130,11 +131,7 @@ def _recovered(task: PruneTask, cut: Cut, model: EdgeModel, progress: Progress) 
             progress.advance()
         return value
 
-    state = state_file(task, cut)
-    if state is not None:
-        with writing(state):
-            state.parent.mkdir(parents=True, exist_ok=True)
-    options = RecoveryOptions(seconds=seconds, checkpoint=state)
+    options = RecoveryOptions(seconds=seconds, checkpoint=state_file(task, cut))
     runs = data.training_runs(task.given.model.spec)
     watched = metric if task.shop.base.score is not None else None
     found = recover(task.given, cut, model, runs, options, on_step, watched, task.hook)

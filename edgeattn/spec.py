@@ -200,7 +200,7 @@ class CtcGreedy:
             raise ValueError(f"hidden must name tokens, {strange[0]!r} is none")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamSpec:
     """How samples become steps of a streaming graph, and its scores become words.
 

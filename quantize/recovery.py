@@ -166,16 +166,10 @@ def recover(
         run.run()
         student.finish()
     return Recovered(
-        model=student.model(),
-        scales=student.learned(),
-        losses=tuple(run.losses),
-        seconds=run.elapsed(),
-        before=run.before,
-        after=run.best_loss,
-        calibrated=student.calibrated,
-        untrained=student.untrained,
+        model=student.model(), scales=student.learned(), losses=tuple(run.losses), seconds=run.elapsed(),
+        before=run.before, after=run.best_loss, calibrated=student.calibrated, untrained=student.untrained,
         note=run.note,
-    )
+    )  # fmt: skip
 
 
 class _Learner:

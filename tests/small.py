@@ -20,7 +20,9 @@ def small_spec() -> ModelSpec:
         outputs=(TensorSpec("log_probs", "float32", (1, 2, 3)),),
         states=(StateSpec("cache", "next_cache", (1, 2, 4)),),
     )
-    stream = StreamSpec(FbankConfig(num_mel=4), CtcGreedy(("<blk>", "yes", "no")), window=6, shift=4, chunk=2, left=2)
+    stream = StreamSpec(
+        frontend=FbankConfig(num_mel=4), decoder=CtcGreedy(("<blk>", "yes", "no")), window=6, shift=4, chunk=2, left=2
+    )
     return ModelSpec("small", "asr", (graph,), stream)
 
 

@@ -160,9 +160,12 @@ def test_a_whole_number_stands_for_a_float() -> None:
         (lambda: FbankConfig(num_mel=0), "num_mel"),
         (lambda: FbankConfig(high_hz=4_001.0), "low_hz < high_hz <= 4000"),
         (lambda: FbankConfig(preemphasis=float("nan")), "preemphasis"),
-        (lambda: StreamSpec(FbankConfig(), CtcGreedy(("a",)), window=6, shift=0, chunk=2, left=2), "at least 1"),
         (
-            lambda: StreamSpec(FbankConfig(), CtcGreedy(("a",)), window=6, shift=7, chunk=2, left=2),
+            lambda: StreamSpec(frontend=FbankConfig(), decoder=CtcGreedy(("a",)), window=6, shift=0, chunk=2, left=2),
+            "at least 1",
+        ),
+        (
+            lambda: StreamSpec(frontend=FbankConfig(), decoder=CtcGreedy(("a",)), window=6, shift=7, chunk=2, left=2),
             "shift must be at",
         ),
     ],

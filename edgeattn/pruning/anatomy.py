@@ -55,7 +55,7 @@ class Setting:
     per_group: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unit:
     """An attention block or a feed-forward.
 

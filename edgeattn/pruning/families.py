@@ -320,9 +320,10 @@ def attention_unit(network: nn.Module, path: str, module: nn.Module) -> Unit | N
             *(Setting(path, n, share * head_dim) for n in names.widths if isinstance(getattr(module, n, None), int)),
         ]
         return Unit(
-            path, "attention", names.name, kv_heads, share * head_dim, o[0], tuple(slices), tuple(settings), heads,
-            head_dim, "cross" in type(module).__name__.lower() or path.rpartition(".")[2] in CROSS,
-            tuple(dict.fromkeys((q[0], k[0], v[0]))),
+            path=path, kind="attention", family=names.name, groups=kv_heads, width=share * head_dim, exit=o[0],
+            slices=tuple(slices), settings=tuple(settings), heads=heads, head_dim=head_dim,
+            cross="cross" in type(module).__name__.lower() or path.rpartition(".")[2] in CROSS,
+            entries=tuple(dict.fromkeys((q[0], k[0], v[0]))),
         )  # fmt: skip
     return None
 
@@ -368,8 +369,9 @@ def packed_attention_unit(path: str, module: nn.Module) -> Unit | None:
         ]
         heads = width // head_dim
         return Unit(
-            path, "attention", names.name, heads, head_dim, f"{prefix}{names.output}", tuple(slices), tuple(settings),
-            heads, head_dim, entries=(f"{prefix}{names.packed}",),
+            path=path, kind="attention", family=names.name, groups=heads, width=head_dim,
+            exit=f"{prefix}{names.output}", slices=tuple(slices), settings=tuple(settings), heads=heads,
+            head_dim=head_dim, entries=(f"{prefix}{names.packed}",),
         )  # fmt: skip
     return None
 
@@ -397,8 +399,8 @@ def feedforward_unit(path: str, module: nn.Module) -> Unit | None:
         ]
         slices.append(in_slice(f"{prefix}{names.second}", second, 1))
         return Unit(
-            path, "feedforward", names.name, outs[0], 1, f"{prefix}{names.second}", tuple(slices),
-            entries=tuple(f"{prefix}{name}" for name in names.first),
+            path=path, kind="feedforward", family=names.name, groups=outs[0], width=1, exit=f"{prefix}{names.second}",
+            slices=tuple(slices), entries=tuple(f"{prefix}{name}" for name in names.first),
         )  # fmt: skip
     return None
 

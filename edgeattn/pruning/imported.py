@@ -114,8 +114,9 @@ def _unit(spread: _Spread, keys: set[str]) -> Unit | None:
         path = exits[0]
     heads = spread.groups * share if attends else 0
     return Unit(
-        path, "attention" if attends else "feedforward", FAMILY, spread.groups, width, exits[0], tuple(spread.slices),
-        tuple(spread.settings), heads, width // share if attends else 0, False, tuple(entries), tuple(exits[1:]),
+        path=path, kind="attention" if attends else "feedforward", family=FAMILY, groups=spread.groups, width=width,
+        exit=exits[0], slices=tuple(spread.slices), settings=tuple(spread.settings), heads=heads,
+        head_dim=width // share if attends else 0, cross=False, entries=tuple(entries), tied=tuple(exits[1:]),
     )  # fmt: skip
 
 

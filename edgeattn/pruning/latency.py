@@ -67,7 +67,7 @@ class Curve:
         return s1 + (s0 - s1) * (k1 - groups) / (k1 - k0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LatencyTable:
     """What a model takes on a target, and what each cut saves of it.
 

@@ -60,10 +60,10 @@ def estimate_table(given: Prunable, target: Target, precision: str = "fp32", thr
     whole = {path: sum(_layer_ms(device, call, 1.0, 1.0) for call in made) for path, made in calls.items()}
     attended = {key: _attention_ms(device, unit, calls, 1.0) for key, unit in units.items()}
     return LatencyTable(
-        max(sum(whole.values()) + sum(attended.values()), 1e-9),
-        {key: _estimated_curve(device, unit, calls, target.kernels.channels) for key, unit in units.items()},
-        {stack.path: _estimated_layer(given.anatomy, stack, whole, attended) for stack in given.anatomy.stacks},
-        "estimated", "roofline", precision, target.title, threads,
+        full_ms=max(sum(whole.values()) + sum(attended.values()), 1e-9),
+        savings={key: _estimated_curve(device, unit, calls, target.kernels.channels) for key, unit in units.items()},
+        layers={stack.path: _estimated_layer(given.anatomy, stack, whole, attended) for stack in given.anatomy.stacks},
+        kind="estimated", engine="roofline", precision=precision, device=target.title, threads=threads,
         notes=(f"estimated from {target.name}'s stated rates, not measured",),
     )  # fmt: skip
 

@@ -186,9 +186,16 @@ def measure_table(
     layers = {path: max(0.0, full - timed[path].ms) / gone if gone else 0.0 for path, gone in halved.items()}
     idle = {unit.key: Curve((unit.groups,), (0.0,)) for unit in given.anatomy.units if unit.key not in savings}
     table = LatencyTable(
-        full, savings | idle, layers, "measured", options.engine, options.precision, options.device, options.threads,
-        max(timing.spread_ms for timing in timed.values()),
-    )  # fmt: skip
+        full_ms=full,
+        savings=savings | idle,
+        layers=layers,
+        kind="measured",
+        engine=options.engine,
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+        spread_ms=max(timing.spread_ms for timing in timed.values()),
+    )
     if table.spread_ms > NOISY * full:
         share = 100 * table.spread_ms / full
         note = f"times varied by {share:.0f} % while the latency table was taken: measured on a busy host"

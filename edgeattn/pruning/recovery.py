@@ -38,7 +38,7 @@ NARROW, HIGHEST_RATE = 128, 1e-3  # width of a residual stream up to which the l
 Metric = Callable[[EdgeModel], float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recovery:
     """A trained model, the best by the held-out runs; the pruned one as it was if none was better.
 
@@ -120,8 +120,8 @@ def recover(
         run.run()
         learner.finish()
     return Recovery(
-        pruned.rebuild(learner.network.cpu()), tuple(run.losses), run.elapsed(), run.before, run.best_loss,
-        tuple(run.history), all(learner.together.values()), run.note,
+        model=pruned.rebuild(learner.network.cpu()), losses=tuple(run.losses), seconds=run.elapsed(), before=run.before,
+        after=run.best_loss, history=tuple(run.history), together=all(learner.together.values()), note=run.note,
     )  # fmt: skip
 
 

@@ -140,7 +140,9 @@ def test_trials_by_the_metric_share_the_minutes_of_recovery(shop: Workshop, monk
     def trained(*args: Any) -> Recovery:
         model, options = args[2], args[4]
         spent.append(options.seconds)
-        return Recovery(model, (), options.seconds, 1.0, 1.0, (), True, "")
+        return Recovery(
+            model=model, losses=(), seconds=options.seconds, before=1.0, after=1.0, history=(), together=True, note=""
+        )
 
     monkeypatch.setattr("edgeattn.pipeline.steps.pruning.work.recover", trained)
     for allowed in (4.0, 60.0):

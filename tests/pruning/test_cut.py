@@ -23,12 +23,22 @@ STACK = Stack("net.layers", LAYERS, pinned=(0,))
 
 def attention(layer: int) -> Unit:
     path = f"net.layers.{layer}.attention"
-    return Unit(path, "attention", "test", HEADS, 4, f"{path}.out", (), heads=HEADS, head_dim=4)
+    return Unit(
+        path=path,
+        kind="attention",
+        family="test",
+        groups=HEADS,
+        width=4,
+        exit=f"{path}.out",
+        slices=(),
+        heads=HEADS,
+        head_dim=4,
+    )
 
 
 def feedforward(layer: int) -> Unit:
     path = f"net.layers.{layer}.ffn"
-    return Unit(path, "feedforward", "test", NEURONS, 1, f"{path}.second", ())
+    return Unit(path=path, kind="feedforward", family="test", groups=NEURONS, width=1, exit=f"{path}.second", slices=())
 
 
 ANATOMY = Anatomy(tuple(unit(layer) for layer in range(LAYERS) for unit in (attention, feedforward)), (STACK,))

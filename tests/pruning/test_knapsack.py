@@ -59,10 +59,14 @@ def case(seed: int, layers: int = 2, heads: int = 2, neurons: int = 3, alone: in
     rng = np.random.default_rng(seed)
     units = []
     for n in range(layers):
-        units.append(Unit(f"s.{n}.a", "attention", "x", heads, 4, f"s.{n}.a.o", ()))
-        units.append(Unit(f"s.{n}.f", "feedforward", "x", neurons, 1, f"s.{n}.f.o", ()))
+        units.append(
+            Unit(path=f"s.{n}.a", kind="attention", family="x", groups=heads, width=4, exit=f"s.{n}.a.o", slices=())
+        )
+        units.append(
+            Unit(path=f"s.{n}.f", kind="feedforward", family="x", groups=neurons, width=1, exit=f"s.{n}.f.o", slices=())
+        )
     if alone:
-        units.append(Unit("g", "feedforward", "x", alone, 1, "g.o", ()))
+        units.append(Unit(path="g", kind="feedforward", family="x", groups=alone, width=1, exit="g.o", slices=()))
     stacks = (Stack("s", layers),) if layers else ()
     scores, interactions = {}, {}
     for unit in units:
@@ -208,8 +212,12 @@ def test_what_must_stay_stays() -> None:
 
 
 def test_a_stack_inside_a_layer_is_left_out_alone() -> None:
-    unit = Unit("outer.0.inner.0.a", "attention", "x", 2, 1, "outer.0.inner.0.a.o", ())
-    other = Unit("outer.0.inner.1.a", "attention", "x", 2, 1, "outer.0.inner.1.a.o", ())
+    unit = Unit(
+        path="outer.0.inner.0.a", kind="attention", family="x", groups=2, width=1, exit="outer.0.inner.0.a.o", slices=()
+    )
+    other = Unit(
+        path="outer.0.inner.1.a", kind="attention", family="x", groups=2, width=1, exit="outer.0.inner.1.a.o", slices=()
+    )
     anatomy = Anatomy((unit, other), (Stack("outer", 2), Stack("outer.0.inner", 2)))
     rises = {"outer": np.zeros(2, np.float32), "outer.0.inner": np.zeros(2, np.float32)}
     scores = {unit.key: np.ones(2, np.float32), other.key: np.ones(2, np.float32)}
@@ -223,7 +231,8 @@ def test_a_stack_inside_a_layer_is_left_out_alone() -> None:
 @given(st.integers(1, 200), st.integers(1, 32), st.integers(2, 40))
 def test_neurons_stay_in_multiples_and_in_so_many_counts(groups: int, multiple: int, most: int) -> None:
     found = counts(
-        Unit("f", "feedforward", "x", groups, 1, "f.o", ()), SelectOptions(multiple=multiple, most_counts=most)
+        Unit(path="f", kind="feedforward", family="x", groups=groups, width=1, exit="f.o", slices=()),
+        SelectOptions(multiple=multiple, most_counts=most),
     )
     assert found[0] == groups
     assert len(found) <= most

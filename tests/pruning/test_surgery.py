@@ -25,7 +25,9 @@ from tests.architectures import TRANSFORMERS, named
 
 
 def unit(path: str, groups: int, *slices: Slice, settings: tuple[Setting, ...] = ()) -> Unit:
-    return Unit(path, "feedforward", "test", groups, 1, "", slices, settings)
+    return Unit(
+        path=path, kind="feedforward", family="test", groups=groups, width=1, exit="", slices=slices, settings=settings
+    )
 
 
 def state(network: nn.Module) -> dict[str, Tensor]:
@@ -200,7 +202,15 @@ def test_what_a_cut_says_about_layers_that_go_is_no_matter() -> None:
     network = nn.Module()
     network.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
     units = tuple(
-        Unit(f"layers.{n}", "feedforward", "test", 2, 1, f"layers.{n}", (Slice(f"layers.{n}", "weight", 1, 1),))
+        Unit(
+            path=f"layers.{n}",
+            kind="feedforward",
+            family="test",
+            groups=2,
+            width=1,
+            exit=f"layers.{n}",
+            slices=(Slice(f"layers.{n}", "weight", 1, 1),),
+        )
         for n in range(2)
     )
     anatomy = Anatomy(units, (Stack("layers", 2),))

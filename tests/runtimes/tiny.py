@@ -35,7 +35,14 @@ def tiny_spec() -> ModelSpec:
         ),
     )
     frontend = FbankConfig(sample_rate=1000, num_mel=MEL, frame_length=32, hop_length=16, low_hz=20.0, high_hz=450.0)
-    stream = StreamSpec(frontend, CtcGreedy(TOKENS, hidden=("<unk>",)), WINDOW, SHIFT, CHUNK, LEFT)
+    stream = StreamSpec(
+        frontend=frontend,
+        decoder=CtcGreedy(TOKENS, hidden=("<unk>",)),
+        window=WINDOW,
+        shift=SHIFT,
+        chunk=CHUNK,
+        left=LEFT,
+    )
     return ModelSpec("tiny", "asr", (graph,), stream)
 
 

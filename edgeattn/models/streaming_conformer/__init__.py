@@ -120,7 +120,17 @@ def model_spec(step: StreamingStep) -> ModelSpec:
         tuple(StateSpec(name, f"next_{name}", shape) for name, shape in step.state_shapes.items()),
     )
     decoder = CtcGreedy(TOKENS, BLANK_ID, (UNKNOWN,))
-    stream = StreamSpec(FBANK, decoder, config.window, config.shift, config.chunk, config.left, FEATURES, BIAS, SCORES)
+    stream = StreamSpec(
+        frontend=FBANK,
+        decoder=decoder,
+        window=config.window,
+        shift=config.shift,
+        chunk=config.chunk,
+        left=config.left,
+        features=FEATURES,
+        bias=BIAS,
+        scores=SCORES,
+    )
     return ModelSpec(NAME, "speech-recognition", (graph,), stream)
 
 

@@ -82,7 +82,7 @@ def convert(
             own=own,
         )
         inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
-        refuse_early(inputs, settings, ".edge.zip" if archive else ".edge")
+        refuse_early(inputs, settings, settings.suffix)
         from edgeattn.pipeline.convert import convert as run
 
         finish(report_of(inputs, settings, flags, run), as_json)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from edgeattn.bundle import SUFFIX, names_bundle
+from edgeattn.bundle import names_bundle
 from edgeattn.errors import InputError
 from edgeattn.evaluation.confidence import SAMPLES
 from edgeattn.evaluation.data import Data
@@ -117,7 +117,7 @@ def convert(
         prune=None if prune is None else parse_request(prune, recover_seconds),
         accept_unproved=accept_unproved,
     )
-    refuse_early(expected_name(str(model)) if isinstance(model, (str, Path)) else None, options, SUFFIX)
+    refuse_early(expected_name(str(model)) if isinstance(model, (str, Path)) else None, options, options.suffix)
     source = loaded(model, follow)
     return _convert.convert(source, data_of(model, source, data, split, samples), options, follow)
 

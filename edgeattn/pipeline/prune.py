@@ -67,7 +67,7 @@ def prune(
     if options.prune.saved is not None:
         raise InputError(f"{options.prune.saved} is pruned already: give it as MODEL to prune it further")
     for target in options.targets:
-        path = destination(model, target, options)
+        path = options.path(model.spec.name, target, SUFFIX)
         refuse_existing(path, options.force, "a pruned model", is_saved(path))
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
@@ -82,11 +82,6 @@ def prune(
                 results.append(_prune_target(task, target, options, more, progress))
         forget(task)
     return Report(describe(model), refused.rows(results))
-
-
-def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
-    """Where the pruned model goes."""
-    return options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
 
 
 def _prune_target(
@@ -109,7 +104,7 @@ def _prune_target(
         importance_figure(task.memory.importance, made.cut, more.plot)
     if facts["kept"]:
         progress.begin(f"{target.name}: writing")
-        path = destination(task.shop.model, target, options)
+        path = options.path(task.shop.model.spec.name, target, SUFFIX)
         told = {**facts, "failures": [str(failure) for failure in made.pruning.failures]}
         write_pruned(path, made.model, task.source, made.cut, more.reference, told, options.force, export_onnx)
         result = replace(result, bundle=str(path))

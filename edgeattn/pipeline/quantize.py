@@ -40,7 +40,7 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
     """
 
     def check(target: Target, own: ConvertOptions) -> None:
-        path = destination(model, target, own)
+        path = own.path(model.spec.name, target, SUFFIX)
         refuse_existing(path, own.force, "a quantized model", (path / PLAN).is_file())
 
     def serve(shop: Workshop, refused: Refusals, _: Findings) -> list[Result]:
@@ -51,11 +51,6 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
         return results
 
     return serve_targets(model, data, options, progress, check, serve)
-
-
-def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Path:
-    """Where the result goes."""
-    return options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
 
 
 def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
@@ -71,7 +66,7 @@ def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, pr
     notes = (artifact.recipe, *timed_elsewhere(target, artifact.backend, candidates))
     result = replace(row, notes=(*row.notes, *notes))
     if result.verdict != "failed":
-        _write(destination(shop.model, target, options), artifact, result, options.force)
+        _write(options.path(shop.model.spec.name, target, SUFFIX), artifact, result, options.force)
         forget_trials(shop.model, target, options)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
 

@@ -13,7 +13,7 @@ import pytest
 
 import edgeattn
 from edgeattn.bundle import read_manifest
-from edgeattn.errors import InputError, UnsupportedError
+from edgeattn.errors import EdgeattnError, InputError, OutputError, UnsupportedError
 from edgeattn.results.report import Report
 from edgeattn.targets import get_target
 from tests.conversions import FACTORY, Watch
@@ -102,6 +102,16 @@ def test_what_cannot_be_used_is_refused_before_the_model_is_loaded(tmp_path: Pat
         edgeattn.inspect(str(mine), targets="cpu", backend="tensorrt")
     with pytest.raises(InputError, match="a dict: the name of each target with its devices"):
         edgeattn.profile(str(mine), targets=["cpu", "mobile"], devices="ssh://board")
+
+
+def test_what_lies_where_the_result_goes_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def model():\n    pass\n\n\nraise RuntimeError('loaded')\n")
+    (tmp_path / "out" / "mine.cpu.edge").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"mine\.cpu\.edge exists; remove it"):
+        edgeattn.convert(str(mine), targets="cpu", out=tmp_path / "out")
+    with pytest.raises(EdgeattnError, match="RuntimeError: loaded"):  # an archive has another name
+        edgeattn.convert(str(mine), targets="cpu", out=tmp_path / "out", archive=True)
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

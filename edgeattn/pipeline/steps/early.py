@@ -29,7 +29,7 @@ def refuse_early(name: str | None, options: ConvertOptions, suffix: str) -> None
             if len(options.targets) == 1:
                 raise  # of several it is a row, and the others go on
         if name is not None:
-            refuse_existing(options.out / f"{name}.{target.name}{suffix}", options.force)
+            refuse_existing(options.path(name, target, suffix), options.force)
 
 
 def check_target(target: Target, options: ConvertOptions) -> None:

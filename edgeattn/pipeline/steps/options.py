@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeattn.bundle import SUFFIX
 from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.pruning import Request
 from edgeattn.quantize.plan import Plan
@@ -81,6 +82,15 @@ class ConvertOptions:
     dla: bool = False
     own: Mapping[str, Own] = field(default_factory=dict)
     accept_unproved: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Of the bundles that are made."""
+        return f"{SUFFIX}.zip" if self.archive else SUFFIX
+
+    def path(self, name: str, target: Target, suffix: str) -> Path:
+        """Where a target's result goes, of a model of that name."""
+        return self.out / f"{name}.{target.name}{suffix}"
 
     def of(self, target: Target) -> ConvertOptions:
         """The options of one target: its own, else those of all; its default deadline where none was asked for."""

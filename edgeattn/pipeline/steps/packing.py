@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import edgeattn
-from edgeattn.bundle import ASSETS, SUFFIX, BundleDraft, Golden, Manifest, refuse_existing, writing, zip_bundle
+from edgeattn.bundle import ASSETS, BundleDraft, Golden, Manifest, refuse_existing, writing, zip_bundle
 from edgeattn.engines import SUBSTITUTE
 from edgeattn.errors import InputError
 from edgeattn.jobs.measure import profile_bundle
@@ -45,17 +45,16 @@ def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Pa
     Raises:
         OutputError: if it cannot go there.
     """
-    path = options.out / f"{model.spec.name}.{target.name}{SUFFIX}"
+    path = options.path(model.spec.name, target, options.suffix)
     with removed_if_empty(options.out):  # tried now, not after minutes of work
         if not options.archive:
             with BundleDraft(path, options.force):
                 return path
-        archive = path.with_suffix(f"{SUFFIX}.zip")
-        refuse_existing(archive, options.force, "a file", archive.is_file())
-        with writing(archive):
+        refuse_existing(path, options.force, "a file", path.is_file())
+        with writing(path):
             options.out.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=options.out):
-                return archive
+                return path
 
 
 def pack(

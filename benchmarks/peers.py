@@ -411,9 +411,9 @@ def census(session: Session) -> str:
 
 def float_models(model: EdgeModel, room: Path) -> dict[str, Path]:
     """Engine -> the float32 file of our own converters."""
+    from edgeattn.converters.litert import to_tflite
     from edgeattn.converters.onnx import export_onnx
     from edgeattn.converters.openvino import to_openvino
-    from edgeattn.converters.tflite import to_tflite
 
     rooms = {engine: room / f"float32-{engine}" for engine in ("onnxruntime", "openvino", "litert")}
     for path in rooms.values():

@@ -40,12 +40,12 @@ def margin(cosines: np.ndarray) -> float:
 def main() -> None:
     import torch
 
-    from edgeattn.engines import SUBSTITUTE
+    from edgeattn.engines import ENGINES
     from edgeattn.errors import EdgeattnError
     from edgeattn.pipeline.steps.baseline import Baseline
     from edgeattn.pipeline.steps.candidates import artifact_files
     from edgeattn.pipeline.steps.exports import Workshop
-    from edgeattn.pipeline.steps.recipes import BUILDERS
+    from edgeattn.pipeline.steps.recipes import build
     from edgeattn.runtimes import open_session
     from edgeattn.runtimes.buckets import pad_inputs
     from edgeattn.sources import load_model
@@ -68,11 +68,11 @@ def main() -> None:
         for engine in chosen.engine or ("openvino", "litert", "tensorrt"):
             for precision in ("fp32", "fp16", "int8"):
                 try:
-                    artifact = BUILDERS[engine](shop, precision, get_target(TARGETS[engine]))
+                    artifact = build(engine, shop, precision, get_target(TARGETS[engine]))
                 except EdgeattnError as error:
                     print(f"{engine:12} {precision:5} {error}")
                     continue
-                backend = SUBSTITUTE.get(engine, engine)
+                backend = ENGINES[engine].here
                 with open_session(backend, artifact.models, model.spec, threads=1, build=artifact.build) as session:
                     got = similarities(session.run, tokens)
                 megabytes = sum(file.stat().st_size for file in artifact_files(artifact).values()) / 1e6

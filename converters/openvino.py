@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeattn.converters.conversion import Conversion
 from edgeattn.converters.onnx import describe_node, with_exporter
-from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
+from edgeattn.converters.shared_weights import share_ir
+from edgeattn.engines import OPENVINO
+from edgeattn.errors import ConversionError, UnsupportedError, unknown_name
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact
 
@@ -16,6 +20,21 @@ if TYPE_CHECKING:
     import openvino
 
 PRECISIONS = ("fp32", "fp16")
+
+
+def convert(work: Conversion) -> Artifact:
+    """IR of the exported ONNX, or of what was quantized; equal weights stored once."""
+    made = work.quantized
+    if made is not None and made.backend == OPENVINO.name:  # NNCF writes IR
+        artifact = made
+    else:
+        room = work.source.room(f"{OPENVINO.name}-{work.scheme}")
+        if made is not None:
+            artifact = replace(made, backend=OPENVINO.name, models=to_openvino(made.models, room, "fp16").models)
+        else:
+            artifact = to_openvino(work.source.onnx, room, "fp16" if work.scheme == "fp16" else "fp32")
+    share_ir(artifact.models)
+    return artifact
 
 
 def to_openvino(onnx: Mapping[str, Path], directory: Path, precision: Literal["fp32", "fp16"]) -> Artifact:
@@ -43,7 +62,7 @@ def to_openvino(onnx: Mapping[str, Path], directory: Path, precision: Literal["f
         forget_inner_names(model, path)
         models[graph] = save_ir(model, directory / f"{graph}.xml", compress_to_fp16=precision == "fp16")
     recipe = {"fp32": "float32 IR", "fp16": "IR with float16 weights"}[precision]
-    return Artifact("openvino", precision, models, with_exporter(f"{recipe}, OpenVINO {_version()}", onnx))
+    return Artifact(OPENVINO.name, precision, models, with_exporter(f"{recipe}, OpenVINO {_version()}", onnx))
 
 
 def read_onnx(path: Path, graph: str) -> openvino.Model:
@@ -52,7 +71,7 @@ def read_onnx(path: Path, graph: str) -> openvino.Model:
     Raises:
         ConversionError: naming the node and its module.
     """
-    openvino_module = load_extra("openvino", "openvino")
+    openvino_module = OPENVINO.load()
     with silenced():
         try:
             model = openvino_module.Core().read_model(path)

@@ -13,8 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgeattn.converters.conversion import Conversion
 from edgeattn.converters.half import to_half
 from edgeattn.converters.onnx import describe_node, reduced_opset, with_exporter
+from edgeattn.converters.shared_weights import share_onnx
+from edgeattn.engines import TENSORRT
 from edgeattn.errors import ConversionError, MissingExtraError, UnsupportedError, load_extra, unknown_name
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact
@@ -26,18 +29,42 @@ from edgeattn.runtimes.tensorrt_build import (
     recipe_from_build,
     recipe_to_build,
 )
+from edgeattn.targets.target import supports_2_4
 
 if TYPE_CHECKING:
     import onnx
 
 PRECISIONS = ("fp32", "fp16", "int8")
+DEFAULT_CAPABILITY = "8.7"  # Orin
+
+
+def convert(work: Conversion) -> Artifact:
+    """ONNX and build recipe for the device. Parsed and built here as far as this host can."""
+    source, made = work.source, work.quantized
+    capability = work.target.compute_capability or DEFAULT_CAPABILITY
+    recipe = BuildRecipe(sparsity=supports_2_4(capability))  # TensorRT itself looks which weights have it
+    room = f"{TENSORRT.name}-{work.scheme}"
+    if made is not None:
+        artifact = to_tensorrt(made.models, source.room(room), "int8", capability, recipe, source.islands)
+        artifact = replace(
+            artifact,
+            precision=made.precision,
+            recipe=f"{made.recipe}; {artifact.recipe}",
+            treatments=made.treatments,
+        )
+    elif work.scheme == "fp16":
+        artifact = to_tensorrt(source.onnx, source.room(room), "fp16", capability, recipe, source.islands)
+    else:
+        artifact = to_tensorrt(source.onnx, source.room(room), "fp32", capability, recipe)
+    share_onnx(artifact.models)
+    return artifact
 
 
 def to_tensorrt(
     onnx: Mapping[str, Path],
     directory: Path,
     precision: Literal["fp32", "fp16", "int8"],
-    capability: str = "8.7",
+    capability: str = DEFAULT_CAPABILITY,
     recipe: BuildRecipe | None = None,
     islands: Mapping[str, Collection[str]] | None = None,
 ) -> Artifact:
@@ -80,7 +107,7 @@ def to_tensorrt(
         raise UnsupportedError(f"int8 for TensorRT needs explicit Q/DQ in the ONNX of {', '.join(onnx)}, it has none")
     checked = _check(models, chosen, capability)
     made = with_exporter("; ".join(dict.fromkeys(notes)), onnx)
-    return Artifact("tensorrt", precision, models, made, recipe_to_build(chosen, checked))
+    return Artifact(TENSORRT.name, precision, models, made, recipe_to_build(chosen, checked))
 
 
 def _prepare(source: Path, target: Path, precision: str, graph: str, islands: Collection[str]) -> tuple[str, int]:
@@ -166,7 +193,7 @@ def _check(models: Mapping[str, Path], recipe: BuildRecipe, capability: str) -> 
 
 def _checker() -> ModuleType | str:
     try:
-        return load_extra("tensorrt_rtx", "tensorrt-check")
+        return load_extra(TENSORRT.tools[0], TENSORRT.extra)
     except MissingExtraError as error:
         return f"not checked: {error}"
 

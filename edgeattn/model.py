@@ -7,10 +7,10 @@ accuracy figures are measured against.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -287,7 +287,7 @@ class Artifact:
     """What a converter or a quantizer made for one engine.
 
     Attributes:
-        backend: "openvino", "litert", "onnxruntime" or "tensorrt".
+        backend: the engine, a name of :data:`edgeattn.engines.ENGINES`.
         precision: "fp32", "fp16" or "int8", as asked; what runs is told by ``Session.executed``.
         models: graph name -> the file that the engine loads (side files lie beside it).
         recipe: how it was made, in words that a report can print.
@@ -301,3 +301,30 @@ class Artifact:
     recipe: str
     build: Mapping[str, Any] | None = None
     treatments: Mapping[str, str] = field(default_factory=dict)
+
+
+class ModelFiles(Protocol):
+    """A model and its exports, each made when it is first asked for: what artifacts are made of."""
+
+    @property
+    def model(self) -> EdgeModel:
+        """The source."""
+
+    @property
+    def onnx(self) -> Mapping[str, Path]:
+        """float32 ONNX by graph."""
+
+    @property
+    def tflite(self) -> Artifact:
+        """float32 TFLite."""
+
+    @property
+    def islands(self) -> Mapping[str, tuple[str, ...]]:
+        """Graph -> nodes of the ONNX whose values do not fit float16."""
+
+    @property
+    def calibration(self) -> Mapping[str, Sequence[Arrays]]:
+        """Graph -> full input sets, states included; empty without data."""
+
+    def room(self, name: str) -> Path:
+        """An empty directory for one artifact."""

@@ -1,7 +1,7 @@
 """Quantization after training, one way per engine, each led by the same plan of layers."""
 
+from edgeattn.quantize.litert import quantize_tflite
 from edgeattn.quantize.openvino import int8_nncf
 from edgeattn.quantize.qdq import quantize_onnx
-from edgeattn.quantize.tflite import quantize_tflite
 
 __all__ = ["int8_nncf", "quantize_onnx", "quantize_tflite"]

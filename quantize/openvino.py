@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from edgeattn.engines import Treatment
+from edgeattn.engines import OPENVINO, Treatment
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra
 from edgeattn.evaluation.data import spread
 from edgeattn.graphs.layers import LinearLayer, linear_layers
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact
 from edgeattn.quantize.calibration import Calibration, checked_samples
+from edgeattn.quantize.onnx import quantize as quantize_pairs
 from edgeattn.quantize.plan import EVERYTHING, Plan, counted
+from edgeattn.quantize.quantization import Quantization
+from edgeattn.quantize.saturation import narrow_for
 from edgeattn.runtimes.agreement import SQNR_LIMIT, Agreement
 from edgeattn.runtimes.openvino import safe_properties
 
@@ -37,6 +40,16 @@ class _Job:
     graph: str
     kept_float: tuple[str, ...]  # ONNX outputs of the layers
     narrow: bool
+
+
+def quantize(work: Quantization) -> Artifact:
+    """IR by NNCF, or ONNX with Q/DQ."""
+    if work.scheme not in OPENVINO.fallback:
+        return quantize_pairs(work)
+    source, target = work.source, work.target
+    room = source.room(f"{OPENVINO.name}-{work.scheme}")
+    narrow = bool(narrow_for(target.isa, target.cpu.arch, source.onnx, source.calibration))
+    return int8_nncf(source.onnx, source.calibration, room, work.plan, narrow=narrow)
 
 
 def int8_nncf(
@@ -85,9 +98,9 @@ def int8_nncf(
     samples = {graph: spread(checked_samples(calibration, graph, path), MAX_SAMPLES) for graph, path in onnx.items()}
     layers = {graph: _layers(path) for graph, path in onnx.items()}
     asked = _asked(plan or EVERYTHING, layers)
-    for module in ("openvino", "nncf"):
-        with silenced():
-            load_extra(module, "openvino")
+    with silenced():
+        OPENVINO.load()
+        load_extra("nncf", OPENVINO.extra)
     models, notes = {}, []
     treatments: dict[str, Treatment] = {}
     for graph, path in onnx.items():
@@ -107,7 +120,7 @@ def int8_nncf(
         f"NNCF {_nncf_version()} TRANSFORMER, {counted(treatments)}, {'; '.join(notes)}, ranges from extremes, "
         f"convolutions float32, {'7-bit weights, ' if narrow else ''}{counts} samples"
     )
-    return Artifact("openvino", "int8", models, recipe, treatments=treatments)
+    return Artifact(OPENVINO.name, "int8", models, recipe, treatments=treatments)
 
 
 def _asked(plan: Plan, layers: Mapping[str, Mapping[str, LinearLayer]]) -> dict[str, Treatment]:

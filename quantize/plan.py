@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeattn.engines import TREATMENTS, Treatment
+from edgeattn.engines import TREATMENT, TREATMENTS, Treatment
 from edgeattn.errors import InputError
 from edgeattn.guards.plain import read_toml
 from edgeattn.spec import from_json
@@ -62,6 +62,16 @@ def _literal(path: str) -> str:
 
 EVERYTHING = Plan()
 """Every layer int8: where the search starts."""
+
+
+def scheme_plan(scheme: str, plan: Plan) -> Plan:
+    """A plan whose "int8" is spelled as the scheme means it."""
+    own = TREATMENT[scheme]
+
+    def treatment(asked: Treatment) -> Treatment:
+        return own if asked == "int8" else asked
+
+    return Plan(treatment(plan.default), tuple(replace(r, treatment=treatment(r.treatment)) for r in plan.rules))
 
 
 def read_plan(path: Path) -> Plan:

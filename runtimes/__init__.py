@@ -10,7 +10,7 @@
 Importing this loads numpy and nothing heavier; :func:`load` imports the one engine that the bundle needs.
 """
 
-from edgeattn.runtimes.engines import BackendStatus, backends, load, open_session
+from edgeattn.runtimes.engines import BackendStatus, backend_status, backends, load, open_session
 from edgeattn.runtimes.session import LayerTime, Session
 from edgeattn.runtimes.step import Step
 from edgeattn.runtimes.stream import Event, Stream, Word
@@ -23,6 +23,7 @@ __all__ = [
     "Step",
     "Stream",
     "Word",
+    "backend_status",
     "backends",
     "load",
     "open_session",

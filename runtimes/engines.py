@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.engines import INSTALL, PACKAGES, SUBSTITUTES
+from edgeattn.engines import ENGINES, LITERT, ONNXRUNTIME, OPENVINO, TENSORRT
 from edgeattn.errors import InputError, MissingExtraError, unknown_name
 from edgeattn.runtimes.session import Session
 from edgeattn.spec import ModelSpec
@@ -30,7 +30,26 @@ class BackendStatus:
 
 def backends() -> tuple[BackendStatus, ...]:
     """Every engine and whether it is here."""
-    return tuple(_status(name) for name in PACKAGES)
+    return tuple(map(backend_status, ENGINES))
+
+
+def backend_status(name: str) -> BackendStatus:
+    """What of one engine is on this machine; raises KeyError for one that is none."""
+    from importlib import metadata
+
+    row = ENGINES[name]
+    for module, distribution in row.packages:
+        if importlib.util.find_spec(module) is None:
+            continue
+        try:
+            version = metadata.version(distribution)
+        except metadata.PackageNotFoundError:  # onnxruntime-gpu, a JetPack build: the name differs, the module is there
+            owners = metadata.packages_distributions().get(module, [])
+            if not owners:
+                return BackendStatus(name, module, None, row.install)
+            version = metadata.version(owners[0])
+        return BackendStatus(name, module, version, row.install)
+    return BackendStatus(name, None, None, row.install)
 
 
 def load(path: Path | str, backend: str | None = None, threads: int = 1, check_finite: bool = False) -> Session:
@@ -41,7 +60,7 @@ def load(path: Path | str, backend: str | None = None, threads: int = 1, check_f
 
     Args:
         path: bundle directory or zip.
-        backend: None for the bundle's own; a "tensorrt" bundle can be replayed with "onnxruntime".
+        backend: None for the bundle's own; that of TensorRT can be replayed with ONNX Runtime.
         threads: compute threads of one run.
         check_finite: refuse NaN and infinity in what every run reads and gives, by the name of graph, step and tensor.
             Engines differ in what they make of NaN, and some make ordinary numbers of it. For finding faults: it looks
@@ -55,13 +74,14 @@ def load(path: Path | str, backend: str | None = None, threads: int = 1, check_f
     """
     from edgeattn.bundle import open_bundle  # brings tempfile, zipfile, shutil: a third of this package's import
 
-    if backend is not None and backend not in PACKAGES:
-        raise InputError(unknown_name("backend", backend, PACKAGES))
+    if backend is not None and backend not in ENGINES:
+        raise InputError(unknown_name("backend", backend, ENGINES))
     opened = open_bundle(path)
     with contextlib.ExitStack() as stack:
         bundle = stack.enter_context(opened)
         manifest = bundle.manifest
-        valid = (manifest.backend, *SUBSTITUTES.get(manifest.backend, ()))
+        made_for = ENGINES.get(manifest.backend)
+        valid = (manifest.backend, *(made_for.substitutes if made_for else ()))
         if backend is not None and backend not in valid:
             raise InputError(
                 f"{path}: made for {manifest.backend}; it can be loaded with {' or '.join(valid)}, not {backend}"
@@ -87,7 +107,7 @@ def open_session(
     """Load model files that are no bundle yet.
 
     Args:
-        backend: one of "openvino", "litert", "onnxruntime", "tensorrt".
+        backend: a name of :data:`edgeattn.engines.ENGINES`.
         models: graph name -> file.
         spec: what the files hold.
         threads: compute threads of one run.
@@ -97,57 +117,63 @@ def open_session(
     Raises:
         InputError, BundleError, MissingExtraError, DeviceError: as :func:`load`.
     """
-    if backend not in PACKAGES:
-        raise InputError(unknown_name("backend", backend, PACKAGES))
+    if backend not in ENGINES:
+        raise InputError(unknown_name("backend", backend, ENGINES))
     if threads < 1:
         raise InputError(f"threads must be at least 1, got {threads}")
     for graph in spec.graphs:
         if graph.name not in models:
             raise InputError(f"no model file for graph {graph.name!r}; given: {', '.join(models) or 'none'}")
-    status = _status(backend)
-    if status.module is None and backend != "tensorrt":  # TensorRT's own error also tells what its device lacks
+    status = backend_status(backend)
+    if status.module is None and not ENGINES[backend].substitute:  # TensorRT also tells what its device lacks
         raise MissingExtraError(f"{backend} is not installed: {status.install}")
-    return _open(backend, models, spec, threads, build, files)
+    return OPENERS[backend](models, spec, threads, build, files)
 
 
-def _open(
-    backend: str,
+# --- one entry per engine ---------------------------------------------------------------------------------------------
+# Each adapter imports its engine when it is called; naming them here keeps that visible to type checkers.
+
+Opener = Callable[
+    [Mapping[str, "Path"], ModelSpec, int, Mapping[str, Any] | None, Mapping[str, str] | None],
+    Session,
+]
+"""Files by graph, what they hold, threads, ``build`` and ``files`` as of :func:`open_session` -> session."""
+
+
+def _openvino(models: Mapping[str, Path], spec: ModelSpec, threads: int, *_: object) -> Session:
+    from edgeattn.runtimes.openvino import open_openvino
+
+    return open_openvino(models, spec, threads)
+
+
+def _litert(models: Mapping[str, Path], spec: ModelSpec, threads: int, *_: object) -> Session:
+    from edgeattn.runtimes.litert import open_litert
+
+    return open_litert(models, spec, threads)
+
+
+def _onnxruntime(models: Mapping[str, Path], spec: ModelSpec, threads: int, *_: object) -> Session:
+    from edgeattn.runtimes.onnxruntime import open_onnxruntime
+
+    return open_onnxruntime(models, spec, threads)
+
+
+def _tensorrt(
     models: Mapping[str, Path],
     spec: ModelSpec,
     threads: int,
     build: Mapping[str, Any] | None,
     files: Mapping[str, str] | None,
 ) -> Session:
-    # Each adapter imports its engine when called; naming them here keeps that visible to type checkers.
-    if backend == "openvino":
-        from edgeattn.runtimes.openvino import open_openvino
-
-        return open_openvino(models, spec, threads)
-    if backend == "litert":
-        from edgeattn.runtimes.litert import open_litert
-
-        return open_litert(models, spec, threads)
-    if backend == "onnxruntime":
-        from edgeattn.runtimes.onnxruntime import open_onnxruntime
-
-        return open_onnxruntime(models, spec, threads)
     from edgeattn.runtimes.tensorrt import open_tensorrt
 
     return open_tensorrt(models, spec, threads, build, files)
 
 
-def _status(name: str) -> BackendStatus:
-    from importlib import metadata
-
-    for module, distribution in PACKAGES[name]:
-        if importlib.util.find_spec(module) is None:
-            continue
-        try:
-            version = metadata.version(distribution)
-        except metadata.PackageNotFoundError:  # onnxruntime-gpu, a JetPack build: the name differs, the module is there
-            owners = metadata.packages_distributions().get(module, [])
-            if not owners:
-                return BackendStatus(name, module, None, INSTALL[name])
-            version = metadata.version(owners[0])
-        return BackendStatus(name, module, version, INSTALL[name])
-    return BackendStatus(name, None, None, INSTALL[name])
+OPENERS: Mapping[str, Opener] = {
+    OPENVINO.name: _openvino,
+    LITERT.name: _litert,
+    ONNXRUNTIME.name: _onnxruntime,
+    TENSORRT.name: _tensorrt,
+}
+"""Engine -> what loads its files."""

@@ -13,6 +13,7 @@ from typing import Any, final
 
 import numpy as np
 
+from edgeattn.engines import LITERT
 from edgeattn.errors import BundleError, InputError, load_extra
 from edgeattn.guards.silence import without_info
 from edgeattn.runtimes.faults import loading, run_failed
@@ -45,7 +46,7 @@ def open_litert(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Se
     for graph in spec.graphs:
         path = models[graph.name]
         if path not in interpreters:
-            with loading("LiteRT", path), without_info():
+            with loading(LITERT.title, path), without_info():
                 interpreters[path] = module.Interpreter(str(path), num_threads=threads)
                 interpreters[path].allocate_tensors()
             turns[path] = threading.Lock()
@@ -60,12 +61,11 @@ def _import() -> tuple[ModuleType, str]:
 
     if importlib.util.find_spec("ai_edge_litert") is None and importlib.util.find_spec("tflite_runtime") is not None:
         return load_extra("tflite_runtime.interpreter", "tflite"), metadata.version("tflite-runtime")
-    module = load_extra("ai_edge_litert.interpreter", "tflite")
-    return module, metadata.version("ai-edge-litert")
+    return LITERT.load(), metadata.version(LITERT.distribution)
 
 
 def _load(interpreter: Any, turn: threading.Lock, path: Path, graph: GraphSpec) -> _Loaded:
-    with loading("LiteRT", path):
+    with loading(LITERT.title, path):
         signatures = list(interpreter.get_signature_list())
         if not signatures:
             raise BundleError(f"{path}: has no signature, so its tensors have no names to bind by. Convert it again")
@@ -169,7 +169,7 @@ class _LiteRtStep(HostStep):
                 for array, index in after:
                     np.copyto(array, self._engine.tensor(self._interpreter, index, self._subgraph))
         except (RuntimeError, ValueError) as error:
-            raise run_failed("LiteRT", self.graph, error) from error
+            raise run_failed(LITERT.title, self.graph, error) from error
 
     def free(self) -> None:
         """See :class:`~edgeattn.runtimes.session.EngineStep`."""
@@ -198,7 +198,7 @@ def _count_file(census: Census, path: Path, subgraphs: set[int]) -> None:
 class LiteRtSession(Session):
     """See :class:`~edgeattn.runtimes.session.Session`."""
 
-    backend = "litert"
+    backend = LITERT.name
 
     def __init__(self, loaded: Mapping[str, _Loaded], spec: ModelSpec, version: str, threads: int) -> None:
         super().__init__(spec, version, threads)
@@ -219,7 +219,7 @@ class LiteRtSession(Session):
         for path, (interpreter, turn) in {
             one.path: (one.interpreter, one.turn) for one in self._loaded.values()
         }.items():
-            with turn, loading("LiteRT", path):  # a custom operation's name may be no text
+            with turn, loading(LITERT.title, path):  # a custom operation's name may be no text
                 tensors = interpreter.get_tensor_details()
                 ops = interpreter._get_ops_details()  # noqa: SLF001  # no public call tells the ops
             dtypes = {tensor["index"]: np.dtype(tensor["dtype"]).name for tensor in tensors}
@@ -230,7 +230,7 @@ class LiteRtSession(Session):
                 else:
                     count_op(census, op["op_name"], [dtypes[index] for index in op["inputs"] if index in dtypes])
             others = {loaded.subgraph for loaded in self._loaded.values() if loaded.path == path} - {0}
-            with loading("LiteRT", path):
+            with loading(LITERT.title, path):
                 _count_file(census, path, others)
         return census
 

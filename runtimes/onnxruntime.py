@@ -12,7 +12,7 @@ from typing import Any, final
 
 import numpy as np
 
-from edgeattn.errors import load_extra
+from edgeattn.engines import ONNXRUNTIME
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.runtimes.faults import loading, run_failed
 from edgeattn.runtimes.inputs import Arrays, Found, check_names
@@ -41,7 +41,7 @@ NO_LOG = 4  # fatal errors alone: the others are raised, and a log repeats names
 
 def open_onnxruntime(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
     """One inference session per graph."""
-    ort = load_extra("onnxruntime", "convert")
+    ort = ONNXRUNTIME.load()
     ort.disable_telemetry_events()  # for a process that had imported it before us, with its telemetry on
     ort.set_default_logger_severity(NO_LOG)
     started = time.perf_counter()
@@ -61,7 +61,7 @@ def _session(ort: Any, path: Path, graph: GraphSpec, threads: int, profile: Path
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    with loading("ONNX Runtime", path):
+    with loading(ONNXRUNTIME.title, path):
         session = ort.InferenceSession(
             str(path),
             options,
@@ -100,7 +100,7 @@ def _profile(ort: Any, path: Path, graph: GraphSpec, threads: int, inputs: Array
         session = _session(ort, path, graph, threads, folder / "profile")
         for _ in range(runs):
             session.run(None, inputs)
-        with loading("ONNX Runtime", path):  # a node's name may be no text
+        with loading(ONNXRUNTIME.title, path):  # a node's name may be no text
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8", errors="replace"))
     return [event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")]
 
@@ -125,7 +125,7 @@ class _OnnxRuntimeStep(HostStep):
         try:
             self._session.run_with_iobinding(self._bindings[self.parity])
         except Exception as error:  # its exceptions share no base but Exception
-            raise run_failed("ONNX Runtime", self.graph, error) from error
+            raise run_failed(ONNXRUNTIME.title, self.graph, error) from error
 
     def free(self) -> None:
         """See :class:`~edgeattn.runtimes.session.EngineStep`."""
@@ -136,7 +136,7 @@ class _OnnxRuntimeStep(HostStep):
 class OnnxRuntimeSession(Session):
     """See :class:`~edgeattn.runtimes.session.Session`."""
 
-    backend = "onnxruntime"
+    backend = ONNXRUNTIME.name
 
     def __init__(
         self, ort: Any, sessions: Mapping[str, Any], models: Mapping[str, Path], spec: ModelSpec, threads: int

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from edgeattn.errors import load_extra
+from edgeattn.engines import OPENVINO
 from edgeattn.runtimes.faults import loading, run_failed
 from edgeattn.runtimes.inputs import Arrays, Found, check_names
 from edgeattn.runtimes.session import Census, LayerTime, Session
@@ -24,7 +24,7 @@ NOT_WORK = frozenset({"Input", "Output", "Const"})  # layer types of the runtime
 
 def open_openvino(models: Mapping[str, Path], spec: ModelSpec, threads: int) -> Session:
     """Compile one IR (or ONNX) file per graph for the CPU."""
-    openvino = load_extra("openvino", "openvino")
+    openvino = OPENVINO.load()
     started = time.perf_counter()
     core = openvino.Core()
     compiled = {graph.name: _compile(core, models[graph.name], graph, threads, False) for graph in spec.graphs}
@@ -42,7 +42,7 @@ def _compile(core: Any, path: Path, graph: GraphSpec, threads: int, profiled: bo
         "INFERENCE_PRECISION_HINT": "f32",
         "PERF_COUNT": "YES" if profiled else "NO",
     }
-    with loading("OpenVINO", path):
+    with loading(OPENVINO.title, path):
         model = _read(core, path)
         compiled = core.compile_model(model, "CPU", properties | safe_properties(model))
         check_names(path, graph, _ports(compiled.inputs), _ports(compiled.outputs))
@@ -100,7 +100,7 @@ class _OpenVinoStep(HostStep):
             request.start_async()  # infer() would build a dict of results that nobody reads
             request.wait()
         except RuntimeError as error:
-            raise run_failed("OpenVINO", self.graph, error) from error
+            raise run_failed(OPENVINO.title, self.graph, error) from error
 
     def free(self) -> None:
         """See :class:`~edgeattn.runtimes.session.EngineStep`."""
@@ -111,7 +111,7 @@ class _OpenVinoStep(HostStep):
 class OpenVinoSession(Session):
     """See :class:`~edgeattn.runtimes.session.Session`."""
 
-    backend = "openvino"
+    backend = OPENVINO.name
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class Session(abc.ABC):
 
     Attributes:
         spec: names, shapes and states of its graphs.
-        backend: "openvino", "litert", "onnxruntime" or "tensorrt".
+        backend: its engine, a name of :data:`edgeattn.engines.ENGINES`.
         engine_version: of the engine's package.
         threads: compute threads of one run.
         load_ms: from the first touch of the model files to ready, the engine's import left out.

@@ -22,12 +22,12 @@ from typing import Any, final
 
 import numpy as np
 
+from edgeattn.engines import TENSORRT
 from edgeattn.errors import (
     BundleError,
     ConversionError,
     DeviceError,
     UnsupportedError,
-    load_extra,
 )
 from edgeattn.runtimes.cuda import Cuda, CudaGraph
 from edgeattn.runtimes.engine_cache import engine_cache, fetch, store
@@ -120,7 +120,7 @@ def open_tensorrt(
 
 def _device() -> tuple[Any, Cuda]:
     missing = []
-    if importlib.util.find_spec("tensorrt") is None:
+    if importlib.util.find_spec(TENSORRT.module) is None:
         missing.append("the Python package tensorrt is not installed (it comes with JetPack)")
     cuda = None
     try:
@@ -130,15 +130,15 @@ def _device() -> tuple[Any, Cuda]:
     if missing or cuda is None:
         raise DeviceError(
             f"TensorRT cannot run here: {'; '.join(missing)}. Run this on the device, or replay the bundle's ONNX with "
-            'backend="onnxruntime"'
+            f'backend="{TENSORRT.substitute}"'
         )
-    trt = load_extra("tensorrt", "tensorrt")
+    trt = TENSORRT.load()
     version = str(trt.__version__)
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         cuda.close()
         raise UnsupportedError(
             f"TensorRT {version} is here, at least {OLDEST[0]}.{OLDEST[1]} is needed, as in JetPack 6; or replay the "
-            'bundle\'s ONNX with backend="onnxruntime"'
+            f'bundle\'s ONNX with backend="{TENSORRT.substitute}"'
         )
     return trt, cuda
 
@@ -296,7 +296,7 @@ class _TensorRtStep(EngineStep):
         for name, array in self.inputs.items():
             self._cuda.upload(self._addresses[name], array)
         if not self._contexts[self._parity].execute_async_v3(self._cuda.stream):
-            raise run_failed("TensorRT", self.graph, RuntimeError("execute_async_v3 returned false"))
+            raise run_failed(TENSORRT.title, self.graph, RuntimeError("execute_async_v3 returned false"))
         for name, array in self.outputs.items():
             self._cuda.download(array, self._addresses[name])
 
@@ -349,7 +349,7 @@ class _TensorRtStep(EngineStep):
 class TensorRtSession(Session):
     """See :class:`~edgeattn.runtimes.session.Session`; ``threads`` means nothing on a GPU."""
 
-    backend = "tensorrt"
+    backend = TENSORRT.name
 
     def __init__(
         self, trt: Any, cuda: Cuda, alive: tuple[Any, ...], engines: Mapping[str, Any], spec: ModelSpec, threads: int

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeattn.engines import Backend, Precision
+from edgeattn.engines import ENGINES, Precision
 from edgeattn.targets.target import Arch, CoreCluster, Cpu, Isa, Memory, Peaks, Target, cpu_kernels, int8_dot
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -140,9 +140,8 @@ def host_target() -> Target:
     features = cpu_features()
     arch = ARCH.get(features.arch.lower(), "other")
     every: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-    backends: tuple[Backend, ...] = (
-        ("litert", "openvino", "onnxruntime") if arch == "aarch64" else ("openvino", "onnxruntime", "litert")
-    )
+    ranks = {row.name: row.arm_rank if arch == "aarch64" else row.rank for row in ENGINES.values()}
+    backends = tuple(sorted(filter(ranks.get, ranks), key=lambda name: ranks[name] or 0))
     clock = features.clock_hz
     rates = operations_per_cycle(features.isa)
     clusters: tuple[CoreCluster, ...] = ()

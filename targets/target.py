@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeattn.engines import Backend, Precision
+from edgeattn.engines import ENGINES, Precision
+from edgeattn.printable import excerpt
 
 Arch = Literal["x86_64", "aarch64", "other"]
 Isa = Literal[
@@ -295,7 +296,7 @@ class Target:
 
     name: str
     title: str
-    backends: tuple[Backend, ...]
+    backends: tuple[str, ...]
     precisions: Mapping[str, tuple[Precision, ...]]
     cpu: Cpu
     memory: Memory
@@ -312,6 +313,9 @@ class Target:
         for name in (self.name, *self.aliases):
             if not NAME.fullmatch(name):
                 raise ValueError(f"a name is lower-case letters, digits and single hyphens, got {name!r}")
+        for place, backend in enumerate(self.backends):
+            if backend not in ENGINES:
+                raise ValueError(f"backends[{place}]: expected one of {', '.join(ENGINES)}, got {excerpt(backend)}")
         if not self.backends:
             raise ValueError("backends must name at least one engine")
         if set(self.precisions) != set(self.backends):

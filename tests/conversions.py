@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from edgeattn.pipeline.convert import convert
 from edgeattn.pipeline.steps import candidates
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
-from edgeattn.pipeline.steps.recipes import BUILDERS, Choices
+from edgeattn.pipeline.steps.recipes import Choices, build
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.results.report import Report
 from edgeattn.sources import load_data, load_model
@@ -99,14 +98,9 @@ class Converted:
         assert isinstance(data, ArrayData)
         return data
 
-    def builders(self) -> Mapping[str, Callable[..., Artifact]]:
-        """Builders that hand out the kept artifacts: the pipeline without a minute of conversion."""
-
-        def build(backend: str, shop: Workshop, scheme: str, *_: object) -> Artifact:
-            kept = self.artifacts[backend, scheme]
-            return _copied(kept, shop.room(f"{backend}-{scheme}"))
-
-        return {backend: functools.partial(build, backend) for backend in ("openvino", "litert", "tensorrt")}
+    def build(self, backend: str, shop: Workshop, scheme: str, *_: object) -> Artifact:
+        """Hands out the kept artifacts: the pipeline without a minute of conversion."""
+        return _copied(self.artifacts[backend, scheme], shop.room(f"{backend}-{scheme}"))
 
 
 def _copied(artifact: Artifact, room: Path) -> Artifact:
@@ -138,15 +132,14 @@ def small_conversion(root: Path) -> Converted:
     artifacts: dict[tuple[str, str], Artifact] = {}
 
     def keeping(backend: str, shop: Workshop, scheme: str, target: Target, choices: Choices) -> Artifact:
-        made = real[backend](shop, scheme, target, choices)
+        made = build(backend, shop, scheme, target, choices)
         artifacts[backend, scheme] = _copied(made, home / f"kept-{backend}-{scheme}")
         return made
 
     model = load_model(reference)
     options = ConvertOptions(tuple(map(get_target, TARGETS)), out=home / "out", measure=QUICK)
-    real = BUILDERS
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(candidates, "BUILDERS", {name: functools.partial(keeping, name) for name in real})
+        patch.setattr(candidates, "build", keeping)
         report = convert(model, load_data(reference, model.spec, data, None, 60), options, watch)
     return Converted(reference, data, home / "out", report, watch.phases, artifacts)
 

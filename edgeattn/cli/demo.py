@@ -78,7 +78,7 @@ def demo(
 
 def _heard(result: Result, samples: np.ndarray) -> str:
     """The words that a bundle hears in real time, told as they come; a substitute runs what needs a device."""
-    from edgeattn.engines import SUBSTITUTE
+    from edgeattn.engines import ENGINES
     from edgeattn.errors import DeviceError, MissingExtraError
     from edgeattn.pipeline.stream import transcribe_paced
     from edgeattn.runtimes import load
@@ -87,7 +87,7 @@ def _heard(result: Result, samples: np.ndarray) -> str:
     try:
         session = load(result.bundle)
     except (DeviceError, MissingExtraError):
-        session = load(result.bundle, backend=SUBSTITUTE.get(result.backend))
+        session = load(result.bundle, backend=ENGINES[result.backend].substitute)
     with session:
         engine = session.backend if session.backend == result.backend else f"{session.backend} as substitute"
         note(f"{result.target} on {engine}:")

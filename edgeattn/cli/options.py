@@ -51,16 +51,16 @@ def complete_target(incomplete: str) -> list[str]:
 
 def complete_backend(incomplete: str) -> list[str]:
     """Names of engines, for a shell."""
-    from edgeattn.engines import PACKAGES
+    from edgeattn.engines import ENGINES
 
-    return [name for name in PACKAGES if name.startswith(incomplete)]
+    return [name for name in ENGINES if name.startswith(incomplete)]
 
 
 def complete_precision(incomplete: str) -> list[str]:
     """Precisions and schemes, for a shell."""
-    from edgeattn.engines import PRECISIONS, SCHEME_NAMES
+    from edgeattn.engines import PRECISIONS, scheme_names
 
-    names = dict.fromkeys(("auto", *PRECISIONS, *SCHEME_NAMES))
+    names = dict.fromkeys(("auto", *PRECISIONS, *scheme_names()))
     return [name for name in names if name.startswith(incomplete)]
 
 

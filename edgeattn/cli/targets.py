@@ -84,12 +84,12 @@ def calibrate(
 ) -> None:
     """Measure what the engines reach of this machine, for its estimates; kept in the user's cache."""
     with exit_codes(as_json):
-        from edgeattn.engines import PACKAGES
+        from edgeattn.engines import ENGINES
         from edgeattn.errors import InputError, unknown_name
 
         for name in backend or ():
-            if name not in PACKAGES:
-                raise InputError(unknown_name("engine", name, PACKAGES))
+            if name not in ENGINES:
+                raise InputError(unknown_name("engine", name, ENGINES))
         from edgeattn.pipeline.calibrate import calibrate as run
         from edgeattn.spec import to_json
         from edgeattn.targets.calibration import keep_calibration

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from edgeattn.bundle import Manifest, read_manifest
-from edgeattn.engines import INSTALL, PACKAGES
+from edgeattn.engines import ENGINES
 from edgeattn.errors import InputError, UnsupportedError, unknown_name
 from edgeattn.jobs.measure import THREAD_VARIABLES, TIMEOUT_SECONDS
 from edgeattn.profiling.figures import Profile
@@ -204,13 +204,14 @@ def wants(manifest: Manifest, backend: str | None) -> Wants:
         InputError: for an unknown backend.
     """
     engine = backend or manifest.backend
-    if engine not in PACKAGES:
-        raise InputError(unknown_name("backend", engine, PACKAGES))
+    if engine not in ENGINES:
+        raise InputError(unknown_name("backend", engine, ENGINES))
     tools: Mapping[str, Any] = manifest.provenance.get("tools") or {}
+    row = ENGINES[engine]
     # TensorRT builds its engine there, from ONNX: what made the bundle here says nothing of what must run there.
-    packages = PACKAGES[engine] if engine != "tensorrt" else ()
+    packages = () if row.substitute else row.packages
     versions = {module: str(tools[distribution]) for module, distribution in packages if distribution in tools}
-    return Wants(engine, PACKAGES[engine], INSTALL[engine], (GOLDEN, WORKER), versions, _arch(manifest.target))
+    return Wants(engine, row.packages, row.install, (GOLDEN, WORKER), versions, _arch(manifest.target))
 
 
 def _arch(target: str) -> Arch | None:

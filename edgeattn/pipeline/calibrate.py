@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeattn.engines import TRIED
+from edgeattn.engines import ENGINES
 from edgeattn.errors import MissingExtraError, UnsupportedError
 from edgeattn.graphs.counting import computes_int8, file_figures
 from edgeattn.guards.scratch import scratch_room
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 COPIED = 2**26  # bytes
 ROUNDS, RUNS = 3, 15
 SAMPLES = 8  # inputs that int8 is calibrated with
-CONVERTERS = {"litert": ("litert_torch", "ai_edge_quantizer"), "openvino": ("nncf",), "onnxruntime": ()}
-"""Engine -> packages that its files are made with, beside torch and onnx."""
 
 
 def calibrate(
@@ -85,15 +83,16 @@ def _usable(host: Target, asked: Sequence[str] | None) -> dict[str, str]:
     wanted = [engine for engine in host.backends if asked is None or engine in asked]
     usable: dict[str, str] = {engine: here[engine] for engine in wanted if engine in here and _buildable(engine)}
     if not usable:
+        extras = ",".join(sorted({ENGINES[engine].extra for engine in host.backends}))
         raise MissingExtraError(
             f"none of {', '.join(asked or host.backends)} can be calibrated here: an engine and the converters to it "
-            "are needed: pip install 'edgeattn[convert,openvino,tflite]'"
+            f"are needed: pip install 'edgeattn[{extras}]'"
         )
     return usable
 
 
 def _buildable(engine: str) -> bool:
-    return all(importlib.util.find_spec(package) is not None for package in CONVERTERS[engine])
+    return all(importlib.util.find_spec(package) is not None for package in ENGINES[engine].tools)
 
 
 def _all_loads() -> Sequence[Load]:
@@ -127,7 +126,7 @@ def _measured(shop: Workshop, name: str, engine: str, host: Target, threads: int
     assert host.peaks is not None
     if host.peaks.int8 is not None:
         with contextlib.suppress(UnsupportedError):  # engines that want ranges leave products of one row in float
-            artifacts["int8"] = build(engine, shop, TRIED[engine][0], host)
+            artifacts["int8"] = build(engine, shop, ENGINES[engine].tried[0], host)
     sessions = {key: open_session(engine, made.models, shop.model.spec, threads) for key, made in artifacts.items()}
     try:
         steps = {key: session.step("main") for key, session in sessions.items()}

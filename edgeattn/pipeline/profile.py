@@ -23,7 +23,7 @@ from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.packing import draft_bundle, golden_inputs
 from edgeattn.pipeline.steps.preflight import check_room, describe, engine, foresee
-from edgeattn.pipeline.steps.recipes import BUILDERS, Choices, schemes
+from edgeattn.pipeline.steps.recipes import Choices, build, schemes
 from edgeattn.pipeline.steps.refusals import Refusals, unserved_row
 from edgeattn.pipeline.steps.runs import (
     BundleRun,
@@ -82,7 +82,7 @@ class Trials:
         check_room(self.model, self.folder)
         self.progress.begin(f"{target.name}: {PRECISION} with {chosen}")
         refuse(foresee(self.model, self._views, target, None, options))
-        artifact = BUILDERS[chosen](self._workshop, PRECISION, target, Choices())
+        artifact = build(chosen, self._workshop, PRECISION, target, Choices())
         arrays = None
         if golden:
             self._workshop.base = self._base

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgeattn.engines import ALWAYS_INTEGER, CONVOLUTIONS, PRODUCTS
+from edgeattn.engines import always_integer, convolutions, products
 from edgeattn.errors import InputError
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import (
@@ -218,32 +218,31 @@ def executed_failures(
     """
     if precision not in ("int8", "int4"):
         return []
-    known = {op: kinds for op, kinds in executed.items() if op in PRODUCTS or op in CONVOLUTIONS}
-    products = {op: kinds for op, kinds in known.items() if op in PRODUCTS}
+    multiplied = products()
+    known = {op: kinds for op, kinds in executed.items() if op in multiplied | convolutions()}
+    taken = {op: kinds for op, kinds in known.items() if op in multiplied}
     layers = list((treatments or {}).values())
     wanted = layers.count("int8")
     if layers and not wanted:
         return []
-    if not layers or not products:
+    if not layers or not taken:
         if _narrow(known or executed):
             return []
         return [Failure("executed", "operations in int8", f"only {_listed(known or executed)}")]
-    total = sum(sum(kinds.values()) for kinds in products.values())
+    total = sum(sum(kinds.values()) for kinds in taken.values())
     least = math.ceil(EXECUTED_SHARE * wanted * min(1.0, total / len(layers)) - 1e-9)
-    if _narrow(products) >= least:
+    if _narrow(taken) >= least:
         return []
     return [
-        Failure("executed", f"{least} integer products for {wanted} of {len(layers)} layers in int8", _listed(products))
+        Failure("executed", f"{least} integer products for {wanted} of {len(layers)} layers in int8", _listed(taken))
     ]
 
 
 def _narrow(census: Mapping[str, Mapping[str, int]]) -> int:
     """Operations that read integers of 8 bits or less."""
+    always = always_integer()
     return sum(
-        count
-        for op, kinds in census.items()
-        for dtype, count in kinds.items()
-        if dtype in INTEGERS or op in ALWAYS_INTEGER
+        count for op, kinds in census.items() for dtype, count in kinds.items() if dtype in INTEGERS or op in always
     )
 
 

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeattn.engines import SUBSTITUTE, Precision
+from edgeattn.engines import ENGINES as ROWS
+from edgeattn.engines import Precision
 from edgeattn.evaluation.parity import ParityMeter
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.runtimes import open_session
 from edgeattn.sources import load_model
 from edgeattn.targets import get_target
@@ -180,14 +181,14 @@ class Loaded:
             if engine == "onnxruntime" and precision != "fp32":
                 self._artifacts[key] = replace(self.artifact("tensorrt", precision), backend=engine, build=None)
             else:
-                self._artifacts[key] = BUILDERS[engine](self._shop, precision, get_target(TARGETS[engine]))
+                self._artifacts[key] = build(engine, self._shop, precision, get_target(TARGETS[engine]))
         return self._artifacts[key]
 
     def measure(self, engine: str, precision: Precision) -> Figures:
         """Run the artifact on the runtime that ships and compare every output of every graph."""
         artifact = self.artifact(engine, precision)
         meter = ParityMeter()
-        backend = SUBSTITUTE.get(artifact.backend, artifact.backend)
+        backend = ROWS[artifact.backend].here
         with open_session(backend, artifact.models, self.model.spec, threads=1, build=artifact.build) as session:
             for graph, calls in self.calls.items():
                 for inputs, expected in calls:

@@ -16,7 +16,7 @@ from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline, recorded
 from edgeattn.pipeline.steps.candidates import open_artifact, verify
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning import (
     ImportanceOptions,
     ReconstructOptions,
@@ -87,7 +87,7 @@ def test_an_artifact_of_the_pruned_model_keeps_its_gates(
     model, shop = pruned
     if engine == "litert" and model.spec.stream is None:
         pytest.skip("one conversion by LiteRT is enough here")
-    artifact = BUILDERS[engine](shop, scheme, get_target(target))
+    artifact = build(engine, shop, scheme, get_target(target))
     with open_artifact(artifact, shop, 1) as session:
         found = verify(shop, artifact, session, Gates(max_drop=POINTS[model.spec.name]), "test", Watch())
     assert found.failures == ()  # parity with the pruned source, the metric of the unpruned one, integers where asked

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.engines import SUBSTITUTE
+from edgeattn.engines import ENGINES as ROWS
 from edgeattn.evaluation.parity import MAX_ABS_FP32, ParityMeter
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning import Prunable, prunable, prune
 from edgeattn.runtimes import open_session
 from edgeattn.targets import get_target
@@ -54,11 +54,11 @@ class Pruned:
         )
 
     def artifact(self, engine: str) -> Artifact:
-        return BUILDERS[engine](self._shop, "fp32", get_target(TARGETS[engine]))
+        return build(engine, self._shop, "fp32", get_target(TARGETS[engine]))
 
     def largest_difference(self, artifact: Artifact) -> float:
         meter = ParityMeter()
-        backend = SUBSTITUTE.get(artifact.backend, artifact.backend)
+        backend = ROWS[artifact.backend].here
         with open_session(backend, artifact.models, self.model.spec, threads=1, build=artifact.build) as session:
             for graph, calls in self.calls.items():
                 for inputs, expected in calls:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn.engines import SUBSTITUTE, TRIED
+from edgeattn.engines import ENGINES as ROWS
 from edgeattn.evaluation.data import Data
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline
 from edgeattn.pipeline.steps.candidates import Verified, artifact_files, verify
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.results.gates import Gates
 from edgeattn.runtimes import open_session
 from edgeattn.sources import load_data, load_model
@@ -23,7 +23,7 @@ from tests.kwt1 import kwt1_data, kwt1_edge_model
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 ENGINES = {"openvino": "cpu", "onnxruntime": "cpu", "litert": "mobile", "tensorrt": "jetson"}
-CANDIDATES = [(engine, scheme) for engine in ENGINES for scheme in TRIED[engine]]
+CANDIDATES = [(engine, scheme) for engine in ENGINES for scheme in ROWS[engine].tried]
 UTTERANCES = 120  # of which a third has digits; 600 words: a point is six words
 EVERY = 4  # of the 3,398 word clips: 0.5 points are four clips
 
@@ -51,14 +51,14 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def measured(shop: Workshop, artifact: Artifact) -> Verified:
-    backend = SUBSTITUTE.get(artifact.backend, artifact.backend)
+    backend = ROWS[artifact.backend].here
     with open_session(backend, artifact.models, shop.model.spec, 1, artifact.build) as session:
         return verify(shop, artifact, session, Gates(max_drop=0.5), "test", Watch())
 
 
 @pytest.mark.parametrize(("engine", "scheme"), CANDIDATES)
 def test_int8_keeps_the_metric_and_executes_in_integers(shop: Workshop, engine: str, scheme: str) -> None:
-    found = measured(shop, BUILDERS[engine](shop, scheme, get_target(ENGINES[engine])))
+    found = measured(shop, build(engine, shop, scheme, get_target(ENGINES[engine])))
     assert found.failures == ()  # the metric within 0.5 points, and nine of ten layers in integers
     assert found.drop is not None
     assert abs(found.drop.points) <= 0.5
@@ -70,7 +70,7 @@ def test_the_streaming_models_int8_is_at_most_035_of_fp32(shop: Workshop, engine
         pytest.skip("the bar is the streaming model's")
     target = get_target(ENGINES[engine])
     sizes = [
-        sum(file.stat().st_size for file in artifact_files(BUILDERS[engine](shop, scheme, target)).values())
-        for scheme in (TRIED[engine][0], "fp32")
+        sum(file.stat().st_size for file in artifact_files(build(engine, shop, scheme, target)).values())
+        for scheme in (ROWS[engine].tried[0], "fp32")
     ]
     assert sizes[0] <= 0.35 * sizes[1]

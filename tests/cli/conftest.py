@@ -70,7 +70,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
 @pytest.fixture
 def kept(converted: Converted, monkeypatch: pytest.MonkeyPatch) -> Converted:
     """The artifacts that were made once stand in for the converters."""
-    monkeypatch.setattr(candidates, "BUILDERS", converted.builders())
+    monkeypatch.setattr(candidates, "build", converted.build)
     return converted
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeattn.converters.litert import to_tflite
 from edgeattn.converters.onnx import export_onnx
-from edgeattn.converters.tflite import to_tflite
 from edgeattn.model import Artifact, EdgeModel, graph_from_example
 from edgeattn.models.streaming_conformer import BIAS, FEATURES, GRAPH, edge_model
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer

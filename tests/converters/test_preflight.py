@@ -21,7 +21,7 @@ from edgeattn.converters.preflight.rules_operations import Partitions
 from edgeattn.errors import EdgeattnError, UnsupportedError
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.runtimes import open_session
 from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.targets import Memory, Target, get_target
@@ -82,7 +82,7 @@ def test_every_rule_has_a_known_bad_model() -> None:
 def outcome(model: EdgeModel, engine: str, precision: str, shop: Workshop) -> tuple[EdgeattnError | None, int | None]:
     """What conversion raised, and LiteRT's partitions."""
     try:
-        artifact = BUILDERS[engine](shop, precision, TARGETS[engine])
+        artifact = build(engine, shop, precision, TARGETS[engine])
         if engine not in OPENED:
             return None, None
         with open_session(engine, artifact.models, model.spec, threads=1) as session:

@@ -15,7 +15,7 @@ from edgeattn.converters.preflight.judge import Finding, preflight
 from edgeattn.errors import UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.sources import load_model
 from edgeattn.targets import get_target
 
@@ -75,7 +75,7 @@ def rows(model: EdgeModel, engine: str, rule: str) -> list[Finding]:
 def converted(model: EdgeModel, engine: str, scratch: Path) -> None:
     pytest.importorskip("tensorrt_rtx" if engine == "tensorrt" else engine)
     shop = Workshop(model, SimpleNamespace(calibration={}, score=None), scratch)  # type: ignore[arg-type]
-    BUILDERS[engine](shop, "fp32", TARGETS[engine])
+    build(engine, shop, "fp32", TARGETS[engine])
 
 
 def linear(writer: Writer, zero_point: int = 0, axis: int = 1) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from edgeattn.bundle import open_bundle, read_manifest
-from edgeattn.engines import TRIED
+from edgeattn.engines import ENGINES
 from edgeattn.errors import DataError, InputError, OutputError, UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.check import CheckOptions, check
@@ -37,7 +37,7 @@ from edgeattn.targets import Target, get_target
 from tests.conversions import BUNDLES, QUICK, TARGETS, Converted, Watch
 
 SUBSTITUTE = {"jetson": "onnxruntime"}  # replays a TensorRT bundle where there is no NVIDIA GPU
-TRIED_BY = {name: ("fp32", "fp16", *int8) for name, int8 in TRIED.items()}
+TRIED_BY = {name: ("fp32", "fp16", *row.tried) for name, row in ENGINES.items()}
 RESULT_KEYS = {
     "target", "device", "backend", "bundle", "passed", "failures", "precision", "size_bytes", "source_size_bytes",
     "parity", "accuracy", "latency", "realtime", "memory",
@@ -47,7 +47,7 @@ RESULT_KEYS = {
 @pytest.fixture
 def kept(converted: Converted, monkeypatch: pytest.MonkeyPatch) -> Converted:
     """The artifacts that were made once stand in for the converters."""
-    monkeypatch.setattr(candidates, "BUILDERS", converted.builders())
+    monkeypatch.setattr(candidates, "build", converted.build)
     return converted
 
 
@@ -293,7 +293,7 @@ def test_a_full_disk_loses_nothing(
     owner: object = {"_save_arrays": packing, "copyfile": shutil, "mkdtemp": tempfile}[where]
     monkeypatch.setattr(owner, where, full)
     if where == "copyfile":
-        monkeypatch.setattr(candidates, "BUILDERS", {"openvino": lambda *_: kept.artifacts["openvino", "fp16"]})
+        monkeypatch.setattr(candidates, "build", lambda *_: kept.artifacts["openvino", "fp16"])
     with pytest.raises(OutputError, match="the disk is full") as caught:
         run(kept, options(tmp_path / "out", precision="fp16", archive=archive, force=True))
     assert caught.value.exit_code == 2

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from edgeattn.engines import SCHEMES, TRIED, precision_of
+from edgeattn.engines import ENGINES, precision_of
 from edgeattn.errors import InputError, UnsupportedError
-from edgeattn.pipeline.steps.recipes import scheme_plan, schemes
-from edgeattn.quantize.plan import Plan, Rule
+from edgeattn.pipeline.steps.recipes import schemes
+from edgeattn.quantize.plan import Plan, Rule, scheme_plan
 from edgeattn.targets import get_target
 
 CPU = get_target("cpu")
@@ -17,16 +17,16 @@ CPU = get_target("cpu")
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "litert"])
 def test_auto_tries_the_floats_and_the_engines_own_int8(backend: str) -> None:
-    assert schemes(CPU, backend, "auto") == ("fp32", "fp16", *TRIED[backend])
+    assert schemes(CPU, backend, "auto") == ("fp32", "fp16", *ENGINES[backend].tried)
 
 
-@pytest.mark.parametrize("backend", SCHEMES)
+@pytest.mark.parametrize("backend", ENGINES)
 def test_int8_is_whatever_the_engine_is_fast_with(backend: str) -> None:
     target = get_target("jetson") if backend == "tensorrt" else CPU
-    assert schemes(target, backend, "int8") == TRIED[backend]
+    assert schemes(target, backend, "int8") == ENGINES[backend].tried
 
 
-@pytest.mark.parametrize("scheme", [s for s in SCHEMES["litert"] if s not in TRIED["litert"]])
+@pytest.mark.parametrize("scheme", [s for s in ENGINES["litert"].schemes if s not in ENGINES["litert"].tried])
 def test_a_scheme_that_is_not_tried_can_be_asked_for_by_name(scheme: str) -> None:
     assert schemes(CPU, "litert", scheme) == (scheme,)
 

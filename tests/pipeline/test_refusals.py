@@ -12,6 +12,7 @@ from edgeattn.pipeline.convert import convert
 from edgeattn.pipeline.profile import estimated
 from edgeattn.pipeline.quantize import quantize
 from edgeattn.pipeline.steps import candidates, preflight
+from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.results.report import Report
@@ -21,7 +22,7 @@ from tests.conversions import BUNDLES, QUICK, TARGETS, Converted, Watch
 
 @pytest.fixture
 def kept(converted: Converted, monkeypatch: pytest.MonkeyPatch) -> Converted:
-    monkeypatch.setattr(candidates, "BUILDERS", converted.builders())
+    monkeypatch.setattr(candidates, "build", converted.build)
     return converted
 
 
@@ -32,10 +33,12 @@ def options(out: Path, *names: str, **more: object) -> ConvertOptions:
 def failing(kept: Converted, monkeypatch: pytest.MonkeyPatch, error: EdgeattnError) -> None:
     """LiteRT's converter raises."""
 
-    def fail(*_: object) -> Artifact:
-        raise error
+    def build(backend: str, shop: Workshop, scheme: str, *_: object) -> Artifact:
+        if backend == "litert":
+            raise error
+        return kept.build(backend, shop, scheme)
 
-    monkeypatch.setattr(candidates, "BUILDERS", {**kept.builders(), "litert": fail})
+    monkeypatch.setattr(candidates, "build", build)
 
 
 @pytest.mark.parametrize(

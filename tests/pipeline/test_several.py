@@ -23,7 +23,7 @@ from edgeattn.pipeline.steps.candidates import artifact_files
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.packing import copy_assets
-from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.results.report import Result
 from edgeattn.results.tables import table
 from edgeattn.runtimes import load, open_session
@@ -149,7 +149,7 @@ def test_three_sizes_cost_little_more_than_one(
 ) -> None:
     sizes = []
     for count in (1, 3):
-        artifact = BUILDERS[engine](wide(count), precision, get_target(ENGINES[engine]))
+        artifact = build(engine, wide(count), precision, get_target(ENGINES[engine]))
         sizes.append(sum(path.stat().st_size for path in artifact_files(artifact).values()))
         spec = wide(count).model.spec
         with open_session(artifact.backend, artifact.models, spec) as session:  # and every size still runs

@@ -26,13 +26,13 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from edgeattn.converters.onnx import export_onnx
-from edgeattn.engines import SUBSTITUTE
+from edgeattn.engines import ENGINES as ROWS
 from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.recipes import BUILDERS
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.apply import prune
 from edgeattn.pruning.axes import Lie, MixedError, letters, reshaped
@@ -373,9 +373,9 @@ def test_an_engine_computes_what_the_pruned_file_does(engine: str, odd: EdgeMode
     found = prunable(odd)
     pruned = prune(found, unequal(found))
     shop = Workshop(pruned, Baseline({}, {}, None, None), tmp_path)
-    artifact = BUILDERS[engine](shop, "fp32", get_target(TARGETS[engine]))
+    artifact = build(engine, shop, "fp32", get_target(TARGETS[engine]))
     example = pruned.example["main"]
-    backend = SUBSTITUTE.get(artifact.backend, artifact.backend)
+    backend = ROWS[artifact.backend].here
     with open_session(backend, artifact.models, pruned.spec, threads=1, build=artifact.build) as session:
         for inputs in (example, *like(example, 2, seed=5)):
             np.testing.assert_allclose(session.run(inputs, "main")["y"], pruned.run(inputs)["y"], atol=SAME, rtol=SAME)

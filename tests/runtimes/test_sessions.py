@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeattn.engines import PACKAGES
+from edgeattn.engines import ENGINES as ROWS
 from edgeattn.errors import BundleError, InputError, MissingExtraError, UnsupportedError
 from edgeattn.runtimes import Session, backends, open_session
 from edgeattn.spec import GraphSpec, ModelSpec, StateSpec, TensorSpec, to_json
@@ -311,7 +311,7 @@ def test_missing_engine_names_the_command(
     backend: str, command: str, tiny_file: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tiny_file(backend)
-    for module, _ in PACKAGES[backend]:
+    for module in ROWS[backend].modules:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=command):
         open_session(backend, {"main": file}, tiny_spec())

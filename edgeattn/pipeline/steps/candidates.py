@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgeattn.engines import SUBSTITUTE, precision_of
+from edgeattn.engines import ENGINES, precision_of
 from edgeattn.errors import DataError, UnsupportedError
 from edgeattn.evaluation.accuracy import Drop, Score, accuracy, paired_drop, within
 from edgeattn.evaluation.confidence import ALPHA, step_down
@@ -18,7 +18,7 @@ from edgeattn.pipeline.steps.baseline import replay_baseline, score_of, whole_pa
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import engine
-from edgeattn.pipeline.steps.recipes import BUILDERS, Choices
+from edgeattn.pipeline.steps.recipes import Choices, build
 from edgeattn.profiling.measure import time_step
 from edgeattn.progress import Progress
 from edgeattn.results.gates import (
@@ -124,7 +124,7 @@ def verify(
     failures = parity_failures(parity, artifact.precision)
     if shop.base.adversary is not None:
         failures += shop.base.adversary.failures(session, artifact.precision)
-    if artifact.backend in SUBSTITUTE:  # what another engine executes says nothing; what the parser took does
+    if ENGINES[artifact.backend].substitute:  # what another engine executes says nothing; what the parser took does
         failures += parsed_failures(artifact.treatments, (artifact.build or {}).get("checked", {}).get("layers"))
     else:
         failures += executed_failures(artifact.precision, session.executed(), artifact.treatments)
@@ -317,7 +317,7 @@ def artifact_files(artifact: Artifact) -> dict[str, Path]:
 
 def open_artifact(artifact: Artifact, shop: Workshop, threads: int) -> Session:
     """A session on the engine, or on its substitute on this host."""
-    backend = SUBSTITUTE.get(artifact.backend, artifact.backend)
+    backend = ENGINES[artifact.backend].here
     return open_session(backend, artifact.models, shop.model.spec, threads, artifact.build)
 
 
@@ -373,7 +373,7 @@ def add_scheme(
     backend = engine(target, options)
     progress.begin(f"{target.name}: {scheme} with {backend}")
     try:
-        artifact = BUILDERS[backend](shop, scheme, target, Choices(options.plan))
+        artifact = build(backend, shop, scheme, target, Choices(options.plan))
     except (DataError, UnsupportedError) as error:
         if alone:
             raise

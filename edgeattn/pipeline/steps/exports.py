@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeattn.evaluation.data import spread
-from edgeattn.model import Artifact, EdgeModel
+from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.results.report import Pruning
 
@@ -45,7 +45,7 @@ class Workshop:
     @functools.cached_property
     def tflite(self) -> Artifact:
         """fp32 TFLite."""
-        from edgeattn.converters.tflite import to_tflite
+        from edgeattn.converters.litert import to_tflite
 
         return to_tflite(self.model, self.room("tflite-fp32"), "fp32")
 
@@ -58,6 +58,11 @@ class Workshop:
             graph: tuple(island.node for island in half_islands(path, self.seen(graph)))
             for graph, path in self.onnx.items()
         }
+
+    @property
+    def calibration(self) -> Mapping[str, Sequence[Arrays]]:
+        """Graph -> full input sets, states included; empty without data."""
+        return self.base.calibration
 
     def seen(self, graph: str) -> Sequence[Mapping[str, np.ndarray]]:
         """Full input sets of a graph: samples to calibrate with, else the recorded calls."""

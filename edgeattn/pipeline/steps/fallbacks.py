@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import math
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import edgeattn
-from edgeattn.engines import FALLBACK, SUBSTITUTE, TREATMENT, precision_of
+from edgeattn.engines import ENGINES, TREATMENT, precision_of
 from edgeattn.errors import EdgeattnError, UnsupportedError
 from edgeattn.evaluation.accuracy import within
 from edgeattn.evaluation.confidence import ALPHA, zero_loss_samples
@@ -35,12 +32,13 @@ from edgeattn.pipeline.steps.candidates import (
 from edgeattn.pipeline.steps.exports import Workshop
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import engine
-from edgeattn.pipeline.steps.recipes import Choices, build, scheme_plan, schemes
+from edgeattn.pipeline.steps.recipes import Choices, build, schemes
 from edgeattn.progress import Progress, shares
+from edgeattn.quantize.plan import scheme_plan
 from edgeattn.quantize.recovery import RecoveryOptions, recover
 from edgeattn.quantize.search import Found, Notebook, Trial, by_gain, most_trials, search
 from edgeattn.quantize.sensitivity import SensitivityOptions, sensitivity
-from edgeattn.runtimes import Session
+from edgeattn.runtimes import Session, backends
 from edgeattn.spec import to_json
 from edgeattn.targets import Target
 
@@ -114,12 +112,13 @@ def try_schemes(
     if not tried.verified:
         raise UnsupportedError(f"{target.name}: no precision could be built: {tried.refused[0].why}")
     progress.begin(f"{target.name}: timing")
-    if backend not in SUBSTITUTE:
+    if not ENGINES[backend].substitute:
         times = time_candidates(tried.sessions)
         tried = replace(tried, verified={s: replace(v, latency_ms=times[s]) for s, v in tried.verified.items()})
     tried = replace(tried, verified=settled(tried.verified, shop.base.score, looks, options.gates.max_drop))
     tried = replace(tried, alpha=replace(looks, later=later_looks(shop, tried, backend, options)).later_alpha)
-    untimed = backend in SUBSTITUTE and options.precision == "auto"  # nothing quantized would ship: its gain is unknown
+    # The gain of an engine that is not here is unknown, so that nothing quantized would ship.
+    untimed = ENGINES[backend].substitute is not None and options.precision == "auto"
     if shop.base.score is not None and not untimed:
         tried = try_harder(tried, shop, target, options, stack, progress)
     return tried
@@ -130,10 +129,10 @@ def later_looks(shop: Workshop, tried: Candidates, backend: str, options: Conver
 
     How many trials a search may take depends on the layers, which the candidates that were built tell.
     """
-    if shop.base.score is None or (backend in SUBSTITUTE and options.precision == "auto"):
+    if shop.base.score is None or (ENGINES[backend].substitute and options.precision == "auto"):
         return 0
     effort = options.effort
-    fallback = len(FALLBACK.get(backend, ())) if options.precision == "auto" else 0
+    fallback = len(ENGINES[backend].fallback) if options.precision == "auto" else 0
     layers = max((len(v.artifact.treatments) for v in tried.verified.values()), default=0)
     return fallback + (most_trials(layers) if effort.search_seconds > 0 else 0) + (effort.recover_seconds > 0)
 
@@ -199,7 +198,7 @@ def slower_recipes(tried: Candidates, bench: Bench) -> Candidates:
     """The engine's recipes that are tried only where the others fail."""
     if bench.options.precision != "auto":
         return tried
-    for scheme in FALLBACK.get(bench.backend, ()):
+    for scheme in ENGINES[bench.backend].fallback:
         tried = add_scheme(tried, bench.shop, bench.target, scheme, bench.options, bench.stack, bench.progress)
         if scheme in tried.verified:
             session = tried.sessions[scheme]
@@ -248,7 +247,7 @@ def is_slow(verified: Verified, best: Verified | None) -> bool:
 
 def timed(bench: Bench, verified: Verified, session: Session) -> Verified:
     """With its time, taken in turns with the best float and scaled to that one's."""
-    if bench.backend in SUBSTITUTE or bench.best is None or bench.session is None:
+    if ENGINES[bench.backend].substitute or bench.best is None or bench.session is None:
         return verified
     times = time_candidates({"float": bench.session, "trial": session})
     scale = (bench.best.latency_ms or times["float"]) / times["float"]  # as if timed with the other candidates
@@ -371,11 +370,7 @@ def find_recovered(bench: Bench) -> Outcome:
 def _key(bench: Bench, order: tuple[str, ...]) -> str:
     """Changes with everything that a trial depends on."""
     data, model, options = bench.shop.base.data, bench.shop.model, bench.options
-    tools: Mapping[str, str] = {
-        name: importlib.metadata.version(name)
-        for name in ("openvino", "ai-edge-litert", "onnxruntime")
-        if importlib.util.find_spec(name.replace("-", "_")) is not None
-    }
+    tools = {status.name: status.version for status in backends()}
     parts = [
         edgeattn.__version__, tools, model.spec.name, model.source_sha256, bench.target.name, bench.backend,
         bench.scheme, to_json(options.plan), options.precision, options.gates.max_drop, bench.alpha,

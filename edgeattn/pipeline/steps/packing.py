@@ -15,7 +15,7 @@ import numpy as np
 
 import edgeattn
 from edgeattn.bundle import ASSETS, BundleDraft, Golden, Manifest, refuse_existing, writing, zip_bundle
-from edgeattn.engines import SUBSTITUTE
+from edgeattn.engines import ENGINES
 from edgeattn.errors import InputError
 from edgeattn.jobs.measure import profile_bundle
 from edgeattn.model import Arrays, Artifact, EdgeModel
@@ -74,7 +74,7 @@ def pack(
         precision = Precision(asked=options.precision, shipped=artifact.precision, executed=None, candidates=candidates)
         manifest = draft_bundle(draft, shop, target, artifact, precision, golden)
         progress.begin(f"{target.name}: profile")
-        profile = profile_bundle(draft.path, options.measure, SUBSTITUTE.get(artifact.backend))
+        profile = profile_bundle(draft.path, options.measure, ENGINES[artifact.backend].substitute)
         result = profiled_row(shop, target, chosen, candidates, profile, options)
         figures = {"parity": result.parity, "accuracy": result.accuracy, "latency": result.latency}
         written = draft.write_manifest(
@@ -135,7 +135,7 @@ def draft_bundle(
     facts = None
     if golden is not None:
         _save_arrays(draft.path / "golden.npz", golden)
-        maker = f"{SUBSTITUTE.get(artifact.backend, artifact.backend)}, edgeattn {edgeattn.__version__}"
+        maker = f"{ENGINES[artifact.backend].here}, edgeattn {edgeattn.__version__}"
         facts = Golden("golden.npz", GOLDEN_STEPS, maker, GOLDEN_SQNR_DB[artifact.precision])
     manifest = Manifest(
         name=model.spec.name,
@@ -179,10 +179,12 @@ def golden_inputs(base: Baseline) -> dict[str, list[Arrays]]:
 
 def provenance(model: EdgeModel, artifact: Artifact, pruning: Pruning | None = None) -> dict[str, Any]:
     """Where the bundle comes from: enough to make it again."""
+    # What a device brings is not here, and what its files were checked with stands in ``build``.
+    rows = [row for row in ENGINES.values() if not row.substitute]
     tools = (
-        "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "litert-torch", "ai-edge-quantizer",
-        "ai-edge-litert",
-    )  # fmt: skip
+        *("torch", "onnx", "onnxscript"),
+        *(name for row in rows for name in (row.distribution, *(tool.replace("_", "-") for tool in row.tools))),
+    )
     host = host_target()
     return {
         "source_sha256": model.source_sha256,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeattn.engines import SUBSTITUTE
+from edgeattn.engines import ENGINES
 from edgeattn.evaluation.accuracy import Accuracy, accuracy
 from edgeattn.evaluation.identity import identified
 from edgeattn.pipeline.steps.candidates import Verified
@@ -39,7 +39,7 @@ def artifact_row(
         device: this machine.
     """
     artifact = verified.artifact
-    substitute = SUBSTITUTE.get(artifact.backend)
+    substitute = ENGINES[artifact.backend].substitute
     figures, rows = verified_gates(shop, verified, gates)
     result = Result(
         target=target.name,
@@ -72,7 +72,7 @@ def profiled_row(
     )
     row = artifact_row(shop, target, chosen, precision, profile.device, options.gates)
     notes = [*row.notes, *target.notes, *timed_elsewhere(target, artifact.backend, candidates)]
-    substitute = SUBSTITUTE.get(artifact.backend)
+    substitute = ENGINES[artifact.backend].substitute
     if substitute is not None:
         notes.append(f"checked with {substitute} on this host; time and memory are known on the device only")
     if artifact.build is not None:
@@ -95,7 +95,7 @@ def profiled_row(
 
 def timed_elsewhere(target: Target, backend: str, candidates: Sequence[Candidate]) -> tuple[str, ...]:
     """What to know of times that this machine took for a target that it is not; nothing of an untimed substitute."""
-    if backend in SUBSTITUTE or target.name == HOST:
+    if ENGINES[backend].substitute or target.name == HOST:
         return ()
     several = sum(row.latency_ms is not None for row in candidates) > 1
     guess = f": which candidate is the fastest on {target.name} is a guess" if several else ""
@@ -108,7 +108,7 @@ def verified_gates(shop: Workshop, chosen: Verified, gates: Gates) -> tuple[Accu
     failures: dict[str, list[Failure]] = {}
     for failure in chosen.failures:
         failures.setdefault(failure.gate, []).append(failure)
-    told = artifact.backend not in SUBSTITUTE or bool((artifact.build or {}).get("checked", {}).get("layers"))
+    told = not ENGINES[artifact.backend].substitute or bool((artifact.build or {}).get("checked", {}).get("layers"))
     rows = parity_judged(chosen.parity, artifact.precision, failures.pop("parity", []))
     if shop.base.adversary is not None:
         rows += adversarial_judged(failures.pop("adversarial", []), shop.base.adversary.told())

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeattn.converters.litert import to_tflite
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.converters.passes.endless_positions import endless_positions
-from edgeattn.converters.tflite import to_tflite
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.runtimes import open_session
 from edgeattn.sources import from_module

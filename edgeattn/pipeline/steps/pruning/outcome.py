@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from edgeattn.engines import SUBSTITUTE
+from edgeattn.engines import ENGINES
 from edgeattn.evaluation.confidence import ALPHA
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import PRUNED, Baseline, recorded
@@ -82,7 +82,7 @@ def _made(task: PruneTask, setting: Setting) -> tuple[CutPlan, CutModel]:
 
 def _measured(task: PruneTask, setting: Setting, made: CutModel) -> Mapping[str, Timing]:
     """Both models in one run; nothing where the engine is on the device alone."""
-    if setting.backend in SUBSTITUTE:
+    if ENGINES[setting.backend].substitute:
         return {}
     return timing.time_models(setting, {"unpruned": task.given.model, "pruned": made.model})
 

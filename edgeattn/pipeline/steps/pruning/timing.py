@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from edgeattn.engines import SUBSTITUTE
+from edgeattn.engines import ENGINES
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
@@ -26,20 +25,18 @@ from edgeattn.pruning import (
     prune,
     timings,
 )
-from edgeattn.runtimes import Session
+from edgeattn.runtimes import Session, backend_status
 
 ROUNDS, TURNS = 5, 3  # in which the variants of a table are timed, and turns in each
 TABLE_MS = 40_000.0  # of timing, about, for a table
-ENGINES = {"openvino": "openvino", "litert": "ai-edge-litert", "onnxruntime": "onnxruntime"}
-"""Engine -> the package whose version its times belong to."""
 
 
 def latency_table(task: PruneTask, setting: Setting, fresh: bool = False) -> LatencyTable:
     """Of this host's engine, or estimated where the engine is on the device alone."""
     setting.progress.begin(f"{setting.target.name}: latency table with {setting.backend}")
-    if setting.backend in SUBSTITUTE:
+    if ENGINES[setting.backend].substitute:
         return estimate_table(task.given, setting.target, threads=setting.threads)
-    engine = f"{setting.backend} {importlib.metadata.version(ENGINES[setting.backend])}"
+    engine = f"{setting.backend} {backend_status(setting.backend).version}"
     options = MeasureOptions(engine, "fp32", device_name(), setting.threads, setting.target.kernels.channels)
     return measure_table(
         task.given,

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeattn.converters import tflite
-from edgeattn.converters.tflite import halve_tflite, to_tflite
+from edgeattn.converters import litert
+from edgeattn.converters.litert import halve_tflite, to_tflite
 from edgeattn.errors import ConversionError, InputError, UnsupportedError
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.models.streaming_conformer import GRAPH
@@ -161,7 +161,7 @@ def test_a_number_beyond_int32_is_refused_by_name(counting: tuple[EdgeModel, Art
 
 def test_float16_comes_from_the_float32_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files, model = converted_stream(), stream_model()
-    monkeypatch.setattr("edgeattn.converters.tflite._convert", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr("edgeattn.converters.litert._convert", lambda *_: pytest.fail("converted again"))
     before = files.tflite.models[GRAPH].read_bytes()
     half = halve_tflite(model, files.tflite, tmp_path)
     assert half.precision == "fp16"
@@ -231,7 +231,7 @@ def test_an_operation_without_lowering_is_named_with_its_module(tmp_path: Path) 
 
 
 def test_an_operation_without_kernel_is_named_with_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tflite, "_ordered_by_topk", contextlib.nullcontext)
+    monkeypatch.setattr(litert, "_ordered_by_topk", contextlib.nullcontext)
     with pytest.raises(ConversionError, match=r"no kernel for operation STABLEHLO_SORT of module encoder\.odd"):
         to_tflite(nested(lambda x: torch.sort(x, dim=-1)[0]), tmp_path, "fp32")
 

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from edgeattn.engines import TREATMENTS, Treatment
+from edgeattn.engines import LITERT, TREATMENTS, Treatment
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
 from edgeattn.graphs.layers import linear_layers
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact
 from edgeattn.quantize.calibration import Calibration, Declared, checked_against
+from edgeattn.quantize.litert_layers import TfliteProduct, tflite_products
 from edgeattn.quantize.plan import Plan, counted
-from edgeattn.quantize.tflite_layers import TfliteProduct, tflite_products
+from edgeattn.quantize.quantization import Quantization
 
-Scheme = Literal["int8-dynamic", "int8-static", "int8-weights", "int4-weights"]
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
-OWN: Mapping[Scheme, Treatment] = {
+OWN: Mapping[str, Treatment] = {
     "int8-dynamic": "int8",
     "int8-static": "int8",
     "int8-weights": "int8-weights",
     "int4-weights": "int4-weights",
 }
 """What a scheme makes of a layer."""
-WORDS: Mapping[Scheme, str] = {
+SCHEMES = tuple(OWN)
+WORDS: Mapping[str, str] = {
     "int8-dynamic": "dynamic-range int8, weights per channel",
     "int8-static": "static int8 of linear layers, weights per channel, ranges from extremes",
     "int8-weights": "int8 weights per channel, float32 products",
@@ -44,9 +45,22 @@ class _Job:
     source: Path
     target: Path
     graphs: tuple[str, ...]
-    scheme: Scheme
+    scheme: str
     samples: Mapping[str, list[dict[str, np.ndarray]]]
     products: tuple[tuple[TfliteProduct, Treatment], ...]  # with what each becomes
+
+
+def quantize(work: Quantization) -> Artifact:
+    """TFLite of the float32 TFLite."""
+    source = work.source
+    onnx: Mapping[str, Path] = {}
+    plan = work.plan if work.plan != Plan() else None
+    with contextlib.ExitStack() as unless:
+        if plan is None:  # without a plan, layers need no names, and a model that is no ONNX is no worse for it
+            unless.enter_context(contextlib.suppress(ConversionError))
+        onnx = source.onnx
+    room = source.room(f"{LITERT.name}-{work.scheme}")
+    return quantize_tflite(source.tflite, onnx, source.calibration, room, work.scheme, plan)
 
 
 def quantize_tflite(
@@ -54,7 +68,7 @@ def quantize_tflite(
     onnx: Mapping[str, Path],
     calibration: Calibration,
     directory: Path,
-    scheme: Scheme = "int8-dynamic",
+    scheme: str = "int8-dynamic",
     plan: Plan | None = None,
 ) -> Artifact:
     """Quantize float32 TFLite files, with float32 input and output, states included.
@@ -94,7 +108,7 @@ def quantize_tflite(
     """
     if scheme not in SCHEMES:
         raise UnsupportedError(unknown_name("TFLite scheme", scheme, SCHEMES))
-    if tflite.backend != "litert" or tflite.precision != "fp32":
+    if tflite.backend != LITERT.name or tflite.precision != "fp32":
         raise UnsupportedError(f"int8 for TFLite starts from float32 TFLite, got {tflite.backend} {tflite.precision}")
     samples = _samples(tflite, calibration) if scheme == "int8-static" else {}
     asked = _asked(onnx, plan or Plan(OWN[scheme]))
@@ -114,7 +128,7 @@ def quantize_tflite(
     recipe = f"{WORDS[scheme]}, {counted(treatments)}, float32 input and output"
     models = {graph: written[path] for graph, path in tflite.models.items()}
     precision = "int4" if scheme == "int4-weights" else "int8"
-    return Artifact("litert", precision, models, recipe, treatments=treatments)
+    return Artifact(LITERT.name, precision, models, recipe, treatments=treatments)
 
 
 def _samples(tflite: Artifact, calibration: Calibration) -> dict[str, list[dict[str, np.ndarray]]]:
@@ -155,7 +169,7 @@ def _asked(onnx: Mapping[str, Path], plan: Plan) -> dict[str, Treatment]:
 
 
 def _planned(
-    path: Path, onnx: Mapping[str, Path], graphs: Iterable[str], asked: Mapping[str, Treatment], scheme: Scheme
+    path: Path, onnx: Mapping[str, Path], graphs: Iterable[str], asked: Mapping[str, Treatment], scheme: str
 ) -> tuple[tuple[TfliteProduct, Treatment], ...]:
     """Every product of a file with what it becomes."""
     import onnx as onnx_module
@@ -172,7 +186,7 @@ def _planned(
     return tuple((product, _possible(product, by_scope[product.scope], scheme)) for product in products)
 
 
-def _possible(product: TfliteProduct, asked: Treatment, scheme: Scheme) -> Treatment:
+def _possible(product: TfliteProduct, asked: Treatment, scheme: str) -> Treatment:
     wish = OWN[scheme] if asked == "int8" else asked
     if wish == "int4-weights" and (product.inner % BLOCK or product.operation != "FULLY_CONNECTED"):
         wish = "int8"
@@ -231,7 +245,7 @@ def _quantize_all_but(
     quantized.export_model(str(job.target), overwrite=True)
 
 
-def _add_scheme(work: Any, scheme: Scheme) -> None:
+def _add_scheme(work: Any, scheme: str) -> None:
     types: Any = load_extra("ai_edge_quantizer.qtyping", "tflite")
     everything = types.TFLOperationName.ALL_SUPPORTED
     if scheme == "int8-static":
@@ -242,9 +256,7 @@ def _add_scheme(work: Any, scheme: Scheme) -> None:
         work.add_dynamic_config(".*", everything, 8)
 
 
-def _add_products(
-    work: Any, products: tuple[tuple[TfliteProduct, Treatment], ...], scheme: Scheme, nothing: Any
-) -> None:
+def _add_products(work: Any, products: tuple[tuple[TfliteProduct, Treatment], ...], scheme: str, nothing: Any) -> None:
     """What departs from the scheme, by the exact scopes of the operations."""
     types: Any = load_extra("ai_edge_quantizer.qtyping", "tflite")
     groups: dict[tuple[str, Treatment], list[str]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import onnx
@@ -15,16 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from edgeattn.converters.litert import to_tflite
 from edgeattn.converters.onnx import export_onnx
-from edgeattn.converters.tflite import to_tflite
+from edgeattn.engines import LITERT
 from edgeattn.errors import ConversionError, DataError, InputError, UnsupportedError
 from edgeattn.graphs.layers import linear_layers
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.quantize import quantize_tflite, tflite
+from edgeattn.quantize import litert, quantize_tflite
+from edgeattn.quantize.litert import SCHEMES
+from edgeattn.quantize.litert_layers import _mark, tflite_products
 from edgeattn.quantize.plan import Plan, Rule
-from edgeattn.quantize.tflite import SCHEMES, Scheme
-from edgeattn.quantize.tflite_layers import _mark, tflite_products
 from edgeattn.runtimes import open_session
 from edgeattn.sources import from_module
 from tests.converters.samples import (
@@ -43,7 +43,7 @@ Census = dict[str, dict[str, int]]
 
 
 @functools.cache
-def quantized(scheme: Scheme = "int8-dynamic") -> Artifact:
+def quantized(scheme: str = "int8-dynamic") -> Artifact:
     files = converted_stream()
     return quantize_tflite(files.tflite, files.onnx, calibration(), files.room(f"tflite-{scheme}"), scheme)
 
@@ -54,7 +54,7 @@ def census(artifact: Artifact) -> Census:
 
 
 @pytest.mark.parametrize(("scheme", "least"), [("int8-dynamic", 20), ("int8-static", 20), ("int8-weights", 20)])
-def test_the_stream_keeps_20_db_and_does_not_drift(scheme: Scheme, least: float) -> None:
+def test_the_stream_keeps_20_db_and_does_not_drift(scheme: str, least: float) -> None:
     expected, got = reference_stream()[1], deployed_stream(quantized(scheme))
     ratios = sqnr_db(expected, got)
     assert min(ratios.values()) >= least, ratios
@@ -64,7 +64,7 @@ def test_the_stream_keeps_20_db_and_does_not_drift(scheme: Scheme, least: float)
 
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int4-weights"])
-def test_linear_layers_are_int8_and_the_delegate_takes_the_graph_in_one_partition(scheme: Scheme) -> None:
+def test_linear_layers_are_int8_and_the_delegate_takes_the_graph_in_one_partition(scheme: str) -> None:
     counts = census(quantized(scheme))
     assert counts["FULLY_CONNECTED"].keys() == {"int8"}
     assert counts["DEPTHWISE_CONV_2D"].keys() == {"float32"}
@@ -79,13 +79,13 @@ def test_int8_weights_are_widened_and_the_products_are_float() -> None:
 
 
 @pytest.mark.parametrize(("scheme", "share"), [("int8-dynamic", 0.6), ("int8-static", 0.7), ("int8-weights", 0.6)])
-def test_the_file_shrinks(scheme: Scheme, share: float) -> None:
+def test_the_file_shrinks(scheme: str, share: float) -> None:
     before, after = converted_stream().tflite.models[GRAPH], quantized(scheme).models[GRAPH]
     assert after.stat().st_size <= share * before.stat().st_size
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_input_and_output_stay_float(scheme: Scheme) -> None:
+def test_input_and_output_stay_float(scheme: str) -> None:
     with open_session("litert", quantized(scheme).models, stream_model().spec, threads=1) as session:
         got = session.run(reference_stream()[0][7])  # the session refuses tensors of another dtype than the spec's
     assert {array.dtype.name for array in got.values()} == {"float32"}
@@ -107,9 +107,7 @@ def test_what_each_layer_became_is_told() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
-def test_layers_that_the_plan_keeps_float_execute_in_float_and_the_others_in_int8(
-    scheme: Scheme, tmp_path: Path
-) -> None:
+def test_layers_that_the_plan_keeps_float_execute_in_float_and_the_others_in_int8(scheme: str, tmp_path: Path) -> None:
     files, plan = converted_stream(), Plan("int8", (Rule("blocks.*.attention.query", "float"),))
     artifact = quantize_tflite(files.tflite, files.onnx, calibration(), tmp_path, scheme, plan)
     kept = [path for path, treatment in artifact.treatments.items() if treatment == "float"]
@@ -253,7 +251,7 @@ def test_static_samples_are_checked_against_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
-def test_without_onnx_the_scheme_holds_for_all(scheme: Scheme, tmp_path: Path) -> None:
+def test_without_onnx_the_scheme_holds_for_all(scheme: str, tmp_path: Path) -> None:
     artifact = quantize_tflite(converted_stream().tflite, {}, calibration(), tmp_path, scheme)
     assert artifact.treatments == {}
     assert census(artifact)["FULLY_CONNECTED"].keys() == {"int8"}
@@ -262,8 +260,8 @@ def test_without_onnx_the_scheme_holds_for_all(scheme: Scheme, tmp_path: Path) -
 def test_an_unknown_scheme_lists_the_known_ones(tmp_path: Path) -> None:
     files = converted_stream()
     with pytest.raises(UnsupportedError, match="int4-weights, int8-dynamic, int8-static, int8-weights"):
-        quantize_tflite(files.tflite, files.onnx, {}, tmp_path, "int9")  # type: ignore[arg-type]
-    assert get_args(Scheme) == SCHEMES
+        quantize_tflite(files.tflite, files.onnx, {}, tmp_path, "int9")
+    assert set(SCHEMES) == set(LITERT.schemes) - {"fp32", "fp16"}
 
 
 def test_a_plan_without_int8_is_refused(tmp_path: Path) -> None:
@@ -332,7 +330,7 @@ def test_only_float32_tflite_is_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_nothing_is_printed(scheme: Scheme, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed(scheme: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = {GRAPH: calibration()[GRAPH][:3]}
     quantize_tflite(converted_stream().tflite, converted_stream().onnx, few, tmp_path, scheme)
     assert capfd.readouterr() == ("", "")
@@ -360,7 +358,7 @@ def test_a_product_with_a_constant_on_its_left_stays_float(tmp_path: Path) -> No
 
 
 def test_a_file_that_the_interpreter_refuses_is_no_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tflite, "_refusal", lambda _: "BATCH_MATMUL failed to prepare")
+    monkeypatch.setattr(litert, "_refusal", lambda _: "BATCH_MATMUL failed to prepare")
     with pytest.raises(ConversionError, match="LiteRT cannot run its int8 model: BATCH_MATMUL failed to prepare; ship"):
         quantize_tflite(converted_stream().tflite, converted_stream().onnx, {}, tmp_path)
 
@@ -372,7 +370,7 @@ def test_graphs_of_one_file_are_calibrated_each_on_its_own_samples(tmp_path: Pat
     assert len(set(single.models.values())) == 1
     samples = {graph: [model.example[graph]] * 3 for graph in single.models}
     for scheme, plan in (("int8-static", None), ("int8-dynamic", Plan("int8", (Rule("kv", "float"),)))):
-        artifact = quantize_tflite(single, files, samples, tmp_path, scheme, plan)  # type: ignore[arg-type]
+        artifact = quantize_tflite(single, files, samples, tmp_path, scheme, plan)
         assert set(artifact.treatments.values()) <= {"int8", "float"}
         with open_session("litert", artifact.models, model.spec) as session:
             for graph in single.models:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from edgeattn.converters.conversion import Conversion
 from edgeattn.converters.trace import (
     compare,
     conversion_error,
@@ -23,6 +24,7 @@ from edgeattn.converters.trace import (
     trace,
     wrapper_prefix,
 )
+from edgeattn.engines import LITERT
 from edgeattn.errors import ConversionError, UnsupportedError, load_extra, unknown_name
 from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.guards.silence import silenced
@@ -36,6 +38,15 @@ Copies = dict[Any, "torch.Tensor"]
 PRECISIONS = ("fp32", "fp16")
 SEVERAL = "model.tflite"  # file that holds all graphs of a model that has several
 HALF_PARITY = 3e-2  # float16 weights have 11 bits; a wrong graph is off by far more
+
+
+def convert(work: Conversion) -> Artifact:
+    """TFLite of the model, made once; halved or quantized, it is made of that file."""
+    if work.quantized is not None:
+        return work.quantized
+    if work.scheme == "fp16":
+        return halve_tflite(work.source.model, work.source.tflite, work.source.room(f"{LITERT.name}-fp16"))
+    return work.source.tflite
 
 
 def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp16"]) -> Artifact:
@@ -64,7 +75,7 @@ def to_tflite(model: EdgeModel, directory: Path, precision: Literal["fp32", "fp1
     models = _convert(model, directory)
     for graph in model.spec.graphs:
         _compare_with_source(model, graph, models[graph.name], MAX_ABS_FP32, "TFLite")
-    single = Artifact("litert", "fp32", models, "float32")
+    single = Artifact(LITERT.name, "fp32", models, "float32")
     return single if precision == "fp32" else _halved(model, single)
 
 
@@ -80,7 +91,7 @@ def halve_tflite(model: EdgeModel, tflite: Artifact, directory: Path) -> Artifac
         ConversionError: if an output differs from torch's by more than float16 weights explain.
         UnsupportedError: if the artifact is not float32 TFLite.
     """
-    if tflite.backend != "litert" or tflite.precision != "fp32":
+    if tflite.backend != LITERT.name or tflite.precision != "fp32":
         raise UnsupportedError(f"float16 TFLite starts from float32 TFLite, got {tflite.backend} {tflite.precision}")
     copies = {path: directory / path.name for path in dict.fromkeys(tflite.models.values())}
     for path, copy in copies.items():
@@ -94,7 +105,7 @@ def _halved(model: EdgeModel, single: Artifact) -> Artifact:
         _halve_weights(path, ", ".join(graph for graph in models if models[graph] == path))
     for graph in model.spec.graphs:
         _compare_with_source(model, graph, models[graph.name], HALF_PARITY, "float16 TFLite")
-    return Artifact("litert", "fp16", models, "float16 weights, float32 input and output")
+    return Artifact(LITERT.name, "fp16", models, "float16 weights, float32 input and output")
 
 
 def _compare_with_source(model: EdgeModel, graph: GraphSpec, path: Path, tolerance: float, tool: str) -> None:

@@ -8,14 +8,11 @@ from typing import Literal
 
 from edgeattn.converters.preflight.graph import Call
 from edgeattn.converters.preflight.view import GraphView
+from edgeattn.engines import ENGINES, Engine
 from edgeattn.model import EdgeModel
 from edgeattn.targets.target import Target
 
 Severity = Literal["stops", "slow", "risk", "handled"]
-ALL = ("tensorrt", "openvino", "litert", "onnxruntime")
-ONNX_ENGINES = ("tensorrt", "openvino", "onnxruntime")  # reached through an ONNX file
-HALF_ENGINES = ("tensorrt", "onnxruntime")  # fp16 computes in float16 there; elsewhere it only stores weights so
-STATIC_INT8 = ("tensorrt", "openvino", "onnxruntime")  # activation ranges come from calibration
 NO_CHANGE = "nothing needs to be done"
 
 
@@ -60,18 +57,48 @@ class Rule:
 
     Attributes:
         find: from a graph and what is asked to its hits.
-        engines: where it applies.
+        applies: to which engines.
         severities: that it may give.
     """
 
     find: Callable[[GraphView, Ask], Iterator[Hit]]
-    engines: tuple[str, ...]
+    applies: Callable[[Engine], bool]
     severities: tuple[Severity, ...]
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Names of those where it applies."""
+        return tuple(name for name, row in ENGINES.items() if self.applies(row))
 
     @property
     def sees(self) -> str:
         """What it looks for."""
         return (self.find.__doc__ or "").partition("\n")[0].rstrip(".")
+
+
+def every(_: Engine) -> bool:
+    """Any engine."""
+    return True
+
+
+def through_onnx(row: Engine) -> bool:
+    """Those that are reached through an ONNX file."""
+    return row.through_onnx
+
+
+def half(row: Engine) -> bool:
+    """Those where fp16 computes in float16; elsewhere it only stores weights so."""
+    return row.half
+
+
+def ranged(row: Engine) -> bool:
+    """Those whose int8 takes the ranges of activations from calibration."""
+    return row.ranged
+
+
+def only(*rows: Engine) -> Callable[[Engine], bool]:
+    """These alone."""
+    return lambda row: row in rows
 
 
 def at(call: Call, severity: Severity, reason: str, change: str, predicted: bool = False) -> Hit:

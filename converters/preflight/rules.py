@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from edgeattn.converters.preflight.rule import ALL, HALF_ENGINES, ONNX_ENGINES, STATIC_INT8, Ask, Hit, Rule, is_first
+from edgeattn.converters.preflight.rule import Ask, Hit, Rule, every, half, is_first, only, ranged, through_onnx
 from edgeattn.converters.preflight.rules_numbers import (
     decomposed_norm,
     large_constant_value,
@@ -39,6 +39,7 @@ from edgeattn.converters.preflight.rules_tracing import (
     varying_dimension,
 )
 from edgeattn.converters.preflight.view import GraphView
+from edgeattn.engines import LITERT, TENSORRT
 
 LONG_ATTENTION = 512
 
@@ -84,32 +85,32 @@ def missing_calibration(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 
 RULES: Mapping[str, Rule] = {
-    "missing-precision": Rule(missing_precision, ALL, ("stops", "risk")),
-    "missing-calibration": Rule(missing_calibration, STATIC_INT8, ("stops", "risk")),
-    "memory": Rule(memory, ALL, ("stops", "risk")),
-    "untraceable": Rule(untraceable, ALL, ("stops",)),
-    "padded-positions": Rule(padded_positions, ALL, ("stops",)),
-    "varying-dimension": Rule(varying_dimension, ALL, ("risk",)),
-    "value-dependent-shape": Rule(value_dependent_shape, ALL, ("stops", "risk")),
-    "high-rank": Rule(high_rank, ("litert", "tensorrt"), ("stops", "risk")),
-    "unsupported-operation": Rule(unsupported_operation, ALL, ("stops",)),
-    "untried-operation": Rule(untried_operation, ALL, ("risk",)),
-    "litert-partitions": Rule(litert_partitions, ("litert",), ("slow",)),
-    "wide-integers": Rule(wide_integers, ("litert", "tensorrt"), ("risk", "handled")),
-    "cache-update": Rule(cache_update, ("litert", "tensorrt"), ("slow",)),
-    "grouped-expand": Rule(grouped_expand, ("litert",), ("risk",)),
-    "mask-of-other-rank": Rule(mask_of_other_rank, ("litert",), ("risk",)),
-    "scaled-scores": Rule(scaled_scores, ("tensorrt",), ("slow", "handled")),
-    "position-table": Rule(position_table, ALL, ("risk",)),
-    "passed-through": Rule(passed_through, ALL, ("handled",)),
-    "one-name-twice": Rule(one_name_twice, ONNX_ENGINES, ("stops",)),
-    "decomposed-norm": Rule(decomposed_norm, ("tensorrt",), ("risk", "handled")),
-    "large-square": Rule(large_square, HALF_ENGINES, ("risk",)),
-    "large-value": Rule(large_value, HALF_ENGINES, ("risk",)),
-    "residual-outliers": Rule(residual_outliers, STATIC_INT8, ("risk",)),
-    "softmax-range": Rule(softmax_range, HALF_ENGINES, ("risk",)),
-    "large-constant-value": Rule(large_constant_value, HALF_ENGINES, ("risk",)),
-    "small-product": Rule(small_product, ("openvino", "tensorrt", "onnxruntime"), ("stops", "slow", "risk")),
-    "large-constant": Rule(large_constant, ALL, ("risk",)),
-    "file-size": Rule(flatbuffer_size, ("litert",), ("stops",)),
+    "missing-precision": Rule(missing_precision, every, ("stops", "risk")),
+    "missing-calibration": Rule(missing_calibration, ranged, ("stops", "risk")),
+    "memory": Rule(memory, every, ("stops", "risk")),
+    "untraceable": Rule(untraceable, every, ("stops",)),
+    "padded-positions": Rule(padded_positions, every, ("stops",)),
+    "varying-dimension": Rule(varying_dimension, every, ("risk",)),
+    "value-dependent-shape": Rule(value_dependent_shape, every, ("stops", "risk")),
+    "high-rank": Rule(high_rank, only(LITERT, TENSORRT), ("stops", "risk")),
+    "unsupported-operation": Rule(unsupported_operation, every, ("stops",)),
+    "untried-operation": Rule(untried_operation, every, ("risk",)),
+    "litert-partitions": Rule(litert_partitions, only(LITERT), ("slow",)),
+    "wide-integers": Rule(wide_integers, only(LITERT, TENSORRT), ("risk", "handled")),
+    "cache-update": Rule(cache_update, only(LITERT, TENSORRT), ("slow",)),
+    "grouped-expand": Rule(grouped_expand, only(LITERT), ("risk",)),
+    "mask-of-other-rank": Rule(mask_of_other_rank, only(LITERT), ("risk",)),
+    "scaled-scores": Rule(scaled_scores, only(TENSORRT), ("slow", "handled")),
+    "position-table": Rule(position_table, every, ("risk",)),
+    "passed-through": Rule(passed_through, every, ("handled",)),
+    "one-name-twice": Rule(one_name_twice, through_onnx, ("stops",)),
+    "decomposed-norm": Rule(decomposed_norm, only(TENSORRT), ("risk", "handled")),
+    "large-square": Rule(large_square, half, ("risk",)),
+    "large-value": Rule(large_value, half, ("risk",)),
+    "residual-outliers": Rule(residual_outliers, ranged, ("risk",)),
+    "softmax-range": Rule(softmax_range, half, ("risk",)),
+    "large-constant-value": Rule(large_constant_value, half, ("risk",)),
+    "small-product": Rule(small_product, through_onnx, ("stops", "slow", "risk")),
+    "large-constant": Rule(large_constant, every, ("risk",)),
+    "file-size": Rule(flatbuffer_size, only(LITERT), ("stops",)),
 }  # fmt: skip

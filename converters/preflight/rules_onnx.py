@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from edgeattn.converters.preflight.rule import ONNX_ENGINES, Ask, Hit, Rule, Severity
+from edgeattn.converters.preflight.rule import Ask, Hit, Rule, Severity, only, through_onnx
 from edgeattn.converters.preflight.rules import LONG_ATTENTION
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.converters.tensorrt import asymmetric_nodes
+from edgeattn.engines import ONNXRUNTIME, OPENVINO, TENSORRT
 from edgeattn.graphs.layers import module_path
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def value_sized(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Nodes whose result size depends on values."""
     for node in _graph(view).graph.node:
         if node.op_type in VALUE_SIZED:
-            severity: Severity = "risk" if ask.engine == "onnxruntime" else "stops"
+            severity: Severity = "risk" if ask.engine == ONNXRUNTIME.name else "stops"
             yield _hit(
                 node,
                 severity,
@@ -131,16 +132,16 @@ def missing_kernel(view: GraphView, ask: Ask) -> Iterator[Hit]:
 
 
 REFUSED: Mapping[str, tuple[str, ...]] = {
-    "Det": ("openvino", "tensorrt"),
+    "Det": (OPENVINO.name, TENSORRT.name),
 }
 """Operation -> engines that refused it when it was tried."""
 
 
 ONNX_RULES: Mapping[str, Rule] = {
-    "zero-point": Rule(zero_point, ("tensorrt",), ("stops",)),
-    "channel-axis": Rule(channel_axis, ONNX_ENGINES, ("risk",)),
-    "quantized-add": Rule(quantized_add, ONNX_ENGINES, ("risk",)),
-    "quantized-attention": Rule(quantized_attention, ("tensorrt",), ("slow",)),
-    "onnx-value-dependent-shape": Rule(value_sized, ONNX_ENGINES, ("stops", "risk")),
-    "onnx-unsupported-operation": Rule(missing_kernel, ONNX_ENGINES, ("stops",)),
+    "zero-point": Rule(zero_point, only(TENSORRT), ("stops",)),
+    "channel-axis": Rule(channel_axis, through_onnx, ("risk",)),
+    "quantized-add": Rule(quantized_add, through_onnx, ("risk",)),
+    "quantized-attention": Rule(quantized_attention, only(TENSORRT), ("slow",)),
+    "onnx-value-dependent-shape": Rule(value_sized, through_onnx, ("stops", "risk")),
+    "onnx-unsupported-operation": Rule(missing_kernel, through_onnx, ("stops",)),
 }  # fmt: skip

@@ -8,16 +8,17 @@ from collections.abc import Iterator
 
 from edgeattn.converters.preflight import tried as ops
 from edgeattn.converters.preflight.graph import PRODUCTS, SOFTMAX, VIEWS, Call
-from edgeattn.converters.preflight.rule import NO_CHANGE, ONNX_ENGINES, Ask, Hit, at
+from edgeattn.converters.preflight.rule import NO_CHANGE, Ask, Hit, at
 from edgeattn.converters.preflight.rules_tracing import MAX_RANK
 from edgeattn.converters.preflight.view import GraphView
+from edgeattn.engines import ENGINES, LITERT, TENSORRT
 
 PARTITIONS = 2  # of the LiteRT delegate that cost nothing worth a row
 
 
 def unsupported_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """An operation that the engine or its converter lacks."""
-    if view.onnx is not None and ask.engine in ONNX_ENGINES:
+    if view.onnx is not None and ENGINES[ask.engine].through_onnx:
         return  # the file itself goes to the engine
     for call in view.graph.calls:
         why = ops.refused(view, call, ask.engine)
@@ -91,13 +92,13 @@ def wide_integers(view: GraphView, ask: Ask) -> Iterator[Hit]:
     wide = [t.name for t in (*view.spec.all_inputs, *view.spec.all_outputs) if t.dtype == "int64"]
     if not wide:
         return
-    if ask.engine == "litert":
+    if ask.engine == LITERT.name:
         yield Hit(
             "handled",
             f"int64 {', '.join(wide)} become int32 in the file; the runtime narrows and widens",
             "nothing, while values fit 32 bits",
         )
-    elif ask.engine == "tensorrt":
+    elif ask.engine == TENSORRT.name:
         yield Hit(
             "risk",
             f"TensorRT 8.6 computes int64 {', '.join(wide)} in int32; 10 keeps it",
@@ -118,7 +119,7 @@ def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
             "index_copy_",
         ):
             continue
-        if not ({call.name} & ops.folded(view)) and ask.engine == "litert" and call.op != "slice_scatter":
+        if not ({call.name} & ops.folded(view)) and ask.engine == LITERT.name and call.op != "slice_scatter":
             yield at(
                 call,
                 "slow",
@@ -126,7 +127,7 @@ def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
                 "move caches with cat and a slice of fixed size: torch.cat([cache, new], dim)[:, -length:]",
                 True,
             )
-        elif ask.engine == "tensorrt":
+        elif ask.engine == TENSORRT.name:
             yield at(
                 call,
                 "slow",

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 
 from edgeattn.converters.preflight.graph import Call
-from edgeattn.converters.preflight.rule import HALF_ENGINES, Ask, Hit, at, is_first
+from edgeattn.converters.preflight.rule import Ask, Hit, at, is_first
 from edgeattn.converters.preflight.view import GraphView
+from edgeattn.engines import ENGINES
 from edgeattn.spec import ModelSpec
 
 TILE = 16  # K and N of a matrix product on tensor cores and DOT instructions
@@ -62,7 +63,7 @@ def small_product(view: GraphView, ask: Ask) -> Iterator[Hit]:
     linears = [call for call in products if _weight(view, call) is not None]
     small = [call for call in linears if min(_weight(view, call) or (TILE,)) < TILE]
     rows = {call.name: math.prod(size or 1 for size in call.shape[:-1]) for call in linears}
-    static = ask.engine in HALF_ENGINES  # OpenVINO's dynamic int8 takes single rows as well
+    static = "int8-dynamic" not in ENGINES[ask.engine].tried  # OpenVINO's dynamic int8 takes single rows as well
     taken = [call for call in linears if call not in small and (rows[call.name] > 1 or not static)]
     if not taken and len(ask.model.spec.graphs) == 1:
         yield Hit(

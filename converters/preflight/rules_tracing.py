@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 
 from edgeattn.converters.preflight.graph import Call
-from edgeattn.converters.preflight.rule import ONNX_ENGINES, Ask, Hit, Severity, at
+from edgeattn.converters.preflight.rule import Ask, Hit, Severity, at
 from edgeattn.converters.preflight.view import GraphView
+from edgeattn.engines import ENGINES, LITERT, ONNXRUNTIME, OPENVINO, TENSORRT
 
 MAX_RANK = 4  # of the mobile GPU delegate
 TENSORRT_MAX_RANK = 8
@@ -16,7 +17,7 @@ BROADCAST_MAX_RANK = 6  # of TFLite
 
 def untraceable(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """A forward that torch.export cannot follow, such as a branch on values."""
-    from_onnx = view.onnx is not None and ask.engine in ONNX_ENGINES
+    from_onnx = view.onnx is not None and ENGINES[ask.engine].through_onnx
     if view.error and not from_onnx:
         told = re.sub(r"^graph '.*?': ", "", view.error)
         reason = re.split(r" \(unhinted| {2}\(Size-like| A branch depends", told)[0]
@@ -47,7 +48,7 @@ def varying_dimension(view: GraphView, ask: Ask) -> Iterator[Hit]:
         if any(t.name == given for t in view.spec.all_inputs)
     }
     for name in names:
-        npu = ask.engine == "openvino"
+        npu = ask.engine == OPENVINO.name
         yield Hit(
             "risk",
             f"dimension {name} varies, and is fixed at the example's {sizes.get(name, '?')}: shorter inputs must be "
@@ -68,7 +69,7 @@ def value_dependent_shape(view: GraphView, ask: Ask) -> Iterator[Hit]:
             continue
         severity: Severity = "stops"
         reaches = any(None in view.graph.shape_of(name) for name in view.graph.outputs)
-        if ask.engine in ("onnxruntime", "openvino") and not reaches:
+        if ask.engine in (ONNXRUNTIME.name, OPENVINO.name) and not reaches:
             severity = "risk"
         yield at(
             call,
@@ -88,13 +89,13 @@ def high_rank(view: GraphView, ask: Ask) -> Iterator[Hit]:
     """Tensors of more axes than a delegate takes."""
     for call in view.graph.calls:
         rank = len(call.shape)
-        if rank > TENSORRT_MAX_RANK and ask.engine == "tensorrt":
+        if rank > TENSORRT_MAX_RANK and ask.engine == TENSORRT.name:
             yield at(call, "stops", f"{rank} axes, TensorRT takes {TENSORRT_MAX_RANK}", "merge axes with reshape", True)
-        elif ask.engine == "litert" and rank > BROADCAST_MAX_RANK and _broadcasts(view, call):
+        elif ask.engine == LITERT.name and rank > BROADCAST_MAX_RANK and _broadcasts(view, call):
             yield at(
                 call, "stops", f"{rank} axes, TFLite broadcasts over {BROADCAST_MAX_RANK}", "merge axes with reshape"
             )
-        elif rank > MAX_RANK and ask.engine == "litert" and call.dtype == "float32":
+        elif rank > MAX_RANK and ask.engine == LITERT.name and call.dtype == "float32":
             yield at(
                 call,
                 "risk",

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from edgeattn import engines
+
 if TYPE_CHECKING:
     from edgeattn.converters.preflight.graph import Call
 from edgeattn.converters.preflight.view import GraphView
 
-TENSORRT, OPENVINO, LITERT, ONNXRUNTIME = "tensorrt", "openvino", "litert", "onnxruntime"
+TENSORRT, OPENVINO, LITERT, ONNXRUNTIME = (
+    row.name for row in (engines.TENSORRT, engines.OPENVINO, engines.LITERT, engines.ONNXRUNTIME)
+)
 EXPORT = (TENSORRT, OPENVINO, ONNXRUNTIME)  # torch's ONNX exporter has no function for it
 EVERY = (*EXPORT, LITERT)
 
@@ -133,13 +137,14 @@ LEFT_OUT = frozenset((
 
 def refused(view: GraphView, call: Call, engine: str) -> str:
     """Why an engine cannot be reached with an operation; empty if it can."""
-    if engine not in REFUSED.get(call.op, ()) and not _refused_with(view, call, engine):
+    unexported = engines.ENGINES[engine].through_onnx and all(other in REFUSED.get(call.op, ()) for other in EXPORT)
+    if engine not in REFUSED.get(call.op, ()) and not unexported and not _refused_with(view, call, engine):
         return ""
     if engine == LITERT and call.dtype != "bfloat16":
         return "LiteRT's converter has no lowering or its interpreter no kernel for it"
     if call.dtype == "bfloat16":
         return "no engine here computes in bfloat16"
-    if all(other in REFUSED.get(call.op, ()) for other in EXPORT):
+    if unexported:
         return "torch's ONNX exporter has no function for it"
     return f"{engine} has no such operation"
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from edgeattn.engines import ENGINES
 from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.targets.target import PEAKS, Target
 
@@ -21,9 +22,6 @@ Bound = Literal["compute", "memory", "launch"]
 Computed = Literal["fp32", "fp16", "int8"]
 ELEMENT_BYTES: Mapping[Computed, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 """Of a weight or an activation that is computed with."""
-
-ACCELERATED = ("tensorrt",)
-"""Engines that compute on the accelerator; the others use the cores."""
 
 
 @dataclass(frozen=True)
@@ -215,13 +213,13 @@ def peak_rate(target: Target, engine: str, precision: Computed, threads: int) ->
         UnsupportedError: if the target's file does not tell.
     """
     peaks = target.peaks
-    if engine in ACCELERATED:
+    if ENGINES[engine].gpu:
         rate = None if peaks is None else _peak(peaks, precision)
         if rate is None:
             raise _missing(target, f"[peaks] {precision}")
         return rate
     wanted = (precision, "fp32") if precision == "fp16" else (precision,)
-    of_accelerator = target.backends[0] in ACCELERATED
+    of_accelerator = ENGINES[target.backends[0]].gpu
     for name in wanted:
         rate = target.cpu.rate(name, threads)
         whole = None if peaks is None or of_accelerator else _peak(peaks, name)
@@ -233,7 +231,7 @@ def peak_rate(target: Target, engine: str, precision: Computed, threads: int) ->
 
 
 def _seen_elsewhere(engine: str) -> Efficiency:
-    return GPU if engine in ACCELERATED else CPU
+    return GPU if ENGINES[engine].gpu else CPU
 
 
 def _peak(peaks: object, precision: str) -> float | None:
@@ -281,7 +279,7 @@ def estimate_op(
 
 def _notes(target: Target, engine: str, threads: int, ops: Sequence[OpFigures]) -> tuple[str, ...]:
     notes = [f"estimated from the rates stated for {target.name}, not measured"]
-    if engine not in ACCELERATED:
+    if not ENGINES[engine].gpu:
         if any(op.flops and op.precision == "fp16" for op in ops) and target.cpu.rate("fp16", 1) is None:
             notes.append("float16 is computed as float32 there")
         if threads > target.cores:

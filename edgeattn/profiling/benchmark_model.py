@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.bundle import open_bundle
+from edgeattn.engines import LITERT
 from edgeattn.errors import DeviceError, UnsupportedError
 from edgeattn.printable import excerpt
 from edgeattn.targets.devices import Device, Timeouts
@@ -85,7 +86,7 @@ def benchmark_on(
     """
     with open_bundle(bundle) as opened:
         manifest = opened.manifest
-        if manifest.backend != "litert":
+        if manifest.backend != LITERT.name:
             raise UnsupportedError(
                 f"{bundle}: benchmark_model runs TFLite files and this bundle is for {manifest.backend}; give a bundle "
                 "of a target such as mobile, or a Python on the phone, as adb:SERIAL/path/of/python3"

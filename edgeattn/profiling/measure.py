@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeattn.bundle import Manifest, read_manifest
+from edgeattn.engines import ENGINES
 from edgeattn.profiling.board import board_state
 from edgeattn.profiling.contract import Contract, MeasureOptions, contract
 from edgeattn.profiling.energy import find_meter, measure_energy
@@ -43,7 +44,6 @@ __all__ = ["MeasureOptions", "affinity", "device_name", "measure", "peak_rss_byt
 
 NOISE_LEVEL = 0.05  # of the white noise that is streamed where no recording is given; compute does not depend on it
 SLOWEST_LAYERS = 10
-GPU_BACKENDS = frozenset({"tensorrt"})
 
 
 def measure(path: Path, options: MeasureOptions, backend: str | None = None) -> Profile:
@@ -66,7 +66,7 @@ def _measure(path: Path, options: MeasureOptions, backend: str | None) -> Profil
         manifest = read_manifest(path)
         kind: Kind = "measured" if session.backend == manifest.backend else "emulated"
         asked = contract(session.spec, options)
-        watch = Watch(affinity(), session.backend in GPU_BACKENDS)
+        watch = Watch(affinity(), ENGINES[session.backend].gpu)
         timings = _time_session(session, options, watch)
         latency = _latency(timings, kind, options.threads, load_ms, watch)
         board = board_state(options.lock_clocks)
@@ -304,7 +304,7 @@ def _paced(session: Session, asked: Contract, options: MeasureOptions, chunk_sec
 
 
 def _paced_once(session: Session, asked: Contract, options: MeasureOptions) -> Realtime:
-    spec, watch = session.spec.stream, Watch(affinity(), session.backend in GPU_BACKENDS)
+    spec, watch = session.spec.stream, Watch(affinity(), ENGINES[session.backend].gpu)
     pulse = _whole_call(session) if watch.readable else None
     if pulse is not None:
         watch.pulse(pulse)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.bundle import user_cache, writing
+from edgeattn.engines import ENGINES
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, OutputError
 from edgeattn.guards.children import bound
 from edgeattn.spec import from_json, to_json
@@ -32,8 +33,7 @@ EMULATOR = "qemu-aarch64-static"
 CPU = "cortex-a76"  # of a Raspberry Pi 5: int8 dot products, half precision
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6")  # the wheels' own libraries need the last
 SITE = "usr/lib/python3/dist-packages"
-DISTRIBUTIONS = {"numpy": "1.26", "ai-edge-litert": "2.1", "onnxruntime": "1.20"}  # the oldest that are of use
-MODULES = ("numpy", "ai_edge_litert.interpreter", "onnxruntime")
+NUMPY = "numpy", "1.26"  # the oldest that is of use
 NEEDED = 400 * 2**20  # bytes while it is made; what is left at the end takes about 240 MB
 OLDEST_GLIBC = 17  # of the wheels' platform tags, 2.17 being manylinux2014
 FEATURES = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp ssbs"
@@ -112,7 +112,8 @@ def require_emulator(kind: type[EdgeattnError]) -> None:
 def requirements() -> tuple[str, ...]:
     """What is asked of pip: engines at least as new as those that make bundles here."""
     wanted = []
-    for name, oldest in DISTRIBUTIONS.items():
+    engines = ((row.distribution, row.emulated) for row in ENGINES.values() if row.emulated is not None)
+    for name, oldest in (NUMPY, *engines):
         version = oldest
         with contextlib.suppress(metadata.PackageNotFoundError):
             version = metadata.version(name)
@@ -221,8 +222,9 @@ def _assemble(
     on_step("wheels for aarch64: " + ", ".join(wanted))
     _install_wheels(root, wanted, version, glibc)
     on_step("importing the engines there")
+    modules = (NUMPY[0], *(row.module for row in ENGINES.values() if row.emulated is not None))
     program = (
-        f"import json, importlib, importlib.metadata as m; [importlib.import_module(n) for n in {MODULES!r}]; "
+        f"import json, importlib, importlib.metadata as m; [importlib.import_module(n) for n in {modules!r}]; "
         "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions()}))"
     )
     found = _ask(root, program, "the engines do not run there")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgeattn.bundle import open_bundle, sha256_of, zip_bundle
+from edgeattn.engines import TENSORRT
 from edgeattn.errors import DeviceError, UnsupportedError
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.printable import one_line
@@ -187,8 +188,8 @@ def check_inventory(name: str, found: Inventory, wants: Wants, size: int) -> Non
         oldest = ".".join(map(str, OLDEST_NUMPY))
         raise UnsupportedError(f"{name}: numpy {numpy} there, at least {oldest} is needed: {pip} -U numpy")
     there = {module: version for module, _ in wants.modules if (version := found.modules.get(module)) is not None}
-    if wants.engine == "tensorrt":
-        _check_tensorrt(name, found, there.get("tensorrt"))
+    if wants.engine == TENSORRT.name:
+        _check_tensorrt(name, found, there.get(TENSORRT.module))
     if not there:
         raise UnsupportedError(
             f"{name}: {wants.engine} is not installed for {found.executable} there (Python {found.python}, "

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeattn.engines import LITERT
 from edgeattn.errors import DeviceError, InputError, OutputError
 from edgeattn.spec import to_json
 from edgeattn.targets.devices import qemu_root
@@ -167,7 +168,8 @@ def test_a_root_that_is_there_is_used_again_and_made_anew_on_demand(
 
 
 def test_engines_are_wanted_as_new_as_those_that_make_bundles_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qemu_root, "DISTRIBUTIONS", {"numpy": "1.26", "no-such-engine": "2.1"})
+    row = replace(LITERT, packages=(("no_such_engine", "no-such-engine"),), emulated="2.1")
+    monkeypatch.setattr(qemu_root, "ENGINES", {row.name: row})
     numpy = pytest.importorskip("numpy").__version__
     assert qemu_root.requirements() == (f"numpy>={numpy}", "no-such-engine>=2.1")
 

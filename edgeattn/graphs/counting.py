@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeattn.engines import ENGINES, Engine
 from edgeattn.errors import UnsupportedError
-from edgeattn.graphs.files import Graph, Node, Tensor, read_ir, read_onnx, read_tflite
+from edgeattn.graphs.files import READERS, Graph, Node, Tensor
 from edgeattn.graphs.work import (
     Lifetime,
     attention_macs,
@@ -55,8 +56,6 @@ ELEMENTWISE = frozenset(name.lower() for name in (
     "Squared_Difference", "Reciprocal", "Softplus", "Mish",
 ))  # fmt: skip
 CONTROL = frozenset(("If", "Loop", "Scan", "TensorIterator", "IF", "WHILE", "CALL"))
-FUSING = ("tensorrt", "openvino")
-"""Engines that compute element by element inside the kernels before or after; the others start one for each."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def file_figures(engine: str, models: Mapping[str, Path], dynamic: bool = False)
     Raises:
         EdgeattnError: as :func:`op_figures`.
     """
-    read = {"openvino": read_ir, "litert": read_tflite}.get(engine, read_onnx)
+    read = READERS[ENGINES[engine].files]
     return {graph: graph_figures(read(path, graph), engine, dynamic) for graph, path in models.items()}
 
 
@@ -129,7 +128,7 @@ def graph_figures(graph: Graph, engine: str, dynamic: bool = False) -> GraphFigu
         given = [tensors[name] for name in node.outputs if name in tensors]
         if not given:
             raise UnsupportedError(f"the file does not tell what size operation {node.name!r} ({node.type}) gives")
-        ops.append(_count(node, read, given, engine, dynamic))
+        ops.append(_count(node, read, given, ENGINES[engine], dynamic))
     return GraphFigures(tuple(ops), activation_peak(graph, tensors))
 
 
@@ -155,18 +154,18 @@ def _dequantizes(node: Node, read: Sequence[Tensor]) -> bool:
     return node.type in ("Multiply", "Subtract") and first.packed and all(other.constant for other in read[1:])
 
 
-def _count(node: Node, read: Sequence[Tensor], given: Sequence[Tensor], engine: str, dynamic: bool) -> OpFigures:
+def _count(node: Node, read: Sequence[Tensor], given: Sequence[Tensor], engine: Engine, dynamic: bool) -> OpFigures:
     written = sum(_runtime_bytes(tensor, engine) for tensor in given)
     moved = float(sum(_runtime_bytes(tensor, engine) for tensor in read) + written)
     flops = float(sum(tensor.size for tensor in given))
-    precision: Computed = "fp16" if engine == "tensorrt" and given[0].dtype == "float16" else "fp32"
+    precision: Computed = "fp16" if engine.gpu and given[0].dtype == "float16" else "fp32"
     kernels = 1
     work = _product_flops(node, read, given[0])
     if work is not None:
         flops, precision = work, _computed(read, given[0], engine, dynamic)
     elif node.type in MOVES:
         flops, moved = 0.0, 2.0 * written
-    elif node.type.lower().replace("_", "") in _FLAT and engine in FUSING:
+    elif node.type.lower().replace("_", "") in _FLAT and engine.fuses:
         moved, kernels = 0.0, 0
     return OpFigures(node.name, node.type, flops, moved, precision, kernels)
 
@@ -174,16 +173,16 @@ def _count(node: Node, read: Sequence[Tensor], given: Sequence[Tensor], engine: 
 _FLAT = frozenset(name.replace("_", "") for name in ELEMENTWISE)
 
 
-def _runtime_bytes(tensor: Tensor, engine: str) -> int:
+def _runtime_bytes(tensor: Tensor, engine: Engine) -> int:
     """As the engine holds it: on a processor float16 is unpacked to float32 when the model is loaded."""
-    return tensor.nbytes * 2 if tensor.dtype in ("float16", "bfloat16") and engine != "tensorrt" else tensor.nbytes
+    return tensor.nbytes * 2 if tensor.dtype in ("float16", "bfloat16") and not engine.gpu else tensor.nbytes
 
 
-def _computed(read: Sequence[Tensor], given: Tensor, engine: str, dynamic: bool) -> Computed:
+def _computed(read: Sequence[Tensor], given: Tensor, engine: Engine, dynamic: bool) -> Computed:
     narrow = [tensor.dtype in NARROW for tensor in read[:2]]
-    if all(narrow) or (any(narrow) and (dynamic or engine in ("litert", "onnxruntime"))):
+    if all(narrow) or (any(narrow) and (dynamic or engine.narrows)):
         return "int8"
-    return "fp16" if engine == "tensorrt" and given.dtype == "float16" else "fp32"
+    return "fp16" if engine.gpu and given.dtype == "float16" else "fp32"
 
 
 def _product_flops(node: Node, read: Sequence[Tensor], given: Tensor) -> float | None:

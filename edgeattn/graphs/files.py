@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeattn.engines import OPENVINO, Files
 from edgeattn.errors import BundleError, UnsupportedError, load_extra
 from edgeattn.runtimes.openvino import SHARED_WEIGHTS
 
@@ -124,7 +125,7 @@ def _onnx_dtype(name: str) -> str:
 
 def read_ir(path: Path, graph: str) -> Graph:
     """A graph of an OpenVINO IR; raises :class:`~edgeattn.errors.BundleError` for what is none."""
-    openvino = load_extra("openvino", "openvino")
+    openvino = OPENVINO.load()
     shared = path.with_name(SHARED_WEIGHTS)
     files = [str(path)] if path.with_suffix(".bin").is_file() or not shared.is_file() else [str(path), str(shared)]
     try:
@@ -212,3 +213,7 @@ def _adjoint(schema: Any, op: Any) -> bool:
     chosen = schema.BatchMatMulOptions()
     chosen.Init(options.Bytes, options.Pos)
     return bool(chosen.AdjX())
+
+
+READERS: Mapping[Files, Callable[[Path, str], Graph]] = {"onnx": read_onnx, "ir": read_ir, "tflite": read_tflite}
+"""By what an engine loads: ``(file, name of the graph)`` -> graph."""

@@ -24,6 +24,7 @@ from edgeattn.converters.trace import (
     trace,
     wrapper_prefix,
 )
+from edgeattn.engines import ONNXRUNTIME
 from edgeattn.errors import ConversionError, load_extra
 from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.graphs.layers import MODULE_KEY, module_path
@@ -64,7 +65,7 @@ def export_onnx(model: EdgeModel, directory: Path) -> Mapping[str, Path]:
             by more than 1e-4 (a file that holds integers of its own: less than 30 dB).
         MissingExtraError: without onnx, onnxscript or onnxruntime.
     """
-    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
+    for module in ("torch", "onnx", "onnxscript", ONNXRUNTIME.module):
         load_extra(module, "convert")
     return {graph.name: _export_graph(model, graph, directory / f"{graph.name}.onnx") for graph in model.spec.graphs}
 
@@ -377,7 +378,7 @@ def _check_layer_norms(proto: onnx.ModelProto, program: torch.export.ExportedPro
 
 
 def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    onnxruntime: Any = load_extra("onnxruntime", "convert")
+    onnxruntime: Any = ONNXRUNTIME.load()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeattn.engines import ONNXRUNTIME
 from edgeattn.errors import load_extra
 from edgeattn.runtimes.onnxruntime import BROKEN_FUSIONS
 
@@ -31,7 +32,7 @@ def probe(
         MissingExtraError: without onnx or onnxruntime.
     """
     onnx_module = load_extra("onnx", "convert")
-    runtime = load_extra("onnxruntime", "convert")
+    runtime = ONNXRUNTIME.load()
     given = {value.name for value in model.graph.input}
     inner = [name for name in dict.fromkeys(names) if name not in given]
     probing = onnx_module.ModelProto()

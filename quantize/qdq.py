@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeattn.engines import Treatment
+from edgeattn.engines import ONNXRUNTIME, Treatment
 from edgeattn.errors import UnsupportedError, load_extra
 from edgeattn.graphs.layers import LinearLayer, linear_layers
 from edgeattn.quantize.calibration import Calibration, checked_samples
@@ -86,7 +86,7 @@ def quantize_onnx(
         UnsupportedError: if no layer of any graph can be quantized.
         MissingExtraError: without onnx or onnxruntime.
     """
-    for module in ("onnx", "onnxruntime"):
+    for module in ("onnx", ONNXRUNTIME.module):
         load_extra(module, "convert")
     import onnx as onnx_module
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Literal
 
+from edgeattn.engines import ONNXRUNTIME
 from edgeattn.errors import load_extra
 from edgeattn.model import EdgeModel, one_thread
 from edgeattn.quantize.calibration import Calibration, checked_samples
@@ -133,7 +134,7 @@ def recover(
         MissingExtraError: without torch, onnx or onnxruntime.
     """
     started = monotonic()
-    for extra in ("torch", "onnx", "onnxruntime"):
+    for extra in ("torch", "onnx", ONNXRUNTIME.module):
         load_extra(extra, "convert")
     from edgeattn.distillation import Batches, Schedule, Trainer, digest, split, training
     from edgeattn.quantize.student import Student

@@ -9,21 +9,6 @@ from dataclasses import dataclass
 from edgeattn.cli import options as o
 from edgeattn.cli.console import exit_codes, print_json, say, show
 
-TOOLS: Mapping[str, str] = {
-    "torch": "convert",
-    "onnx": "convert",
-    "onnxscript": "convert",
-    "nncf": "openvino",
-    "litert_torch": "tflite",
-    "ai_edge_quantizer": "tflite",
-    "tensorrt_rtx": "tensorrt-check",
-    "transformers": "hf",
-    "soundfile": "speech",
-    "soxr": "speech",
-    "matplotlib": "report",
-}
-"""What is needed beside the engines: module -> the extra that brings it."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
@@ -57,8 +42,8 @@ def doctor(as_json: o.Json = False) -> None:
         from edgeattn.spec import to_json
         from edgeattn.targets import cpu_features
 
-        engines, cpu = backends(), cpu_features()
-        tools = {name: importlib.util.find_spec(name) is not None for name in TOOLS}
+        engines, cpu, extras = backends(), cpu_features(), tool_extras()
+        tools = {name: importlib.util.find_spec(name) is not None for name in extras}
         programs = {name: shutil.which(name) for name in PROGRAMS}
         if as_json:
             print_json(
@@ -68,7 +53,7 @@ def doctor(as_json: o.Json = False) -> None:
                     "python": platform.python_version(),
                     "cpu": {**to_json(cpu), "int8_dot": cpu.int8_dot},
                     "engines": to_json(engines),
-                    "tools": {n: {"present": p, "version": _version(n), "extra": TOOLS[n]} for n, p in tools.items()},
+                    "tools": {n: {"present": p, "version": _version(n), "extra": extras[n]} for n, p in tools.items()},
                     "programs": {
                         name: {"path": path, "device": PROGRAMS[name].way, "install": PROGRAMS[name].install}
                         for name, path in programs.items()
@@ -83,7 +68,7 @@ def doctor(as_json: o.Json = False) -> None:
         here = {
             **{e.name: ("running bundles", e.module and (e.version or "yes"), e.install) for e in engines},
             **{
-                name: (TOOLS[name], present and (_version(name) or "yes"), f"pip install 'edgeattn[{TOOLS[name]}]'")
+                name: (extras[name], present and (_version(name) or "yes"), f"pip install 'edgeattn[{extras[name]}]'")
                 for name, present in tools.items()
             },
             **{
@@ -99,6 +84,19 @@ def doctor(as_json: o.Json = False) -> None:
             say("to install what is missing:")
         for name, install in missing.items():
             say(f"  {name}: {install}")
+
+
+def tool_extras() -> Mapping[str, str]:
+    """What is needed beside the engines: module -> the extra that brings it."""
+    from edgeattn.engines import ENGINES
+
+    return {
+        **dict.fromkeys(("torch", "onnx", "onnxscript"), "convert"),
+        **{tool: row.extra for row in ENGINES.values() for tool in row.tools},
+        "transformers": "hf",
+        **dict.fromkeys(("soundfile", "soxr"), "speech"),
+        "matplotlib": "report",
+    }
 
 
 def _version(module: str) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from edgeattn.engines import ONNXRUNTIME
 from edgeattn.errors import ModelError, load_extra, unknown_name
 from edgeattn.model import EdgeModel, check_finite
 from edgeattn.models import MODELS
@@ -83,7 +84,7 @@ def _load_unknown_path(reference: str) -> EdgeModel:
 
 
 _ONNX = (
-    "onnx.inliner", "onnxruntime", "numpy.random", "torch._dynamo.config", "torch.fx.experimental.symbolic_shapes",
+    "onnx.inliner", ONNXRUNTIME.module, "numpy.random", "torch._dynamo.config", "torch.fx.experimental.symbolic_shapes",
     "edgeattn.sources.onnx.example", "edgeattn.sources.onnx.importer", "edgeattn.converters.passes",
 )  # fmt: skip
 MODULES: Mapping[Callable[[str], EdgeModel], tuple[str, ...]] = {

@@ -14,7 +14,7 @@ import pytest
 
 from edgeattn import __version__
 from edgeattn.cli import COMMANDS, load_command
-from edgeattn.cli.doctor import PROGRAMS, TOOLS
+from edgeattn.cli.doctor import PROGRAMS, tool_extras
 from edgeattn.cli.renamed import RENAMED
 from edgeattn.guards.plain import read_toml
 from tests.cli.conftest import ROOT, Command
@@ -239,26 +239,26 @@ def test_completion_does_not_mind_wrong_settings(script: Path) -> None:
 def test_doctor_prints_commands_that_can_be_copied(
     edgeattn: Command, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in TOOLS else find(name, *rest))
+    find, tools = importlib.util.find_spec, tool_extras()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in tools else find(name, *rest))
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
     monkeypatch.setenv("COLUMNS", columns)
     lines = [line.strip() for line in edgeattn("doctor").out.splitlines()]
-    for module, extra in TOOLS.items():
+    for module, extra in tool_extras().items():
         assert f"{module}: pip install 'edgeattn[{extra}]'" in lines
     for program, found in PROGRAMS.items():
         assert f"{program}: {found.install}" in lines
 
 
 def test_doctor_looks_for_all_that_commands_ask_for(edgeattn: Command) -> None:
-    assert {"transformers", "matplotlib"} <= set(TOOLS)
+    assert {"transformers", "matplotlib"} <= set(tool_extras())
     assert {"adb", "ssh", "qemu-aarch64-static"} == set(PROGRAMS)
     extras = read_toml(ROOT / "pyproject.toml", "project file")["project"]["optional-dependencies"]
-    for module, extra in TOOLS.items():
+    for module, extra in tool_extras().items():
         packages = " ".join(extras[extra]).replace("-", "_")
         assert module in packages, (module, extra)  # the extra that is named brings it
     told = edgeattn("doctor", "--json").json
-    assert set(told["tools"]) == set(TOOLS)
+    assert set(told["tools"]) == set(tool_extras())
     for name, program in told["programs"].items():
         assert program["path"] == shutil.which(name)
 

@@ -12,7 +12,7 @@ from typing import Any
 from edgeattn.converters.preflight.judge import Finding, judge, refuse
 from edgeattn.converters.preflight.rule import Ask
 from edgeattn.converters.preflight.view import GraphView, look
-from edgeattn.engines import TREATMENT, precision_of
+from edgeattn.engines import TENSORRT, TREATMENT, precision_of
 from edgeattn.errors import OutputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.data import Data
 from edgeattn.model import Arrays, EdgeModel
@@ -111,7 +111,7 @@ def check_dla(target: Target, backend: str) -> None:
     Raises:
         UnsupportedError: naming the targets that have one.
     """
-    if backend == "tensorrt" and target.accelerator is not None and target.accelerator.dla_cores:
+    if backend == TENSORRT.name and target.accelerator is not None and target.accelerator.dla_cores:
         return
     others = [t.name for t in list_targets() if t.accelerator is not None and t.accelerator.dla_cores]
     raise UnsupportedError(

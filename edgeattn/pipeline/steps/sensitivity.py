@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.converters.onnx import export_onnx
+from edgeattn.engines import ONNXRUNTIME
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import Data
@@ -28,7 +29,7 @@ from edgeattn.quantize.sensitivity import (
 from edgeattn.runtimes import open_session
 from edgeattn.spec import to_json
 
-ENGINE = "onnxruntime"  # executes Q/DQ as it stands, on every host
+ENGINE = ONNXRUNTIME.name  # executes Q/DQ as it stands, on every host
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeattn.engines import ONNXRUNTIME
 from edgeattn.errors import ConversionError, ModelError, UnsupportedError, load_extra
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, EdgeModel, graph_from_example
@@ -46,7 +47,7 @@ def load(reference: str) -> EdgeModel:
         UnsupportedError: for what has no place in an edge model, by name.
         ConversionError: if the imported module differs from ONNX Runtime, naming the node.
     """
-    for extra in ("torch", "onnx", "onnxruntime"):
+    for extra in ("torch", "onnx", ONNXRUNTIME.module):
         load_extra(extra, "convert")
     path = Path(reference)
     reader = _Reader(path)
@@ -300,7 +301,7 @@ class _Runtime:
 
 def _run_bounded(session: Any, names: list[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Run a session, and stop it between two nodes after :data:`RUN_SECONDS`: a loop may have 2^62 steps."""
-    runtime: Any = load_extra("onnxruntime", "convert")
+    runtime: Any = ONNXRUNTIME.load()
     options = runtime.RunOptions()
     options.log_severity_level = 4
     timer = threading.Timer(RUN_SECONDS, setattr, (options, "terminate", True))

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from edgeattn.converters.trace import first_line
-from edgeattn.errors import ConversionError, UnsupportedError, load_extra
+from edgeattn.engines import ONNXRUNTIME
+from edgeattn.errors import ConversionError, UnsupportedError
 from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.evaluation.probing import scaled_error
 from edgeattn.graphs.layers import is_quantized, module_path
@@ -249,7 +250,7 @@ class OnnxRuntimeModule(nn.Module):
 
 def runtime_session(model: onnx.ModelProto) -> Any:
     """A session on one thread that computes what the file says, nothing fused."""
-    runtime: Any = load_extra("onnxruntime", "convert")
+    runtime: Any = ONNXRUNTIME.load()
     options = runtime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1

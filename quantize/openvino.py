@@ -44,7 +44,7 @@ class _Job:
 
 def quantize(work: Quantization) -> Artifact:
     """IR by NNCF, or ONNX with Q/DQ."""
-    if work.scheme not in OPENVINO.fallback:
+    if work.scheme != "int8-nncf":
         return quantize_pairs(work)
     source, target = work.source, work.target
     room = source.room(f"{OPENVINO.name}-{work.scheme}")

@@ -73,8 +73,8 @@ def bounded(text: str, limit: int = MAX_MESSAGE) -> str:
 def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
     r"""A message as one line, printable and of at most so many characters: no name in it can look like a second one.
 
-    >>> print(one_line("no graph 'a\nerror: b'\n\n see"))
-    no graph 'a error: b' see
+    >>> print(one_line("no graph 'a\nerror: b'\n\n see\a"))
+    no graph 'a error: b' see\x07
     """
     short = bounded(text, 2 * limit)  # before the work that is done per character
     return bounded(

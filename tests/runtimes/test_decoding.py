@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import itertools
 
 import numpy as np
@@ -61,10 +60,3 @@ def test_reset_forgets_the_last_label() -> None:
 
 def test_first_of_equal_scores_wins() -> None:
     assert best_labels(np.zeros((1, 3, 4), np.float32)) == [0, 0, 0]
-
-
-def test_docstring_examples_hold() -> None:
-    for module in (decoding, agreement):
-        result = doctest.testmod(module)
-        assert result.attempted > 0
-        assert result.failed == 0

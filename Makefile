@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/edgeattn demo --out out --plot out/table.svg $(DATA_FLAG)
 
 test: lint docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The settings of hypothesis, and fixtures that several rooms use."""
+"""The settings of hypothesis, how tests are spread over workers, and fixtures that several rooms use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from edgeattn.traces import ORT_VARIABLE
 from tests.small import write_small_bundle
+from tests.spread import spread
 from tests.wheels import WEIGHTS, build, copy_sources
 
 os.environ[ORT_VARIABLE] = "1"  # tests import ONNX Runtime themselves, as an oracle
@@ -18,6 +19,15 @@ os.environ[ORT_VARIABLE] = "1"  # tests import ONNX Runtime themselves, as an or
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1_000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--whole-matrix", action="store_true", help="every source of every architecture on every engine")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names of the tests
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    spread(items)
 
 
 @pytest.fixture

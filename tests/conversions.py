@@ -1,4 +1,7 @@
-"""Conversions that several tests look at, each made once per run: a small attention module, and the built-in model."""
+"""Conversions that several tests look at, each made once per run: a small attention module, and the built-in model.
+
+Nobody writes into their folders: other workers read them at the same time.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.results.report import Report
 from edgeattn.sources import load_data, load_model
 from edgeattn.targets import Target, get_target
+from tests.once import made_once
 
 QUICK = MeasureOptions(runs=10, paced_seconds=0)
 TARGETS = ("cpu", "mobile", "jetson")
@@ -120,13 +124,18 @@ def write_model_and_data(directory: Path) -> tuple[str, str]:
     return str(reference), str(data)
 
 
-@functools.cache
 def small_conversion(root: Path) -> Converted:
-    """The small attention module for all three targets, precision "auto"; needs every converter."""
+    """The small attention module for all three targets, precision "auto"; needs every converter.
+
+    Args:
+        root: :func:`tests.once.shared_root`.
+    """
     for module in ("torch", "onnxscript", "openvino", "nncf", "litert_torch", "ai_edge_quantizer", "onnxruntime"):
         pytest.importorskip(module, reason="the conversions need edgeattn[convert,openvino,tflite]")
-    home = root / "small-conversion"
-    home.mkdir()
+    return made_once(root, "small-conversion", _convert_small)
+
+
+def _convert_small(home: Path) -> Converted:
     reference, data = write_model_and_data(home)
     watch = Watch()
     artifacts: dict[tuple[str, str], Artifact] = {}
@@ -144,13 +153,20 @@ def small_conversion(root: Path) -> Converted:
     return Converted(reference, data, home / "out", report, watch.phases, artifacts)
 
 
-@functools.cache
 def speech_conversion(root: Path) -> tuple[Report, Path]:
-    """The built-in streaming model for all three targets in fp32, measured on four utterances; report and folder."""
+    """The built-in streaming model for all three targets in fp32, measured on four utterances; report and folder.
+
+    Args:
+        root: :func:`tests.once.shared_root`.
+    """
     for module in ("torch", "onnxscript", "openvino", "litert_torch", "onnxruntime"):
         pytest.importorskip(module, reason="the conversions need edgeattn[convert,openvino,tflite]")
-    out = root / "speech-conversion"
+    return made_once(root, "speech-conversion", _convert_speech)
+
+
+def _convert_speech(home: Path) -> tuple[Report, Path]:
     model = load_model("streaming-conformer")
     data = load_data("streaming-conformer", model.spec, None, None, 4)
-    options = ConvertOptions(tuple(map(get_target, TARGETS)), "fp32", out=out, measure=replace(QUICK, paced_seconds=1))
+    out, measure = home / "out", replace(QUICK, paced_seconds=1)
+    options = ConvertOptions(tuple(map(get_target, TARGETS)), "fp32", out=out, measure=measure)
     return convert(model, data, options, Watch()), out

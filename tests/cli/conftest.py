@@ -16,6 +16,7 @@ from edgeattn.cli import main
 from edgeattn.pipeline.steps import candidates
 from edgeattn.results.report import Report
 from tests.conversions import BUNDLES, Converted, small_conversion, speech_conversion
+from tests.once import shared_root
 
 ROOT = Path(__file__).parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"  # real recordings, beside the checkout where they are
@@ -64,7 +65,7 @@ def edgeattn(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    return small_conversion(tmp_path_factory.getbasetemp())
+    return small_conversion(shared_root(tmp_path_factory))
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def small_bundle(converted: Converted) -> Path:
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
-    return speech_conversion(tmp_path_factory.getbasetemp())
+    return speech_conversion(shared_root(tmp_path_factory))
 
 
 @pytest.fixture(scope="session")

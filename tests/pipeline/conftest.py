@@ -9,6 +9,7 @@ import pytest
 
 from edgeattn.results.report import Report
 from tests.conversions import Converted, small_conversion, speech_conversion
+from tests.once import shared_root
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -22,9 +23,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Converted:
-    return small_conversion(tmp_path_factory.getbasetemp())
+    return small_conversion(shared_root(tmp_path_factory))
 
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Path]:
-    return speech_conversion(tmp_path_factory.getbasetemp())
+    return speech_conversion(shared_root(tmp_path_factory))

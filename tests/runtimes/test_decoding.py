@@ -8,7 +8,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeattn.runtimes import agreement, decoding
 from edgeattn.runtimes.decoding import GreedyDecoder, best_labels, greedy_words
 from edgeattn.spec import CtcGreedy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -28,6 +29,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)  # before xdist writes the groups into the names of the tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     spread(items)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """These models are too small for more, and idle threads spin beside whatever else runs."""
+    if "torch" in sys.modules:  # whoever needs it has imported it by now; the others shall not wait for it
+        import torch
+
+        torch.set_num_threads(1)
 
 
 @pytest.fixture

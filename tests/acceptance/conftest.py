@@ -1,8 +1,6 @@
-"""One thread for torch, and the cells that this run leaves out."""
+"""The cells of the matrix that a run leaves out."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import pytest
 
@@ -26,13 +24,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (left_out if case in chosen and cell["engine"] not in chosen[case] else taken).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = taken
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -1,8 +1,7 @@
-"""Conversions made once; one torch thread."""
+"""Conversions made once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,8 @@ from tests.once import shared_root
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    torch = pytest.importorskip("torch", reason="conversion needs edgeattn[convert]")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _torch() -> None:
+    pytest.importorskip("torch", reason="conversion needs edgeattn[convert]")
 
 
 @pytest.fixture(scope="session")

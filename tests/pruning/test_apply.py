@@ -43,14 +43,6 @@ STEPS = 4  # of a stream: its cache is full, and then moves
 both = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def need(family: str) -> None:
     if family not in OWN and architecture(family).needs:
         pytest.importorskip(TRANSFORMERS, reason="a class of transformers")

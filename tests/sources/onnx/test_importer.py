@@ -14,7 +14,7 @@ from edgeattn.sources.onnx.importer import ImportedModel, difference, import_onn
 from edgeattn.sources.onnx.ops import TABLE
 from edgeattn.sources.onnx.static import make_static
 from edgeattn.sources.onnx.values import constant_value, without_constant
-from tests.converters.onnx_cases import CASES, Case
+from tests.sources.onnx.cases import CASES, Case
 
 NEW = 23  # opsets from here on are newer than the oldest ONNX Runtime that we install
 # Computed when the graph is made static, so they never reach torch with inputs; tests/sources has graphs of them.

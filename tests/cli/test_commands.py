@@ -524,3 +524,10 @@ def test_no_engine_tells_of_itself_unless_it_is_asked(
 def test_an_engine_tells_of_itself_to_who_asks(converted: Converted) -> None:
     done = alone("check", converted.out / f"small-attention.{BUNDLES['mobile']}", *QUICK, "-v")
     assert "INFO: Created TensorFlow Lite" in done.stderr
+
+
+def test_a_model_that_is_not_built_in_cannot_be_trained(edgeattn: Command, tmp_path: Path) -> None:
+    outcome = edgeattn("train", "streaming-confomer", "--data", tmp_path, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "streaming-conformer" in outcome.error  # what was meant
+    assert not (tmp_path / "out").exists()

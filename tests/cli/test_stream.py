@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from edgeattn.audio import read_audio
+from edgeattn.cli.options import DEFAULT_SAMPLES
 from edgeattn.evaluation.speech import SpeechData, Utterance, transcribe
 from edgeattn.model import ReferenceStep
+from edgeattn.results.report import Report
 from edgeattn.runtimes import Stream
 from edgeattn.sources import load_data, load_model
 from tests.cli.conftest import Command
@@ -246,3 +248,22 @@ def test_an_unknown_split_of_real_speech_lists_those_that_are_there(
     outcome = edgeattn("check", speech_bundle, "--data", shared_data / "fsdd", "--split", "tset")
     assert outcome.code == 2
     assert re.search(r"no split 'tset'; it has .*test", outcome.error)
+
+
+@pytest.mark.slow
+def test_the_demo_hears_the_same_words_on_every_target(
+    edgeattn: Command,
+    speech: tuple[Report, Path],
+    source: Callable[[Path], str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("edgeattn.pipeline.convert.convert", lambda *_: speech[0])  # made once, for several tests
+    outcome = edgeattn("demo", "--json")
+    assert outcome.code == 0, outcome.err
+    data = load_data("streaming-conformer", load_model("streaming-conformer").spec, None, None, DEFAULT_SAMPLES)
+    assert isinstance(data, SpeechData)
+    utterance = data.evaluation[0]
+    assert outcome.json["spoken"] == " ".join(utterance.words)
+    heard = source(write_wav(tmp_path / "a.wav", utterance.samples, width=4))
+    assert outcome.json["transcripts"] == dict.fromkeys((result.target for result in speech[0].results), heard)

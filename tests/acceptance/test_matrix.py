@@ -20,7 +20,7 @@ from edgeattn.runtimes.agreement import SQNR_LIMIT
 from tests.acceptance.cells import ENGINES, Figures, Loaded, Source, sources_of
 from tests.architectures import FURTHER, NAMED, Architecture
 
-pytestmark = pytest.mark.group_by("loaded")
+pytestmark = [pytest.mark.slow, pytest.mark.group_by("loaded")]
 
 CASES = [(architecture, source) for architecture in NAMED for source in sources_of(architecture)]
 MORE: list[tuple[Architecture, Source]] = [(architecture, "torch") for architecture in FURTHER]

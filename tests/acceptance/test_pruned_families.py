@@ -25,7 +25,7 @@ from tests.acceptance.cells import ENGINES, TARGETS, like
 from tests.architectures import TRANSFORMERS
 from tests.pruning.families import FAMILIES, OWN, architecture, directory_of, model_of, parameters, quarter
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.group_by("pruned")]
 
 CALLS = 3
 STEPPED = ("T5", "T5 (gated)", "BART", "Marian", "Whisper")

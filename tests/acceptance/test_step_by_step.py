@@ -13,6 +13,8 @@ from tests.acceptance.cells import Loaded
 from tests.architectures import named
 
 pytest.importorskip("transformers", reason="the models are classes of transformers")
+
+pytestmark = pytest.mark.slow
 TOKENS = 7
 
 

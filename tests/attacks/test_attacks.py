@@ -14,6 +14,8 @@ from tests.attacks.kinds import KINDS
 from tests.attacks.run import ROOT, batch
 from tests.attacks.worker import Outcome, judge
 
+pytestmark = pytest.mark.slow
+
 SEED = 13
 SLOW = ("device", "onnx", "pt2")
 FRAMEWORKS = ("onnx", "onnxruntime", "soundfile", "torch")  # make or run what attacks start from

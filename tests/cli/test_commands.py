@@ -109,6 +109,7 @@ def test_convert_prints_every_candidate_and_why(edgeattn: Command, kept: Convert
     assert "fastest float; not proved: " in outcome.out  # the samples are few
 
 
+@pytest.mark.slow
 def test_quantize_saves_a_plan_and_one_object(edgeattn: Command, converted: Converted, tmp_path: Path) -> None:
     arguments = ("quantize", converted.reference, "--data", converted.data, "--precision", "int8-static", "--json")
     outcome = edgeattn(*arguments, "--out", "result")
@@ -123,6 +124,7 @@ def test_quantize_saves_a_plan_and_one_object(edgeattn: Command, converted: Conv
     assert edgeattn(*arguments, "--out", "result", "--force", "--plan", folder / "plan.toml").code == 0
 
 
+@pytest.mark.slow
 def test_sizes_come_from_the_command_line_or_from_the_settings(edgeattn: Command, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="conversion needs edgeattn[convert]")
     (tmp_path / "encoder.py").write_text("from tests.several import masked_encoder as model\n")
@@ -167,6 +169,7 @@ def test_an_alias_of_a_target_is_the_same_target(edgeattn: Command, kept: Conver
     assert len(outcome.json["results"]) == 1
 
 
+@pytest.mark.slow
 def test_a_failed_gate_exits_1_and_writes_nothing(edgeattn: Command, kept: Converted, tmp_path: Path) -> None:
     arguments = ("convert", kept.reference, "--precision", "fp32", *QUICK, "--max-size", "1kB", "--json")
     outcome = edgeattn(*arguments)
@@ -298,6 +301,7 @@ def test_a_full_temporary_directory_is_one_line(
     assert outcome.error == "error: /tmp/edgeattn-x: No space left on device"
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_and_leaves_nothing(converted: Converted, tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     # A shell starts its background jobs with SIGINT ignored, and Python then leaves it so.

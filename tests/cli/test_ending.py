@@ -19,6 +19,8 @@ from edgeattn.printable import MAX_MESSAGE
 from tests.cli.conftest import ROOT, Command
 from tests.conversions import BUNDLES, Converted
 
+pytestmark = pytest.mark.slow
+
 # A shell starts its background jobs with SIGINT ignored, and so may whoever runs these tests.
 HEARD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 PROGRAM = HEARD + "from edgeattn.cli import main; main()"

@@ -10,6 +10,8 @@ import pytest
 from tests.cli.conftest import Command
 from tests.profiling.jetson import FREE, Jetson, make_jetson
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jetson:

@@ -11,6 +11,8 @@ import pytest
 from tests.cli.conftest import Command
 from tests.conversions import Converted
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--runs", "5", "--duration", "0s")
 
 

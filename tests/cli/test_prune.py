@@ -24,6 +24,8 @@ from edgeattn.sources import load_model
 from tests.cli.conftest import Command
 from tests.prunable import LAYERS, NEURONS, block_weights, write_prunable
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--duration", "0s", "--precision", "fp32", "--max-drop", "100")
 
 

@@ -101,6 +101,7 @@ def test_an_empty_list_of_targets_is_refused(edgeattn: Command, toml: Path) -> N
 QUICK = ("--duration", "0s", "--json")
 
 
+@pytest.mark.slow
 def test_a_target_has_its_own_deadline_and_precision(edgeattn: Command, kept: Converted, toml: Path) -> None:
     toml.write_text(
         '[convert]\nprecision = "fp32"\ndeadline = "90s"\n'
@@ -118,6 +119,7 @@ def test_a_target_has_its_own_deadline_and_precision(edgeattn: Command, kept: Co
         assert f"within {limit} ms (asked for)" in gate["wanted"]
 
 
+@pytest.mark.slow
 def test_a_flag_wins_over_the_table_of_a_target(edgeattn: Command, kept: Converted, toml: Path) -> None:
     flags = ("--deadline", "100s", "--precision", "fp32")
     toml.write_text('[targets.cpu]\ndeadline = "0.001us"\nprecision = "fp16"\n')
@@ -127,6 +129,7 @@ def test_a_flag_wins_over_the_table_of_a_target(edgeattn: Command, kept: Convert
     assert edgeattn("convert", kept.reference, *QUICK, "--force").code == 1  # its own cannot be met
 
 
+@pytest.mark.slow
 def test_check_and_profile_hold_a_bundle_to_the_deadline_of_its_target(
     edgeattn: Command, small_bundle: Path, toml: Path
 ) -> None:
@@ -155,6 +158,7 @@ def test_each_target_is_pruned_as_it_says(
     assert asked["cpu"] == "neurons=0.25"
 
 
+@pytest.mark.slow
 def test_each_target_has_its_own_sizes(edgeattn: Command, toml: Path) -> None:
     pytest.importorskip("onnxscript", reason="conversion needs edgeattn[convert]")
     Path("encoder.py").write_text("from tests.several import masked_encoder as model\n")

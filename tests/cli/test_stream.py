@@ -22,6 +22,8 @@ from edgeattn.runtimes import Stream
 from edgeattn.sources import load_data, load_model
 from tests.cli.conftest import Command
 
+pytestmark = pytest.mark.slow
+
 RATE = 8_000  # Hz, of the built-in model
 
 

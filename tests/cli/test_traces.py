@@ -15,6 +15,8 @@ import pytest
 from tests.cli.conftest import ROOT
 from tests.conversions import BUNDLES, Converted
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--duration", "0s")
 COMMANDS = """\
 import json, sys

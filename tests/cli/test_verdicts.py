@@ -14,6 +14,8 @@ from edgeattn.bundle import BundleDraft, read_manifest
 from tests.cli.conftest import Command
 from tests.conversions import BUNDLES, Converted
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("--duration", "0s")
 BRIEF = ("--runs", "5", *QUICK)
 

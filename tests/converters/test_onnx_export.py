@@ -94,6 +94,7 @@ def test_500_carried_state_steps_match_torch() -> None:
     assert worst_difference(reference_stream()[1], deployed_stream(artifact)) <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tokens", "recurrent", "translation", "attention"])
 def test_any_torch_module_gets_through(name: str, tmp_path: Path) -> None:
     model = generic_models()[name]
@@ -120,6 +121,7 @@ def borders() -> tuple[nn.Module, dict[str, Tensor]]:
     return Borders(), {"x": torch.randn(2, 16), "unused": torch.randn(3), "state": torch.randn(2, 2)}
 
 
+@pytest.mark.slow
 def test_unused_inputs_and_shared_outputs_stay(tmp_path: Path) -> None:
     module, inputs = borders()
     model = as_model("borders", module, **inputs)
@@ -128,6 +130,7 @@ def test_unused_inputs_and_shared_outputs_stay(tmp_path: Path) -> None:
         np.testing.assert_allclose(got[name], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_operation_without_onnx_is_named_with_its_module(tmp_path: Path) -> None:
     with pytest.raises(
         ConversionError, match=r"'linalg_eig' \(aten\.linalg_eig\.default\) of module encoder\.odd: "
@@ -137,6 +140,7 @@ def test_an_operation_without_onnx_is_named_with_its_module(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_decomposed_operation_is_still_named_with_its_module(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"of module encoder\.odd: "):
         export_onnx(nested(lambda x: torch.cumprod(x, 0)), tmp_path)
@@ -169,12 +173,14 @@ def test_where_the_first_exporter_fails_the_second_is_taken_and_told(
     np.testing.assert_allclose(got["scores"], model.run(model.example["main"])["scores"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_where_both_exporters_fail_the_first_one_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeattn.converters.onnx._exported_second", failing)
     with pytest.raises(ConversionError, match=r"'linalg_eig' \(aten\.linalg_eig\.default\) of module encoder\.odd: "):
         export_onnx(nested(lambda x: torch.linalg.eigvals(x).real), tmp_path)
 
 
+@pytest.mark.slow
 def test_what_is_onnx_already_is_written_as_it_is(tmp_path: Path) -> None:
     model = generic_models()["attention"]
     exported = onnx.load(export_onnx(model, tmp_path)["main"])
@@ -279,6 +285,7 @@ class Reductions(nn.Module):
         return {"y": left.mean(-1) + right.amax(-1)}
 
 
+@pytest.mark.slow
 def test_lowering_the_opset_changes_nothing_else(tmp_path: Path) -> None:
     model = as_model("reductions", Reductions(), x=torch.randn(2, 8))
     path = export_onnx(model, tmp_path)["main"]
@@ -313,6 +320,7 @@ class Guarded(nn.Module):
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1e-6, 1e-8, 1e-9, 1e-12, 1e-20])
 def test_no_epsilon_is_taken_for_zero_and_no_factor_for_one(epsilon: float, tmp_path: Path) -> None:
     model = as_model("guarded", Guarded(epsilon), p=torch.rand(1, 3, 4))

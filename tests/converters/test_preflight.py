@@ -91,6 +91,7 @@ def outcome(model: EdgeModel, engine: str, precision: str, shop: Workshop) -> tu
         return error, None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_preflight_and_conversion_agree(name: str, tmp_path: Path) -> None:
     for module in ("openvino", "nncf", "litert_torch", "ai_edge_quantizer", "onnxruntime", "tensorrt_rtx"):

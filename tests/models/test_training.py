@@ -68,6 +68,7 @@ def test_a_resumed_run_gives_the_same_bits_as_an_uninterrupted_one(tmp_path: Pat
     assert whole.weights.read_bytes() == parts.weights.read_bytes()
 
 
+@pytest.mark.slow
 def test_worker_processes_change_nothing_but_rounding(tmp_path: Path) -> None:
     clips = tone_clips()
     here = train_stage(clips, options(tmp_path / "here", steps=2), config=TINY, recipe=FEW)
@@ -188,6 +189,7 @@ def test_only_the_trunk_keeps_its_learning_rate() -> None:
     assert all(stage.decay > 0 and stage.init == Path("out/trunk/weights.safetensors") for stage in others)
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_runs_from_a_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         recipes, "stage_options", lambda *given: replace(stage_options(*given), workers=0, bfloat16=False)

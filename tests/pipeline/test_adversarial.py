@@ -66,6 +66,7 @@ def weighted(epsilon: float) -> EdgeModel:
     return model_of(Weighted(epsilon), scores=torch.randn(1, 4, 6), seen=torch.ones(1, 4, 6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1e-8, 1e-9, 1e-16])
 def test_a_dropped_epsilon_is_found_and_the_input_named(
     epsilon: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -36,6 +36,8 @@ from edgeattn.sources import load_model
 from edgeattn.targets import Target, get_target
 from tests.conversions import BUNDLES, QUICK, TARGETS, Converted, Watch
 
+pytestmark = pytest.mark.slow
+
 SUBSTITUTE = {"jetson": "onnxruntime"}  # replays a TensorRT bundle where there is no NVIDIA GPU
 TRIED_BY = {name: ("fp32", "fp16", *row.tried) for name, row in ENGINES.items()}
 RESULT_KEYS = {

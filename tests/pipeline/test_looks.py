@@ -84,6 +84,7 @@ def test_of_models_that_lose_just_too_much_fewer_than_5_percent_ship(plain: int,
     assert shipped < 0.05 * MODELS
 
 
+@pytest.mark.slow
 def test_without_the_correction_more_would_ship() -> None:
     uncorrected = Looks(1, 1, 2 * ALPHA)  # 5 % for each look
     shipped = sum(ships(np.random.default_rng([1, model]), 3, uncorrected) for model in range(MODELS))

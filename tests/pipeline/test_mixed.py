@@ -29,6 +29,8 @@ from tests.conversions import QUICK, Watch
 torch = pytest.importorskip("torch", reason="conversions need edgeattn[convert]")
 pytest.importorskip("openvino", reason="conversions need edgeattn[openvino]")
 
+pytestmark = pytest.mark.slow
+
 SEARCH = ".fragile.cpu.search.json"
 
 

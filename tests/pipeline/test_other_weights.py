@@ -18,6 +18,8 @@ from edgeattn.sources import load_model
 from edgeattn.targets import get_target
 from tests.conversions import QUICK
 
+pytestmark = pytest.mark.slow
+
 SOURCE = '''\
 import torch
 from torch import nn

@@ -315,6 +315,7 @@ def test_a_form_that_is_added_is_planned_beside_a_budget(shop: Workshop, monkeyp
     assert made.pruning.facts["cut"]["unbiased"] == list(made.cut.forms["unbiased"])
 
 
+@pytest.mark.slow
 def test_recovery_trains_and_keeps_its_state_where_it_is_told(shop: Workshop, tmp_path: Path) -> None:
     request = parse_request("heads=0.7,neurons=0.9,layers=1", 8.0)
     task = prune_task(shop, request, tmp_path / "new" / "state")
@@ -347,6 +348,7 @@ def test_a_promise_is_compared_in_percent() -> None:
     assert found.speedup == pytest.approx(2.5)
 
 
+@pytest.mark.slow
 def test_convert_ships_the_pruned_model_and_says_so(source: tuple[EdgeModel, ArrayData], tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the cpu target needs edgeattn[openvino]")
     chosen = ConvertOptions(

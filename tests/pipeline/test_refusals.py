@@ -65,6 +65,7 @@ def test_of_one_target_alone_it_is_the_error(kept: Converted, tmp_path: Path, mo
         convert(kept.model, None, options(tmp_path, "mobile"), Watch())
 
 
+@pytest.mark.slow
 def test_an_engine_that_one_target_has_not_stops_that_target(kept: Converted, tmp_path: Path) -> None:
     made = {
         "convert": convert(kept.model, None, options(tmp_path / "a", *TARGETS, backend="litert"), Watch()),

@@ -34,6 +34,8 @@ from edgeattn.targets import get_target
 from tests.conversions import QUICK, Watch
 from tests.several import call, encoder_decoder, masked_encoder, plain, transducer, two_towers
 
+pytestmark = pytest.mark.slow
+
 PARITY = 1e-4  # of fp32, as the gate of the pipeline
 SIZES = {"seq": (16, 8, 32)}
 NAMES = ["main_8", "main_16", "main_32"]

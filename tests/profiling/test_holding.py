@@ -24,8 +24,10 @@ from edgeattn.profiling.holding import held
 from tests.profiling.jetson import FREE, LOCKED, Jetson, make_jetson
 
 WAIT_SECONDS = 30.0  # for what happens in another process; nothing is asserted of the time it takes
+# A shell starts its background jobs with SIGINT ignored, and so may whoever runs these tests.
 HOLDER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from edgeattn.profiling.holding import held
 with held("25W", True):
     print("held", flush=True)

@@ -192,6 +192,7 @@ def test_averaged_attention_weights_are_the_mean_over_the_heads_that_stay() -> N
 STEPPED = ("T5", "Whisper", *(pytest.param(family, marks=pytest.mark.slow) for family in ("BART", "Marian")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", STEPPED)
 def test_caches_of_an_encoder_decoder_follow_its_heads_and_layers(family: str, tmp_path: Path) -> None:
     need(family)

@@ -187,6 +187,7 @@ def kinds(found: Prunable) -> list[tuple[str, int, int, int, int]]:
     return sorted((u.kind, u.groups, u.width, u.heads, u.head_dim) for u in found.anatomy.units)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
 )

@@ -433,6 +433,7 @@ def test_a_stream_with_less_left_context_is_fed_the_end_of_the_mask(clock: StepC
     assert result.after < result.before
 
 
+@pytest.mark.slow
 def test_a_stream_comes_back_with_states_of_its_own(clock: StepClock) -> None:
     runs = list(utterances(12).training_runs(stream().model.spec)["step"])
     small = prune(stream(), STREAM_CUT)
@@ -554,6 +555,7 @@ def test_a_metric_that_takes_long_is_measured_once(clock: StepClock, took: float
     assert ("before the first step" in result.note) == (steps == 0)
 
 
+@pytest.mark.slow
 def test_torchs_threads_are_given_back(clock: StepClock) -> None:
     before, seen = torch.get_num_threads(), []
 

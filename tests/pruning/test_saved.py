@@ -101,6 +101,7 @@ def test_what_was_measured_is_kept_and_how_it_loads_is_told(tmp_path: Path) -> N
     assert saved.facts == {"speedup": 1.5, "loads": "into model.py", "program": PROGRAM}
 
 
+@pytest.mark.slow
 def test_the_program_beside_it_loads_without_the_code_and_computes_the_same(tmp_path: Path) -> None:
     pruned = written(tmp_path / "x.pruned", tied(), CUT)
     program = load_model(str(tmp_path / "x.pruned" / PROGRAM))
@@ -276,6 +277,7 @@ PLAIN = [
 SPELLED = [("BERT", ("attention", "feedforward"), True), ("GPT-2", ("attention",), False)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "kinds", "layers"), PLAIN)
 def test_a_cut_that_the_config_can_say_loads_with_transformers_alone(
     tmp_path: Path, name: str, kinds: tuple[str, ...], layers: bool

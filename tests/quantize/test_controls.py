@@ -144,6 +144,7 @@ def run_db(path: Path, source: Path, samples: Sequence[Arrays]) -> float:
     return float(10 * np.log10((expected**2).sum() / ((expected - got) ** 2).sum()))
 
 
+@pytest.mark.slow
 def test_the_default_keeps_the_stream() -> None:
     assert streamed_db(speech().quantized) >= DEFAULT_DB
     assert streamed_db(speech().quantized, 6) >= DEFAULT_DB - 2  # the first chunks, whose caches are empty
@@ -345,6 +346,7 @@ def test_states_pass_the_default_in_float_and_untouched() -> None:
         assert maker in readers
 
 
+@pytest.mark.slow
 def test_states_pass_openvino_in_float_and_untouched(tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino", exc_type=ImportError)
     given = speech()

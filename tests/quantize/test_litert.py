@@ -134,6 +134,7 @@ def test_treatments_mix_in_one_file(tmp_path: Path) -> None:
     assert min(ratios.values()) >= 15, ratios
 
 
+@pytest.mark.slow
 def test_the_layer_kept_float_is_the_one_that_was_meant(tmp_path: Path) -> None:
     """Three layers of one shape; the output tells which one is exact."""
 
@@ -172,6 +173,7 @@ def test_every_layer_of_the_stream_is_found_once() -> None:
     assert all(product.inner == inner[product.paths[0]] for product in found)
 
 
+@pytest.mark.slow
 def test_tied_layers_follow_the_most_careful_wish(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -363,6 +365,7 @@ def test_a_file_that_the_interpreter_refuses_is_no_artifact(tmp_path: Path, monk
         quantize_tflite(converted_stream().tflite, converted_stream().onnx, {}, tmp_path)
 
 
+@pytest.mark.slow
 def test_graphs_of_one_file_are_calibrated_each_on_its_own_samples(tmp_path: Path) -> None:
     model = encoder_decoder()
     (tmp_path / "fp32").mkdir()

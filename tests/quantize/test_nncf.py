@@ -46,6 +46,7 @@ def products(artifact: Artifact) -> dict[str, int]:
         return session.executed()["FullyConnected"]
 
 
+@pytest.mark.slow
 def test_the_stream_keeps_20_db_and_does_not_drift() -> None:
     expected, got = reference_stream()[1], deployed_stream(quantized())
     ratios = sqnr_db(expected, got)
@@ -187,6 +188,7 @@ def test_no_alpha_is_refused(tmp_path: Path) -> None:
         int8_nncf(converted_stream().onnx, calibration(), tmp_path, alphas=())
 
 
+@pytest.mark.slow
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = {GRAPH: calibration()[GRAPH][:2]}
     int8_nncf(converted_stream().onnx, few, tmp_path, alphas=(-1.0, 0.5))

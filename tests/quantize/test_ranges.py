@@ -149,6 +149,7 @@ def test_the_islands_of_a_source_hold_for_its_quantized_file(name: str, tmp_path
     assert sqnr_db(expected, run(halved(made, islands), unseen)) >= 35  # a rounding that falls the other way is a step
 
 
+@pytest.mark.slow
 def test_nothing_is_named_in_the_streaming_model(tmp_path: Path) -> None:
     # Its attention bias of -1e4 included: half of the samples have a cache that is still empty in part.
     path = export_onnx(stream_model(), tmp_path)[GRAPH]

@@ -221,6 +221,7 @@ def rounded_by_hand(result: Recovered, x: np.ndarray) -> np.ndarray:
     return linear("head", normed * scale)
 
 
+@pytest.mark.slow
 def test_the_export_with_learned_scales_computes_what_was_trained(
     hurt_onnx: dict[str, Path], clock: StepClock, tmp_path: Path
 ) -> None:
@@ -334,6 +335,7 @@ def test_multi_head_attention_is_reached_and_keeps_calibrated_scales(clock: Step
     assert result.after < result.before
 
 
+@pytest.mark.slow
 def test_masked_encoders_are_reached(clock: StepClock, tmp_path: Path) -> None:
     torch.manual_seed(0)
     padding = torch.zeros(1, 12, dtype=torch.bool)
@@ -343,6 +345,7 @@ def test_masked_encoders_are_reached(clock: StepClock, tmp_path: Path) -> None:
     assert set(result.scales) == {f"encoder.layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)}
 
 
+@pytest.mark.slow
 def test_a_program_is_reached(clock: StepClock, tmp_path: Path) -> None:
     module = attention().modules["main"]
     for name, decomposed in (("plain", False), ("core", True)):
@@ -382,6 +385,7 @@ def test_an_imported_onnx_is_reached_and_its_file_follows(
     assert static.SerializeToString() == result.model.onnx["main"].SerializeToString()
 
 
+@pytest.mark.slow
 def test_graphs_that_share_weights_go_on_sharing_them(clock: StepClock, tmp_path: Path) -> None:
     model = two_towers(32)
     onnx = dict(export_onnx(model, tmp_path))

@@ -248,6 +248,7 @@ apart.serve(read)
 """
 
 
+@pytest.mark.slow
 def test_the_server_survives_every_child_and_ends_with_its_asker(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
     server = subprocess.Popen(

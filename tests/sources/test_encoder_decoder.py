@@ -228,6 +228,7 @@ def test_a_decoder_that_cannot_be_stepped_is_one_graph_and_says_why(tmp_path: Pa
     np.testing.assert_allclose(model.run(example)["logits"], expected.numpy(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_graphs_convert(loaded: Callable[[str], tuple[EdgeModel, Any]], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="edgeattn[convert]")
     from edgeattn.converters.onnx import export_onnx

@@ -165,6 +165,7 @@ def test_a_static_program_of_positions_has_the_names_of_forward(tmp_path: Path) 
     assert model.dims == {}
 
 
+@pytest.mark.slow
 def test_a_program_whose_output_is_a_model_output_is_read_in_a_process_of_its_own(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="edgeattn[hf]")
     config = transformers.CLIPTextConfig(
@@ -385,6 +386,7 @@ def test_a_program_without_a_graph_is_refused(changed: Callable[[Change], Path])
         load_model(str(changed(without(GRAPH))))
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_and_exit_2(tmp_path: Path) -> None:
     pytest.importorskip("typer")
     (tmp_path / "no.pt2").write_bytes(b"no zip")

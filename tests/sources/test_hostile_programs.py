@@ -184,6 +184,7 @@ def payloads(made: Path, old: str) -> Iterator[str]:
     yield code
 
 
+@pytest.mark.slow
 def test_code_in_any_string_of_a_program_is_never_run(files: dict[str, bytes], tmp_path: Path) -> None:
     made = tmp_path / "made"
     path = tmp_path / "bad.pt2"

@@ -580,6 +580,7 @@ ATTENTION = helper.make_graph(
 SOUND = helper.make_model(ATTENTION, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
 
+@pytest.mark.slow
 @hypothesis.given(
     place=strategies.integers(0, len(SOUND) - 1), removed=strategies.integers(0, 8), added=strategies.binary(max_size=8)
 )

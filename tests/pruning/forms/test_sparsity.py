@@ -206,6 +206,7 @@ def test_what_cannot_be_sparse_is_refused(network: nn.Module, path: str, message
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_tensorrt_builds_the_sparse_network_with_sparse_kernels_allowed(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
     from edgeattn.converters.onnx import export_onnx

@@ -72,6 +72,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "exporter", "opset"), CASES, ids=str)
 def test_an_exported_model_computes_what_its_source_does(export: Export, name: str, exporter: str, opset: int) -> None:
     # Two exports of float32 arithmetic in another order: 2e-5 on values of a few units.

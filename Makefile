@@ -1,5 +1,11 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Both set up .venv by themselves.
 #
+#   make test       everything that CI runs: lint, the docs, all tests
+#   make quick      the tests that are not marked slow
+#   make matrix     every source of every architecture on every engine; `make test` takes a part of these cells
+#   make coverage   all tests, and the lines and branches that they do not reach
+#   make format     what ruff can put right by itself
+#
 #   PYTHON=python3.12       another interpreter (3.10 to 3.14)
 #   DATA=DIR                recordings with a transcripts.tsv for calibration and the word error rate
 #   PIP_FLAGS=...           more for pip, for example the index of torch's CPU build, which saves gigabytes of CUDA
@@ -12,13 +18,31 @@ STAMP := .venv/.installed
 WEIGHTS := edgeattn/models/streaming_conformer/assets
 DATA_FLAG = $(if $(wildcard $(DATA)),--data $(DATA))
 
-.PHONY: demo test lint docs bench wheels clean venv
+PYTEST := -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo test quick matrix coverage lint format docs bench wheels clean venv
 
 demo: $(STAMP)
 	$(BIN)/edgeattn demo --out out --plot out/table.svg $(DATA_FLAG)
 
 test: lint docs
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python $(PYTEST)
+
+quick: $(STAMP)
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+matrix: $(STAMP)
+	$(BIN)/python $(PYTEST) --whole-matrix tests/acceptance/test_matrix.py
+
+coverage: $(STAMP)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run $(PYTEST)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --sort=cover --skip-covered
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -53,4 +77,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .coverage .coverage.* build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -12,7 +12,7 @@ import pytest
 
 from tests.wheels import ROOMS, ROOT
 
-PROMPT = re.compile(r"^ *>>> ", re.MULTILINE)
+PROMPT = re.compile(r"^ *>>> (?!.*# doctest: \+SKIP)", re.MULTILINE)
 
 
 def examples() -> dict[str, int]:

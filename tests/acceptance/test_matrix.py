@@ -1,4 +1,4 @@
-"""Every named architecture, from every kind of source, on every engine; many others from torch alone.
+"""Every named architecture from torch on every engine, from other sources by pairs; many others from torch alone.
 
 Bounds of design.md: float32 within 1e-4 of the source (relative to the largest value where that is above 1), float16 at
 50 dB or better, TensorRT's builder takes both. int8 with the default recipe must run and give a finite figure; random

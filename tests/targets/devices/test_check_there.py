@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch", reason="converts a model here")
+
 from edgeattn.cli import app
 from edgeattn.errors import DataError
 from edgeattn.jobs import parcel

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+pytest.importorskip("torch", reason="converts a model here")
+
 from edgeattn.audio import read_audio
 from edgeattn.bundle import read_manifest
 from edgeattn.cli import app

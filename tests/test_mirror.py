@@ -14,9 +14,9 @@ from tests.wheels import ROOMS, ROOT
 TESTS = ROOT / "tests"
 FURTHER = {
     "cli/check": "cli/test_verdicts.py",
+    "cli/common": "cli/test_options.py",
     "cli/convert": "cli/test_commands.py",
     "cli/demo": "cli/test_stream.py",
-    "cli/doctor": "cli/test_commands.py",
     "cli/loading": "cli/test_commands.py",
     "cli/models": "cli/test_commands.py",
     "cli/quantize": "cli/test_commands.py",
@@ -24,9 +24,8 @@ FURTHER = {
     "cli/sensitivity_tables": "cli/test_inspect.py",
     "cli/train": "cli/test_commands.py",
     "converters/passes/onnx_graph": "converters/passes/test_onnx_passes.py",
-    "converters/preflight": "converters/test_preflight.py",
+    "distillation": "distillation/test_distillation.py",
     "engines": "pipeline/test_recipes.py",
-    "evaluation/identity": "results/test_verdicts.py",
     "evaluation/probing": "pipeline/test_adversarial.py",
     "graphs/files": "graphs/test_counting.py",
     "guards/children": "cli/test_ending.py",
@@ -39,13 +38,20 @@ FURTHER = {
     "models/streaming_conformer/accents": "models/test_voices.py",
     "pipeline/inspect": "cli/test_inspect.py",
     "pipeline/prune": "cli/test_prune.py",
+    "pipeline/steps/early": "cli/test_early.py",
     "pipeline/steps/fallbacks": "pipeline/test_mixed.py",
-    "pipeline/steps/sensitivity": "cli/test_inspect.py",
     "pipeline/steps/rows": "pipeline/test_convert.py",
+    "pipeline/steps/sensitivity": "cli/test_inspect.py",
     "progress": "pipeline/test_convert.py",
+    "pruning/compare": "pruning/test_apply.py",
     "pruning/configs": "pruning/test_saved.py",
-    "pruning/moments": "pruning/test_reconstruct.py",
+    "pruning/flow": "pruning/test_imported.py",
+    "pruning/forms/heads": "pruning/forms/test_forms.py",
+    "pruning/forms/neurons": "pruning/forms/test_forms.py",
+    "pruning/moments": "pruning/forms/test_low_rank.py",
+    "pruning/repetitions": "pruning/test_imported.py",
     "pruning/states": "pruning/test_apply.py",
+    "pruning/writing_config": "pruning/test_saved.py",
     "quantize/student": "quantize/test_recovery.py",
     "runtimes/faults": "runtimes/test_sessions.py",
     "runtimes/inputs": "runtimes/test_sessions.py",
@@ -57,10 +63,11 @@ FURTHER = {
     "sources/builtin": "sources/test_sources.py",
     "sources/code": "sources/test_sources.py",
     "sources/data": "sources/test_sources.py",
-    "sources/huggingface": "sources/test_huggingface.py",
     "sources/modules": "sources/test_sources.py",
+    "sources/names": "cli/test_early.py",
     "sources/onnx/ops": "sources/onnx/test_importer.py",
     "sources/onnx/upgrade": "sources/test_onnx_file.py",
+    "sources/outputs": "sources/test_sources.py",
     "sources/usercode": "sources/test_sources.py",
     "targets/devices/runner": "targets/devices/test_ssh.py",
     "targets/loader": "targets/test_targets.py",
@@ -98,12 +105,13 @@ def imports() -> dict[str, frozenset[str]]:
 
 
 def own_tests(module: str) -> list[str]:
-    """Tests of its name in its folder or above it in its room, and tests of its room that import it."""
-    *folders, name = module.split("/")
-    above = ["/".join(folders[:depth]) for depth in range(len(folders), 0, -1)] or ["."]
-    named = [path for path in (f"{folder}/test_{name}.py".removeprefix("./") for folder in above) if path in imports()]
-    dotted, room = f"edgeattn.{module.replace('/', '.')}", folders[:1]
-    return named + [path for path, used in imports().items() if dotted in used and path.split("/")[:-1][:1] == room]
+    """Tests of its name, or of a folder that holds it, in their places; and tests of its room that import it."""
+    parts = module.split("/")
+    places = {("/".join(parts[:depth]), name) for depth in range(len(parts)) for name in parts[depth:]}
+    named = [f"{folder}/test_{name}.py".removeprefix("/") for folder, name in sorted(places)]
+    dotted, room = f"edgeattn.{module.replace('/', '.')}", parts[:-1][:1]
+    importing = [path for path, used in imports().items() if dotted in used and path.split("/")[:-1][:1] == room]
+    return [path for path in named if path in imports()] + importing
 
 
 def line_of(module: str) -> str | None:

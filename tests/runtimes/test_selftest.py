@@ -144,6 +144,7 @@ print(result.passed, result.steps)
 """
 
 
+@pytest.mark.slow
 def test_a_small_bundle_of_many_steps_takes_the_memory_of_one(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     steps, width = 300, 2**18  # 1 MiB in and 1 MiB out a step, 600 MiB in all, 3 MB packed

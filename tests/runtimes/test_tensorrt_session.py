@@ -139,6 +139,7 @@ def test_states_can_be_set_and_reset_between_captured_runs(board: Board) -> None
             assert not any(state.any() for state in step.states().values()), round_
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["run", "run", "run", "reset", "set", "look"]), min_size=1, max_size=25))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_course_of_runs_and_states_is_that_of_the_oracle(board: Board, course: list[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 for needed in ("torch", "onnxscript", "onnxruntime", "openvino", "nncf", "litert_torch", "ai_edge_quantizer"):
@@ -12,15 +15,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without ``--whole-matrix`` the cells that :func:`tests.acceptance.pairs.engines_of` chose are left."""
     if config.getoption("--whole-matrix"):
         return
+    from tests.acceptance.cells import ENGINES
     from tests.acceptance.pairs import engines_of
     from tests.architectures import NAMED
 
     chosen = engines_of(NAMED)
 
-    taken, left_out = [], []
-    for item in items:
-        cell = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        case = (cell["loaded"][0].name, cell["loaded"][1]) if {"loaded", "engine"} <= set(cell) else None
-        (left_out if case in chosen and cell["engine"] not in chosen[case] else taken).append(item)
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = taken
+    def is_left_out(item: pytest.Item) -> bool:
+        cell: Mapping[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        if not {"loaded", "engine"} <= set(cell):
+            return False
+        architecture, source = cell["loaded"]
+        return cell["engine"] not in chosen.get((architecture.name, source), ENGINES)
+
+    left_out = {item.nodeid for item in items if is_left_out(item)}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])
+    items[:] = [item for item in items if item.nodeid not in left_out]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import IO, Any, NoReturn
 
-from edgeattn.engines import PACKAGES
+from edgeattn.engines import ENGINES
 from edgeattn.errors import EdgeattnError, InputError
 from edgeattn.printable import PrintableStream, json_text, one_line
 from edgeattn.runtimes.selftest import as_json_text, as_lines, selftest
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("selftest", help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
     command.add_argument("bundle", metavar="BUNDLE", help="a NAME.TARGET.edge directory or zip")
     command.add_argument("--threads", type=int, default=1, help="compute threads of the engine (default: 1)")
-    command.add_argument("--backend", help=f"engine to run on, if not the bundle's own: {', '.join(PACKAGES)}")
+    command.add_argument("--backend", help=f"engine to run on, if not the bundle's own: {', '.join(ENGINES)}")
     command.add_argument("--json", dest="as_json", action="store_true", help="one JSON object on stdout")
     return parser
 

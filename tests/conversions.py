@@ -5,7 +5,6 @@ Nobody writes into their folders: other workers read them at the same time.
 
 from __future__ import annotations
 
-import functools
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -11,11 +11,6 @@ from typing import Any
 from edgeattn.errors import InputError
 from edgeattn.printable import excerpt
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 MAX_DEPTH = 64  # of objects and lists in each other; what we write reaches 9
 MAX_TOML_BYTES = 2**20
 MAX_DOTS = 512  # of a line outside of its text: tomllib takes a dotted key apart in quadratic time
@@ -67,6 +62,11 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 def parse_toml(data: bytes, where: str) -> dict[str, Any]:
     """As :func:`read_toml`, of the bytes of a file."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # here, for a board with Python 3.10 has numpy and an engine alone, and is sent no TOML
+        import tomli as tomllib
+
     if len(data) > MAX_TOML_BYTES:
         raise InputError(f"{where}: a TOML file here has at most {MAX_TOML_BYTES} bytes")
     if any(line.partition(b"=")[0].count(b".") > MAX_DOTS for line in data.splitlines()):

@@ -135,7 +135,8 @@ def predict(anatomy: Anatomy, costs: Costs, cut: Cut) -> float:
 def counts(unit: Unit, options: SelectOptions) -> tuple[int, ...]:
     """Numbers of groups that a unit may keep, all of them first, then falling.
 
-    >>> counts(Unit("a", "feedforward", "x", 20, 1, "a.o", ()), SelectOptions(multiple=8))
+    >>> unit = Unit(path="a", kind="feedforward", family="x", groups=20, width=1, exit="a.o", slices=())
+    >>> counts(unit, SelectOptions(multiple=8))
     (20, 16, 8)
     """
     if unit.kind == "attention":

@@ -474,7 +474,7 @@ def test_ctrl_c_during_several_devices_leaves_nothing(board: Board, tiny_bundle:
     hanging(board)
     relay, device = through(board)
     program = (
-        "import sys; from pathlib import Path; from edgeattn.pipeline.check import profile; "
+        "import sys; from pathlib import Path; from edgeattn.pipeline.profile import profile; "
         "from edgeattn.profiling.measure import MeasureOptions; "
         "profile(Path(sys.argv[1]), MeasureOptions(runs=5, paced_seconds=0), None, sys.argv[2:])"
     )

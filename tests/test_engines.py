@@ -250,9 +250,9 @@ def test_an_engine_with_a_row_three_files_and_three_entries_is_converted_to_and_
             "--data", "small_attention.npz", "--json", "--paced-seconds", "1", "--max-drop", "100",
         )
     )  # fmt: skip
-    (result,) = report["targets"]
+    (result,) = report["results"]
     assert (result["backend"], result["passed"]) == ("abacus", True)
-    candidates = {row["scheme"]: row["metric"] for row in result["precision"]["candidates"]}
+    candidates = {row["scheme"]: row["accuracy"] for row in result["precision"]["candidates"]}
     assert set(candidates) == {"fp32", "int8-static"}
     assert all(metric is not None for metric in candidates.values())
     assert result["latency"]["kind"] == "measured"

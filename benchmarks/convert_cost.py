@@ -89,13 +89,14 @@ import pathlib, torch
 torch.set_num_threads(1)
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.sources.sizes import with_buckets
-from edgeattn.pipeline.steps.recipes import build, Workshop
+from edgeattn.pipeline.steps.exports import Exports
+from edgeattn.pipeline.steps.recipes import build
 from edgeattn.sources import load_model
 from edgeattn.targets import get_target
 directory, out, engine, target = sys.argv[1:]
 model = with_buckets(load_model(directory), {{"seq": ({TOKENS},)}})
-shop = Workshop(model, Baseline({{}}, {{}}, None, None), pathlib.Path(out))
-build(engine, shop, "fp32", get_target(target))
+exports = Exports(model, Baseline({{}}, {{}}, None, None), pathlib.Path(out))
+build(engine, exports, "fp32", get_target(target))
 """
 TARGETS = {"onnxruntime": "cpu", "openvino": "cpu", "litert": "android-arm64", "tensorrt": "jetson-orin-nano"}
 

@@ -3,7 +3,7 @@
     python -m benchmarks.estimates [--engine NAME ...] [--only NAME ...] [--json]
 
 The shapes are those of the published models; weights are random where they are not here, as times depend on shapes
-alone. Each is converted in float32 and int8 by the product's own schemes, estimated by a calibration of the same run
+alone. Each is converted in float32 and int8 by the product's own recipes, estimated by a calibration of the same run
 and measured as a profile is (warmed up until it settles, then the median), on one thread, in float32 and int8 by turns.
 None of them is among the models that calibration measures.
 
@@ -34,7 +34,7 @@ from edgeattn.graphs.counting import computes_int8, file_figures
 from edgeattn.model import EdgeModel, one_thread
 from edgeattn.pipeline.calibrate import calibrate
 from edgeattn.pipeline.steps.baseline import example_calls, recorded
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.profiling.measure import time_step
 from edgeattn.progress import Quiet
@@ -195,14 +195,14 @@ MODELS: Mapping[str, Callable[[], EdgeModel]] = {
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def workshop(model: EdgeModel, room: Path) -> Workshop:
+def exports_of(model: EdgeModel, room: Path) -> Exports:
     """With samples for int8 made from the example: ranges decide no time."""
     base = recorded(model, None, Quiet())
     calibration = {
         graph.name: tuple({**model.example[graph.name], **inputs} for inputs in example_calls(model, graph.name))
         for graph in model.spec.graphs
     }
-    return Workshop(model, replace(base, calibration=calibration), room)
+    return Exports(model, replace(base, calibration=calibration), room)
 
 
 def measured(sessions: Mapping[str, Session], model: EdgeModel) -> dict[str, float]:
@@ -222,17 +222,17 @@ def measured(sessions: Mapping[str, Session], model: EdgeModel) -> dict[str, flo
     return {name: 1e3 * statistics.median(found) for name, found in times.items()}
 
 
-def rows_of(name: str, shop: Workshop, engine: str, host: Target, calibration: Calibration) -> list[Row]:
+def rows_of(name: str, exports: Exports, engine: str, host: Target, calibration: Calibration) -> list[Row]:
     """The model on an engine, measured and estimated in each precision."""
-    artifacts = {precision: build(engine, shop, precision, host) for precision in PRECISIONS}
-    sessions = {key: open_session(engine, made.models, shop.model.spec, 1) for key, made in artifacts.items()}
+    artifacts = {precision: build(engine, exports, precision, host) for precision in PRECISIONS}
+    sessions = {key: open_session(engine, made.models, exports.model.spec, 1) for key, made in artifacts.items()}
     try:
-        times = measured(sessions, shop.model)
+        times = measured(sessions, exports.model)
         efficiency = calibration.engines[engine].efficiency
         found = {
             key: estimate(
                 file_figures(engine, artifacts[key].models, computes_int8(session.executed()))[
-                    shop.model.spec.graphs[0].name
+                    exports.model.spec.graphs[0].name
                 ].ops,
                 host, engine, 1, efficiency,
             )
@@ -308,10 +308,10 @@ def main() -> int:
         print(name, file=sys.stderr, flush=True)
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch, one_thread():
-            shop = workshop(MODELS[name](), Path(scratch))
+            exports = exports_of(MODELS[name](), Path(scratch))
             for engine in engines:
                 try:
-                    rows += rows_of(name, shop, engine, host, calibration)
+                    rows += rows_of(name, exports, engine, host, calibration)
                 except EdgeattnError as error:  # noqa: PERF203  # the others still tell something
                     print(f"{name} on {engine}: {error}", file=sys.stderr, flush=True)
                     failed = True

@@ -468,7 +468,7 @@ def main() -> None:
     else:
         case = text_case(Path(chosen.model), Path(chosen.data) if chosen.data else None)
     with contextlib.ExitStack() as stack:
-        room = chosen.room or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        room = chosen.new_directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(one_thread())
         compare(case, room, chosen.peer or ALL)
 

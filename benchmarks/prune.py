@@ -50,14 +50,14 @@ from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline, score_of
 from edgeattn.pipeline.steps.candidates import (
     Candidates,
-    Verified,
-    add_scheme,
+    VerifiedCandidate,
+    add_recipe,
     artifact_files,
     open_artifact,
     time_candidates,
 )
-from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.fallbacks import try_schemes
+from edgeattn.pipeline.steps.exports import Exports
+from edgeattn.pipeline.steps.fallbacks import try_recipes
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.pipeline.steps.pruning import Outcome, PruneTask, Setting, for_target, latency_table, prune_task
 from edgeattn.pipeline.steps.recipes import build
@@ -210,7 +210,7 @@ class Candidate:
     note: str = ""
 
 
-def candidate(session: Session, verified: Verified) -> Candidate:
+def candidate(session: Session, verified: VerifiedCandidate) -> Candidate:
     """What was verified, as a candidate."""
     assert verified.score is not None, "every case has labels"
     assert verified.drop is not None, "every case has labels"
@@ -225,7 +225,7 @@ class Trial:
     case: Case
     plan: Plan
     engine: str
-    shop: Workshop
+    exports: Exports
     settings: Settings
     made: Outcome
     took: Seconds
@@ -242,12 +242,12 @@ class Trial:
 
 
 def measure(
-    case: Case, plan: Plan, shop: Workshop, task: PruneTask, engine: str, settings: Settings, peers: bool
+    case: Case, plan: Plan, exports: Exports, task: PruneTask, engine: str, settings: Settings, peers: bool
 ) -> tuple[list[Row], list[Bar]]:
     """Rows and bars of one plan on one engine."""
     clock = Clock()
-    trial = carried_out(case, plan, shop, task, engine, settings, clock)
-    room = shop.room(f"{plan.name}-{engine}")
+    trial = carried_out(case, plan, exports, task, engine, settings, clock)
+    room = exports.new_directory(f"{plan.name}-{engine}")
     options = ConvertOptions(
         *((trial.target,), "auto" if plan.quantized else "fp32", engine, room / "out", Gates(plan.max_drop)),
         effort=Effort(300.0),
@@ -256,8 +256,8 @@ def measure(
     scratch.mkdir()
     made = trial.made
     with ExitStack() as stack:
-        whole = add_scheme(Candidates(), shop, trial.target, "fp32", options, stack, clock, alone=True)
-        tried = try_schemes(Workshop(made.model, made.base, scratch, made.pruning), trial.target, options, stack, clock)
+        whole = add_recipe(Candidates(), exports, trial.target, "fp32", options, stack, clock, alone=True)
+        tried = try_recipes(Exports(made.model, made.base, scratch, made.pruning), trial.target, options, stack, clock)
         found = {WHOLE: candidate(whole.sessions["fp32"], whole.verified["fp32"])}
         found |= {f"pruned {name}": candidate(tried.sessions[name], one) for name, one in tried.verified.items()}
         found[PRUNED] = replace(found[PRUNED], note=pruning_note(trial))
@@ -271,7 +271,7 @@ def measure(
 
 
 def carried_out(
-    case: Case, plan: Plan, shop: Workshop, task: PruneTask, engine: str, settings: Settings, clock: Clock
+    case: Case, plan: Plan, exports: Exports, task: PruneTask, engine: str, settings: Settings, clock: Clock
 ) -> Trial:
     """The prune step, and what it took; a cut that an engine before asked for too is not recovered again."""
     target = get_target(ENGINES[engine])
@@ -290,7 +290,7 @@ def carried_out(
             recovery += seconds
         elif what.startswith("pruning: ") or (what.startswith(f"{target.name}: ") and not chosen):
             pruning += seconds
-    return Trial(case, plan, engine, shop, settings, made, Seconds(pruning, of_table, recovery))
+    return Trial(case, plan, engine, exports, settings, made, Seconds(pruning, of_table, recovery))
 
 
 def pruning_note(trial: Trial) -> str:
@@ -337,7 +337,7 @@ def bars(trial: Trial, rows: Sequence[Row]) -> Iterator[Bar]:
         words = f"{took.pruning:.0f} s, beside {took.table:.0f} s for the latency table"
         yield Bar(trial.name, f"pruned in <= {plan.seconds:g} s", words, took.pruning <= plan.seconds)
     if plan.cost is not None:
-        gone = cost_gone(trial.shop.model, trial.made.model)
+        gone = cost_gone(trial.exports.model, trial.made.model)
         wanted = f">= {plan.cost:.0%} of what heads and neurons multiply gone {within}"
         yield Bar(trial.name, wanted, f"{gone:.0%}, {got}", keeps and gone >= plan.cost)
     if facts["predicted_speedup"] is not None and trial.engine == "openvino":
@@ -387,11 +387,11 @@ class Rivals:
     def __init__(
         self, trial: Trial, found: Mapping[str, Candidate], room: Path, stack: ExitStack, clock: Clock
     ) -> None:
-        self.trial, self.room, self.stack, self.clock = trial, room, stack, clock
+        self.trial, self.new_directory, self.stack, self.clock = trial, room, stack, clock
         self.ours = found[PRUNED]
         times = time_candidates({name: found[name].session for name in (WHOLE, PRUNED)})
         self.gain = times[WHOLE] / times[PRUNED]
-        self.given = prunable(trial.shop.model)
+        self.given = prunable(trial.exports.model)
         room.mkdir()
 
     def candidates(self) -> dict[str, Candidate | str]:
@@ -404,7 +404,7 @@ class Rivals:
             {**pad_inputs(bucket, graph, sample.inputs), LABEL: sample.targets["logits"].reshape(1).astype(np.int64)}
             for sample in spread(data.calibration, LABELLED)
         ]
-        write_samples(labelled, (self.room / SAMPLES).resolve())
+        write_samples(labelled, (self.new_directory / SAMPLES).resolve())
         entered = {peer.name: self.entered(peer) for peer in PRUNERS}
         found: dict[str, Candidate | str] = {
             name: one if isinstance(one, str) else one[1] for name, one in entered.items()
@@ -452,10 +452,10 @@ class Rivals:
 
     def made(self, peer: Peer, share: float) -> EdgeModel:
         """The model with a share removed by a setting."""
-        work = self.room / f"{peer.recipe}-{share:.4f}"
+        work = self.new_directory / f"{peer.recipe}-{share:.4f}"
         work.mkdir()
         with_share = replace(peer, recipe=f"{peer.recipe}:{share:.4f}")
-        samples = (self.room / SAMPLES).resolve()
+        samples = (self.new_directory / SAMPLES).resolve()
         tensors = load_file(run_script(with_share, self.trial.case.directory, samples, work.resolve()))
         network = resized(self.given, tensors)
         assert self.given.model.rebuild is not None, "checked by prunable()"
@@ -463,18 +463,18 @@ class Rivals:
 
     def session(self, model: EdgeModel, name: str) -> tuple[Session, int]:
         """The float32 artifact opened, and its size in bytes."""
-        room = self.room / f"artifact-{name}"
+        room = self.new_directory / f"artifact-{name}"
         room.mkdir()
-        shop = Workshop(model, Baseline({}, {}, None, None), room)
-        artifact = build(self.trial.engine, shop, "fp32", self.trial.target)
+        exports = Exports(model, Baseline({}, {}, None, None), room)
+        artifact = build(self.trial.engine, exports, "fp32", self.trial.target)
         size = sum(file.stat().st_size for file in artifact_files(artifact).values())
-        return open_artifact(artifact, shop, 1), size
+        return open_artifact(artifact, exports, 1), size
 
     def scored(self, opened: tuple[Session, int], label: str, note: str) -> Candidate:
         """With its metric."""
         session, size = opened
         self.stack.enter_context(session)
-        base = self.trial.shop.base
+        base = self.trial.exports.base
         score = score_of(session, self.trial.case.data, label, self.clock)
         assert score is not None, "every case has labels"
         assert base.score is not None, "every case has labels"
@@ -547,14 +547,14 @@ def main() -> None:
         case = limited(CASES[name](chosen.data, chosen.weights), chosen.samples)
         print(f"{name}: {case.data.origin}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix="edgeattn-") as scratch:
-            shop = Workshop(case.model, baseline(case.model, case.data, Log()), Path(scratch))
+            exports = Exports(case.model, baseline(case.model, case.data, Log()), Path(scratch))
             for plan in PLANS[name]:
                 if chosen.plan and plan.name not in chosen.plan:
                     continue
                 request = parse_request(settings.asked or plan.asked, settings.recover_seconds(plan))
-                task = prune_task(shop, request)
+                task = prune_task(exports, request)
                 for engine in chosen.engine or plan.engines:
-                    found, met = measure(case, plan, shop, task, engine, settings, chosen.peers)
+                    found, met = measure(case, plan, exports, task, engine, settings, chosen.peers)
                     rows += found
                     reached += met
     if chosen.json:

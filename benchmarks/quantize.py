@@ -29,9 +29,15 @@ from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.speech import SpeechData
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline
-from edgeattn.pipeline.steps.candidates import Candidates, Verified, artifact_files, best_float, time_candidates
-from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.fallbacks import try_schemes
+from edgeattn.pipeline.steps.candidates import (
+    Candidates,
+    VerifiedCandidate,
+    artifact_files,
+    best_float,
+    time_candidates,
+)
+from edgeattn.pipeline.steps.exports import Exports
+from edgeattn.pipeline.steps.fallbacks import try_recipes
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.results.gates import Gates
 from edgeattn.runtimes import Session, open_session
@@ -159,7 +165,7 @@ def limited(case: Case, samples: int) -> Case:
 
 def measure(case: Case, base: Baseline, peers: bool, only: Sequence[str], room: Path) -> tuple[list[Row], list[Bar]]:
     """Every candidate of every engine, and the bars."""
-    shop = Workshop(case.model, base, room)
+    exports = Exports(case.model, base, room)
     rows, bars = [], []
     engines = {**ENGINES, **(PEER_ENGINES if peers else {})}
     for engine, name in engines.items():
@@ -170,8 +176,8 @@ def measure(case: Case, base: Baseline, peers: bool, only: Sequence[str], room: 
             *((get_target(name),), precision, engine, room / "out", Gates(case.max_drop)), effort=Effort(300.0)
         )
         with ExitStack() as stack:
-            tried = try_schemes(shop, options.targets[0], options, stack, Log())
-            others = peer_sessions(case, shop, engine, room, stack) if peers else {}
+            tried = try_recipes(exports, options.targets[0], options, stack, Log())
+            others = peer_sessions(case, exports, engine, room, stack) if peers else {}
             own, found = engine_rows(case, engine, tried, others, base)
             rows += own
             bars += found
@@ -203,7 +209,7 @@ def engine_rows(
     return rows, engine_bars(case, engine, rows, verified, ours)
 
 
-def shipped(verified: Mapping[str, Verified], case: Case) -> str:
+def shipped(verified: Mapping[str, VerifiedCandidate], case: Case) -> str:
     """The fastest int8 within the budget by its measured drop; TensorRT's first, whose time is not known here."""
     able = {
         name: v
@@ -215,14 +221,14 @@ def shipped(verified: Mapping[str, Verified], case: Case) -> str:
     return min(able, key=lambda name: able[name].latency_ms or 0.0, default=fallback)
 
 
-def peer_sessions(case: Case, shop: Workshop, engine: str, room: Path, stack: ExitStack) -> dict[str, Session | str]:
+def peer_sessions(case: Case, exports: Exports, engine: str, room: Path, stack: ExitStack) -> dict[str, Session | str]:
     """Peers of an engine: a session each, or why there is none."""
     from benchmarks.peers import PEERS, run_peers
 
-    graph = next(iter(shop.onnx))
+    graph = next(iter(exports.onnx))
     names = [peer.name for peer in PEERS if peer.engine == engine]
     results = run_peers(
-        shop.onnx[graph], shop.tflite.models[graph], case.directory, shop.base.calibration[graph][:128],
+        exports.onnx[graph], exports.tflite.models[graph], case.directory, exports.base.calibration[graph][:128],
         room / f"peers-{engine}", names,
     )  # fmt: skip
     sessions: dict[str, Session | str] = {}
@@ -270,7 +276,9 @@ def model_of(session: Session) -> Path:
     return path
 
 
-def engine_bars(case: Case, engine: str, rows: Sequence[Row], verified: Mapping[str, Verified], ours: str) -> list[Bar]:
+def engine_bars(
+    case: Case, engine: str, rows: Sequence[Row], verified: Mapping[str, VerifiedCandidate], ours: str
+) -> list[Bar]:
     """What the engine had to reach."""
     own = next(row for row in rows if row.name == ours)
     quantized = verified[ours].quantized

@@ -44,7 +44,7 @@ def main() -> None:
     from edgeattn.errors import EdgeattnError
     from edgeattn.pipeline.steps.baseline import Baseline
     from edgeattn.pipeline.steps.candidates import artifact_files
-    from edgeattn.pipeline.steps.exports import Workshop
+    from edgeattn.pipeline.steps.exports import Exports
     from edgeattn.pipeline.steps.recipes import build
     from edgeattn.runtimes import open_session
     from edgeattn.runtimes.buckets import pad_inputs
@@ -64,11 +64,11 @@ def main() -> None:
     samples = tuple(pad_inputs(bucket, graph, inputs) for inputs in tokenized(directory, CALIBRATION))
     print(f"{'source':12} {'fp32':5} {'':>14} margin {margin(expected):5.3f}")
     with tempfile.TemporaryDirectory() as scratch:
-        shop = Workshop(model, Baseline({}, {graph.name: samples}, None, None), Path(scratch))
+        exports = Exports(model, Baseline({}, {graph.name: samples}, None, None), Path(scratch))
         for engine in chosen.engine or ("openvino", "litert", "tensorrt"):
             for precision in ("fp32", "fp16", "int8"):
                 try:
-                    artifact = build(engine, shop, precision, get_target(TARGETS[engine]))
+                    artifact = build(engine, exports, precision, get_target(TARGETS[engine]))
                 except EdgeattnError as error:
                     print(f"{engine:12} {precision:5} {error}")
                     continue

@@ -14,12 +14,12 @@ class Conversion:
 
     Attributes:
         source: the model and its exports, with a directory for what is made.
-        scheme: "fp32", "fp16", or what ``quantized`` was made by.
+        recipe: "fp32", "fp16", or what ``quantized`` was made by.
         target: that it is for.
         quantized: what the engine's entry in :data:`edgeattn.quantize.engines.QUANTIZERS` made; None for a float.
     """
 
     source: ModelFiles
-    scheme: str
+    recipe: str
     target: Target
     quantized: Artifact | None = None

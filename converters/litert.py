@@ -44,8 +44,8 @@ def convert(work: Conversion) -> Artifact:
     """TFLite of the model, made once; halved or quantized, it is made of that file."""
     if work.quantized is not None:
         return work.quantized
-    if work.scheme == "fp16":
-        return halve_tflite(work.source.model, work.source.tflite, work.source.room(f"{LITERT.name}-fp16"))
+    if work.recipe == "fp16":
+        return halve_tflite(work.source.model, work.source.tflite, work.source.new_directory(f"{LITERT.name}-fp16"))
     return work.source.tflite
 
 

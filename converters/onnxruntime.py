@@ -16,10 +16,10 @@ from edgeattn.model import Artifact
 def convert(work: Conversion) -> Artifact:
     """The exported ONNX as it is; quantized with float32 around the Q/DQ; fp16 as for TensorRT."""
     if work.quantized is not None:
-        room = work.source.room(f"{ONNXRUNTIME.name}-{work.scheme}")
+        room = work.source.new_directory(f"{ONNXRUNTIME.name}-{work.recipe}")
         models = {graph: Path(shutil.copy(path, room / path.name)) for graph, path in work.quantized.models.items()}
         share_onnx(models)
         return replace(work.quantized, models=models)
-    if work.scheme == "fp16":
+    if work.recipe == "fp16":
         return replace(tensorrt.convert(work), backend=ONNXRUNTIME.name, build=None)
     return Artifact(ONNXRUNTIME.name, "fp32", work.source.onnx, "ONNX, float32")

@@ -28,11 +28,11 @@ def convert(work: Conversion) -> Artifact:
     if made is not None and made.backend == OPENVINO.name:  # NNCF writes IR
         artifact = made
     else:
-        room = work.source.room(f"{OPENVINO.name}-{work.scheme}")
+        room = work.source.new_directory(f"{OPENVINO.name}-{work.recipe}")
         if made is not None:
             artifact = replace(made, backend=OPENVINO.name, models=to_openvino(made.models, room, "fp16").models)
         else:
-            artifact = to_openvino(work.source.onnx, room, "fp16" if work.scheme == "fp16" else "fp32")
+            artifact = to_openvino(work.source.onnx, room, "fp16" if work.recipe == "fp16" else "fp32")
     share_ir(artifact.models)
     return artifact
 

@@ -43,19 +43,19 @@ def convert(work: Conversion) -> Artifact:
     source, made = work.source, work.quantized
     capability = work.target.compute_capability or DEFAULT_CAPABILITY
     recipe = BuildRecipe(sparsity=supports_2_4(capability))  # TensorRT itself looks which weights have it
-    room = f"{TENSORRT.name}-{work.scheme}"
+    room = f"{TENSORRT.name}-{work.recipe}"
     if made is not None:
-        artifact = to_tensorrt(made.models, source.room(room), "int8", capability, recipe, source.islands)
+        artifact = to_tensorrt(made.models, source.new_directory(room), "int8", capability, recipe, source.islands)
         artifact = replace(
             artifact,
             precision=made.precision,
             recipe=f"{made.recipe}; {artifact.recipe}",
             treatments=made.treatments,
         )
-    elif work.scheme == "fp16":
-        artifact = to_tensorrt(source.onnx, source.room(room), "fp16", capability, recipe, source.islands)
+    elif work.recipe == "fp16":
+        artifact = to_tensorrt(source.onnx, source.new_directory(room), "fp16", capability, recipe, source.islands)
     else:
-        artifact = to_tensorrt(source.onnx, source.room(room), "fp32", capability, recipe)
+        artifact = to_tensorrt(source.onnx, source.new_directory(room), "fp32", capability, recipe)
     share_onnx(artifact.models)
     return artifact
 

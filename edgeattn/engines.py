@@ -35,11 +35,11 @@ TREATMENT: Mapping[str, Treatment] = {
 """Scheme -> what a layer becomes that a plan calls int8."""
 
 
-def precision_of(scheme: str) -> Precision:
-    """The precision that a scheme counts as."""
-    if scheme in ("fp32", "fp16"):
-        return scheme  # type: ignore[return-value]  # narrowed by the line above
-    return "int4" if scheme.startswith("int4") else "int8"
+def precision_of(recipe: str) -> Precision:
+    """The precision that a recipe counts as."""
+    if recipe in ("fp32", "fp16"):
+        return recipe  # type: ignore[return-value]  # narrowed by the line above
+    return "int4" if recipe.startswith("int4") else "int8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Engine:
             the one that runs them on this host.
         files: what it loads.
         through_onnx: whether its files are made of the exported ONNX.
-        schemes: the safest first, of int8 the one that is tried first.
+        recipes: the safest first, of int8 the one that is tried first.
         tried: what "auto" and "int8" try of them.
         fallback: what is tried where none of these keeps the metric: it takes longer to make.
         shares_pairs: whether one Q/DQ pair serves all layers that read a tensor; without, a layer needs its own.
@@ -88,7 +88,7 @@ class Engine:
     substitutes: tuple[str, ...] = ()
     files: Files
     through_onnx: bool = True
-    schemes: tuple[str, ...]
+    recipes: tuple[str, ...]
     tried: tuple[str, ...]
     fallback: tuple[str, ...] = ()
     shares_pairs: bool = True
@@ -145,7 +145,7 @@ OPENVINO = Engine(
     rank=1,
     arm_rank=2,
     files="ir",
-    schemes=("fp32", "fp16", "int8-static", "int8-dynamic", "int8-nncf", "int4-weights"),
+    recipes=("fp32", "fp16", "int8-static", "int8-dynamic", "int8-nncf", "int4-weights"),
     tried=("int8-static", "int8-dynamic"),
     fallback=("int8-nncf",),
     fuses=True,
@@ -165,7 +165,7 @@ LITERT = Engine(
     arm_rank=1,
     files="tflite",
     through_onnx=False,
-    schemes=("fp32", "fp16", "int8-dynamic", "int8-weights", "int8-static", "int4-weights"),
+    recipes=("fp32", "fp16", "int8-dynamic", "int8-weights", "int8-static", "int4-weights"),
     tried=("int8-dynamic",),  # static int8 gains nothing over it under XNNPACK: only by its own name
     narrows=True,
     products=frozenset({"FULLY_CONNECTED", "BATCH_MATMUL"}),
@@ -181,7 +181,7 @@ ONNXRUNTIME = Engine(
     rank=2,
     arm_rank=3,
     files="onnx",
-    schemes=("fp32", "fp16", "int8-static", "int8-weights", "int4-weights"),
+    recipes=("fp32", "fp16", "int8-static", "int8-weights", "int4-weights"),
     tried=("int8-static", "int8-weights"),
     shares_pairs=False,  # it computes layers in float that share one
     half=True,
@@ -204,7 +204,7 @@ TENSORRT = Engine(
     tools=("tensorrt_rtx",),
     substitutes=(ONNXRUNTIME.name,),  # its bundle holds ONNX
     files="onnx",
-    schemes=("fp32", "fp16", "int8-static", "int8-weights", "int4-weights"),
+    recipes=("fp32", "fp16", "int8-static", "int8-weights", "int4-weights"),
     tried=("int8-static",),
     half=True,
     fuses=True,
@@ -217,7 +217,7 @@ ENGINES: Mapping[str, Engine] = {row.name: row for row in (OPENVINO, LITERT, ONN
 
 def scheme_names() -> tuple[str, ...]:
     """Of all engines, each once."""
-    return tuple(dict.fromkeys(name for row in ENGINES.values() for name in row.schemes))
+    return tuple(dict.fromkeys(name for row in ENGINES.values() for name in row.recipes))
 
 
 def products() -> frozenset[str]:

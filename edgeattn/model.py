@@ -70,7 +70,7 @@ class EdgeModel:
             that graph was imported from it.
         buckets: dimension -> sizes to convert for, as the source declares them; see :mod:`edgeattn.sources.sizes`.
         fills: input -> what its padded positions hold, if not 0.
-        resize: makes a graph anew for inputs of other sizes, where modules are bound to those they were made with.
+        resize: makes a graph again for inputs of other sizes, where modules are bound to those they were made with.
         notes: what its user should know about how it was read, for the result.
         network: the module that all graphs run, with the paths that its author knows; None where there is none, as of
             a program of torch.export, or an ONNX file with an operator that is not imported.
@@ -326,5 +326,5 @@ class ModelFiles(Protocol):
     def calibration(self) -> Mapping[str, Sequence[Arrays]]:
         """Graph -> full input sets, states included; empty without data."""
 
-    def room(self, name: str) -> Path:
+    def new_directory(self, name: str) -> Path:
         """An empty directory for one artifact."""

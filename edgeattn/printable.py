@@ -58,7 +58,7 @@ def _readable(value: Any) -> Any:
 
 
 def bounded(text: str, limit: int = MAX_MESSAGE) -> str:
-    """At most so many characters: what is too long loses its middle, and says so.
+    """At most that many characters: what is too long loses its middle, and says so.
 
     >>> bounded("x" * 5_000).count("x") < 3_800, len(bounded("x" * 5_000)) <= 3_800
     (True, True)
@@ -71,7 +71,7 @@ def bounded(text: str, limit: int = MAX_MESSAGE) -> str:
 
 
 def one_line(text: str, limit: int = MAX_MESSAGE) -> str:
-    r"""A message as one line, printable and of at most so many characters: no name in it can look like a second one.
+    r"""A message as one line, printable and of at most this many characters: no name in it can look like a second one.
 
     >>> print(one_line("no graph 'a\nerror: b'\n\n see\a"))
     no graph 'a error: b' see\x07

@@ -1,4 +1,4 @@
-"""int8 and int4 for TFLite by ai-edge-quantizer: four schemes, and a plan of layers that depart from them."""
+"""int8 and int4 for TFLite by ai-edge-quantizer: four recipes, and a plan of layers that depart from them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ OWN: Mapping[str, Treatment] = {
     "int8-weights": "int8-weights",
     "int4-weights": "int4-weights",
 }
-"""What a scheme makes of a layer."""
-SCHEMES = tuple(OWN)
+"""What a recipe makes of a layer."""
+RECIPES = tuple(OWN)
 WORDS: Mapping[str, str] = {
     "int8-dynamic": "dynamic-range int8, weights per channel",
     "int8-static": "static int8 of linear layers, weights per channel, ranges from extremes",
@@ -45,7 +45,7 @@ class _Job:
     source: Path
     target: Path
     graphs: tuple[str, ...]
-    scheme: str
+    recipe: str
     samples: Mapping[str, list[dict[str, np.ndarray]]]
     products: tuple[tuple[TfliteProduct, Treatment], ...]  # with what each becomes
 
@@ -59,8 +59,8 @@ def quantize(work: Quantization) -> Artifact:
         if plan is None:  # without a plan, layers need no names, and a model that is no ONNX is no worse for it
             unless.enter_context(contextlib.suppress(ConversionError))
         onnx = source.onnx
-    room = source.room(f"{LITERT.name}-{work.scheme}")
-    return quantize_tflite(source.tflite, onnx, source.calibration, room, work.scheme, plan)
+    room = source.new_directory(f"{LITERT.name}-{work.recipe}")
+    return quantize_tflite(source.tflite, onnx, source.calibration, room, work.recipe, plan)
 
 
 def quantize_tflite(
@@ -68,7 +68,7 @@ def quantize_tflite(
     onnx: Mapping[str, Path],
     calibration: Calibration,
     directory: Path,
-    scheme: str = "int8-dynamic",
+    recipe: str = "int8-dynamic",
     plan: Plan | None = None,
 ) -> Artifact:
     """Quantize float32 TFLite files, with float32 input and output, states included.
@@ -94,40 +94,40 @@ def quantize_tflite(
         calibration: graph name -> full input sets; needed by ``int8-static``.
         directory: existing directory, another one than the artifact's; its files are written into it
             under the same names.
-        scheme: what becomes of all that a plan does not name.
-        plan: by layer: ``float`` is float32, ``int8`` is the scheme's own, the others are what they are called. A
-            layer whose weights are not found in the file is as the scheme makes it. None for the scheme alone.
+        recipe: what becomes of all that a plan does not name.
+        plan: by layer: ``float`` is float32, ``int8`` is the recipe's own, the others are what they are called. A
+            layer whose weights are not found in the file is as the recipe makes it. None for the recipe alone.
 
     Raises:
         DataError: if a calibration that is needed does not fit the model.
         InputError: if a pattern of the plan matches no layer.
         UnsupportedError: if the artifact is not float32 TFLite, if a layer that is to stay float is not found in the
-            file, if nothing is left to quantize, or for another scheme.
+            file, if nothing is left to quantize, or for another recipe.
         ConversionError: if the quantizer fails, or LiteRT refuses what it wrote.
         MissingExtraError: without ai-edge-quantizer.
     """
-    if scheme not in SCHEMES:
-        raise UnsupportedError(unknown_name("TFLite scheme", scheme, SCHEMES))
+    if recipe not in RECIPES:
+        raise UnsupportedError(unknown_name("LiteRT recipe", recipe, RECIPES))
     if tflite.backend != LITERT.name or tflite.precision != "fp32":
         raise UnsupportedError(f"int8 for TFLite starts from float32 TFLite, got {tflite.backend} {tflite.precision}")
-    samples = _samples(tflite, calibration) if scheme == "int8-static" else {}
-    asked = _asked(onnx, plan or Plan(OWN[scheme]))
+    samples = _samples(tflite, calibration) if recipe == "int8-static" else {}
+    asked = _asked(onnx, plan or Plan(OWN[recipe]))
     written: dict[Path, Path] = {}
     became: dict[str, Treatment] = {}
     for path in dict.fromkeys(tflite.models.values()):  # graphs may stand in one file, each under its signature
         graphs = tuple(graph for graph, file in tflite.models.items() if file == path)
         job = _Job(
-            path, directory / path.name, graphs, scheme, {g: samples[g] for g in graphs if g in samples},
-            _planned(path, onnx, graphs, asked, scheme),
+            path, directory / path.name, graphs, recipe, {g: samples[g] for g in graphs if g in samples},
+            _planned(path, onnx, graphs, asked, recipe),
         )  # fmt: skip
         for product, treatment in _quantize(job):
             became |= {name: treatment for name in product.paths if became.get(name, "float") == "float"}
         written[path] = job.target
     _check_found(asked, became)
-    treatments = {name: became.get(name, OWN[scheme]) for name in asked}
-    recipe = f"{WORDS[scheme]}, {counted(treatments)}, float32 input and output"
+    treatments = {name: became.get(name, OWN[recipe]) for name in asked}
+    recipe = f"{WORDS[recipe]}, {counted(treatments)}, float32 input and output"
     models = {graph: written[path] for graph, path in tflite.models.items()}
-    precision = "int4" if scheme == "int4-weights" else "int8"
+    precision = "int4" if recipe == "int4-weights" else "int8"
     return Artifact(LITERT.name, precision, models, recipe, treatments=treatments)
 
 
@@ -169,7 +169,7 @@ def _asked(onnx: Mapping[str, Path], plan: Plan) -> dict[str, Treatment]:
 
 
 def _planned(
-    path: Path, onnx: Mapping[str, Path], graphs: Iterable[str], asked: Mapping[str, Treatment], scheme: str
+    path: Path, onnx: Mapping[str, Path], graphs: Iterable[str], asked: Mapping[str, Treatment], recipe: str
 ) -> tuple[tuple[TfliteProduct, Treatment], ...]:
     """Every product of a file with what it becomes."""
     import onnx as onnx_module
@@ -180,17 +180,17 @@ def _planned(
     for product in products:
         # The first of TREATMENTS is the most careful one: of layers with tied weights it decides for all, and so it
         # does for products of two graphs that are called alike.
-        wishes = [asked[name] for name in product.paths] or [OWN[scheme]]
+        wishes = [asked[name] for name in product.paths] or [OWN[recipe]]
         wishes += [by_scope[product.scope]] if product.scope in by_scope else []
         by_scope[product.scope] = min(wishes, key=TREATMENTS.index)
-    return tuple((product, _possible(product, by_scope[product.scope], scheme)) for product in products)
+    return tuple((product, _possible(product, by_scope[product.scope], recipe)) for product in products)
 
 
-def _possible(product: TfliteProduct, asked: Treatment, scheme: str) -> Treatment:
-    wish = OWN[scheme] if asked == "int8" else asked
+def _possible(product: TfliteProduct, asked: Treatment, recipe: str) -> Treatment:
+    wish = OWN[recipe] if asked == "int8" else asked
     if wish == "int4-weights" and (product.inner % BLOCK or product.operation != "FULLY_CONNECTED"):
         wish = "int8"
-    if wish == "int8" and scheme == "int8-static" and product.operation != "FULLY_CONNECTED":
+    if wish == "int8" and recipe == "int8-static" and product.operation != "FULLY_CONNECTED":
         return "float"
     return wish
 
@@ -200,7 +200,7 @@ def _check_found(asked: Mapping[str, Treatment], became: Mapping[str, Treatment]
     if lost:
         raise UnsupportedError(
             f"{', '.join(lost[:5])}{' and others' if len(lost) > 5 else ''} must stay float, and the TFLite file has "
-            "no product with these weights: the converter merged them into others; leave the layer to the scheme"
+            "no product with these weights: the converter merged them into others; leave the layer to the recipe"
         )
 
 
@@ -230,10 +230,10 @@ def _quantize_all_but(
     nothing = algorithms.AlgorithmName.NO_QUANTIZE
     try:
         work = quantizer.Quantizer(str(job.source))
-        _add_scheme(work, job.scheme)
+        _add_scheme(work, job.recipe)
         for operation in left_out:
             work.update_quantization_recipe(".*", operation, algorithm_key=nothing)
-        _add_products(work, products, job.scheme, nothing)
+        _add_products(work, products, job.recipe, nothing)
         ranges = _calibrated(work, job) if work.need_calibration else None
         quantized = work.quantize(ranges)
     except Exception as error:
@@ -245,24 +245,24 @@ def _quantize_all_but(
     quantized.export_model(str(job.target), overwrite=True)
 
 
-def _add_scheme(work: Any, scheme: str) -> None:
+def _add_scheme(work: Any, recipe: str) -> None:
     types: Any = load_extra("ai_edge_quantizer.qtyping", "tflite")
     everything = types.TFLOperationName.ALL_SUPPORTED
-    if scheme == "int8-static":
+    if recipe == "int8-static":
         work.add_static_config(".*", types.TFLOperationName.FULLY_CONNECTED, 8, 8)
-    elif scheme == "int8-weights":
+    elif recipe == "int8-weights":
         work.add_weight_only_config(".*", everything, 8)
     else:  # int4 is asked for product by product: it does not fit all
         work.add_dynamic_config(".*", everything, 8)
 
 
-def _add_products(work: Any, products: tuple[tuple[TfliteProduct, Treatment], ...], scheme: str, nothing: Any) -> None:
-    """What departs from the scheme, by the exact scopes of the operations."""
+def _add_products(work: Any, products: tuple[tuple[TfliteProduct, Treatment], ...], recipe: str, nothing: Any) -> None:
+    """What departs from the recipe, by the exact scopes of the operations."""
     types: Any = load_extra("ai_edge_quantizer.qtyping", "tflite")
     groups: dict[tuple[str, Treatment], list[str]] = {}
     for product, treatment in products:
-        # of the scheme int4-weights, int8 is what its rule for everything says already
-        if treatment != OWN[scheme] or treatment == "int4-weights":
+        # of the recipe int4-weights, int8 is what its rule for everything says already
+        if treatment != OWN[recipe] or treatment == "int4-weights":
             groups.setdefault((product.operation, treatment), []).append(product.scope)
     for (operation, treatment), scopes in groups.items():
         regex = f"^(?:{'|'.join(re.escape(scope) for scope in dict.fromkeys(scopes))})$"

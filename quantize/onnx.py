@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from edgeattn.engines import ONNXRUNTIME, TREATMENT, precision_of
 from edgeattn.model import Artifact
-from edgeattn.quantize.plan import counted, scheme_plan
+from edgeattn.quantize.plan import counted, recipe_plan
 from edgeattn.quantize.qdq import QdqOptions, quantize_onnx
 from edgeattn.quantize.quantization import Quantization
 from edgeattn.quantize.saturation import narrow_for
@@ -19,13 +19,13 @@ def quantize(work: Quantization) -> Artifact:
         DataError, InputError, UnsupportedError, MissingExtraError: as :func:`edgeattn.quantize.qdq.quantize_onnx`.
     """
     source, target = work.source, work.target
-    options = QdqOptions(scheme_plan(work.scheme, work.plan), scales=work.scales, shared=work.engine.shares_pairs)
+    options = QdqOptions(recipe_plan(work.recipe, work.plan), scales=work.scales, shared=work.engine.shares_pairs)
     narrow: frozenset[str] = frozenset()
-    if TREATMENT[work.scheme] == "int8":
+    if TREATMENT[work.recipe] == "int8":
         narrow = narrow_for(target.isa, target.cpu.arch, source.onnx, source.calibration, options)
         options = replace(options, narrow=narrow)
-    made = quantize_onnx(source.onnx, source.calibration, source.room("qdq"), options)
-    recipe = f"{work.scheme}: {counted(made.treatments)}, symmetric, per channel"
+    made = quantize_onnx(source.onnx, source.calibration, source.new_directory("qdq"), options)
+    recipe = f"{work.recipe}: {counted(made.treatments)}, symmetric, per channel"
     if narrow:
         recipe += f", 7-bit weights in {len(narrow)} layers that would saturate"
-    return Artifact(ONNXRUNTIME.name, precision_of(work.scheme), made.models, recipe, treatments=made.treatments)
+    return Artifact(ONNXRUNTIME.name, precision_of(work.recipe), made.models, recipe, treatments=made.treatments)

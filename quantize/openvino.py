@@ -44,10 +44,10 @@ class _Job:
 
 def quantize(work: Quantization) -> Artifact:
     """IR by NNCF, or ONNX with Q/DQ."""
-    if work.scheme != "int8-nncf":
+    if work.recipe != "int8-nncf":
         return quantize_pairs(work)
     source, target = work.source, work.target
-    room = source.room(f"{OPENVINO.name}-{work.scheme}")
+    room = source.new_directory(f"{OPENVINO.name}-{work.recipe}")
     narrow = bool(narrow_for(target.isa, target.cpu.arch, source.onnx, source.calibration))
     return int8_nncf(source.onnx, source.calibration, room, work.plan, narrow=narrow)
 

@@ -64,9 +64,9 @@ EVERYTHING = Plan()
 """Every layer int8: where the search starts."""
 
 
-def scheme_plan(scheme: str, plan: Plan) -> Plan:
-    """A plan whose "int8" is spelled as the scheme means it."""
-    own = TREATMENT[scheme]
+def recipe_plan(recipe: str, plan: Plan) -> Plan:
+    """A plan whose "int8" is spelled as the recipe means it."""
+    own = TREATMENT[recipe]
 
     def treatment(asked: Treatment) -> Treatment:
         return own if asked == "int8" else asked

@@ -18,15 +18,15 @@ class Quantization:
     Attributes:
         engine: that it is for.
         source: the model and its exports, with a directory for what is made.
-        scheme: of the engine's, no float.
+        recipe: of the engine's, no float.
         target: that it is for.
-        plan: treatment by module path; its "int8" is the scheme's own.
+        plan: treatment by module path; its "int8" is the recipe's own.
         scales: path -> activation scale that recovery learned.
     """
 
     engine: Engine
     source: ModelFiles
-    scheme: str
+    recipe: str
     target: Target
     plan: Plan = field(default_factory=Plan)
     scales: Mapping[str, float] = field(default_factory=dict)

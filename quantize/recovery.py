@@ -68,7 +68,7 @@ class RecoveryOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovered:
+class RecoveredModel:
     """A trained model, the best by the held-out samples; the source itself if none was better.
 
     Attributes:
@@ -80,7 +80,7 @@ class Recovered:
         seconds: it took, runs before a checkpoint included.
         before: loss on the held-out samples of the rounded model at the start.
         after: of the best.
-        calibrated: paths of int8 layers with calibrated scales, which the export computes anew.
+        calibrated: paths of int8 layers with calibrated scales, which the export computes again.
         untrained: paths of layers of the plan that keep their weights: no product of the module has them, or no
             parameter holds them. The former were trained around without being rounded.
         note: why it ended early or changed nothing; empty otherwise.
@@ -108,7 +108,7 @@ def recover(
     calibration: Calibration,
     options: RecoveryOptions,
     on_step: Callable[[float], None],
-) -> Recovered:
+) -> RecoveredModel:
     """Train a copy of a model so that its rounded outputs come back to those of the float model.
 
     What is trained are the weights of linear layers, their biases and the weights and biases of normalisations; of a
@@ -166,7 +166,7 @@ def recover(
         )
         run.run()
         student.finish()
-    return Recovered(
+    return RecoveredModel(
         model=student.model(), scales=student.learned(), losses=tuple(run.losses), seconds=run.elapsed(),
         before=run.before, after=run.best_loss, calibrated=student.calibrated, untrained=student.untrained,
         note=run.note,
@@ -213,7 +213,7 @@ class _Learner:
         return total / len(items)
 
     def changed(self) -> None:
-        """Weights are rounded anew."""
+        """Weights are rounded again."""
         self.student.changed()
 
     def _loss(self, item: Item) -> torch.Tensor:

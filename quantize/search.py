@@ -56,7 +56,7 @@ class _Saved:
 
 
 @dataclass
-class Notebook:
+class SearchLog:
     """The trials of one search on disk, so that a killed one goes on where it was.
 
     Attributes:
@@ -105,7 +105,7 @@ def by_gain(noise: Mapping[str, float], work: Mapping[str, float]) -> tuple[str,
 def search(
     order: Sequence[str],
     evaluate: Callable[[tuple[str, ...]], Trial],
-    notebook: Notebook,
+    search_log: SearchLog,
     seconds: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> Found:
@@ -117,17 +117,17 @@ def search(
     Args:
         order: layer paths, most worth returning first.
         evaluate: builds, verifies and times the plan with these layers in float.
-        seconds: for new trials; those in the notebook cost nothing. One that has begun is finished.
+        seconds: for new trials; those in the search log cost nothing. One that has begun is finished.
     """
-    notebook.read()
+    search_log.read()
     deadline = clock() + seconds
 
     def tried(count: int) -> Trial | None:
-        if count not in notebook.trials:
+        if count not in search_log.trials:
             if clock() >= deadline:
                 return None
-            notebook.add(evaluate(tuple(order[:count])))
-        return notebook.trials[count]
+            search_log.add(evaluate(tuple(order[:count])))
+        return search_log.trials[count]
 
     failed, passed, ended = 0, None, "every layer was tried"
     for count in _doubling(len(order)):
@@ -151,13 +151,13 @@ def search(
         passed, failed = (middle, failed) if trial.passed else (passed, middle)
     else:
         ended = ended if passed is None else "the fewest layers were found"
-    winners = [trial for trial in notebook.trials.values() if trial.passed]
+    winners = [trial for trial in search_log.trials.values() if trial.passed]
     best = max(winners, key=lambda trial: (trial.gain or 0.0, -trial.returned), default=None)
-    return Found(best, tuple(notebook.trials[count] for count in sorted(notebook.trials)), ended)
+    return Found(best, tuple(search_log.trials[count] for count in sorted(search_log.trials)), ended)
 
 
 def most_trials(layers: int) -> int:
-    """How many trials a search over so many layers makes at most: a doubling and a halving of the gap."""
+    """How many trials a search over that many layers makes at most: a doubling and a halving of the gap."""
     return 2 * max(1, (layers - 1).bit_length())
 
 

@@ -123,7 +123,7 @@ class Student:
         return outputs
 
     def changed(self) -> None:
-        """Weights were written: round them anew."""
+        """Weights were written: round them again."""
         self.rounded.clear()
 
     def finish(self) -> None:

@@ -178,7 +178,7 @@ def contexts(graph: GraphSpec) -> int:
 
 
 def device_bytes(trt: Any, engine: Any, plan_bytes: int, contexts: int) -> int:
-    """Memory that an engine takes: its weights, and the scratch memory of so many execution contexts.
+    """Memory that an engine takes: its weights, and the scratch memory of that many execution contexts.
 
     Args:
         plan_bytes: of the serialized engine, which stand for the weights where TensorRT does not tell those.

@@ -251,7 +251,7 @@ def keep_calibration(found: Calibration) -> Path:
 
 
 def read_calibration(threads: int = 1) -> Calibration | None:
-    """This machine's calibration; None if it was never calibrated for so many threads.
+    """This machine's calibration; None if it was never calibrated for that many threads.
 
     Raises:
         InputError: for a damaged file.
@@ -276,7 +276,7 @@ def calibrated_host(engine: str, threads: int = 1) -> tuple[Target, Efficiency]:
     """This machine as a target that can be estimated, and what an engine reaches of it.
 
     Raises:
-        InputError: if it was not calibrated for this engine and so many threads; the command is named.
+        InputError: if it was not calibrated for this engine and that many threads; the command is named.
     """
     found = read_calibration(threads)
     command = "edgeattn targets calibrate" + (f" --threads {threads}" if threads > 1 else "")

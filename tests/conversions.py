@@ -16,9 +16,9 @@ from edgeattn.evaluation.arrays import ArrayData
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.convert import convert
 from edgeattn.pipeline.steps import candidates
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
-from edgeattn.pipeline.steps.recipes import Choices, build
+from edgeattn.pipeline.steps.recipes import QuantizeOptions, build
 from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.results.report import Report
 from edgeattn.sources import load_data, load_model
@@ -80,7 +80,7 @@ class Converted:
 
     Attributes:
         reference: of the model; ``data`` of its npz.
-        artifacts: (backend, scheme) -> what the converters made, kept.
+        artifacts: (backend, recipe) -> what the converters made, kept.
         phases: what the progress was told.
     """
 
@@ -101,9 +101,9 @@ class Converted:
         assert isinstance(data, ArrayData)
         return data
 
-    def build(self, backend: str, shop: Workshop, scheme: str, *_: object) -> Artifact:
+    def build(self, backend: str, exports: Exports, recipe: str, *_: object) -> Artifact:
         """Hands out the kept artifacts: the pipeline without a minute of conversion."""
-        return _copied(self.artifacts[backend, scheme], shop.room(f"{backend}-{scheme}"))
+        return _copied(self.artifacts[backend, recipe], exports.new_directory(f"{backend}-{recipe}"))
 
 
 def _copied(artifact: Artifact, room: Path) -> Artifact:
@@ -139,9 +139,11 @@ def _convert_small(home: Path) -> Converted:
     watch = Watch()
     artifacts: dict[tuple[str, str], Artifact] = {}
 
-    def keeping(backend: str, shop: Workshop, scheme: str, target: Target, choices: Choices) -> Artifact:
-        made = build(backend, shop, scheme, target, choices)
-        artifacts[backend, scheme] = _copied(made, home / f"kept-{backend}-{scheme}")
+    def keeping(
+        backend: str, exports: Exports, recipe: str, target: Target, quantize_options: QuantizeOptions
+    ) -> Artifact:
+        made = build(backend, exports, recipe, target, quantize_options)
+        artifacts[backend, recipe] = _copied(made, home / f"kept-{backend}-{recipe}")
         return made
 
     model = load_model(reference)

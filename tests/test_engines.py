@@ -43,7 +43,7 @@ ABACUS = Engine(
     install="pip install onnx",
     extra="convert",
     files="onnx",
-    schemes=("fp32", "int8-static"),
+    recipes=("fp32", "int8-static"),
     tried=("int8-static",),
     products=frozenset({"Beads"}),
 )
@@ -271,9 +271,9 @@ def test_an_engine_with_a_row_three_files_and_three_entries_is_converted_to_and_
 
 @pytest.mark.parametrize("row", ENGINES.values(), ids=ENGINES)
 def test_a_row_names_what_is_there(row: Engine) -> None:
-    assert {*row.tried, *row.fallback} <= set(row.schemes)
-    assert set(row.schemes) - {"fp32", "fp16"} <= TREATMENT.keys()
-    assert row.schemes[0] == "fp32"
+    assert {*row.tried, *row.fallback} <= set(row.recipes)
+    assert set(row.recipes) - {"fp32", "fp16"} <= TREATMENT.keys()
+    assert row.recipes[0] == "fp32"
     assert set(row.substitutes) <= ENGINES.keys()
     assert row.extra in EXTRAS
     assert row.always_integer <= row.products

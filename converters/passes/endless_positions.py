@@ -8,7 +8,7 @@ so n is split into a multiple of 1024 and a rest, and the sum formulas join them
     sin((m + r) w) = sin(m w) cos(r w) + cos(m w) sin(r w)
 
 with both parts from small tables: 1024 rows for r, 1024 for m / 1024, exact for 2**20 steps. Beyond, n wraps to 0: as
-far as positions tell, the stream begins anew. Learned tables cannot be continued; preflight names them.
+far as positions tell, the stream begins again. Learned tables cannot be continued; preflight names them.
 
 A counter is an integer input of which an output is the input plus a constant.
 """

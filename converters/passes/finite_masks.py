@@ -17,7 +17,7 @@ A row that sees nothing gives what it gave:
 Which rows see nothing is worked out from the masks, once for all layers that share one; where every row of a known mask
 sees something, nothing is added.
 
-Only the branch that the softmax reads is written anew. Scores that are returned as well, or read by something else,
+Only the branch that the softmax reads is written again. Scores that are returned as well, or read by something else,
 stay what they are, and so does what feeds a ``log_softmax``: its result says -inf, or -1e9, where the model hides. A
 branch in which finite numbers hide at several depths, or that is scaled after it was masked, is left as it is.
 
@@ -76,7 +76,7 @@ def finite_masks(program: Program) -> int:
 
 @dataclass(frozen=True)
 class Scores:
-    """A branch written anew, without -inf and without numbers that float16 does not hold.
+    """A branch written again, without -inf and without numbers that float16 does not hold.
 
     Attributes:
         node: what stands for the branch.
@@ -98,7 +98,7 @@ class _UnclearError(Exception):
 
 
 class Lowering:
-    """Goes up from what reads masked scores; each node is written anew once, however many layers read it."""
+    """Goes up from what reads masked scores; each node is written again once, however many layers read it."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -107,7 +107,7 @@ class Lowering:
         self._biases: dict[tuple[torch.fx.Node, torch.dtype], Scores | None] = {}
 
     def lower(self, node: Any, write: Writer) -> Scores | None:
-        """The branch anew, or None where nothing in it hides or it has to stay as it is."""
+        """The branch again, or None where nothing in it hides or it has to stay as it is."""
         before = self.replaced
         try:
             scores = self._lower(node, write)

@@ -7,7 +7,7 @@ number becomes -2e4 with the scores held at -1e4 from below, so that a row that 
 -inf becomes -1e4 where a constant shows that every row sees something. Anywhere else it stays: a row that sees nothing
 is NaN, as the file says, and what looks for NaN behind the Softmax finds it.
 
-Only the branch that a Softmax reads is written anew: scores that are an output as well, or read by something else,
+Only the branch that a Softmax reads is written again: scores that are an output as well, or read by something else,
 stay, and so does what feeds a LogSoftmax. A branch in which numbers hide at several depths is left as it is.
 """
 
@@ -47,7 +47,7 @@ def finite_onnx_masks(model: onnx.ModelProto) -> int:
 
 @dataclass(frozen=True)
 class _Scores:
-    """A tensor written anew.
+    """A tensor written again.
 
     Attributes:
         name: of it.
@@ -67,7 +67,7 @@ class _UnclearError(Exception):
 
 
 class _Work:
-    """Goes up from a Softmax; each tensor is written anew once, however many layers read it."""
+    """Goes up from a Softmax; each tensor is written again once, however many layers read it."""
 
     def __init__(self, view: View) -> None:
         self.view = view
@@ -82,7 +82,7 @@ class _Work:
         return axis == -1 or (shape is not None and axis == len(shape) - 1)
 
     def lower(self, name: str, anchor: onnx.NodeProto) -> _Scores | None:
-        """Masked scores anew, or None where nothing in them hides or they have to stay."""
+        """Masked scores again, or None where nothing in them hides or they have to stay."""
         before = self.replaced
         try:
             return self._lower(name, anchor)
@@ -153,7 +153,7 @@ class _Work:
         return replace(found[0], name=self.view.copied(node, names, anchor))
 
     def _mask(self, name: str, anchor: onnx.NodeProto) -> _Scores | None:
-        """A mask to add anew; None for anything else."""
+        """A mask to add again; None for anything else."""
         if name not in self._masks:
             number = self._number_of(name)
             value = self.view.value(name)

@@ -1,7 +1,7 @@
 """What depends on no input is worked out once, here.
 
 Position tables, ALiBi slopes (``2.0 ** torch.arange(...)``), rotary tables by ``torch.polar``, causal masks by
-``triu``, index arithmetic: forward computes them anew in every call. LiteRT lacks kernels for several of these
+``triu``, index arithmetic: forward computes them again in every call. LiteRT lacks kernels for several of these
 operators (IOTA, POLAR, float64 POW), and an engine that has them still pays for them in each step. Parameters stay out
 of it: what is computed from weights belongs to the quantizers.
 """

@@ -9,7 +9,7 @@ import onnx
 
 
 class View:
-    """Lookups in a graph; made anew by each pass, kept right by its own methods while it changes the graph."""
+    """Lookups in a graph; made again by each pass, kept right by its own methods while it changes the graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model

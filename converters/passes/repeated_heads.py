@@ -21,7 +21,7 @@ from edgeattn.converters.passes.graph import Program, Writer, size, through
 from edgeattn.converters.passes.masks import COPIES
 
 aten = torch.ops.aten
-MAX_COPIES = 32  # beyond, a Concat of so many inputs is no better
+MAX_COPIES = 32  # beyond, a Concat of that many inputs is no better
 
 
 def repeated_heads(program: Program) -> int:

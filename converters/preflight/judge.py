@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeattn.converters.preflight.rule import NO_CHANGE, Ask, Hit, Rule, Severity
+from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, Rule, Severity
 from edgeattn.converters.preflight.rules import RULES as TRACED_RULES
 from edgeattn.converters.preflight.rules_onnx import ONNX_RULES
 from edgeattn.converters.preflight.rules_size import memory_need
@@ -25,10 +25,10 @@ from edgeattn.targets import Target
 
 __all__ = [
     "RULES",
-    "Ask",
     "Finding",
     "GraphFacts",
     "GraphView",
+    "Question",
     "facts",
     "judge",
     "look",
@@ -102,17 +102,17 @@ def preflight(
     Returns:
         what stops first, then what is slow, then risks, then what the converters' passes take care of.
     """
-    return judge(look(model, samples), Ask(model, target, backend, tuple(precisions), calibrated))
+    return judge(look(model, samples), Question(model, target, backend, tuple(precisions), calibrated))
 
 
-def judge(views: Iterable[GraphView], ask: Ask) -> tuple[Finding, ...]:
+def judge(views: Iterable[GraphView], question: Question) -> tuple[Finding, ...]:
     """The findings for one target, from graphs that were looked at once for all targets."""
     rows = []
     for view in views:
         for name, rule in RULES.items():
-            if ask.engine in rule.engines:
-                rows += _rows(view, ask, name, rule.find(view, ask))
-        rows += _rows(view, ask, PASS_RULE, _mended(view))
+            if question.engine in rule.engines:
+                rows += _rows(view, question, name, rule.find(view, question))
+        rows += _rows(view, question, PASS_RULE, _mended(view))
     return tuple(sorted(rows, key=lambda row: ORDER.index(row.severity)))
 
 
@@ -170,21 +170,21 @@ def refuse(findings: Sequence[Finding]) -> None:
         raise UnsupportedError(f"preflight for {where}: " + ". ".join(map(str, stops)))
 
 
-def _mended(view: GraphView) -> Iterator[Hit]:
+def _mended(view: GraphView) -> Iterator[Issue]:
     done = ", ".join(f"{name} {count}" for name, count in view.passes.items() if count)
     if done:
-        yield Hit("handled", f"passes of the converters rewrote the graph, places each: {done}", NO_CHANGE)
+        yield Issue("handled", f"passes of the converters rewrote the graph, places each: {done}", NO_CHANGE)
 
 
-def _rows(view: GraphView, ask: Ask, rule: str, hits: Iterable[Hit]) -> list[Finding]:
+def _rows(view: GraphView, question: Question, rule: str, issues: Iterable[Issue]) -> list[Finding]:
     """One row for hits whose reasons differ in their numbers alone; the first place stands for all."""
-    grouped: dict[Any, list[Hit]] = {}
-    for hit in hits:
-        grouped.setdefault((hit.severity, re.sub(r"\d[\d.e+]*", "#", hit.reason)), []).append(hit)
+    grouped: dict[Any, list[Issue]] = {}
+    for issue in issues:
+        grouped.setdefault((issue.severity, re.sub(r"\d[\d.e+]*", "#", issue.reason)), []).append(issue)
     return [
         Finding(
-            target=ask.target.name,
-            engine=ask.engine,
+            target=question.target.name,
+            engine=question.engine,
             graph=view.spec.name,
             severity=first.severity,
             rule=rule,

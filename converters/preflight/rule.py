@@ -17,7 +17,7 @@ NO_CHANGE = "nothing needs to be done"
 
 
 @dataclass(frozen=True)
-class Ask:
+class Question:
     """What is asked: a model on an engine of a target in some precisions.
 
     Attributes:
@@ -34,7 +34,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Hit:
+class Issue:
     """A rule's find at one place; hits of the same reason are shown as one row.
 
     Attributes:
@@ -61,7 +61,7 @@ class Rule:
         severities: that it may give.
     """
 
-    find: Callable[[GraphView, Ask], Iterator[Hit]]
+    find: Callable[[GraphView, Question], Iterator[Issue]]
     applies: Callable[[Engine], bool]
     severities: tuple[Severity, ...]
 
@@ -101,11 +101,11 @@ def only(*rows: Engine) -> Callable[[Engine], bool]:
     return lambda row: row in rows
 
 
-def at(call: Call, severity: Severity, reason: str, change: str, predicted: bool = False) -> Hit:
+def at(call: Call, severity: Severity, reason: str, change: str, predicted: bool = False) -> Issue:
     """A hit at a traced operation."""
-    return Hit(severity, reason, change, call.name, call.module, call.line, predicted)
+    return Issue(severity, reason, change, call.name, call.module, call.line, predicted)
 
 
-def is_first(view: GraphView, ask: Ask) -> bool:
+def is_first(view: GraphView, question: Question) -> bool:
     """Whether this is the model's first graph, under which what concerns the whole model is said once."""
-    return view.spec.name == ask.model.spec.graphs[0].name
+    return view.spec.name == question.model.spec.graphs[0].name

@@ -1,6 +1,6 @@
 """The rules of preflight over a traced graph: one small function each, in the table :data:`RULES`.
 
-A rule yields a :class:`Hit` per place. Severity is honest: ``stops`` only where conversion really fails today (a test
+A rule yields a :class:`Issue` per place. Severity is honest: ``stops`` only where conversion really fails today (a test
 converts every known-bad case and holds the rules to it), ``slow`` where the engine runs it badly, ``risk`` else.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from edgeattn.converters.preflight.rule import Ask, Hit, Rule, every, half, is_first, only, ranged, through_onnx
+from edgeattn.converters.preflight.rule import Issue, Question, Rule, every, half, is_first, only, ranged, through_onnx
 from edgeattn.converters.preflight.rules_numbers import (
     decomposed_norm,
     large_constant_value,
@@ -47,25 +47,27 @@ LONG_ATTENTION = 512
 # The request ----------------------------------------------------------------------------------------------------------
 
 
-def missing_precision(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def missing_precision(view: GraphView, question: Question) -> Iterator[Issue]:
     """A precision that the engine does not have on the target."""
-    offered = next((names for engine, names in ask.target.precisions.items() if engine == ask.engine), ())
-    missing = [p for p in ask.precisions if p not in offered]
-    if missing and is_first(view, ask):
-        left = len(missing) < len(ask.precisions)
-        yield Hit(
+    offered = next((names for engine, names in question.target.precisions.items() if engine == question.engine), ())
+    missing = [p for p in question.precisions if p not in offered]
+    if missing and is_first(view, question):
+        left = len(missing) < len(question.precisions)
+        yield Issue(
             "risk" if left else "stops",
-            f"{ask.engine} on {ask.target.name} has no {', '.join(missing)}",
+            f"{question.engine} on {question.target.name} has no {', '.join(missing)}",
             f"ask for {' or '.join(offered) or 'another engine'}",
         )
 
 
-def missing_calibration(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def missing_calibration(view: GraphView, question: Question) -> Iterator[Issue]:
     """int8 without data where ranges come from calibration."""
-    if "int8" in ask.precisions and not ask.calibrated and is_first(view, ask):
-        only = ask.precisions == ("int8",) and ask.ranges
-        without = "" if only else "; int8 is left out" if ask.ranges else "; activations are quantized as they come"
-        yield Hit(
+    if "int8" in question.precisions and not question.calibrated and is_first(view, question):
+        only = question.precisions == ("int8",) and question.ranges
+        without = (
+            "" if only else "; int8 is left out" if question.ranges else "; activations are quantized as they come"
+        )
+        yield Issue(
             "stops" if only else "risk",
             f"static int8 takes the ranges of its activations from data, and none is given{without}",
             "give --data with inputs like those of use" + (", or ask for fp16" if only else ""),

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeattn.converters.preflight import tried as ops
 from edgeattn.converters.preflight.graph import Call
-from edgeattn.converters.preflight.rule import NO_CHANGE, Ask, Hit, at
+from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, at
 from edgeattn.converters.preflight.rules_operations import reaches_softmax
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.spec import HALF_MAX, HIDDEN
@@ -19,9 +19,9 @@ SCORE_MAX = 64.0  # a float16 step is 0.06 there, 6 % of the softmax's weight
 OUTLIER = 64.0  # max |x| over RMS: 127 steps then leave two for the usual value
 
 
-def decomposed_norm(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def decomposed_norm(view: GraphView, question: Question) -> Iterator[Issue]:
     """LayerNorm or RMSNorm written out."""
-    if "fp16" not in ask.precisions and "int8" not in ask.precisions:
+    if "fp16" not in question.precisions and "int8" not in question.precisions:
         return
     for call in view.graph.calls:
         if call.op != "rsqrt" or not _is_mean_square(view, call):
@@ -89,9 +89,9 @@ def _is_square(call: Call) -> bool:
     )
 
 
-def large_square(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def large_square(view: GraphView, question: Question) -> Iterator[Issue]:
     """x^2 beyond float16's range in the calibration batch."""
-    if view.ranges is None or "fp16" not in ask.precisions:
+    if view.ranges is None or "fp16" not in question.precisions:
         return
     for call in view.graph.calls:
         largest = view.ranges.largest.get(call.inputs[0], 0.0) if call.inputs else 0.0
@@ -105,9 +105,9 @@ def large_square(view: GraphView, ask: Ask) -> Iterator[Hit]:
             )
 
 
-def large_value(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def large_value(view: GraphView, question: Question) -> Iterator[Issue]:
     """Values beyond float16's range in the calibration batch."""
-    if view.ranges is None or "fp16" not in ask.precisions:
+    if view.ranges is None or "fp16" not in question.precisions:
         return
     for call in view.graph.calls:
         largest = view.ranges.largest.get(call.name, 0.0)
@@ -129,9 +129,9 @@ def _only_masks(view: GraphView, call: Call) -> bool:
     )
 
 
-def residual_outliers(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def residual_outliers(view: GraphView, question: Question) -> Iterator[Issue]:
     """Inputs of linear layers with single values far beyond the rest."""
-    if view.ranges is None or "int8" not in ask.precisions:
+    if view.ranges is None or "int8" not in question.precisions:
         return
     for call in view.graph.calls:
         if call.op != "linear" or not call.inputs:
@@ -147,9 +147,9 @@ def residual_outliers(view: GraphView, ask: Ask) -> Iterator[Hit]:
             )
 
 
-def softmax_range(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def softmax_range(view: GraphView, question: Question) -> Iterator[Issue]:
     """Scores so large that float16 rounds them to whole per cents of weight."""
-    if view.ranges is None or "fp16" not in ask.precisions:
+    if view.ranges is None or "fp16" not in question.precisions:
         return
     for call in view.graph.calls:
         largest = view.ranges.scores.get(call.name, 0.0)
@@ -167,15 +167,15 @@ def _half_step(value: float) -> float:
     return float(2.0 ** (math.floor(math.log2(value)) - 10))
 
 
-def large_constant_value(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def large_constant_value(view: GraphView, question: Question) -> Iterator[Issue]:
     """-inf, or a constant beyond float16's range."""
-    if "fp16" not in ask.precisions and "int8" not in ask.precisions:
+    if "fp16" not in question.precisions and "int8" not in question.precisions:
         return
     for name, tensor in view.graph.constants.items():
         value = _worst(tensor)
         if value is not None:
             reader = next(iter(view.graph.readers(name)), None)
-            where = Hit(
+            where = Issue(
                 "risk",
                 "",
                 "",
@@ -191,7 +191,7 @@ def large_constant_value(view: GraphView, ask: Ask) -> Iterator[Hit]:
             yield _constant_hit(at(call, "risk", "", ""), worst)
 
 
-def _constant_hit(where: Hit, value: float) -> Hit:
+def _constant_hit(where: Issue, value: float) -> Issue:
     hides = value < 0
     reason = (
         f"{value:.3g} is beyond float16's {HALF_MAX:g}"
@@ -199,7 +199,7 @@ def _constant_hit(where: Hit, value: float) -> Hit:
         + (f"; edgeattn writes {-HALF_MAX:g} in fp16" if hides and not math.isinf(value) else "")
     )
     change = f"hide with {HIDDEN:g} and not with -inf" if hides else "scale the constant, or ask for fp32"
-    return Hit("risk", reason, change, where.node, where.module, where.line)
+    return Issue("risk", reason, change, where.node, where.module, where.line)
 
 
 def _worst(tensor: Any) -> float | None:

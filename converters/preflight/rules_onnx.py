@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from edgeattn.converters.preflight.rule import Ask, Hit, Rule, Severity, only, through_onnx
+from edgeattn.converters.preflight.rule import Issue, Question, Rule, Severity, only, through_onnx
 from edgeattn.converters.preflight.rules import LONG_ATTENTION
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.converters.tensorrt import asymmetric_nodes
@@ -29,11 +29,11 @@ def _graph(view: GraphView) -> View:
     return View(onnx.ModelProto() if view.onnx is None else view.onnx)
 
 
-def _hit(node: onnx.NodeProto, severity: Severity, reason: str, change: str, predicted: bool = False) -> Hit:
-    return Hit(severity, reason, change, node.name or node.output[0], module_path(node), predicted=predicted)
+def _hit(node: onnx.NodeProto, severity: Severity, reason: str, change: str, predicted: bool = False) -> Issue:
+    return Issue(severity, reason, change, node.name or node.output[0], module_path(node), predicted=predicted)
 
 
-def zero_point(view: GraphView, _: Ask) -> Iterator[Hit]:
+def zero_point(view: GraphView, _: Question) -> Iterator[Issue]:
     """Asymmetric quantization."""
     for node in asymmetric_nodes(_graph(view).model):
         yield _hit(
@@ -41,7 +41,7 @@ def zero_point(view: GraphView, _: Ask) -> Iterator[Hit]:
         )
 
 
-def channel_axis(view: GraphView, _: Ask) -> Iterator[Hit]:
+def channel_axis(view: GraphView, _: Question) -> Iterator[Issue]:
     """Per-channel scales along another axis than the output channels."""
     graph = _graph(view)
     for node in graph.graph.node:
@@ -72,7 +72,7 @@ def _output_axis(node: onnx.NodeProto, rank: int) -> int | None:
     return None
 
 
-def quantized_add(view: GraphView, _: Ask) -> Iterator[Hit]:
+def quantized_add(view: GraphView, _: Question) -> Iterator[Issue]:
     """Quantized residual Adds and masks."""
     graph = _graph(view)
     for node in graph.graph.node:
@@ -88,7 +88,7 @@ def quantized_add(view: GraphView, _: Ask) -> Iterator[Hit]:
             )
 
 
-def quantized_attention(view: GraphView, _: Ask) -> Iterator[Hit]:
+def quantized_attention(view: GraphView, _: Question) -> Iterator[Issue]:
     """int8 products of two activations over long sequences."""
     graph = _graph(view)
     for node in graph.graph.node:
@@ -106,27 +106,27 @@ def quantized_attention(view: GraphView, _: Ask) -> Iterator[Hit]:
             )
 
 
-def value_sized(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def value_sized(view: GraphView, question: Question) -> Iterator[Issue]:
     """Nodes whose result size depends on values."""
     for node in _graph(view).graph.node:
         if node.op_type in VALUE_SIZED:
-            severity: Severity = "risk" if ask.engine == ONNXRUNTIME.name else "stops"
+            severity: Severity = "risk" if question.engine == ONNXRUNTIME.name else "stops"
             yield _hit(
                 node,
                 severity,
-                f"the size of what {node.op_type} makes depends on values; {ask.engine} needs static shapes",
+                f"the size of what {node.op_type} makes depends on values; {question.engine} needs static shapes",
                 "keep the full size and give a mask",
             )
 
 
-def missing_kernel(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def missing_kernel(view: GraphView, question: Question) -> Iterator[Issue]:
     """ONNX operations that an engine's parser refuses."""
     for node in _graph(view).graph.node:
-        if ask.engine in REFUSED.get(node.op_type, ()):
+        if question.engine in REFUSED.get(node.op_type, ()):
             yield _hit(
                 node,
                 "stops",
-                f"{ask.engine} has no {node.op_type}",
+                f"{question.engine} has no {node.op_type}",
                 "replace it in the model, or choose another engine",
             )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from edgeattn.converters.preflight import tried as ops
 from edgeattn.converters.preflight.graph import PRODUCTS, SOFTMAX, VIEWS, Call
-from edgeattn.converters.preflight.rule import NO_CHANGE, Ask, Hit, at
+from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, at
 from edgeattn.converters.preflight.rules_tracing import MAX_RANK
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.engines import ENGINES, LITERT, TENSORRT
@@ -16,30 +16,30 @@ from edgeattn.engines import ENGINES, LITERT, TENSORRT
 PARTITIONS = 2  # of the LiteRT delegate that cost nothing worth a row
 
 
-def unsupported_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def unsupported_operation(view: GraphView, question: Question) -> Iterator[Issue]:
     """An operation that the engine or its converter lacks."""
-    if view.onnx is not None and ENGINES[ask.engine].through_onnx:
+    if view.onnx is not None and ENGINES[question.engine].through_onnx:
         return  # the file itself goes to the engine
     for call in view.graph.calls:
-        why = ops.refused(view, call, ask.engine)
+        why = ops.refused(view, call, question.engine)
         if why:
             yield at(call, "stops", f"{call.op}: {why}", ops.substitute(call.op))
 
 
-def untried_operation(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def untried_operation(view: GraphView, question: Question) -> Iterator[Issue]:
     """An operation that was never converted by edgeattn's own tests."""
     for call in view.graph.calls:
         if call.overload.startswith("aten.") and not ops.known(call.overload):
             yield at(
                 call,
                 "risk",
-                f"{call.op} is not among the operations that were tried on {ask.engine}; conversion tells",
+                f"{call.op} is not among the operations that were tried on {question.engine}; conversion tells",
                 "nothing, if it converts",
                 True,
             )
 
 
-def litert_partitions(view: GraphView, _: Ask) -> Iterator[Hit]:
+def litert_partitions(view: GraphView, _: Question) -> Iterator[Issue]:
     """Operations in the middle of a graph that XNNPACK leaves to LiteRT's own kernels, which cut it into partitions."""
     cut = Partitions(view)
     if cut.count > PARTITIONS:
@@ -87,26 +87,26 @@ class Partitions:
         self.cutting = tuple(call for call in left_out if first < turn[call.name] < last)
 
 
-def wide_integers(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def wide_integers(view: GraphView, question: Question) -> Iterator[Issue]:
     """int64 inputs and outputs."""
     wide = [t.name for t in (*view.spec.all_inputs, *view.spec.all_outputs) if t.dtype == "int64"]
     if not wide:
         return
-    if ask.engine == LITERT.name:
-        yield Hit(
+    if question.engine == LITERT.name:
+        yield Issue(
             "handled",
             f"int64 {', '.join(wide)} become int32 in the file; the runtime narrows and widens",
             "nothing, while values fit 32 bits",
         )
-    elif ask.engine == TENSORRT.name:
-        yield Hit(
+    elif question.engine == TENSORRT.name:
+        yield Issue(
             "risk",
             f"TensorRT 8.6 computes int64 {', '.join(wide)} in int32; 10 keeps it",
             "keep values below 2^31",
         )
 
 
-def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def cache_update(view: GraphView, question: Question) -> Iterator[Issue]:
     """A cache or state written by index."""
     for call in view.graph.calls:
         if call.op not in (
@@ -119,7 +119,7 @@ def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
             "index_copy_",
         ):
             continue
-        if not ({call.name} & ops.folded(view)) and ask.engine == LITERT.name and call.op != "slice_scatter":
+        if not ({call.name} & ops.folded(view)) and question.engine == LITERT.name and call.op != "slice_scatter":
             yield at(
                 call,
                 "slow",
@@ -127,7 +127,7 @@ def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
                 "move caches with cat and a slice of fixed size: torch.cat([cache, new], dim)[:, -length:]",
                 True,
             )
-        elif ask.engine == TENSORRT.name:
+        elif question.engine == TENSORRT.name:
             yield at(
                 call,
                 "slow",
@@ -137,7 +137,7 @@ def cache_update(view: GraphView, ask: Ask) -> Iterator[Hit]:
             )
 
 
-def grouped_expand(view: GraphView, _: Ask) -> Iterator[Hit]:
+def grouped_expand(view: GraphView, _: Question) -> Iterator[Issue]:
     """Keys and values repeated by expand for grouped queries."""
     for call in view.graph.calls:
         source = view.graph.shape_of(call.inputs[0]) if call.inputs else ()
@@ -155,7 +155,7 @@ def grouped_expand(view: GraphView, _: Ask) -> Iterator[Hit]:
             )
 
 
-def mask_of_other_rank(view: GraphView, _: Ask) -> Iterator[Hit]:
+def mask_of_other_rank(view: GraphView, _: Question) -> Iterator[Issue]:
     """A mask with fewer axes than the scores that it is added to."""
     for call in view.graph.calls:
         if call.op != "add" or len(call.inputs) != 2 or not reaches_softmax(view, call.name):
@@ -184,7 +184,7 @@ def reaches_softmax(view: GraphView, name: str, depth: int = 6) -> bool:
     )
 
 
-def scaled_scores(view: GraphView, _: Ask) -> Iterator[Hit]:
+def scaled_scores(view: GraphView, _: Question) -> Iterator[Issue]:
     """A scale on the scores in place of the queries."""
     for call in view.graph.calls:
         if call.op not in ("mul", "div") or not call.inputs or not reaches_softmax(view, call.name):
@@ -205,7 +205,7 @@ def scaled_scores(view: GraphView, _: Ask) -> Iterator[Hit]:
             )
 
 
-def position_table(view: GraphView, _: Ask) -> Iterator[Hit]:
+def position_table(view: GraphView, _: Question) -> Iterator[Issue]:
     """A table of positions in a graph that carries states: the stream ends where the table ends."""
     if not view.spec.states:
         return
@@ -250,7 +250,7 @@ def _roots(view: GraphView, name: str) -> set[str]:
     return found.union(*(_roots(view, inner) for inner in made.inputs)) if made is not None else found
 
 
-def passed_through(view: GraphView, _: Ask) -> Iterator[Hit]:
+def passed_through(view: GraphView, _: Question) -> Iterator[Issue]:
     """Outputs that are inputs handed through, or one tensor under two names."""
     for name, shown in view.graph.outputs.items():
         made = view.graph.maker(name)
@@ -269,10 +269,10 @@ def passed_through(view: GraphView, _: Ask) -> Iterator[Hit]:
             )
 
 
-def one_name_twice(view: GraphView, _: Ask) -> Iterator[Hit]:
+def one_name_twice(view: GraphView, _: Question) -> Iterator[Issue]:
     """One name for an input and an output."""
     for name in sorted(set(view.spec.input_names) & set(view.spec.output_names)):
-        yield Hit(
+        yield Issue(
             "stops",
             f"{name!r} names an input and an output, ONNX needs a name for each",
             "rename the output in forward",

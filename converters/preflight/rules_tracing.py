@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from edgeattn.converters.preflight.graph import Call
-from edgeattn.converters.preflight.rule import Ask, Hit, Severity, at
+from edgeattn.converters.preflight.rule import Issue, Question, Severity, at
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.engines import ENGINES, LITERT, ONNXRUNTIME, OPENVINO, TENSORRT
 
@@ -15,29 +15,29 @@ TENSORRT_MAX_RANK = 8
 BROADCAST_MAX_RANK = 6  # of TFLite
 
 
-def untraceable(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def untraceable(view: GraphView, question: Question) -> Iterator[Issue]:
     """A forward that torch.export cannot follow, such as a branch on values."""
-    from_onnx = view.onnx is not None and ENGINES[ask.engine].through_onnx
+    from_onnx = view.onnx is not None and ENGINES[question.engine].through_onnx
     if view.error and not from_onnx:
         told = re.sub(r"^graph '.*?': ", "", view.error)
         reason = re.split(r" \(unhinted| {2}\(Size-like| A branch depends", told)[0]
         change = "take the branch on values out of forward, or write it with torch.where; fix sizes and give a mask"
         if view.refusal:
             change = "write the operation in a torch factory, or choose a target with another engine"
-        yield Hit("stops", reason, change, line=view.error_line)
+        yield Issue("stops", reason, change, line=view.error_line)
 
 
-def padded_positions(view: GraphView, _: Ask) -> Iterator[Hit]:
+def padded_positions(view: GraphView, _: Question) -> Iterator[Issue]:
     """Outputs that read what ``nn.TransformerEncoder`` writes at padded positions."""
     if view.mismatch:
         reason, _colon, change = re.sub(r"^graph '.*?': ", "", view.mismatch).partition(": ")
-        yield Hit("stops", reason, change)
+        yield Issue("stops", reason, change)
 
 
-def varying_dimension(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def varying_dimension(view: GraphView, question: Question) -> Iterator[Issue]:
     """An axis that may vary, without buckets."""
-    dims = ask.model.dims.get(view.spec.name, {})
-    bucketed = {graph for bucket in getattr(ask.model.spec, "buckets", ()) for graph in bucket.graphs}
+    dims = question.model.dims.get(view.spec.name, {})
+    bucketed = {graph for bucket in getattr(question.model.spec, "buckets", ()) for graph in bucket.graphs}
     if view.spec.name in bucketed:
         return
     names = sorted({name for axes in dims.values() for name in axes.values()})
@@ -48,8 +48,8 @@ def varying_dimension(view: GraphView, ask: Ask) -> Iterator[Hit]:
         if any(t.name == given for t in view.spec.all_inputs)
     }
     for name in names:
-        npu = ask.engine == OPENVINO.name
-        yield Hit(
+        npu = question.engine == OPENVINO.name
+        yield Issue(
             "risk",
             f"dimension {name} varies, and is fixed at the example's {sizes.get(name, '?')}: shorter inputs must be "
             f"padded, longer ones do not fit{' (an NPU takes static shapes only)' if npu else ''}",
@@ -62,19 +62,19 @@ VALUE_SIZED = frozenset(
 )
 
 
-def value_dependent_shape(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def value_dependent_shape(view: GraphView, question: Question) -> Iterator[Issue]:
     """A size that depends on values: nonzero, masked_select, a mask as an index, item."""
     for call in view.graph.calls:
         if not _sized_by_values(view, call):
             continue
         severity: Severity = "stops"
         reaches = any(None in view.graph.shape_of(name) for name in view.graph.outputs)
-        if ask.engine in (ONNXRUNTIME.name, OPENVINO.name) and not reaches:
+        if question.engine in (ONNXRUNTIME.name, OPENVINO.name) and not reaches:
             severity = "risk"
         yield at(
             call,
             severity,
-            f"the size of what {call.op} makes depends on values; {ask.engine} needs static shapes",
+            f"the size of what {call.op} makes depends on values; {question.engine} needs static shapes",
             "keep the full size and give a mask (torch.where, masked sum)",
         )
 
@@ -85,17 +85,17 @@ def _sized_by_values(view: GraphView, call: Call) -> bool:
     return (made_here and not inherited) or (call.op in VALUE_SIZED and not inherited)
 
 
-def high_rank(view: GraphView, ask: Ask) -> Iterator[Hit]:
+def high_rank(view: GraphView, question: Question) -> Iterator[Issue]:
     """Tensors of more axes than a delegate takes."""
     for call in view.graph.calls:
         rank = len(call.shape)
-        if rank > TENSORRT_MAX_RANK and ask.engine == TENSORRT.name:
+        if rank > TENSORRT_MAX_RANK and question.engine == TENSORRT.name:
             yield at(call, "stops", f"{rank} axes, TensorRT takes {TENSORRT_MAX_RANK}", "merge axes with reshape", True)
-        elif ask.engine == LITERT.name and rank > BROADCAST_MAX_RANK and _broadcasts(view, call):
+        elif question.engine == LITERT.name and rank > BROADCAST_MAX_RANK and _broadcasts(view, call):
             yield at(
                 call, "stops", f"{rank} axes, TFLite broadcasts over {BROADCAST_MAX_RANK}", "merge axes with reshape"
             )
-        elif rank > MAX_RANK and ask.engine == LITERT.name and call.dtype == "float32":
+        elif rank > MAX_RANK and question.engine == LITERT.name and call.dtype == "float32":
             yield at(
                 call,
                 "risk",

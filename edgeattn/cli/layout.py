@@ -22,7 +22,7 @@ NARROWEST = 24  # characters of a column of prose, below which it is told beside
 
 
 def laid_out(grid: Grid, width: int) -> RenderableType:
-    """The grid for a terminal of so many characters."""
+    """The grid for a terminal of that many characters."""
     parts: list[RenderableType] = [Text(grid.title, style="italic")] if grid.title else []
     parts += _body(_without_empty(grid), width)
     if grid.caption:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgeattn.cli.settings import TargetTable
     from edgeattn.evaluation.data import Data
     from edgeattn.model import EdgeModel
-    from edgeattn.pipeline.steps.options import ConvertOptions, Own
+    from edgeattn.pipeline.steps.options import ConvertOptions, TargetOptions
     from edgeattn.pruning import Hook
     from edgeattn.results.report import Report
     from edgeattn.targets import Target
@@ -97,7 +97,9 @@ def deadline_for(target: str, deadline_ms: float | None, flags: frozenset[str]) 
     return deadline_ms if own is None else own
 
 
-def own_options(targets: Sequence[Target], flags: frozenset[str], recover_seconds: float = 0.0) -> dict[str, Own]:
+def own_options(
+    targets: Sequence[Target], flags: frozenset[str], recover_seconds: float = 0.0
+) -> dict[str, TargetOptions]:
     """What each target has for itself in edgeattn.toml, where no flag of the command line says it for all.
 
     Args:
@@ -108,7 +110,7 @@ def own_options(targets: Sequence[Target], flags: frozenset[str], recover_second
     """
     from edgeattn.cli.settings import SETTINGS, TARGETS
     from edgeattn.errors import InputError
-    from edgeattn.pipeline.steps.options import Own
+    from edgeattn.pipeline.steps.options import TargetOptions
     from edgeattn.pipeline.steps.recipes import check_precision
     from edgeattn.pruning import parse_request
 
@@ -121,7 +123,7 @@ def own_options(targets: Sequence[Target], flags: frozenset[str], recover_second
             prune = None if table.prune is None else parse_request(table.prune, recover_seconds)
         except InputError as error:
             raise InputError(f"{SETTINGS}: [{TARGETS}.{target.name}]: {error}") from error
-        own[target.name] = Own(
+        own[target.name] = TargetOptions(
             None if "precision" in flags else table.precision,
             None if "deadline" in flags else table.deadline_ms,
             None if "prune" in flags else prune,

@@ -57,7 +57,7 @@ def complete_backend(incomplete: str) -> list[str]:
 
 
 def complete_precision(incomplete: str) -> list[str]:
-    """Precisions and schemes, for a shell."""
+    """Precisions and recipes, for a shell."""
     from edgeattn.engines import PRECISIONS, scheme_names
 
     names = dict.fromkeys(("auto", *PRECISIONS, *scheme_names()))
@@ -127,7 +127,7 @@ PrecisionName = Annotated[
         "--precision",
         metavar="NAME",
         autocompletion=complete_precision,
-        help="auto, fp32, fp16, int8, or a scheme: int8-static, int8-dynamic, int8-nncf, int8-weights, int4-weights.",
+        help="auto, fp32, fp16, int8, or a recipe: int8-static, int8-dynamic, int8-nncf, int8-weights, int4-weights.",
     ),
 ]
 ModelData = Annotated[

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from edgeattn.evaluation.arrays import ArraySample
 
 FEWEST_TO_JUDGE = 20  # samples; of fewer a sound model may get all wrong, or say the same of all
-FARTHEST = 1e6  # an error counts so many spreads of its target at most: one infinity would hide all others
+FARTHEST = 1e6  # an error counts that many spreads of its target at most: one infinity would hide all others
 
 
 def score_arrays(

@@ -14,7 +14,7 @@ import numpy as np
 
 ALPHA = 0.05  # of all verdicts on one target together: a claim that is wrong oftener than that is no claim
 SAMPLES = 2_000  # to measure on unless said: proves half a point after the correction for a whole search
-RESAMPLES, TAIL = 1_000, 5  # of the bootstrap: at least, and so many beyond the bound
+RESAMPLES, TAIL = 1_000, 5  # of the bootstrap: at least, and that many beyond the bound
 MOST_SAMPLES = 10_000_000  # that are told as needed
 HALVINGS = 45
 
@@ -84,7 +84,7 @@ def _paired_variance(worse: float, better: float, samples: float, difference: fl
 def loss_upper(losses: np.ndarray, weights: np.ndarray, alpha: float = ALPHA) -> float:
     """The one-sided upper bound of sum(losses) / sum(weights) over all inputs, from those of some.
 
-    Losses of any size are counted as so many equal ones with the same sum and sum of squares, one imagined sample that
+    Losses of any size are counted as equal ones with the same sum and sum of squares, one imagined sample that
     is lost whole (with the mean weight) among them: what was not seen may be as bad. Of losses of 0 and 1, as those of
     accuracy, nothing is approximated by that; no loss at all gives the exact bound ``1 - alpha ** (1 / samples)``. The
     bound is never below that of a bootstrap over the samples.

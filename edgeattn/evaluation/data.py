@@ -104,7 +104,7 @@ class Data(abc.ABC):
     evaluation: tuple[Any, ...]
 
     def limited(self, samples: int) -> Self:
-        """The same data with at most so many samples to measure on, the first that were drawn; 0 for all."""
+        """The same data with at most this many samples to measure on, the first that were drawn; 0 for all."""
         return replace(self, evaluation=self.evaluation[: samples or None])
 
     # --- on a model ---------------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class Data(abc.ABC):
         A sample's targets stand beside its inputs, as ``target_NAME``.
 
         Args:
-            limit: at most so many samples per graph.
+            limit: at most this many samples per graph.
 
         Raises:
             DataError: as :meth:`check`.
@@ -240,7 +240,7 @@ def divide(listed: Listed, split: str | None, where: str, limit: int = 0) -> Div
     Args:
         split: what to measure on.
         where: the data, for the message.
-        limit: at most so many samples to measure on and as many to calibrate on; 0 for all.
+        limit: at most this many samples to measure on and as many to calibrate on; 0 for all.
 
     Raises:
         DataError: if a split is asked for that is not there.
@@ -304,7 +304,7 @@ def _once(listed: Listed, chosen: Sequence[int]) -> list[int]:
 
 
 def spread(items: Sequence[T], limit: int) -> list[T]:
-    """At most so many items, evenly spread over all of them: neighbours in a stream are alike. 0 for all."""
+    """At most that many items, evenly spread over all of them: neighbours in a stream are alike. 0 for all."""
     if not limit or len(items) <= limit:
         return list(items)
     return [items[index * len(items) // limit] for index in range(limit)]

@@ -85,7 +85,7 @@ def record_utterances(step: Step, spec: StreamSpec, recordings: Iterable[np.ndar
 
 
 def record_calls(step: Step, calls: Iterable[Arrays]) -> tuple[Record, ...]:
-    """Record calls that are independent of each other: the states start anew each time."""
+    """Record calls that are independent of each other: the states start again each time."""
     recorder = Recorder(step)
     for inputs in calls:
         step.reset()

@@ -232,7 +232,7 @@ def load_speech(directory: Path, sample_rate: int, split: str | None = None, lim
     others have one.
 
     Args:
-        limit: at most so many recordings to measure on and as many to calibrate on; 0 for all.
+        limit: at most this many recordings to measure on and as many to calibrate on; 0 for all.
 
     Raises:
         DataError: if there is nothing to measure on, a split is unknown, or a recording is missing.

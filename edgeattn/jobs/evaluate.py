@@ -24,7 +24,7 @@ from edgeattn.spec import to_json
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class Evaluation:
     """Parity by graph, empty without recorded steps; the metric, None without samples; what probes found."""
 
     parities: Mapping[str, Parity]
@@ -32,7 +32,7 @@ class Evaluated:
     deviations: tuple[Deviation, ...] = ()
 
 
-def evaluate(session: Session, parcel: Parcel) -> Evaluated:
+def evaluate(session: Session, parcel: Parcel) -> Evaluation:
     """Replay the recorded steps and measure the metric.
 
     Raises:
@@ -43,7 +43,7 @@ def evaluate(session: Session, parcel: Parcel) -> Evaluated:
         for graph, kept in parcel.steps.items()
     }
     score = None if parcel.data is None else parcel.data.score(session, parcel.samples, lambda: None)
-    return Evaluated(parities, score, tuple(deviations(session, parcel.probes)))
+    return Evaluation(parities, score, tuple(deviations(session, parcel.probes)))
 
 
 def main(arguments: list[str]) -> int:

@@ -36,7 +36,7 @@ class ReferenceModel(Protocol):
         Args:
             directory: with what the model's card names; None for the small sample that comes with the model.
             split: what to measure on; None for the model's own choice.
-            limit: at most so many samples to measure on, and as many to calibrate on; 0 for all.
+            limit: at most this many samples to measure on, and as many to calibrate on; 0 for all.
 
         Raises:
             DataError: if it is not of the form that the model's card names.

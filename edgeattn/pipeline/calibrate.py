@@ -19,7 +19,7 @@ from edgeattn.graphs.counting import computes_int8, file_figures
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import one_thread
 from edgeattn.pipeline.steps.baseline import recorded
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.profiling.measure import time_step
 from edgeattn.progress import Progress, Quiet
@@ -67,9 +67,9 @@ def calibrate(
     with scratch_room() as scratch, one_thread():
         for load in loads if loads is not None else _all_loads():
             progress.begin(f"calibrating: {load.name}", len(usable))
-            shop = _workshop(load, scratch / load.name.replace(" ", "-"))
+            exports = _exports(load, scratch / load.name.replace(" ", "-"))
             for engine in usable:
-                samples[engine] += _measured(shop, load.name, engine, host, threads)
+                samples[engine] += _measured(exports, load.name, engine, host, threads)
                 progress.advance()
     progress.begin("calibrating: fitting")
     fitted = {engine: fit(samples[engine], host, engine, threads, version) for engine, version in usable.items()}
@@ -101,7 +101,7 @@ def _all_loads() -> Sequence[Load]:
     return LOADS
 
 
-def _workshop(load: Load, scratch: Path) -> Workshop:
+def _exports(load: Load, scratch: Path) -> Exports:
     """With inputs that int8 is calibrated with: the example, and others as large."""
     import torch
 
@@ -117,22 +117,22 @@ def _workshop(load: Load, scratch: Path) -> Workshop:
         for _ in range(SAMPLES)
     )
     scratch.mkdir()
-    return Workshop(model, replace(recorded(model, None, Quiet()), calibration={name: inputs}), scratch)
+    return Exports(model, replace(recorded(model, None, Quiet()), calibration={name: inputs}), scratch)
 
 
-def _measured(shop: Workshop, name: str, engine: str, host: Target, threads: int) -> list[Sample]:
+def _measured(exports: Exports, name: str, engine: str, host: Target, threads: int) -> list[Sample]:
     """The model on an engine in float32 and int8, in turns, so that a slow moment of the host meets both."""
-    artifacts = {"fp32": build(engine, shop, "fp32", host)}
+    artifacts = {"fp32": build(engine, exports, "fp32", host)}
     assert host.peaks is not None
     if host.peaks.int8 is not None:
         with contextlib.suppress(UnsupportedError):  # engines that want ranges leave products of one row in float
-            artifacts["int8"] = build(engine, shop, ENGINES[engine].tried[0], host)
-    sessions = {key: open_session(engine, made.models, shop.model.spec, threads) for key, made in artifacts.items()}
+            artifacts["int8"] = build(engine, exports, ENGINES[engine].tried[0], host)
+    sessions = {key: open_session(engine, made.models, exports.model.spec, threads) for key, made in artifacts.items()}
     try:
         steps = {key: session.step("main") for key, session in sessions.items()}
         for step in steps.values():
             for key, buffer in step.inputs.items():
-                np.copyto(buffer, shop.model.example["main"][key])
+                np.copyto(buffer, exports.model.example["main"][key])
         times: Mapping[str, list[float]] = {key: [] for key in steps}
         for _ in range(ROUNDS):
             for key, step in steps.items():

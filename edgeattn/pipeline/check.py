@@ -17,7 +17,7 @@ from edgeattn.evaluation.data import Data
 from edgeattn.evaluation.identity import identified
 from edgeattn.evaluation.parity import Parity
 from edgeattn.evaluation.probing import Deviation, Probe
-from edgeattn.jobs.evaluate import Evaluated
+from edgeattn.jobs.evaluate import Evaluation
 from edgeattn.jobs.measure import TIMEOUT_SECONDS, profile_bundle
 from edgeattn.jobs.parcel import Steps, pack
 from edgeattn.jobs.remote import Task, measure_on, task_on
@@ -71,7 +71,7 @@ class CheckOptions:
         backend: engine to run on, if not the bundle's own.
         model: MODEL that it came from; without it parity is that of the golden outputs.
         data: as ``--data`` of convert; without it the metric is not measured.
-        samples: at most so many samples to measure on.
+        samples: at most this many samples to measure on.
         device: as ``--device``; golden outputs, executed precision, time and memory are those found there. None for
             this machine, whose clock then judges the target ``cpu`` alone; "local" says that it is the target.
     """
@@ -99,7 +99,7 @@ class Evidence:
     run: BundleRun
     source: Baseline | None
     data: Data | None
-    evaluated: Evaluated
+    evaluated: Evaluation
 
 
 def check(path: Path, options: CheckOptions, progress: Progress) -> Report:
@@ -182,7 +182,7 @@ def _found_there(device: Device, path: Path, manifest: Manifest, options: CheckO
         source, data = _source(manifest, assets, options, progress)
     progress.begin(f"golden outputs and profile on {device.text}")
     run = run_there(device, *measure_on(device, path, options.measure, options.backend))
-    evaluated = Evaluated({}, None)
+    evaluated = Evaluation({}, None)
     if source is not None or data is not None:
         progress.begin(f"parity and metric on {device.text}")
         shipped = str(manifest.precision["shipped"])
@@ -192,7 +192,7 @@ def _found_there(device: Device, path: Path, manifest: Manifest, options: CheckO
 
 def _evaluated_here(
     session: Session, source: Baseline | None, data: Data | None, precision: str, progress: Progress
-) -> Evaluated:
+) -> Evaluation:
     parities: Mapping[str, Parity] = {}
     deviations: tuple[Deviation, ...] = ()
     if source is not None:
@@ -201,12 +201,12 @@ def _evaluated_here(
         if source.adversary is not None:
             deviations = tuple(source.adversary.deviations(session, precision))
     score = None if data is None else score_of(session, data, "check", progress)
-    return Evaluated(parities, score, deviations)
+    return Evaluation(parities, score, deviations)
 
 
 def _evaluated_there(
     device: Device, path: Path, options: CheckOptions, source: Baseline | None, data: Data | None, precision: str
-) -> Evaluated:
+) -> Evaluation:
     """Parity and metric, computed there; the source's recorded steps, its probes and the samples are sent.
 
     Raises:
@@ -219,7 +219,7 @@ def _evaluated_there(
         reference = source.reference
         if source.adversary is not None:
             probes = source.adversary.probes(precision, certain=True)
-    task = Task(EVALUATION, pack(steps, reference, data, probes), "evaluated", Evaluated)
+    task = Task(EVALUATION, pack(steps, reference, data, probes), "evaluated", Evaluation)
     seconds = TIMEOUT_SECONDS + SLOWEST_SAMPLE * (0 if data is None else len(data.evaluation))
     answer, _ = task_on(device, path, task, options.backend, options.measure.threads, seconds)
     return answer

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 from edgeattn.converters.tensorrt import on_dla
 from edgeattn.evaluation.data import Data
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.fallbacks import forget_trials, try_schemes
+from edgeattn.pipeline.steps.exports import Exports
+from edgeattn.pipeline.steps.fallbacks import forget_trials, try_recipes
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.pipeline.steps.packing import destination, golden_inputs, pack
 from edgeattn.pipeline.steps.preflight import engine
@@ -61,11 +61,11 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
         destination(model, target, own)
         contract(model.spec, own.measure)
 
-    def serve(workshop: Workshop, refused: Refusals, findings: Findings) -> list[Result]:
+    def serve(exports: Exports, refused: Refusals, findings: Findings) -> list[Result]:
         results = []
-        for target, shop in pruned(workshop, options, refused, progress):
+        for target, own in pruned(exports, options, refused, progress):
             with refused.within(target, "conversion"):
-                result = convert_target(shop, target, options.of(target), progress)
+                result = convert_target(own, target, options.of(target), progress)
                 results.append(replace(result, preflight=findings[target.name]))
         return results
 
@@ -73,26 +73,26 @@ def convert(model: EdgeModel, data: Data | None, options: ConvertOptions, progre
 
 
 def pruned(
-    workshop: Workshop, options: ConvertOptions, refused: Refusals, progress: Progress
-) -> Iterator[tuple[Target, Workshop]]:
+    exports: Exports, options: ConvertOptions, refused: Refusals, progress: Progress
+) -> Iterator[tuple[Target, Exports]]:
     """Each target with what is converted for it: the source itself, or what pruning made of it."""
     tasks: dict[Request, PruneTask] = {}  # what does not depend on the target is done once for each request
     for target in refused.left():
         request = options.of(target).prune
         if request is None:
-            yield target, workshop
+            yield target, exports
             continue
         with refused.within(target, "pruning"):
             from edgeattn.pipeline.steps.pruning import Setting, for_target, prune_file, prune_task  # they load torch
 
             if request not in tasks:
-                checkpoint = prune_file(workshop, options)
-                tasks[request] = prune_task(workshop, request, checkpoint, options.loss, options.accept_unproved)
+                checkpoint = prune_file(exports, options)
+                tasks[request] = prune_task(exports, request, checkpoint, options.loss, options.accept_unproved)
             backend, threads = engine(target, options), options.measure.threads
             setting = Setting(target=target, backend=backend, threads=threads, progress=progress)
             made = for_target(tasks[request], setting)
         if target not in refused:
-            yield target, Workshop(made.model, made.base, workshop.room(f"pruned-{target.name}"), made.pruning)
+            yield target, Exports(made.model, made.base, exports.new_directory(f"pruned-{target.name}"), made.pruning)
     if tasks:
         from edgeattn.pipeline.steps.pruning import forget
 
@@ -100,19 +100,21 @@ def pruned(
             forget(task)
 
 
-def convert_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
+def convert_target(exports: Exports, target: Target, options: ConvertOptions, progress: Progress) -> Result:
     """Candidates, verification, choice and bundle for one target, with the options that are its own."""
     began = time.monotonic()
-    if shop.pruning is not None and shop.pruning.failures:  # it missed what was asked: a better plan will not mend it
+    if (
+        exports.pruning is not None and exports.pruning.failures
+    ):  # it missed what was asked: a better plan will not mend it
         options = replace(options, effort=Effort(0.0))
     with ExitStack() as open_sessions:
-        tried = try_schemes(shop, target, options, open_sessions, progress)
-        candidates, shipped = tried.choice(shop.base.score, options)
-        golden = make_golden(tried.sessions[shipped], golden_inputs(shop.base))
+        tried = try_recipes(exports, target, options, open_sessions, progress)
+        candidates, shipped = tried.choice(exports.base.score, options)
+        golden = make_golden(tried.sessions[shipped], golden_inputs(exports.base))
     chosen = tried.verified[shipped]
     if options.dla:
         chosen = replace(chosen, artifact=on_dla(chosen.artifact))
-    result = pack(shop, target, chosen, candidates, golden, options, progress)
+    result = pack(exports, target, chosen, candidates, golden, options, progress)
     if result.bundle is not None:
-        forget_trials(shop.model, target, options)
+        forget_trials(exports.model, target, options)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)

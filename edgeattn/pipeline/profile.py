@@ -19,11 +19,11 @@ from edgeattn.jobs.remote import measure_on
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, recorded
 from edgeattn.pipeline.steps.candidates import open_artifact
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.packing import draft_bundle, golden_inputs
-from edgeattn.pipeline.steps.preflight import check_room, describe, engine, foresee
-from edgeattn.pipeline.steps.recipes import Choices, build, schemes
+from edgeattn.pipeline.steps.preflight import check_disk, describe, engine, foresee
+from edgeattn.pipeline.steps.recipes import QuantizeOptions, build, recipes
 from edgeattn.pipeline.steps.refusals import Refusals, unserved_row
 from edgeattn.pipeline.steps.runs import (
     BundleRun,
@@ -78,18 +78,18 @@ class Trials:
         """
         options = ConvertOptions((target,), PRECISION, backend)
         chosen = engine(target, options)
-        schemes(target, chosen, PRECISION)  # refused before any waiting
-        check_room(self.model, self.folder)
+        recipes(target, chosen, PRECISION)  # refused before any waiting
+        check_disk(self.model, self.folder)
         self.progress.begin(f"{target.name}: {PRECISION} with {chosen}")
         refuse(foresee(self.model, self._views, target, None, options))
-        artifact = build(chosen, self._workshop, PRECISION, target, Choices())
+        artifact = build(chosen, self._exports, PRECISION, target, QuantizeOptions())
         arrays = None
         if golden:
-            self._workshop.base = self._base
-            with open_artifact(artifact, self._workshop, threads) as session:
+            self._exports.base = self._base
+            with open_artifact(artifact, self._exports, threads) as session:
                 arrays = make_golden(session, golden_inputs(self._base))
         with BundleDraft(self.folder / f"{self.model.spec.name}.{target.name}{SUFFIX}") as draft:
-            draft_bundle(draft, self._workshop, target, artifact, Precision(asked=PRECISION, shipped=PRECISION), arrays)
+            draft_bundle(draft, self._exports, target, artifact, Precision(asked=PRECISION, shipped=PRECISION), arrays)
             return draft.publish()
 
     @functools.cached_property
@@ -97,8 +97,8 @@ class Trials:
         return look(self.model, {})
 
     @functools.cached_property
-    def _workshop(self) -> Workshop:
-        return Workshop(self.model, Baseline({}, {}, None, None), self.folder)
+    def _exports(self) -> Exports:
+        return Exports(self.model, Baseline({}, {}, None, None), self.folder)
 
     @functools.cached_property
     def _base(self) -> Baseline:

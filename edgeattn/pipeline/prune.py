@@ -14,10 +14,10 @@ from edgeattn.evaluation.data import Data
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
-from edgeattn.pipeline.steps.candidates import Candidates, add_scheme
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.candidates import Candidates, add_recipe
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
-from edgeattn.pipeline.steps.preflight import check_room, describe, engine, removed_if_empty
+from edgeattn.pipeline.steps.preflight import check_disk, describe, engine, removed_if_empty
 from edgeattn.pipeline.steps.pruning import (
     PruneTask,
     Setting,
@@ -71,10 +71,10 @@ def prune(
         refuse_existing(path, options.force, "a pruned model", is_saved(path))
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
-        check_room(model, scratch)
-        shop = Workshop(model, baseline(model, data, progress), scratch)
-        checkpoint = prune_file(shop, options)
-        task = prune_task(shop, options.prune, checkpoint, options.loss, options.accept_unproved)
+        check_disk(model, scratch)
+        exports = Exports(model, baseline(model, data, progress), scratch)
+        checkpoint = prune_file(exports, options)
+        task = prune_task(exports, options.prune, checkpoint, options.loss, options.accept_unproved)
         refused = Refusals(options.targets, options.backend, options.precision)
         results: list[Result] = []
         for target in options.targets:
@@ -91,12 +91,12 @@ def _prune_target(
     backend = engine(target, options)
     threads = options.measure.threads
     made = for_target(task, Setting(target=target, backend=backend, threads=threads, progress=progress))
-    shop = Workshop(made.model, made.base, task.shop.room(f"pruned-{target.name}"), made.pruning)
+    exports = Exports(made.model, made.base, task.exports.new_directory(f"pruned-{target.name}"), made.pruning)
     with ExitStack() as stack:
-        tried = add_scheme(Candidates(), shop, target, "fp32", options, stack, progress, alone=True)
+        tried = add_recipe(Candidates(), exports, target, "fp32", options, stack, progress, alone=True)
     verified = tried.verified["fp32"]
     precision = Precision(asked="fp32", shipped=verified.artifact.precision)
-    row = artifact_row(shop, target, verified, precision, device_name(), options.gates)
+    row = artifact_row(exports, target, verified, precision, device_name(), options.gates)
     result = replace(row, notes=(*row.notes, *made.pruning.notes))
     facts = result.pruning
     assert facts is not None, "this is a pruned model"
@@ -104,7 +104,7 @@ def _prune_target(
         importance_figure(task.memory.importance, made.cut, more.plot)
     if facts["kept"]:
         progress.begin(f"{target.name}: writing")
-        path = options.path(task.shop.model.spec.name, target, SUFFIX)
+        path = options.path(task.exports.model.spec.name, target, SUFFIX)
         told = {**facts, "failures": [str(failure) for failure in made.pruning.failures]}
         write_pruned(path, made.model, task.source, made.cut, more.reference, told, options.force, export_onnx)
         result = replace(result, bundle=str(path))

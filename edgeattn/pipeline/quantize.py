@@ -13,8 +13,8 @@ from edgeattn.bundle import refuse_existing, whole_directory
 from edgeattn.evaluation.data import Data
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.steps.candidates import artifact_files
-from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.fallbacks import forget_trials, try_schemes
+from edgeattn.pipeline.steps.exports import Exports
+from edgeattn.pipeline.steps.fallbacks import forget_trials, try_recipes
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.pipeline.steps.rows import artifact_row, timed_elsewhere
@@ -43,31 +43,31 @@ def quantize(model: EdgeModel, data: Data | None, options: ConvertOptions, progr
         path = own.path(model.spec.name, target, SUFFIX)
         refuse_existing(path, own.force, "a quantized model", (path / PLAN).is_file())
 
-    def serve(shop: Workshop, refused: Refusals, _: Findings) -> list[Result]:
+    def serve(exports: Exports, refused: Refusals, _: Findings) -> list[Result]:
         results = []
         for target in refused.left():
             with refused.within(target, "conversion"):
-                results.append(_quantize_target(shop, target, options.of(target), progress))
+                results.append(_quantize_target(exports, target, options.of(target), progress))
         return results
 
     return serve_targets(model, data, options, progress, check, serve)
 
 
-def _quantize_target(shop: Workshop, target: Target, options: ConvertOptions, progress: Progress) -> Result:
+def _quantize_target(exports: Exports, target: Target, options: ConvertOptions, progress: Progress) -> Result:
     began = time.monotonic()
     with ExitStack() as stack:
-        tried = try_schemes(shop, target, options, stack, progress)
-        candidates, shipped = tried.choice(shop.base.score, options)
+        tried = try_recipes(exports, target, options, stack, progress)
+        candidates, shipped = tried.choice(exports.base.score, options)
         executed = tried.sessions[shipped].executed()
     verified = tried.verified[shipped]
     artifact = verified.artifact
     precision = Precision(asked=options.precision, shipped=artifact.precision, executed=executed, candidates=candidates)
-    row = artifact_row(shop, target, verified, precision, device_name(), options.gates)
+    row = artifact_row(exports, target, verified, precision, device_name(), options.gates)
     notes = (artifact.recipe, *timed_elsewhere(target, artifact.backend, candidates))
     result = replace(row, notes=(*row.notes, *notes))
     if result.verdict != "failed":
-        _write(options.path(shop.model.spec.name, target, SUFFIX), artifact, result, options.force)
-        forget_trials(shop.model, target, options)
+        _write(options.path(exports.model.spec.name, target, SUFFIX), artifact, result, options.force)
+        forget_trials(exports.model, target, options)
     return replace(result, notes=(*result.notes, *tried.notes), seconds=time.monotonic() - began)
 
 

@@ -3,7 +3,7 @@
 ``python -m edgeattn.profiling.holding REQUEST_JSON`` sets them with nvpmodel and jetson_clocks, says so in a line of
 JSON, waits until its stdin ends, puts back what was there, and says how that went. It runs in a session of its own, so
 that whatever ends the process that measures -- an error, a signal, SIGKILL after a lost link -- closes the pipe and
-leaves the board as it was. Only a power cut is out of its reach: clocks start anew then, and nvpmodel keeps its mode.
+leaves the board as it was. Only a power cut is out of its reach: clocks start again then, and nvpmodel keeps its mode.
 
 Both programs need root: they are run by sudo, without a password, where we are not root. What they print is that of
 Jetson Linux 35 to 39 (Jetson Linux Developer Guide, Platform Power and Performance).

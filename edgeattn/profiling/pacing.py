@@ -23,7 +23,7 @@ class Clock:
 
     Attributes:
         now: seconds, never going back.
-        sleep: waits so many seconds; it may wake late, as an operating system does.
+        sleep: waits that many seconds; it may wake late, as an operating system does.
     """
 
     now: Callable[[], float] = time.monotonic
@@ -203,7 +203,7 @@ def packet_unlike(hop_samples: int) -> int:
 
 
 def steps_after(spec: StreamSpec, samples: int) -> int:
-    """Steps that a fresh stream has run once it heard so many samples: the chunks whose last sample came by then."""
+    """Steps that a fresh stream has run once it heard that many samples: the chunks whose last sample came by then."""
     frontend = spec.frontend
     overhang = frontend.frame_length // 2 - frontend.hop_length // 2  # frame 0 starts this far before sample 0
     if samples < frontend.frame_length:

@@ -25,7 +25,7 @@ class Candidate:
     Attributes:
         accuracy: the metric in percent.
         why: the reason it was kept or not.
-        scheme: how it was made: a scheme of an engine, or one made of it by search or recovery.
+        recipe: how it was made: a recipe of an engine, or one made of it by search or recovery.
         drop: points lost against the source; ``drop_upper`` with 95 % confidence at most.
     """
 

@@ -49,7 +49,7 @@ class Limits:
 
 
 def limits_for(size: int) -> Limits:
-    """Limits for so many bytes of files; the environment's, if it has them.
+    """Limits for that many bytes of files; the environment's, if it has them.
 
     Raises:
         InputError: for a variable that is no positive number.

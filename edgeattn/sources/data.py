@@ -36,7 +36,7 @@ class Given:
         spec: of the model.
         assets: what travels with the model, by name.
         split: what to measure on.
-        limit: at most so many samples to measure on, and as many to calibrate on.
+        limit: at most this many samples to measure on, and as many to calibrate on.
     """
 
     source: str
@@ -78,7 +78,7 @@ def load_data(
         source: a directory with transcripts.tsv, a table of labelled texts (:mod:`edgeattn.sources.text`), an npz, a
             directory that a built-in trains on, ``file.py:function`` yielding dicts of arrays, or None.
         split: what to measure on, where the data has splits.
-        limit: at most so many samples to measure on, and as many to calibrate on, drawn from all that there are.
+        limit: at most this many samples to measure on, and as many to calibrate on, drawn from all that there are.
         assets: what travels with the model, by name: texts go through its tokenizer.
 
     Raises:

@@ -62,7 +62,7 @@ def load_texts(path: Path, spec: ModelSpec, assets: Mapping[str, Path], split: s
     Args:
         path: a table, or a directory with ``train``, ``dev`` and ``test`` as tables, see :func:`read_texts`.
         assets: of the model; ``tokenizer.json`` is needed, names of labels are those of ``config.json``.
-        limit: at most so many texts to measure on and as many to calibrate on; 0 for all.
+        limit: at most this many texts to measure on and as many to calibrate on; 0 for all.
 
     Raises:
         DataError: for a table of another form, an unknown label, a split that is not there, nothing to measure on, or

@@ -136,7 +136,7 @@ def prepare(
         path: of the folder; None for that in the user's cache.
         on_step: is told what begins.
         apt_sources: a sources.list (or .sources) with Debian's or Ubuntu's arm64 packages, in place of this machine's.
-        force: assemble it anew.
+        force: assemble it again.
 
     Raises:
         InputError: if a tool is missing on this machine, or something else lies at ``path``.
@@ -154,7 +154,7 @@ def prepare(
             partial, downloads = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.downloads")
             there = read_root(path)
             if there is not None and there.requirements == wanted and not force:
-                shutil.rmtree(downloads, ignore_errors=True)  # of one that was to be made anew, and was not
+                shutil.rmtree(downloads, ignore_errors=True)  # of one that was to be made again, and was not
                 return Prepared(path, there, reused=True)
             _require_tools()
             if path.exists() and not (path / FACTS).exists() and (not path.is_dir() or any(path.iterdir())):

@@ -23,7 +23,7 @@ from edgeattn.evaluation.parity import ParityMeter
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.runtimes import open_session
 from edgeattn.sources import load_model
@@ -168,7 +168,7 @@ class Loaded:
         base = Baseline({}, samples, None, None)
         scratch = directory / "scratch"
         scratch.mkdir()
-        self._shop = Workshop(self.model, base, scratch)
+        self._shop = Exports(self.model, base, scratch)
         self._artifacts: dict[tuple[str, Precision], Artifact] = {}
 
     def artifact(self, engine: str, precision: Precision) -> Artifact:

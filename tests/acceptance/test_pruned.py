@@ -15,7 +15,7 @@ from edgeattn.evaluation.data import Data
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline, recorded
 from edgeattn.pipeline.steps.candidates import open_artifact, verify
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning import (
     ImportanceOptions,
@@ -62,8 +62,8 @@ def prepared(name: str) -> tuple[EdgeModel, Baseline]:
 
 
 @pytest.fixture(scope="module", params=list(SPEEDUPS))
-def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[EdgeModel, Workshop]:
-    """A model, and the workshop of what is left of it after pruning without training."""
+def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[EdgeModel, Exports]:
+    """A model, and the exports of what is left of it after pruning without training."""
     model, base = prepared(request.param)
     given = prunable(model)
     options = ImportanceOptions(samples=SAMPLES, layer_samples=8)
@@ -77,25 +77,25 @@ def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     made = prune(given, chosen.cut)
     reconstruct(given, chosen.cut, made, base.calibration, ReconstructOptions(samples=SAMPLES), lambda _: None)
     after = replace(recorded(made, base.data, Watch()), score=base.score)
-    return model, Workshop(made, after, tmp_path_factory.mktemp(request.param))
+    return model, Exports(made, after, tmp_path_factory.mktemp(request.param))
 
 
-@pytest.mark.parametrize(("engine", "target", "scheme"), ARTIFACTS)
+@pytest.mark.parametrize(("engine", "target", "recipe"), ARTIFACTS)
 def test_an_artifact_of_the_pruned_model_keeps_its_gates(
-    pruned: tuple[EdgeModel, Workshop], engine: str, target: str, scheme: str
+    pruned: tuple[EdgeModel, Exports], engine: str, target: str, recipe: str
 ) -> None:
-    model, shop = pruned
+    model, exports = pruned
     if engine == "litert" and model.spec.stream is None:
         pytest.skip("one conversion by LiteRT is enough here")
-    artifact = build(engine, shop, scheme, get_target(target))
-    with open_artifact(artifact, shop, 1) as session:
-        found = verify(shop, artifact, session, Gates(max_drop=POINTS[model.spec.name]), "test", Watch())
+    artifact = build(engine, exports, recipe, get_target(target))
+    with open_artifact(artifact, exports, 1) as session:
+        found = verify(exports, artifact, session, Gates(max_drop=POINTS[model.spec.name]), "test", Watch())
     assert found.failures == ()  # parity with the pruned source, the metric of the unpruned one, integers where asked
     assert found.drop is not None
 
 
-def test_kwt1_loses_three_tenths_of_what_its_heads_and_neurons_compute(pruned: tuple[EdgeModel, Workshop]) -> None:
-    model, shop = pruned
+def test_kwt1_loses_three_tenths_of_what_its_heads_and_neurons_compute(pruned: tuple[EdgeModel, Exports]) -> None:
+    model, exports = pruned
     if model.spec.name != "kwt1":
         pytest.skip("the bar is KWT-1's")
-    assert cost_gone(model, shop.model) >= 0.3
+    assert cost_gone(model, exports.model) >= 0.3

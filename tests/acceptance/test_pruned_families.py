@@ -16,7 +16,7 @@ from edgeattn.engines import ENGINES as ROWS
 from edgeattn.evaluation.parity import MAX_ABS_FP32, ParityMeter
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning import Prunable, prunable, prune
 from edgeattn.runtimes import open_session
@@ -44,7 +44,7 @@ class Pruned:
         }
         scratch = directory / "scratch"
         scratch.mkdir()
-        self._shop = Workshop(self.model, Baseline({}, {}, None, None), scratch)
+        self._shop = Exports(self.model, Baseline({}, {}, None, None), scratch)
 
     @functools.cached_property
     def scale(self) -> float:

@@ -104,8 +104,8 @@ def test_convert_writes_a_bundle_and_one_object(edgeattn: Command, kept: Convert
 def test_convert_prints_every_candidate_and_why(edgeattn: Command, kept: Converted) -> None:
     outcome = edgeattn("convert", kept.reference, "--data", kept.data, *QUICK)
     assert outcome.code == 0, outcome.err
-    for scheme in ("fp32", "fp16", "int8-static", "int8-dynamic"):
-        assert scheme in outcome.out
+    for recipe in ("fp32", "fp16", "int8-static", "int8-dynamic"):
+        assert recipe in outcome.out
     assert "fastest float; not proved: " in outcome.out  # the samples are few
 
 

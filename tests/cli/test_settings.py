@@ -149,7 +149,7 @@ def test_each_target_is_pruned_as_it_says(
         raise UnsupportedError("seen")
 
     monkeypatch.setattr(pipeline, "convert_target", look)
-    monkeypatch.setattr(pipeline, "pruned", lambda shop, options, *_: ((each, shop) for each in options.targets))
+    monkeypatch.setattr(pipeline, "pruned", lambda exports, options, *_: ((each, exports) for each in options.targets))
     toml.write_text('[targets.cpu]\nprune = "speedup=1.5"\n')
     edgeattn("convert", kept.reference, *QUICK)
     edgeattn("convert", kept.reference, "--target", "mobile", "--prune", "neurons=0.5", *QUICK)

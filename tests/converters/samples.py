@@ -178,7 +178,7 @@ class Converted:
     onnx: Mapping[str, Path]
     tflite: Artifact
 
-    def room(self, name: str) -> Path:
+    def new_directory(self, name: str) -> Path:
         """A directory for one artifact."""
         path = self.root / name
         path.mkdir(exist_ok=True)

@@ -16,11 +16,21 @@ import torch
 from torch import nn
 
 from edgeattn.converters import passes
-from edgeattn.converters.preflight.judge import RULES, Ask, Finding, facts, judge, look, memory_need, preflight, refuse
+from edgeattn.converters.preflight.judge import (
+    RULES,
+    Finding,
+    Question,
+    facts,
+    judge,
+    look,
+    memory_need,
+    preflight,
+    refuse,
+)
 from edgeattn.converters.preflight.rules_operations import Partitions
 from edgeattn.errors import EdgeattnError, UnsupportedError
 from edgeattn.model import EdgeModel, Graph
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.runtimes import open_session
 from edgeattn.sources.modules import from_graphs, from_module
@@ -79,10 +89,10 @@ def test_every_rule_has_a_known_bad_model() -> None:
     assert {case.rule for case in CASES.values()} | elsewhere == set(RULES)
 
 
-def outcome(model: EdgeModel, engine: str, precision: str, shop: Workshop) -> tuple[EdgeattnError | None, int | None]:
+def outcome(model: EdgeModel, engine: str, precision: str, exports: Exports) -> tuple[EdgeattnError | None, int | None]:
     """What conversion raised, and LiteRT's partitions."""
     try:
-        artifact = build(engine, shop, precision, TARGETS[engine])
+        artifact = build(engine, exports, precision, TARGETS[engine])
         if engine not in OPENED:
             return None, None
         with open_session(engine, artifact.models, model.spec, threads=1) as session:
@@ -100,11 +110,11 @@ def test_preflight_and_conversion_agree(name: str, tmp_path: Path) -> None:
     precision = case.precisions[0]
     model = made(name)
     samples = {"main": (model.example["main"],) * 2} if case.calibrated else {}
-    shop = Workshop(model, SimpleNamespace(calibration=samples, score=None), tmp_path)  # type: ignore[arg-type]
+    exports = Exports(model, SimpleNamespace(calibration=samples, score=None), tmp_path)  # type: ignore[arg-type]
     for engine in ENGINES:
         foreseen = findings(replace(case, precisions=(precision,)), model, engine)
         stops = [row for row in foreseen if row.severity == "stops"]
-        error, partitions = outcome(model, engine, precision, shop)
+        error, partitions = outcome(model, engine, precision, exports)
         assert bool(stops) == (error is not None), f"{engine}: foreseen {stops}, conversion said {error}"
         if stops:
             with pytest.raises(UnsupportedError) as refused:
@@ -125,7 +135,7 @@ def test_nothing_stops_a_good_architecture(name: str) -> None:
     model = from_module(*architecture.build(), "good")
     views = look(model)
     for engine in ENGINES:
-        rows = judge(views, Ask(model, TARGETS[engine], engine, ("fp32", "fp16", "int8"), calibrated=True))
+        rows = judge(views, Question(model, TARGETS[engine], engine, ("fp32", "fp16", "int8"), calibrated=True))
         assert not [str(row) for row in rows if row.severity == "stops"]
 
 
@@ -335,7 +345,7 @@ def test_a_hundred_million_parameters_take_less_than_five_seconds() -> None:
     began = time.process_time()
     views = look(model)
     for engine in ENGINES:
-        judge(views, Ask(model, TARGETS[engine], engine, ("fp32", "fp16", "int8"), calibrated=True))
+        judge(views, Question(model, TARGETS[engine], engine, ("fp32", "fp16", "int8"), calibrated=True))
     assert views[0].figures is not None
     assert views[0].figures.parameters > 100_000_000
     assert views[0].ranges is not None

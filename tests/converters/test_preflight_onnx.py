@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeattn.converters.preflight.judge import Finding, preflight
 from edgeattn.errors import UnsupportedError
 from edgeattn.model import EdgeModel
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.sources import load_model
 from edgeattn.targets import get_target
@@ -74,8 +74,8 @@ def rows(model: EdgeModel, engine: str, rule: str) -> list[Finding]:
 
 def converted(model: EdgeModel, engine: str, scratch: Path) -> None:
     pytest.importorskip("tensorrt_rtx" if engine == "tensorrt" else engine)
-    shop = Workshop(model, SimpleNamespace(calibration={}, score=None), scratch)  # type: ignore[arg-type]
-    build(engine, shop, "fp32", TARGETS[engine])
+    exports = Exports(model, SimpleNamespace(calibration={}, score=None), scratch)  # type: ignore[arg-type]
+    build(engine, exports, "fp32", TARGETS[engine])
 
 
 def linear(writer: Writer, zero_point: int = 0, axis: int = 1) -> str:

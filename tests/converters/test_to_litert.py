@@ -45,7 +45,7 @@ def test_the_delegate_takes_the_graph_in_one_partition() -> None:
 
 def test_fp16_halves_the_file_and_keeps_50_db() -> None:
     files = converted_stream()
-    half = to_tflite(stream_model(), files.room("tflite-fp16"), "fp16")
+    half = to_tflite(stream_model(), files.new_directory("tflite-fp16"), "fp16")
     ratios = sqnr_db(reference_stream()[1], deployed_stream(half))
     assert min(ratios.values()) >= 50, ratios
     assert half.models[GRAPH].stat().st_size <= 0.7 * files.tflite.models[GRAPH].stat().st_size

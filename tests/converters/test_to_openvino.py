@@ -29,14 +29,14 @@ from tests.converters.test_onnx_export import borders
 
 def test_500_carried_state_steps_match_torch() -> None:
     files = converted_stream()
-    artifact = to_openvino(files.onnx, files.room("openvino-fp32"), "fp32")
+    artifact = to_openvino(files.onnx, files.new_directory("openvino-fp32"), "fp32")
     assert worst_difference(reference_stream()[1], deployed_stream(artifact)) <= 1e-4
 
 
 def test_fp16_halves_the_file_and_keeps_50_db() -> None:
     files = converted_stream()
-    single = to_openvino(files.onnx, files.room("openvino-fp32"), "fp32")
-    half = to_openvino(files.onnx, files.room("openvino-fp16"), "fp16")
+    single = to_openvino(files.onnx, files.new_directory("openvino-fp32"), "fp32")
+    half = to_openvino(files.onnx, files.new_directory("openvino-fp16"), "fp16")
     ratios = sqnr_db(reference_stream()[1], deployed_stream(half))
     assert min(ratios.values()) >= 50, ratios
     sizes = [artifact.models[GRAPH].with_suffix(".bin").stat().st_size for artifact in (single, half)]

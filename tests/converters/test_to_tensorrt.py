@@ -35,7 +35,7 @@ trt = pytest.importorskip("tensorrt_rtx", exc_type=ImportError)
 
 def test_fp32_builds_and_500_steps_match_torch() -> None:
     files = converted_stream()
-    artifact = to_tensorrt(files.onnx, files.room("tensorrt-fp32"), "fp32")
+    artifact = to_tensorrt(files.onnx, files.new_directory("tensorrt-fp32"), "fp32")
     assert artifact.build is not None
     checked = artifact.build["checked"]
     assert checked["ok"] is True
@@ -45,7 +45,7 @@ def test_fp32_builds_and_500_steps_match_torch() -> None:
 
 def test_the_check_says_what_it_is_and_what_it_is_not() -> None:
     files = converted_stream()
-    build = to_tensorrt(files.onnx, files.room("tensorrt-fp32"), "fp32", capability="8.7").build
+    build = to_tensorrt(files.onnx, files.new_directory("tensorrt-fp32"), "fp32", capability="8.7").build
     assert build is not None
     checked = build["checked"]
     assert (checked["capability"], checked["target_capability"]) == ("8.6", "8.7")
@@ -59,7 +59,7 @@ def test_the_check_says_what_it_is_and_what_it_is_not() -> None:
 
 def test_fp16_builds_with_float32_islands_and_keeps_50_db() -> None:
     files = converted_stream()
-    artifact = to_tensorrt(files.onnx, files.room("tensorrt-fp16"), "fp16")
+    artifact = to_tensorrt(files.onnx, files.new_directory("tensorrt-fp16"), "fp16")
     assert artifact.build is not None
     layers = artifact.build["checked"]["layers"]
     assert layers["matrix_multiply"].keys() == {"half"}
@@ -72,7 +72,7 @@ def test_fp16_builds_with_float32_islands_and_keeps_50_db() -> None:
 
 def test_fp16_keeps_the_names_and_float32_at_the_border() -> None:
     files = converted_stream()
-    artifact = to_tensorrt(files.onnx, files.room("tensorrt-fp16"), "fp16")
+    artifact = to_tensorrt(files.onnx, files.new_directory("tensorrt-fp16"), "fp16")
     before, after = onnx.load(files.onnx[GRAPH]).graph, onnx.load(artifact.models[GRAPH]).graph
     for old, new in ((before.input, after.input), (before.output, after.output)):
         assert [(v.name, v.type) for v in old] == [(v.name, v.type) for v in new]
@@ -192,18 +192,18 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
 def test_a_bundle_for_a_dla_says_so_in_its_recipe_and_what_was_not_checked() -> None:
     files = converted_stream()
     recipe = BuildRecipe("fp16", sparsity=True, dla=True)  # builds here although there is no DLA
-    made = to_tensorrt(files.onnx, files.room("tensorrt-dla"), "fp16", recipe=replace(recipe, dla=False))
+    made = to_tensorrt(files.onnx, files.new_directory("tensorrt-dla"), "fp16", recipe=replace(recipe, dla=False))
     asked = on_dla(made)
     assert recipe_from_build(asked.build) == recipe
     assert asked.build is not None
     assert asked.build["checked"]["ok"] is True
     assert "what its DLA takes is known on the device alone" in asked.build["checked"]["message"]
-    direct = to_tensorrt(files.onnx, files.room("tensorrt-dla"), "fp16", recipe=recipe)
+    direct = to_tensorrt(files.onnx, files.new_directory("tensorrt-dla"), "fp16", recipe=recipe)
     assert recipe_from_build(direct.build) == recipe
 
 
 def test_a_dla_computes_no_float32() -> None:
     files = converted_stream()
-    made = to_tensorrt(files.onnx, files.room("tensorrt-fp32"), "fp32")
+    made = to_tensorrt(files.onnx, files.new_directory("tensorrt-fp32"), "fp32")
     with pytest.raises(UnsupportedError, match="a DLA computes in fp16 and int8 alone"):
         on_dla(made)

@@ -203,7 +203,7 @@ def test_the_python_blocks_of_a_page_run_as_written(page: str, empty: Path, spee
 
 
 def greedy_of_transformers(tokens: np.ndarray, first: int, last: int) -> list[int]:
-    """The oracle of the loop in docs/sources.md: the whole sequence anew for each token, by transformers."""
+    """The oracle of the loop in docs/sources.md: the whole sequence again for each token, by transformers."""
     network = transformers.BartForConditionalGeneration.from_pretrained("writer").eval()
     ids, said = torch.from_numpy(tokens), [first]
     for _ in range(40):

@@ -20,7 +20,7 @@ from edgeattn.graphs.counting import GraphFigures, file_figures
 from edgeattn.graphs.estimate import estimate_bundle, op_figures
 from edgeattn.model import Artifact
 from edgeattn.pipeline.steps.baseline import recorded
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.progress import Quiet
 from edgeattn.sources.modules import from_module
@@ -55,24 +55,24 @@ class Block(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     torch.manual_seed(0)
     model = from_module(Block(), {"x": torch.randn(1, ROWS, WIDTH)}, "block")
     rng = np.random.default_rng(0)
     samples = tuple({"x": rng.standard_normal((1, ROWS, WIDTH)).astype(np.float32)} for _ in range(8))
     base = replace(recorded(model, None, Quiet()), calibration={"main": samples})
-    return Workshop(model, base, tmp_path_factory.mktemp("shop"))
+    return Exports(model, base, tmp_path_factory.mktemp("shop"))
 
 
 @pytest.fixture(scope="module")
-def made(shop: Workshop) -> Callable[[str, str], Artifact]:
+def made(exports: Exports) -> Callable[[str, str], Artifact]:
     kept: dict[tuple[str, str], Artifact] = {}
 
-    def artifact(backend: str, scheme: str) -> Artifact:
+    def artifact(backend: str, recipe: str) -> Artifact:
         target = get_target("jetson" if backend == "tensorrt" else "cpu")
-        if (backend, scheme) not in kept:
-            kept[backend, scheme] = build(backend, shop, scheme, target)
-        return kept[backend, scheme]
+        if (backend, recipe) not in kept:
+            kept[backend, recipe] = build(backend, exports, recipe, target)
+        return kept[backend, recipe]
 
     return artifact
 
@@ -87,13 +87,13 @@ def products(found: GraphFigures, precision: str | None = None) -> float:
 
 
 @pytest.mark.parametrize(
-    ("backend", "scheme"),
+    ("backend", "recipe"),
     [("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "fp16"), ("litert", "fp32"), ("tensorrt", "fp16")],
 )
 def test_every_format_tells_the_same_operations(
-    made: Callable[[str, str], Artifact], backend: str, scheme: str
+    made: Callable[[str, str], Artifact], backend: str, recipe: str
 ) -> None:
-    found = figures(made(backend, scheme))
+    found = figures(made(backend, recipe))
     assert products(found) == LINEAR_FLOPS + ATTENTION_FLOPS
     # Only an accelerator computes in float16: the processors' engines unpack the weights.
     assert {op.precision for op in found.ops} <= ({"fp16", "fp32"} if backend == "tensorrt" else {"fp32"})
@@ -101,12 +101,12 @@ def test_every_format_tells_the_same_operations(
 
 
 @pytest.mark.parametrize(
-    ("backend", "scheme"), [("onnxruntime", "int8-static"), ("openvino", "int8-static"), ("litert", "int8-dynamic")]
+    ("backend", "recipe"), [("onnxruntime", "int8-static"), ("openvino", "int8-static"), ("litert", "int8-dynamic")]
 )
 def test_what_is_int8_in_the_file_is_int8_in_the_figures(
-    made: Callable[[str, str], Artifact], backend: str, scheme: str
+    made: Callable[[str, str], Artifact], backend: str, recipe: str
 ) -> None:
-    found = figures(made(backend, scheme))
+    found = figures(made(backend, recipe))
     # The two products of attention are never int8.
     assert products(found) == LINEAR_FLOPS + ATTENTION_FLOPS
     assert products(found, "int8") == LINEAR_FLOPS

@@ -11,7 +11,7 @@ import pytest
 from edgeattn.bundle import FileEntry, Manifest
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.evaluation.probing import Deviation
-from edgeattn.jobs.evaluate import Evaluated
+from edgeattn.jobs.evaluate import Evaluation
 from edgeattn.pipeline.check import CheckOptions, Evidence, judged
 from edgeattn.pipeline.steps.adversarial import Adversary
 from edgeattn.pipeline.steps.baseline import Baseline
@@ -65,7 +65,7 @@ def parity(decibels: float = 40.0) -> Parity:
 def evidence(run: BundleRun, **changes: Any) -> Evidence:
     """Beside a source that the outputs agree with, and no data."""
     source = Baseline({}, {}, None, None, adversary=cast(Adversary, Tried()))
-    found = Evidence(run=run, source=source, data=None, evaluated=Evaluated({"main": parity()}, None))
+    found = Evidence(run=run, source=source, data=None, evaluated=Evaluation({"main": parity()}, None))
     return replace(found, **changes)
 
 
@@ -95,11 +95,11 @@ def test_the_same_gates_judge_a_bundle_in_one_order_wherever_it_ran(run: BundleR
     ("gate", "found"),
     [
         ("golden", evidence(here(golden=golden(59.0)))),
-        ("parity", evidence(here(), evaluated=Evaluated({"main": parity(-300.0)}, None))),
+        ("parity", evidence(here(), evaluated=Evaluation({"main": parity(-300.0)}, None))),
         (
             "adversarial",
             evidence(
-                here(), evaluated=Evaluated({"main": parity()}, None, (Deviation("main", "zeros", "y", "NaN", True),))
+                here(), evaluated=Evaluation({"main": parity()}, None, (Deviation("main", "zeros", "y", "NaN", True),))
             ),
         ),
         ("executed", evidence(here(profile=profile(executed=FLOAT)))),
@@ -120,7 +120,7 @@ def test_a_bundle_that_is_too_large_fails() -> None:
 
 
 def test_without_source_and_data_only_what_they_would_tell_is_missing() -> None:
-    found = evidence(here(), source=None, evaluated=Evaluated({}, None))
+    found = evidence(here(), source=None, evaluated=Evaluation({}, None))
     result = judged(PATH, manifest(), found, OPTIONS)
     assert [row.gate for row in result.gates] == [gate for gate in EVERY if gate not in ("parity", "adversarial")]
     assert result.parity is None

@@ -10,7 +10,7 @@ import pytest
 from edgeattn.evaluation.accuracy import Drop, Score
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.model import Artifact
-from edgeattn.pipeline.steps.candidates import Verified, choose
+from edgeattn.pipeline.steps.candidates import VerifiedCandidate, choose
 from edgeattn.results.gates import Failure
 
 SOURCE = Score("wer", 0.05, (0.04, 0.06), (1.0,), (20.0,))
@@ -21,15 +21,15 @@ UNSURE = Drop(0.4, 1.3)
 
 
 def candidate(
-    scheme: str,
+    recipe: str,
     latency_ms: float | None,
     size: int = 100,
     failure: Failure | None = None,
     drop: Drop | None = Drop(0.0, 0.0),  # noqa: B008  # frozen
-) -> Verified:
-    artifact = Artifact("openvino", scheme.partition("-")[0], {"main": Path("x")}, scheme)
+) -> VerifiedCandidate:
+    artifact = Artifact("openvino", recipe.partition("-")[0], {"main": Path("x")}, recipe)
     parity = Parity("by hand", 1, {"y": OutputParity(0.0, 300.0)})
-    return Verified(
+    return VerifiedCandidate(
         artifact=artifact,
         parity=parity,
         score=SOURCE,
@@ -44,7 +44,7 @@ def candidate(
 class Case:
     """Candidates, what ships, and a piece of the reason why a named other one does not."""
 
-    candidates: tuple[Verified, ...]
+    candidates: tuple[VerifiedCandidate, ...]
     kept: str
     other: str | None = None
     why: str = ""

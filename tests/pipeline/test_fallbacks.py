@@ -14,9 +14,9 @@ from edgeattn.evaluation.parity import Parity
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.steps import fallbacks
 from edgeattn.pipeline.steps.baseline import Baseline
-from edgeattn.pipeline.steps.candidates import Candidates, Verified
-from edgeattn.pipeline.steps.exports import Workshop
-from edgeattn.pipeline.steps.fallbacks import Bench, Outcome, try_harder
+from edgeattn.pipeline.steps.candidates import Candidates, VerifiedCandidate
+from edgeattn.pipeline.steps.exports import Exports
+from edgeattn.pipeline.steps.fallbacks import Outcome, TrialContext, try_harder
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.progress import Quiet
 from edgeattn.quantize.search import Found
@@ -31,8 +31,8 @@ SESSION = cast(Session, None)  # no candidate made by hand runs
 SOURCE = Score("accuracy", 0.9, (0.8, 1.0), (0.0,) * 2_000, (1.0,) * 2_000)
 
 
-def made(precision: str, latency_ms: float, failure: Failure | None = None, upper: float = 0.1) -> Verified:
-    return Verified(
+def made(precision: str, latency_ms: float, failure: Failure | None = None, upper: float = 0.1) -> VerifiedCandidate:
+    return VerifiedCandidate(
         artifact=Artifact("openvino", precision, {"main": Path("x")}, precision),
         parity=Parity("by hand", 1, {}),
         score=SOURCE,
@@ -51,31 +51,31 @@ class Ladder:
         self.still: dict[str, Failure | None] = dict.fromkeys(("int8-nncf", "mixed", "recovered"), LOST)
         self.out = tmp_path
         model = EdgeModel(small_spec(), {}, {}, "0" * 64, 1)
-        self.shop = Workshop(model, Baseline({}, {}, score, None), tmp_path)
-        monkeypatch.setattr(fallbacks, "add_scheme", self.add_scheme)
+        self.exports = Exports(model, Baseline({}, {}, score, None), tmp_path)
+        monkeypatch.setattr(fallbacks, "add_recipe", self.add_recipe)
         monkeypatch.setattr(fallbacks, "timed", lambda _, verified, __: verified)
         monkeypatch.setattr(fallbacks, "find_mixed", self.find_mixed)
-        monkeypatch.setattr(fallbacks, "find_recovered", lambda bench: self.outcome("recovered", bench))
+        monkeypatch.setattr(fallbacks, "find_recovered", lambda context: self.outcome("recovered", context))
 
-    def add_scheme(self, tried: Candidates, _shop: object, _target: object, scheme: str, *_: object) -> Candidates:
-        self.tried.append(scheme)
-        return tried.with_candidate(scheme, made("int8", 0.9, self.still[scheme]), SESSION)
+    def add_recipe(self, tried: Candidates, _shop: object, _target: object, recipe: str, *_: object) -> Candidates:
+        self.tried.append(recipe)
+        return tried.with_candidate(recipe, made("int8", 0.9, self.still[recipe]), SESSION)
 
-    def find_mixed(self, bench: Bench) -> tuple[Outcome | None, Found]:
-        outcome = self.outcome("mixed", bench)
+    def find_mixed(self, context: TrialContext) -> tuple[Outcome | None, Found]:
+        outcome = self.outcome("mixed", context)
         return (None if outcome.verified.failures else outcome), Found(None, (), "by hand")
 
-    def outcome(self, how: str, bench: Bench) -> Outcome:
-        self.tried.append(f"{how} of {bench.scheme}")
-        name = f"{bench.scheme}+{how}"
+    def outcome(self, how: str, context: TrialContext) -> Outcome:
+        self.tried.append(f"{how} of {context.recipe}")
+        name = f"{context.recipe}+{how}"
         return Outcome(name=name, verified=made("int8", 0.95, self.still[how]), session=SESSION, words="by hand")
 
-    def climb(self, candidates: dict[str, Verified], **changes: Any) -> Candidates:
+    def climb(self, candidates: dict[str, VerifiedCandidate], **changes: Any) -> Candidates:
         options = ConvertOptions((get_target("cpu"),), out=self.out, effort=Effort(1.0, 1.0))
         tried = Candidates(verified=candidates, sessions=dict.fromkeys(candidates, SESSION))
         target = options.targets[0]
         with ExitStack() as stack:
-            return try_harder(tried, self.shop, target, replace(options, **changes), stack, Quiet())
+            return try_harder(tried, self.exports, target, replace(options, **changes), stack, Quiet())
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def ladder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ladder:
     return Ladder(monkeypatch, tmp_path)
 
 
-def lossy(failure: Failure | None = LOST) -> dict[str, Verified]:
+def lossy(failure: Failure | None = LOST) -> dict[str, VerifiedCandidate]:
     return {"fp32": made("fp32", 2.0), "int8-static": made("int8", 1.0, failure)}
 
 
@@ -117,7 +117,7 @@ def test_nothing_is_tried_after_what_ships(ladder: Ladder, mends: str) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_not_worth_mending_is_left(ladder: Ladder, candidates: dict[str, Verified], why: str) -> None:
+def test_what_is_not_worth_mending_is_left(ladder: Ladder, candidates: dict[str, VerifiedCandidate], why: str) -> None:
     assert ladder.climb(candidates) == Candidates(verified=candidates, sessions=dict.fromkeys(candidates, SESSION)), why
     assert ladder.tried == []
 

@@ -17,9 +17,9 @@ from edgeattn.evaluation.accuracy import Score, paired_drop
 from edgeattn.evaluation.confidence import ALPHA
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.model import Artifact
-from edgeattn.pipeline.steps.candidates import CUT_ALPHA, CUT_LOOKS, Looks, Verified, choose, settled, why_not
+from edgeattn.pipeline.steps.candidates import CUT_ALPHA, CUT_LOOKS, Looks, VerifiedCandidate, choose, settled, why_not
 from edgeattn.pipeline.steps.pruning import SPEEDUPS
-from edgeattn.quantize.search import Notebook, Trial, most_trials, search
+from edgeattn.quantize.search import SearchLog, Trial, most_trials, search
 
 MODELS = int(os.environ.get("EDGEATTN_SIMULATED_MODELS", "100"))
 SAMPLES, MAX_DROP, TRUE_DROP = 2_000, 0.5, 0.505  # points
@@ -35,10 +35,10 @@ def score_of(errors: np.ndarray) -> Score:
 SOURCE = score_of(np.arange(SAMPLES) < 200)  # nine of ten right
 
 
-def candidate(scheme: str, latency_ms: float, score: Score, alpha: float) -> Verified:
-    artifact = Artifact("openvino", scheme.partition("-")[0], {"main": Path("x")}, scheme)
+def candidate(recipe: str, latency_ms: float, score: Score, alpha: float) -> VerifiedCandidate:
+    artifact = Artifact("openvino", recipe.partition("-")[0], {"main": Path("x")}, recipe)
     parity = Parity("simulated", 1, {"y": OutputParity(0.0, 300.0)})
-    return Verified(
+    return VerifiedCandidate(
         artifact=artifact,
         parity=parity,
         score=score,
@@ -50,7 +50,7 @@ def candidate(scheme: str, latency_ms: float, score: Score, alpha: float) -> Ver
 
 
 def deployed(rng: np.random.Generator, true_drop: float = TRUE_DROP) -> Score:
-    """Answers of a candidate: of all samples so many become wrong, and some become right."""
+    """Answers of a candidate: of all samples that many become wrong, and some become right."""
     errors = np.asarray(SOURCE.errors).copy()
     right = errors == 0
     draw = rng.random(SAMPLES)
@@ -75,7 +75,7 @@ def ships(rng: np.random.Generator, plain: int, looks: Looks) -> bool:
         return Trial(len(paths), 2.0, 0.0, 0.0, not why, why)
 
     order = [str(layer) for layer in range(LAYERS)]
-    return looks.later > 0 and search(order, evaluate, Notebook(None, ""), 1e9).best is not None
+    return looks.later > 0 and search(order, evaluate, SearchLog(None, ""), 1e9).best is not None
 
 
 @pytest.mark.parametrize(("plain", "later"), [(1, 0), (3, 0), (2, most_trials(LAYERS))])
@@ -106,7 +106,7 @@ def test_all_looks_together_have_5_percent() -> None:
     looks = Looks(3, 7)
     assert 3 * looks.first_alpha + 7 * looks.later_alpha == pytest.approx(ALPHA)
     assert Looks(3).first_alpha == pytest.approx(ALPHA / 3)
-    assert len(SPEEDUPS).bit_length() == CUT_LOOKS  # a bisection looks at so many at most
+    assert len(SPEEDUPS).bit_length() == CUT_LOOKS  # a bisection looks at that many at most
     assert pytest.approx(ALPHA / 2) == CUT_LOOKS * CUT_ALPHA
 
 
@@ -119,7 +119,7 @@ def test_a_search_makes_no_more_trials_than_were_paid_for(layers: int) -> None:
             made.append(len(paths))
             return Trial(len(paths), 2.0, 0.0, 0.0, len(paths) >= fewest, "")
 
-        search([str(layer) for layer in range(layers)], evaluate, Notebook(None, ""), 1e9)
+        search([str(layer) for layer in range(layers)], evaluate, SearchLog(None, ""), 1e9)
         assert len(made) <= most_trials(layers)
 
 

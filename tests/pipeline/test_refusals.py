@@ -12,7 +12,7 @@ from edgeattn.pipeline.convert import convert
 from edgeattn.pipeline.profile import estimated
 from edgeattn.pipeline.quantize import quantize
 from edgeattn.pipeline.steps import candidates, preflight
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.results.report import Report
@@ -33,10 +33,10 @@ def options(out: Path, *names: str, **more: object) -> ConvertOptions:
 def failing(kept: Converted, monkeypatch: pytest.MonkeyPatch, error: EdgeattnError) -> None:
     """LiteRT's converter raises."""
 
-    def build(backend: str, shop: Workshop, scheme: str, *_: object) -> Artifact:
+    def build(backend: str, exports: Exports, recipe: str, *_: object) -> Artifact:
         if backend == "litert":
             raise error
-        return kept.build(backend, shop, scheme)
+        return kept.build(backend, exports, recipe)
 
     monkeypatch.setattr(candidates, "build", build)
 

@@ -20,7 +20,7 @@ from edgeattn.pipeline.check import CheckOptions, check
 from edgeattn.pipeline.convert import convert
 from edgeattn.pipeline.steps.baseline import baseline
 from edgeattn.pipeline.steps.candidates import artifact_files
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.packing import copy_assets
 from edgeattn.pipeline.steps.recipes import build
@@ -147,7 +147,7 @@ def test_golden_outputs_of_every_size_are_replayed(made: Make, engine: str) -> N
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_three_sizes_cost_little_more_than_one(
-    engine: str, precision: Precision, wide: Callable[[int], Workshop]
+    engine: str, precision: Precision, wide: Callable[[int], Exports]
 ) -> None:
     sizes = []
     for count in (1, 3):
@@ -163,17 +163,17 @@ def test_three_sizes_cost_little_more_than_one(
 
 
 @pytest.fixture(scope="session")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Workshop]:
-    """A workshop for an encoder of 512 channels in so many sizes."""
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Exports]:
+    """A exports for an encoder of 512 channels in that many sizes."""
     for module in ("onnxscript", "openvino", "nncf", "litert_torch", "ai_edge_quantizer", "onnxruntime"):
         pytest.importorskip(module, reason="the conversions need edgeattn[convert,openvino,tflite]")
 
     @cache
-    def make(count: int) -> Workshop:
+    def make(count: int) -> Exports:
         model = with_buckets(masked_encoder(512), {"seq": (32, 8, 16)[:count]})
         rows = [{name: value[0] for name, value in call(n, n).items()} for n in (4, 8, 20, 32, 9)]
         base = baseline(model, sample_data(rows, "calls", model.spec), Watch())
-        return Workshop(model, base, tmp_path_factory.mktemp(f"wide-{count}"))
+        return Exports(model, base, tmp_path_factory.mktemp(f"wide-{count}"))
 
     return make
 

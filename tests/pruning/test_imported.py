@@ -31,7 +31,7 @@ from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.apply import prune
@@ -373,8 +373,8 @@ def test_a_file_that_cannot_be_exported_says_why_and_goes_into_its_source(odd: E
 def test_an_engine_computes_what_the_pruned_file_does(engine: str, odd: EdgeModel, tmp_path: Path) -> None:
     found = prunable(odd)
     pruned = prune(found, unequal(found))
-    shop = Workshop(pruned, Baseline({}, {}, None, None), tmp_path)
-    artifact = build(engine, shop, "fp32", get_target(TARGETS[engine]))
+    exports = Exports(pruned, Baseline({}, {}, None, None), tmp_path)
+    artifact = build(engine, exports, "fp32", get_target(TARGETS[engine]))
     example = pruned.example["main"]
     backend = ROWS[artifact.backend].here
     with open_session(backend, artifact.models, pruned.spec, threads=1, build=artifact.build) as session:

@@ -20,7 +20,7 @@ from edgeattn.errors import InputError, UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.candidates import open_artifact, time_candidates
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.pruning.anatomy import Prunable
 from edgeattn.pruning.cut import Cut
@@ -428,9 +428,9 @@ def engine_times(scratch: Path, engine: str, rounds: int) -> Callable[[Mapping[s
             for number, name in enumerate(variants):
                 room = scratch / str(number)
                 room.mkdir()
-                shop = Workshop(variants[name], Baseline({}, {}, None, None), room)
-                artifact = build(engine, shop, "fp32", get_target("cpu"))
-                sessions[name] = stack.enter_context(open_artifact(artifact, shop, 1))
+                exports = Exports(variants[name], Baseline({}, {}, None, None), room)
+                artifact = build(engine, exports, "fp32", get_target("cpu"))
+                sessions[name] = stack.enter_context(open_artifact(artifact, exports, 1))
             return timings([time_candidates(sessions) for _ in range(rounds)])
 
     return times

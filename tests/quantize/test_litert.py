@@ -1,4 +1,4 @@
-"""int8 and int4 for TFLite, scheme by scheme and layer by layer."""
+"""int8 and int4 for TFLite, recipe by recipe and layer by layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from edgeattn.graphs.layers import linear_layers
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.quantize import litert, quantize_tflite
-from edgeattn.quantize.litert import SCHEMES
+from edgeattn.quantize.litert import RECIPES
 from edgeattn.quantize.litert_layers import _mark, tflite_products
 from edgeattn.quantize.plan import Plan, Rule
 from edgeattn.runtimes import open_session
@@ -43,9 +43,9 @@ Census = dict[str, dict[str, int]]
 
 
 @functools.cache
-def quantized(scheme: str = "int8-dynamic") -> Artifact:
+def quantized(recipe: str = "int8-dynamic") -> Artifact:
     files = converted_stream()
-    return quantize_tflite(files.tflite, files.onnx, calibration(), files.room(f"tflite-{scheme}"), scheme)
+    return quantize_tflite(files.tflite, files.onnx, calibration(), files.new_directory(f"tflite-{recipe}"), recipe)
 
 
 def census(artifact: Artifact) -> Census:
@@ -53,9 +53,9 @@ def census(artifact: Artifact) -> Census:
         return session.executed()
 
 
-@pytest.mark.parametrize(("scheme", "least"), [("int8-dynamic", 20), ("int8-static", 20), ("int8-weights", 20)])
-def test_the_stream_keeps_20_db_and_does_not_drift(scheme: str, least: float) -> None:
-    expected, got = reference_stream()[1], deployed_stream(quantized(scheme))
+@pytest.mark.parametrize(("recipe", "least"), [("int8-dynamic", 20), ("int8-static", 20), ("int8-weights", 20)])
+def test_the_stream_keeps_20_db_and_does_not_drift(recipe: str, least: float) -> None:
+    expected, got = reference_stream()[1], deployed_stream(quantized(recipe))
     ratios = sqnr_db(expected, got)
     assert min(ratios.values()) >= least, ratios
     first, last = sqnr_db(expected[50:150], got[50:150]), sqnr_db(expected[-100:], got[-100:])
@@ -63,9 +63,9 @@ def test_the_stream_keeps_20_db_and_does_not_drift(scheme: str, least: float) ->
         assert last[name] >= first[name] - 3, name
 
 
-@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static", "int4-weights"])
-def test_linear_layers_are_int8_and_the_delegate_takes_the_graph_in_one_partition(scheme: str) -> None:
-    counts = census(quantized(scheme))
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int8-static", "int4-weights"])
+def test_linear_layers_are_int8_and_the_delegate_takes_the_graph_in_one_partition(recipe: str) -> None:
+    counts = census(quantized(recipe))
     assert counts["FULLY_CONNECTED"].keys() == {"int8"}
     assert counts["DEPTHWISE_CONV_2D"].keys() == {"float32"}
     assert counts["DELEGATE"] == {"partitions": 1}
@@ -78,15 +78,15 @@ def test_int8_weights_are_widened_and_the_products_are_float() -> None:
     assert counts["DELEGATE"] == {"partitions": 1}
 
 
-@pytest.mark.parametrize(("scheme", "share"), [("int8-dynamic", 0.6), ("int8-static", 0.7), ("int8-weights", 0.6)])
-def test_the_file_shrinks(scheme: str, share: float) -> None:
-    before, after = converted_stream().tflite.models[GRAPH], quantized(scheme).models[GRAPH]
+@pytest.mark.parametrize(("recipe", "share"), [("int8-dynamic", 0.6), ("int8-static", 0.7), ("int8-weights", 0.6)])
+def test_the_file_shrinks(recipe: str, share: float) -> None:
+    before, after = converted_stream().tflite.models[GRAPH], quantized(recipe).models[GRAPH]
     assert after.stat().st_size <= share * before.stat().st_size
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_input_and_output_stay_float(scheme: str) -> None:
-    with open_session("litert", quantized(scheme).models, stream_model().spec, threads=1) as session:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_input_and_output_stay_float(recipe: str) -> None:
+    with open_session("litert", quantized(recipe).models, stream_model().spec, threads=1) as session:
         got = session.run(reference_stream()[0][7])  # the session refuses tensors of another dtype than the spec's
     assert {array.dtype.name for array in got.values()} == {"float32"}
 
@@ -94,22 +94,22 @@ def test_input_and_output_stay_float(scheme: str) -> None:
 def test_what_each_layer_became_is_told() -> None:
     layers = linear_layers(onnx.load(converted_stream().onnx[GRAPH]).graph)
     inner = {layer.path: layer.inner for layer in layers}
-    for scheme in SCHEMES:
-        artifact = quantized(scheme)
+    for recipe in RECIPES:
+        artifact = quantized(recipe)
         assert artifact.treatments.keys() == inner.keys()
-        if scheme == "int4-weights":  # in blocks of 32 along K
+        if recipe == "int4-weights":  # in blocks of 32 along K
             assert artifact.treatments == {p: "int8" if k % 32 else "int4-weights" for p, k in inner.items()}
             assert artifact.precision == "int4"
         else:
-            assert set(artifact.treatments.values()) == {"int8-weights" if scheme == "int8-weights" else "int8"}
+            assert set(artifact.treatments.values()) == {"int8-weights" if recipe == "int8-weights" else "int8"}
             assert artifact.precision == "int8"
-        assert f"{len(layers)} layers" in artifact.recipe or scheme == "int4-weights"
+        assert f"{len(layers)} layers" in artifact.recipe or recipe == "int4-weights"
 
 
-@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
-def test_layers_that_the_plan_keeps_float_execute_in_float_and_the_others_in_int8(scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int8-static"])
+def test_layers_that_the_plan_keeps_float_execute_in_float_and_the_others_in_int8(recipe: str, tmp_path: Path) -> None:
     files, plan = converted_stream(), Plan("int8", (Rule("blocks.*.attention.query", "float"),))
-    artifact = quantize_tflite(files.tflite, files.onnx, calibration(), tmp_path, scheme, plan)
+    artifact = quantize_tflite(files.tflite, files.onnx, calibration(), tmp_path, recipe, plan)
     kept = [path for path, treatment in artifact.treatments.items() if treatment == "float"]
     assert kept == ["blocks.0.attention.query", "blocks.1.attention.query"]
     counts = census(artifact)
@@ -252,9 +252,9 @@ def test_static_samples_are_checked_against_the_file(tmp_path: Path) -> None:
         quantize_tflite(files.tflite, files.onnx, {GRAPH: short}, tmp_path, "int8-static")
 
 
-@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-static"])
-def test_without_onnx_the_scheme_holds_for_all(scheme: str, tmp_path: Path) -> None:
-    artifact = quantize_tflite(converted_stream().tflite, {}, calibration(), tmp_path, scheme)
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int8-static"])
+def test_without_onnx_the_scheme_holds_for_all(recipe: str, tmp_path: Path) -> None:
+    artifact = quantize_tflite(converted_stream().tflite, {}, calibration(), tmp_path, recipe)
     assert artifact.treatments == {}
     assert census(artifact)["FULLY_CONNECTED"].keys() == {"int8"}
 
@@ -263,7 +263,7 @@ def test_an_unknown_scheme_lists_the_known_ones(tmp_path: Path) -> None:
     files = converted_stream()
     with pytest.raises(UnsupportedError, match="int4-weights, int8-dynamic, int8-static, int8-weights"):
         quantize_tflite(files.tflite, files.onnx, {}, tmp_path, "int9")
-    assert set(SCHEMES) == set(LITERT.schemes) - {"fp32", "fp16"}
+    assert set(RECIPES) == set(LITERT.recipes) - {"fp32", "fp16"}
 
 
 def test_a_plan_without_int8_is_refused(tmp_path: Path) -> None:
@@ -331,10 +331,10 @@ def test_only_float32_tflite_is_taken(tmp_path: Path) -> None:
         quantize_tflite(replace(converted_stream().tflite, precision="fp16"), {}, {}, tmp_path)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_nothing_is_printed(scheme: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_nothing_is_printed(recipe: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     few = {GRAPH: calibration()[GRAPH][:3]}
-    quantize_tflite(converted_stream().tflite, converted_stream().onnx, few, tmp_path, scheme)
+    quantize_tflite(converted_stream().tflite, converted_stream().onnx, few, tmp_path, recipe)
     assert capfd.readouterr() == ("", "")
 
 
@@ -372,11 +372,11 @@ def test_graphs_of_one_file_are_calibrated_each_on_its_own_samples(tmp_path: Pat
     files, single = export_onnx(model, tmp_path), to_tflite(model, tmp_path / "fp32", "fp32")
     assert len(set(single.models.values())) == 1
     samples = {graph: [model.example[graph]] * 3 for graph in single.models}
-    for scheme, plan in (("int8-static", None), ("int8-dynamic", Plan("int8", (Rule("kv", "float"),)))):
-        artifact = quantize_tflite(single, files, samples, tmp_path, scheme, plan)
+    for recipe, plan in (("int8-static", None), ("int8-dynamic", Plan("int8", (Rule("kv", "float"),)))):
+        artifact = quantize_tflite(single, files, samples, tmp_path, recipe, plan)
         assert set(artifact.treatments.values()) <= {"int8", "float"}
         with open_session("litert", artifact.models, model.spec) as session:
             for graph in single.models:
                 got, expected = session.run(model.example[graph], graph), model.run(model.example[graph], graph)
                 ratios = sqnr_db([expected], [{name: np.array(value) for name, value in got.items()}])
-                assert min(ratios.values()) > 20, (scheme, graph, ratios)
+                assert min(ratios.values()) > 20, (recipe, graph, ratios)

@@ -37,7 +37,7 @@ PLAIN = (-1.0,)  # without SmoothQuant, and without a search
 @functools.cache
 def quantized() -> Artifact:
     files = converted_stream()
-    return int8_nncf(files.onnx, calibration(), files.room("openvino-int8"))
+    return int8_nncf(files.onnx, calibration(), files.new_directory("openvino-int8"))
 
 
 def products(artifact: Artifact) -> dict[str, int]:

@@ -51,7 +51,7 @@ from tests.converters.samples import (
 @functools.cache
 def quantized() -> Path:
     files = converted_stream()
-    return quantize_onnx(files.onnx, calibration(), files.room("qdq")).models[GRAPH]
+    return quantize_onnx(files.onnx, calibration(), files.new_directory("qdq")).models[GRAPH]
 
 
 def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
@@ -347,7 +347,7 @@ def apart() -> Path:
     """The stream with a pair for each layer."""
     files = converted_stream()
     options = QdqOptions(shared=False)
-    return quantize_onnx(files.onnx, calibration(), files.room("qdq-apart"), options).models[GRAPH]
+    return quantize_onnx(files.onnx, calibration(), files.new_directory("qdq-apart"), options).models[GRAPH]
 
 
 def test_onnx_runtime_executes_every_layer_in_integers() -> None:

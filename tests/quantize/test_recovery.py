@@ -33,7 +33,7 @@ from edgeattn.quantize.qdq import (
     rounded,
     weight_scales,
 )
-from edgeattn.quantize.recovery import Recovered, RecoveryOptions, recover
+from edgeattn.quantize.recovery import RecoveredModel, RecoveryOptions, recover
 from edgeattn.sources import exported
 from edgeattn.sources.onnx import file as onnx_file
 from tests.clocks import StepClock, killed_and_resumed, refuses_a_damaged_checkpoint, step_clock
@@ -109,7 +109,7 @@ def weights(model: EdgeModel) -> dict[str, np.ndarray]:
     return {name: p.detach().numpy().copy() for name, p in model.modules["main"].named_parameters()}
 
 
-def trained(model: EdgeModel, onnx: dict[str, Path], clock: StepClock, **changes: Any) -> Recovered:
+def trained(model: EdgeModel, onnx: dict[str, Path], clock: StepClock, **changes: Any) -> RecoveredModel:
     return recover(model, onnx, samples(model), options(**changes), clock.tick)
 
 
@@ -203,7 +203,7 @@ def test_the_source_keeps_every_bit(hurt_onnx: dict[str, Path], clock: StepClock
     )
 
 
-def rounded_by_hand(result: Recovered, x: np.ndarray) -> np.ndarray:
+def rounded_by_hand(result: RecoveredModel, x: np.ndarray) -> np.ndarray:
     """The recovered Hurt with its scales, in numpy."""
     w = weights(result.model)
 
@@ -316,7 +316,7 @@ def test_no_time_at_all_gives_the_source_and_says_so(hurt_onnx: dict[str, Path])
 # --- kinds of modules -------------------------------------------------------------------------------------------------
 
 
-def all_reached(model: EdgeModel, onnx: dict[str, Path], clock: StepClock, **changes: Any) -> Recovered:
+def all_reached(model: EdgeModel, onnx: dict[str, Path], clock: StepClock, **changes: Any) -> RecoveredModel:
     """A short run in which every rounded layer is trained, and really changes."""
     result = trained(model, onnx, clock, **{"seconds": 12.0, "learning_rate": 1e-4, **changes})
     assert result.untrained == ()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeattn.quantize.search import Notebook, Trial, by_gain, search
+from edgeattn.quantize.search import SearchLog, Trial, by_gain, search
 
 LAYERS = tuple(f"layer{i}" for i in range(40))
 
@@ -32,7 +32,7 @@ class Model:
 @given(st.integers(1, 31))
 def test_the_fewest_layers_that_pass_are_found_in_few_trials(needed: int) -> None:
     model = Model(needed)
-    found = search(LAYERS, model, Notebook(None, "k"), 60.0)
+    found = search(LAYERS, model, SearchLog(None, "k"), 60.0)
     assert found.best is not None
     assert found.best.returned == needed
     assert len(model.calls) <= 11  # 2 log2(40), rounded up
@@ -40,7 +40,7 @@ def test_the_fewest_layers_that_pass_are_found_in_few_trials(needed: int) -> Non
 
 
 def test_nothing_is_returned_where_nothing_passes() -> None:
-    found = search(LAYERS, Model(99), Notebook(None, "k"), 60.0)
+    found = search(LAYERS, Model(99), SearchLog(None, "k"), 60.0)
     assert found.best is None
     assert [trial.returned for trial in found.trials] == [1, 2, 4, 8, 16, 32]
     assert found.ended == "every layer was tried"
@@ -48,7 +48,7 @@ def test_nothing_is_returned_where_nothing_passes() -> None:
 
 def test_it_ends_where_nothing_is_gained_any_more() -> None:
     model = Model(99, gain=1.2, loss=0.05)
-    found = search(LAYERS, model, Notebook(None, "k"), 60.0)
+    found = search(LAYERS, model, SearchLog(None, "k"), 60.0)
     assert model.calls == [1, 2, 4]
     assert found.ended == "with 4 layers in float nothing is gained any more"
 
@@ -57,7 +57,7 @@ def test_without_times_the_fewest_layers_still_win() -> None:
     def evaluate(paths: tuple[str, ...]) -> Trial:
         return Trial(len(paths), None, 0.0, 0.0, len(paths) >= 5, "")
 
-    found = search(LAYERS, evaluate, Notebook(None, "k"), 60.0)
+    found = search(LAYERS, evaluate, SearchLog(None, "k"), 60.0)
     assert found.best is not None
     assert found.best.returned == 5
 
@@ -65,7 +65,7 @@ def test_without_times_the_fewest_layers_still_win() -> None:
 def test_the_time_budget_ends_it_with_the_best_so_far() -> None:
     clock = itertools.count(0.0, 10.0)  # each look at the clock is ten seconds later
     model = Model(3)
-    found = search(LAYERS, model, Notebook(None, "k"), 35.0, clock=lambda: next(clock))
+    found = search(LAYERS, model, SearchLog(None, "k"), 35.0, clock=lambda: next(clock))
     assert model.calls == [1, 2, 4]
     assert found.best is not None
     assert found.best.returned == 4  # 3 would do, and there was no time to see it
@@ -83,10 +83,10 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path: Path) -> None:
 
     first = Killed(6)
     with pytest.raises(KeyboardInterrupt):
-        search(LAYERS, first, Notebook(file, "k"), 60.0)
+        search(LAYERS, first, SearchLog(file, "k"), 60.0)
     assert first.calls == [1, 2, 4]
     second = Model(6)
-    found = search(LAYERS, second, Notebook(file, "k"), 60.0)
+    found = search(LAYERS, second, SearchLog(file, "k"), 60.0)
     assert second.calls == [8, 6, 5]  # nothing is tried twice
     assert found.best is not None
     assert found.best.returned == 6
@@ -98,7 +98,7 @@ def test_a_notebook_of_another_search_or_a_damaged_one_counts_for_nothing(tmp_pa
     file = tmp_path / "search.json"
     file.write_text(damage)
     model = Model(1)
-    assert search(LAYERS, model, Notebook(file, "k"), 60.0).best is not None
+    assert search(LAYERS, model, SearchLog(file, "k"), 60.0).best is not None
     assert model.calls == [1]
 
 

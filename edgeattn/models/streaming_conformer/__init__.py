@@ -141,7 +141,7 @@ def data(directory: Path | None = None, split: str | None = None, limit: int = 0
         directory: holds ``fsdd/`` and/or ``speech_commands/``; None for the small synthesised sample that ships.
         split: what to measure on, "test" or "dev"; by default fsdd's test and speech_commands' dev split. The train
             splits calibrate, never what is measured.
-        limit: at most so many utterances of each kind, drawn evenly over the speakers; 0 for all.
+        limit: at most this many utterances of each kind, drawn evenly over the speakers; 0 for all.
 
     Raises:
         DataError: no utterance can be made of the data.

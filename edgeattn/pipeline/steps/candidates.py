@@ -15,10 +15,10 @@ from edgeattn.evaluation.confidence import ALPHA, step_down
 from edgeattn.evaluation.parity import Parity
 from edgeattn.model import Artifact
 from edgeattn.pipeline.steps.baseline import replay_baseline, score_of, whole_parity
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import engine
-from edgeattn.pipeline.steps.recipes import Choices, build
+from edgeattn.pipeline.steps.recipes import QuantizeOptions, build
 from edgeattn.profiling.measure import time_step
 from edgeattn.progress import Progress
 from edgeattn.results.gates import (
@@ -77,7 +77,7 @@ class Looks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verified:
+class VerifiedCandidate:
     """A candidate that was built and measured.
 
     Attributes:
@@ -102,38 +102,38 @@ class Verified:
 
 
 def verify(
-    shop: Workshop,
+    exports: Exports,
     artifact: Artifact,
     session: Session,
     gates: Gates,
     label: str,
     progress: Progress,
     alpha: float = ALPHA,
-) -> Verified:
+) -> VerifiedCandidate:
     """Parity over the recorded steps and the metric over the data, on the runtime that ships.
 
     Args:
         alpha: of what is said of its metric, see :class:`Looks`.
     """
-    progress.begin(f"{label}: parity", sum(len(records) for records in shop.base.records.values()))
-    graphs = replay_baseline(shop.base, session, progress)
+    progress.begin(f"{label}: parity", sum(len(records) for records in exports.base.records.values()))
+    graphs = replay_baseline(exports.base, session, progress)
     parity = whole_parity(session.spec, graphs)
     score = None
-    if shop.base.score is not None and shop.base.data is not None:
-        score = score_of(session, shop.base.data, label, progress)
+    if exports.base.score is not None and exports.base.data is not None:
+        score = score_of(session, exports.base.data, label, progress)
     failures = parity_failures(parity, artifact.precision)
-    if shop.base.adversary is not None:
-        failures += shop.base.adversary.failures(session, artifact.precision)
+    if exports.base.adversary is not None:
+        failures += exports.base.adversary.failures(session, artifact.precision)
     if ENGINES[artifact.backend].substitute:  # what another engine executes says nothing; what the parser took does
         failures += parsed_failures(artifact.treatments, (artifact.build or {}).get("checked", {}).get("layers"))
     else:
         failures += executed_failures(artifact.precision, session.executed(), artifact.treatments)
     drop = None
-    if score is not None and shop.base.score is not None:
-        drop = paired_drop(shop.base.score, score, alpha, gates.max_drop)
-        failures += accuracy_failures(accuracy(shop.base.score, score, "", drop), gates.max_drop)
+    if score is not None and exports.base.score is not None:
+        drop = paired_drop(exports.base.score, score, alpha, gates.max_drop)
+        failures += accuracy_failures(accuracy(exports.base.score, score, "", drop), gates.max_drop)
     size = sum(path.stat().st_size for path in artifact_files(artifact).values())
-    return Verified(
+    return VerifiedCandidate(
         artifact=artifact,
         parity=parity,
         score=score,
@@ -146,8 +146,8 @@ def verify(
 
 
 def settled(
-    verified: Mapping[str, Verified], source: Score | None, looks: Looks, max_drop: float
-) -> dict[str, Verified]:
+    verified: Mapping[str, VerifiedCandidate], source: Score | None, looks: Looks, max_drop: float
+) -> dict[str, VerifiedCandidate]:
     """The plain candidates with what can be said of all of them at once.
 
     Those that Holm's step-down shows to keep the metric lose ``max_drop`` at most; of each the simultaneous bound is
@@ -195,7 +195,11 @@ def time_candidates(
 
 
 def choose(
-    verified: Mapping[str, Verified], source: Score | None, asked: str, max_drop: float, accept_unproved: bool = False
+    verified: Mapping[str, VerifiedCandidate],
+    source: Score | None,
+    asked: str,
+    max_drop: float,
+    accept_unproved: bool = False,
 ) -> tuple[Candidate, ...]:
     """The fastest candidate that keeps the metric, and why each of the others is not it.
 
@@ -205,8 +209,8 @@ def choose(
     name ships if it passes its gates.
 
     Args:
-        verified: by the name of the scheme.
-        asked: "auto", a precision or a scheme.
+        verified: by the name of the recipe.
+        asked: "auto", a precision or a recipe.
         accept_unproved: where none is shown to keep the metric, the fastest ships of those that kept it on the samples.
     """
     passing = {name: v for name, v in verified.items() if not v.failures}
@@ -243,7 +247,7 @@ def choose(
     )
 
 
-def _why_kept(kept: Verified, source: Score | None, asked: str, max_drop: float) -> str:
+def _why_kept(kept: VerifiedCandidate, source: Score | None, asked: str, max_drop: float) -> str:
     drop = kept.drop
     unproved = "" if source is None or drop is None or within(drop, max_drop) else _unproved(drop, source)
     if asked != "auto":
@@ -267,7 +271,7 @@ def _needed(drop: Drop) -> str:
     return "; more of them would not show it" if drop.needed is None else f"; {drop.needed} like these would be needed"
 
 
-def _best_float(floats: Mapping[str, Verified]) -> str | None:
+def _best_float(floats: Mapping[str, VerifiedCandidate]) -> str | None:
     if not floats:
         return None
     timed = {p: v.latency_ms for p, v in floats.items() if v.latency_ms is not None}
@@ -277,15 +281,15 @@ def _best_float(floats: Mapping[str, Verified]) -> str | None:
     return min((p for p in timed if timed[p] <= PAYS * fastest), key=lambda p: floats[p].size_bytes)
 
 
-def best_float(verified: Mapping[str, Verified]) -> Verified | None:
+def best_float(verified: Mapping[str, VerifiedCandidate]) -> VerifiedCandidate | None:
     """The float that ships if nothing quantized does, None if none passes."""
     floats = {name: v for name, v in verified.items() if not v.quantized and not v.failures}
     return floats.get(_best_float(floats) or "")
 
 
 def why_not(
-    candidate: Verified,
-    best: Verified | None,
+    candidate: VerifiedCandidate,
+    best: VerifiedCandidate | None,
     source: Score | None,
     max_drop: float,
     asked: str,
@@ -315,29 +319,29 @@ def artifact_files(artifact: Artifact) -> dict[str, Path]:
     return {file.name: file for room in rooms for file in sorted(room.iterdir()) if file.is_file()}
 
 
-def open_artifact(artifact: Artifact, shop: Workshop, threads: int) -> Session:
+def open_artifact(artifact: Artifact, exports: Exports, threads: int) -> Session:
     """A session on the engine, or on its substitute on this host."""
     backend = ENGINES[artifact.backend].here
-    return open_session(backend, artifact.models, shop.model.spec, threads, artifact.build)
+    return open_session(backend, artifact.models, exports.model.spec, threads, artifact.build)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The candidates of one target, by scheme, and those that could not be made.
+    """The candidates of one target, by recipe, and those that could not be made.
 
     Attributes:
         sessions: that run them, open as long as the stack that they were entered into.
         alpha: of what is said of the metric of the next quantized candidate.
     """
 
-    verified: Mapping[str, Verified] = field(default_factory=dict)
+    verified: Mapping[str, VerifiedCandidate] = field(default_factory=dict)
     sessions: Mapping[str, Session] = field(default_factory=dict)
     refused: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()
     alpha: float = ALPHA
 
-    def with_candidate(self, name: str, verified: Verified, session: Session) -> Candidates:
-        """These and one more, or one anew."""
+    def with_candidate(self, name: str, verified: VerifiedCandidate, session: Session) -> Candidates:
+        """These and one more, or one again."""
         both = {**self.verified, name: verified}, {**self.sessions, name: session}
         return replace(self, verified=both[0], sessions=both[1])
 
@@ -346,22 +350,22 @@ class Candidates:
         return replace(self, notes=(*self.notes, note))
 
     def choice(self, source: Score | None, options: ConvertOptions) -> tuple[tuple[Candidate, ...], str]:
-        """Each as a row that says why it ships or not, and the scheme of the one that does; see :func:`choose`."""
+        """Each as a row that says why it ships or not, and the recipe of the one that does; see :func:`choose`."""
         rows = choose(self.verified, source, options.precision, options.gates.max_drop, options.accept_unproved)
         return (*rows, *self.refused), next(row.scheme for row in rows if row.kept)
 
 
-def add_scheme(
+def add_recipe(
     tried: Candidates,
-    shop: Workshop,
+    exports: Exports,
     target: Target,
-    scheme: str,
+    recipe: str,
     options: ConvertOptions,
     stack: ExitStack,
     progress: Progress,
     alone: bool = False,
 ) -> Candidates:
-    """Build and verify one scheme beside what was tried.
+    """Build and verify one recipe beside what was tried.
 
     Args:
         stack: keeps its session open.
@@ -371,25 +375,25 @@ def add_scheme(
         EdgeattnError: if it cannot be made or verified.
     """
     backend = engine(target, options)
-    progress.begin(f"{target.name}: {scheme} with {backend}")
+    progress.begin(f"{target.name}: {recipe} with {backend}")
     try:
-        artifact = build(backend, shop, scheme, target, Choices(options.plan))
+        artifact = build(backend, exports, recipe, target, QuantizeOptions(options.plan))
     except (DataError, UnsupportedError) as error:
         if alone:
             raise
         refused = Candidate(
-            precision=precision_of(scheme),
+            precision=precision_of(recipe),
             latency_ms=None,
             accuracy=None,
             size_bytes=None,
             kept=False,
             why=str(error),
-            scheme=scheme,
+            scheme=recipe,
         )
         return replace(tried, refused=(*tried.refused, refused))
-    session = stack.enter_context(open_artifact(artifact, shop, options.measure.threads))
+    session = stack.enter_context(open_artifact(artifact, exports, options.measure.threads))
     alpha = tried.alpha
-    if precision_of(scheme) in FLOATS:
-        alpha = ALPHA if shop.pruning is None else CUT_ALPHA
-    verified = verify(shop, artifact, session, options.gates, f"{target.name}: {scheme}", progress, alpha)
-    return tried.with_candidate(scheme, verified, session)
+    if precision_of(recipe) in FLOATS:
+        alpha = ALPHA if exports.pruning is None else CUT_ALPHA
+    verified = verify(exports, artifact, session, options.gates, f"{target.name}: {recipe}", progress, alpha)
+    return tried.with_candidate(recipe, verified, session)

@@ -6,7 +6,7 @@ from edgeattn.bundle import refuse_existing
 from edgeattn.errors import UnsupportedError
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import check_dla, engine
-from edgeattn.pipeline.steps.recipes import schemes
+from edgeattn.pipeline.steps.recipes import recipes
 from edgeattn.targets import Target
 
 
@@ -42,6 +42,6 @@ def check_target(target: Target, options: ConvertOptions) -> None:
         InputError, UnsupportedError: as :func:`refuse_early`.
     """
     backend = engine(target, options)
-    schemes(target, backend, options.precision)
+    recipes(target, backend, options.precision)
     if options.dla:
         check_dla(target, backend)

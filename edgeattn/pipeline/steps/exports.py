@@ -17,7 +17,7 @@ from edgeattn.results.report import Pruning
 SCANNED_SAMPLES = 32  # whose values decide which nodes stay float32 in float16
 
 
-class Workshop:
+class Exports:
     """The source with its exports, made once and shared by the targets.
 
     Args:
@@ -38,7 +38,7 @@ class Workshop:
         from edgeattn.converters.onnx import export_onnx
         from edgeattn.converters.shared_weights import share_onnx
 
-        exported = export_onnx(self.model, self.room("onnx"))
+        exported = export_onnx(self.model, self.new_directory("onnx"))
         share_onnx(exported)
         return exported
 
@@ -47,7 +47,7 @@ class Workshop:
         """fp32 TFLite."""
         from edgeattn.converters.litert import to_tflite
 
-        return to_tflite(self.model, self.room("tflite-fp32"), "fp32")
+        return to_tflite(self.model, self.new_directory("tflite-fp32"), "fp32")
 
     @functools.cached_property
     def islands(self) -> Mapping[str, tuple[str, ...]]:
@@ -71,7 +71,7 @@ class Workshop:
         )
         return spread(samples, SCANNED_SAMPLES)
 
-    def room(self, name: str) -> Path:
+    def new_directory(self, name: str) -> Path:
         """An empty directory for one artifact."""
         path = self.scratch / name
         shutil.rmtree(path, ignore_errors=True)

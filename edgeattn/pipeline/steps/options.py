@@ -28,16 +28,16 @@ class Effort:
     Attributes:
         search_seconds: for trials of mixed plans.
         recover_seconds: of training with fake quantization; 0 for none.
-        notebook: where the search keeps its trials; None for nowhere.
+        search log: where the search keeps its trials; None for nowhere.
     """
 
     search_seconds: float = SECONDS
     recover_seconds: float = 0.0
-    notebook: Path | None = None
+    search_log: Path | None = None
 
 
 @dataclass(frozen=True)
-class Own:
+class TargetOptions:
     """What one target has for itself; None for what all have. See :class:`ConvertOptions`."""
 
     precision: str | None = None
@@ -50,7 +50,7 @@ class ConvertOptions:
     """What to make and where.
 
     Attributes:
-        precision: "auto", a precision, or a scheme of :mod:`edgeattn.pipeline.steps.recipes`.
+        precision: "auto", a precision, or a recipe of :mod:`edgeattn.pipeline.steps.recipes`.
         backend: engine, if not the target's first.
         out: directory that receives ``NAME.TARGET.edge``.
         archive: pack each bundle into one .zip instead of a directory.
@@ -80,7 +80,7 @@ class ConvertOptions:
     prune: Request | None = None
     loss: Hook | None = None
     dla: bool = False
-    own: Mapping[str, Own] = field(default_factory=dict)
+    own: Mapping[str, TargetOptions] = field(default_factory=dict)
     accept_unproved: bool = False
 
     @property
@@ -94,7 +94,7 @@ class ConvertOptions:
 
     def of(self, target: Target) -> ConvertOptions:
         """The options of one target: its own, else those of all; its default deadline where none was asked for."""
-        own = self.own.get(target.name, Own())
+        own = self.own.get(target.name, TargetOptions())
         asked = self.gates.deadline_ms if own.deadline_ms is None else own.deadline_ms
         return replace(
             self,

@@ -20,8 +20,8 @@ from edgeattn.errors import InputError
 from edgeattn.jobs.measure import profile_bundle
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
-from edgeattn.pipeline.steps.candidates import Verified, artifact_files
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.candidates import VerifiedCandidate, artifact_files
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import removed_if_empty
 from edgeattn.pipeline.steps.rows import profiled_row
@@ -58,24 +58,24 @@ def destination(model: EdgeModel, target: Target, options: ConvertOptions) -> Pa
 
 
 def pack(
-    shop: Workshop,
+    exports: Exports,
     target: Target,
-    chosen: Verified,
+    chosen: VerifiedCandidate,
     candidates: tuple[Candidate, ...],
     golden: Arrays,
     options: ConvertOptions,
     progress: Progress,
 ) -> Result:
     """Draft the bundle, profile the draft, gate it, publish it."""
-    model, artifact = shop.model, chosen.artifact
+    model, artifact = exports.model, chosen.artifact
     path = destination(model, target, options)
-    draft_path = shop.scratch / path.name if options.archive else path
+    draft_path = exports.scratch / path.name if options.archive else path
     with BundleDraft(draft_path, options.force) as draft, writing(path):
         precision = Precision(asked=options.precision, shipped=artifact.precision, executed=None, candidates=candidates)
-        manifest = draft_bundle(draft, shop, target, artifact, precision, golden)
+        manifest = draft_bundle(draft, exports, target, artifact, precision, golden)
         progress.begin(f"{target.name}: profile")
         profile = profile_bundle(draft.path, options.measure, ENGINES[artifact.backend].substitute)
-        result = profiled_row(shop, target, chosen, candidates, profile, options)
+        result = profiled_row(exports, target, chosen, candidates, profile, options)
         figures = {"parity": result.parity, "accuracy": result.accuracy, "latency": result.latency}
         written = draft.write_manifest(
             replace(
@@ -83,7 +83,7 @@ def pack(
             )
         )
         size = sum(entry.size for entry in written.files.values())
-        rows = [*in_time(draft.path, shop, target, profile, options), *size_judged(size, options.gates)]
+        rows = [*in_time(draft.path, exports, target, profile, options), *size_judged(size, options.gates)]
         result = replace(with_gates(result, rows), size_bytes=size, bundle=str(path))
         if result.verdict == "failed" and not options.keep_failed:
             note = "not written: a gate failed (--keep-failed writes it)"
@@ -96,9 +96,9 @@ def pack(
     return result
 
 
-def in_time(path: Path, shop: Workshop, target: Target, profile: Profile, options: ConvertOptions) -> list[Judgement]:
+def in_time(path: Path, exports: Exports, target: Target, profile: Profile, options: ConvertOptions) -> list[Judgement]:
     """The deadline, by this machine's clock where it is the target, else by an estimate, which can pass nothing."""
-    deadline = deadline_of(shop.model.spec, target, options.gates, options.measure)
+    deadline = deadline_of(exports.model.spec, target, options.gates, options.measure)
     if deadline is None:
         return []
     if target.name == HOST:
@@ -117,7 +117,7 @@ def size_judged(size: int, gates: Gates) -> list[Judgement]:
 
 def draft_bundle(
     draft: BundleDraft,
-    shop: Workshop,
+    exports: Exports,
     target: Target,
     artifact: Artifact,
     precision: Precision,
@@ -128,7 +128,7 @@ def draft_bundle(
     Args:
         golden: as :func:`~edgeattn.runtimes.selftest.make_golden` gives it; None for a bundle without.
     """
-    model = shop.model
+    model = exports.model
     for name, file in artifact_files(artifact).items():
         shutil.copyfile(file, draft.path / name)
     copy_assets(model.assets, draft.path)
@@ -144,7 +144,7 @@ def draft_bundle(
         spec=model.spec,
         models={graph: file.name for graph, file in artifact.models.items()},
         precision=to_json(precision),
-        provenance=provenance(model, artifact, shop.pruning),
+        provenance=provenance(model, artifact, exports.pruning),
         measured={},
         golden=facts,
         build=artifact.build,

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.converters.preflight.judge import Finding, judge, refuse
-from edgeattn.converters.preflight.rule import Ask
+from edgeattn.converters.preflight.rule import Question
 from edgeattn.converters.preflight.view import GraphView, look
 from edgeattn.engines import TENSORRT, TREATMENT, precision_of
 from edgeattn.errors import OutputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.data import Data
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pipeline.steps.options import ConvertOptions
-from edgeattn.pipeline.steps.recipes import schemes
+from edgeattn.pipeline.steps.recipes import recipes
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.progress import Progress
 from edgeattn.spec import to_json
@@ -53,10 +53,10 @@ def foresee(
 ) -> tuple[Finding, ...]:
     """What preflight says of one target, for graphs that were looked at once."""
     backend = engine(target, options)
-    names = schemes(target, backend, options.precision)
+    names = recipes(target, backend, options.precision)
     asked = tuple(dict.fromkeys(map(precision_of, names)))
     ranges = all(TREATMENT[name] == "int8" for name in names if precision_of(name) == "int8")
-    return judge(views, Ask(model, target, backend, asked, data is not None, ranges))
+    return judge(views, Question(model, target, backend, asked, data is not None, ranges))
 
 
 def calibration_sample(model: EdgeModel, data: Data | None) -> dict[str, Arrays]:
@@ -65,7 +65,7 @@ def calibration_sample(model: EdgeModel, data: Data | None) -> dict[str, Arrays]
     return {} if example is None else {model.spec.graphs[0].name: dict(example)}
 
 
-def check_room(model: EdgeModel, scratch: Path) -> None:
+def check_disk(model: EdgeModel, scratch: Path) -> None:
     """Refuse a temporary directory that will not hold the exports: the engines' own writers die without a word there.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Schemes: the ways in which each engine's artifact can be made, by name, and what ``--precision`` stands for.
+"""Recipes: the ways in which each engine's artifact can be made, by name, and what ``--precision`` stands for.
 
 fp32, fp16        the engine's floats; float16 keeps islands in float32 where values would not fit
 int8-static       weights and activations int8, ranges from calibration samples
@@ -18,7 +18,7 @@ from edgeattn.converters.engines import CONVERTERS
 from edgeattn.engines import ENGINES, PRECISIONS, precision_of, scheme_names
 from edgeattn.errors import InputError, UnsupportedError, unknown_name
 from edgeattn.model import Artifact
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.quantize.engines import QUANTIZERS
 from edgeattn.quantize.plan import Plan
 from edgeattn.quantize.quantization import Quantization
@@ -28,11 +28,11 @@ FLOATS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
-class Choices:
+class QuantizeOptions:
     """What a quantized artifact is made with.
 
     Attributes:
-        plan: treatment by module path; its "int8" is the scheme's own.
+        plan: treatment by module path; its "int8" is the recipe's own.
         scales: path -> activation scale that recovery learned.
     """
 
@@ -40,15 +40,15 @@ class Choices:
     scales: Mapping[str, float] = field(default_factory=dict)
 
 
-def schemes(target: Target, backend: str, asked: str) -> tuple[str, ...]:
-    """The schemes to try on an engine of a target, the safest first.
+def recipes(target: Target, backend: str, asked: str) -> tuple[str, ...]:
+    """The recipes to try on an engine of a target, the safest first.
 
     Raises:
-        InputError: for a name that is neither a precision nor a scheme.
+        InputError: for a name that is neither a precision nor a recipe.
         UnsupportedError: if the engine does not have it there; what it has is named.
     """
     row, allowed = ENGINES[backend], target.precisions[backend]
-    offered = tuple(s for s in row.schemes if precision_of(s) in (*allowed, *(("int4",) * ("int8" in allowed))))
+    offered = tuple(s for s in row.recipes if precision_of(s) in (*allowed, *(("int4",) * ("int8" in allowed))))
     tried = tuple(s for s in offered if s in (*FLOATS, *row.tried))
     if asked == "auto":
         return tried
@@ -60,7 +60,7 @@ def schemes(target: Target, backend: str, asked: str) -> tuple[str, ...]:
 
 
 def check_precision(asked: str) -> None:
-    """Refuse what names neither a precision nor a scheme.
+    """Refuse what names neither a precision nor a recipe.
 
     Raises:
         InputError: listing the names.
@@ -69,20 +69,22 @@ def check_precision(asked: str) -> None:
         raise InputError(unknown_name("precision", asked, set(names)))
 
 
-def build(backend: str, shop: Workshop, scheme: str, target: Target, choices: Choices | None = None) -> Artifact:
-    """The artifact of one scheme; "int8" is the engine's first.
+def build(
+    backend: str, exports: Exports, recipe: str, target: Target, quantize_options: QuantizeOptions | None = None
+) -> Artifact:
+    """The artifact of one recipe; "int8" is the engine's first.
 
     Raises:
         EdgeattnError: if it cannot be made; the message says what to change.
     """
     row = ENGINES[backend]
-    name = row.tried[0] if scheme == "int8" else scheme
-    if name not in row.schemes:
-        raise UnsupportedError(f"{backend} has no {name}; it has {', '.join(row.schemes)}")
+    name = row.tried[0] if recipe == "int8" else recipe
+    if name not in row.recipes:
+        raise UnsupportedError(f"{backend} has no {name}; it has {', '.join(row.recipes)}")
     quantized = None
     if name not in FLOATS:
-        wanted = choices or Choices()
+        wanted = quantize_options or QuantizeOptions()
         quantized = QUANTIZERS[backend](
-            Quantization(engine=row, source=shop, scheme=name, target=target, plan=wanted.plan, scales=wanted.scales)
+            Quantization(engine=row, source=exports, recipe=name, target=target, plan=wanted.plan, scales=wanted.scales)
         )
-    return CONVERTERS[backend](Conversion(source=shop, scheme=name, target=target, quantized=quantized))
+    return CONVERTERS[backend](Conversion(source=exports, recipe=name, target=target, quantized=quantized))

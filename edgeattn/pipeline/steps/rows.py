@@ -9,8 +9,8 @@ from typing import Any
 from edgeattn.engines import ENGINES
 from edgeattn.evaluation.accuracy import Accuracy, accuracy
 from edgeattn.evaluation.identity import identified
-from edgeattn.pipeline.steps.candidates import Verified
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.candidates import VerifiedCandidate
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.profiling.figures import Profile
 from edgeattn.results.gates import Failure, Gates
@@ -30,7 +30,7 @@ from edgeattn.targets.target import Target
 
 
 def artifact_row(
-    shop: Workshop, target: Target, verified: Verified, precision: Precision, device: str, gates: Gates
+    exports: Exports, target: Target, verified: VerifiedCandidate, precision: Precision, device: str, gates: Gates
 ) -> Result:
     """What is known of an artifact without a clock and a bundle, and what became of the gates that need neither.
 
@@ -40,27 +40,27 @@ def artifact_row(
     """
     artifact = verified.artifact
     substitute = ENGINES[artifact.backend].substitute
-    figures, rows = verified_gates(shop, verified, gates)
+    figures, rows = verified_gates(exports, verified, gates)
     result = Result(
         target=target.name,
         device=device if substitute is None else f"{device} ({substitute})",
         backend=artifact.backend,
         precision=precision if substitute is None else replace(precision, executed=None),
         size_bytes=verified.size_bytes,
-        source_size_bytes=shop.model.source_size_bytes,
+        source_size_bytes=exports.model.source_size_bytes,
         parity=verified.parity,
         accuracy=figures,
         build=artifact.build,
-        notes=shop.model.notes,
-        pruning=pruning_facts(shop, verified, precision.candidates),
+        notes=exports.model.notes,
+        pruning=pruning_facts(exports, verified, precision.candidates),
     )
     return with_gates(result, rows)
 
 
 def profiled_row(
-    shop: Workshop,
+    exports: Exports,
     target: Target,
-    chosen: Verified,
+    chosen: VerifiedCandidate,
     candidates: tuple[Candidate, ...],
     profile: Profile,
     options: ConvertOptions,
@@ -70,16 +70,16 @@ def profiled_row(
     precision = Precision(
         asked=options.precision, shipped=artifact.precision, executed=profile.executed, candidates=candidates
     )
-    row = artifact_row(shop, target, chosen, precision, profile.device, options.gates)
+    row = artifact_row(exports, target, chosen, precision, profile.device, options.gates)
     notes = [*row.notes, *target.notes, *timed_elsewhere(target, artifact.backend, candidates)]
     substitute = ENGINES[artifact.backend].substitute
     if substitute is not None:
         notes.append(f"checked with {substitute} on this host; time and memory are known on the device only")
     if artifact.build is not None:
         notes.append(str(artifact.build["checked"].get("message", "not built on this host")))
-    if shop.pruning is not None:
-        notes += shop.pruning.notes
-    buckets, graphs = graph_results(shop.model.spec, chosen.graphs, None if substitute else profile.latency)
+    if exports.pruning is not None:
+        notes += exports.pruning.notes
+    buckets, graphs = graph_results(exports.model.spec, chosen.graphs, None if substitute else profile.latency)
     row = replace(row, notes=tuple(notes), buckets=buckets, graphs=graphs)
     if substitute is not None:
         return row
@@ -102,36 +102,40 @@ def timed_elsewhere(target: Target, backend: str, candidates: Sequence[Candidate
     return (f"timed on this host, which is not the target{guess}",)
 
 
-def verified_gates(shop: Workshop, chosen: Verified, gates: Gates) -> tuple[Accuracy | None, list[Judgement]]:
+def verified_gates(
+    exports: Exports, chosen: VerifiedCandidate, gates: Gates
+) -> tuple[Accuracy | None, list[Judgement]]:
     """The metric of a candidate, and what became of the gates that need no clock and no bundle."""
-    artifact, data, score = chosen.artifact, shop.base.data, chosen.score
+    artifact, data, score = chosen.artifact, exports.base.data, chosen.score
     failures: dict[str, list[Failure]] = {}
     for failure in chosen.failures:
         failures.setdefault(failure.gate, []).append(failure)
     told = not ENGINES[artifact.backend].substitute or bool((artifact.build or {}).get("checked", {}).get("layers"))
     rows = parity_judged(chosen.parity, artifact.precision, failures.pop("parity", []))
-    if shop.base.adversary is not None:
-        rows += adversarial_judged(failures.pop("adversarial", []), shop.base.adversary.told())
+    if exports.base.adversary is not None:
+        rows += adversarial_judged(failures.pop("adversarial", []), exports.base.adversary.told())
     rows += executed_judged(artifact.precision, failures.pop("executed", []), told)
     figures = None
     if score is not None and data is not None:
-        found = accuracy(shop.base.score, score, data.origin, chosen.drop, gates.max_drop)
+        found = accuracy(exports.base.score, score, data.origin, chosen.drop, gates.max_drop)
         figures = identified(found, data)
         rows += drop_judged(figures, failures.pop("accuracy", []), gates.max_drop)
     else:
         rows += metric_unmeasured(gates, NO_METRIC, "no")
     for others in failures.values():
         rows += failed_rows(others)
-    if shop.pruning is not None:
-        rows += [*failed_rows(shop.pruning.failures, "flag"), *shop.pruning.gates]
+    if exports.pruning is not None:
+        rows += [*failed_rows(exports.pruning.failures, "flag"), *exports.pruning.gates]
     return figures, rows
 
 
-def pruning_facts(shop: Workshop, chosen: Verified, candidates: tuple[Candidate, ...]) -> dict[str, Any] | None:
+def pruning_facts(
+    exports: Exports, chosen: VerifiedCandidate, candidates: tuple[Candidate, ...]
+) -> dict[str, Any] | None:
     """What pruning did, and how much faster than the unpruned float model that is which ships."""
-    if shop.pruning is None:
+    if exports.pruning is None:
         return None
-    facts = dict(shop.pruning.facts)
+    facts = dict(exports.pruning.facts)
     single = next((row.latency_ms for row in candidates if row.scheme == "fp32"), None)
     gain: float | None = facts["speedup"] if facts["kept"] else 1.0
     facts["shipped_speedup"] = None

@@ -11,9 +11,9 @@ from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
 from edgeattn.pipeline.steps.early import check_target
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
-from edgeattn.pipeline.steps.preflight import check_room, describe, preflight, removed_if_empty
+from edgeattn.pipeline.steps.preflight import check_disk, describe, preflight, removed_if_empty
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.pipeline.steps.repeatable import confirmed
 from edgeattn.progress import Progress
@@ -30,7 +30,7 @@ def serve_targets(
     options: ConvertOptions,
     progress: Progress,
     check: Callable[[Target, ConvertOptions], None],
-    serve: Callable[[Workshop, Refusals, Findings], Iterable[Result]],
+    serve: Callable[[Exports, Refusals, Findings], Iterable[Result]],
 ) -> Report:
     """Refuse what can be refused before any waiting, then measure the source once and serve the targets that are left.
 
@@ -49,9 +49,9 @@ def serve_targets(
             check_target(target, own)
     model = confirmed(model)
     with removed_if_empty(options.out), scratch_room() as scratch:
-        check_room(model, scratch)
+        check_disk(model, scratch)
         findings = preflight(model, data, options, refused, progress)
         results: list[Result] = []
         if refused.left():
-            results += serve(Workshop(model, baseline(model, data, progress), scratch), refused, findings)
+            results += serve(Exports(model, baseline(model, data, progress), scratch), refused, findings)
     return Report(describe(model), refused.rows(results, findings))

@@ -119,7 +119,7 @@ class Board:
 
 
 class Relay:
-    """A network between the two that can be cut, or stand still, once so many bytes went to the board."""
+    """A network between the two that can be cut, or stand still, once that many bytes went to the board."""
 
     def __init__(self, port: int) -> None:
         self._target = port

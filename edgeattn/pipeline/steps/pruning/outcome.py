@@ -54,7 +54,7 @@ def for_target(task: PruneTask, setting: Setting) -> Outcome:
     facts = PruneFacts(
         asked=request_text(task.request),
         cut=made.facts,
-        score=score_facts(task.shop.base.score, made.score, ALPHA if task.request.saved else task.alpha),
+        score=score_facts(task.exports.base.score, made.score, ALPHA if task.request.saved else task.alpha),
         parameters={"original": parameter_count(task.given.model), "pruned": parameter_count(made.model)},
         promise=promise(planned.kind, planned.predicted_ms, planned.full_ms, measured),
         seconds=round(time.monotonic() - began, 1),
@@ -65,9 +65,9 @@ def for_target(task: PruneTask, setting: Setting) -> Outcome:
     notes = (*planned.notes, *head_notes(task.given, setting.target), *filter(None, (why,)))
     gates = tuple(row for row in rows if row.verdict != "failed")
     pruning = Pruning(facts.to_json(), failed(rows), notes, gates)
-    whole = task.shop.base
+    whole = task.exports.base
     if why is not None:
-        return Outcome(model=task.shop.model, base=whole, cut=Cut(), pruning=pruning)
+        return Outcome(model=task.exports.model, base=whole, cut=Cut(), pruning=pruning)
     base = replace(recorded(made.model, whole.data, setting.progress), score=whole.score, reference=PRUNED)
     return Outcome(model=made.model, base=base, cut=planned.cut, pruning=pruning)
 

@@ -186,7 +186,7 @@ def _within_drop(task: PruneTask, setting: Setting, table: LatencyTable, max_dro
     Raises:
         DataError: without a metric.
     """
-    original = task.shop.base.score
+    original = task.exports.base.score
     if original is None:
         raise DataError("--prune max-drop=... looks at the metric, and the data has no targets: give labelled data")
     selections = [_selected(task, setting, table, table.full_ms / speedup) for speedup in SPEEDUPS]

@@ -14,7 +14,7 @@ from edgeattn.evaluation.accuracy import Score
 from edgeattn.evaluation.confidence import ALPHA
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pipeline.steps.candidates import CUT_ALPHA, CUT_LOOKS
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.pruning.facts import CutFacts
 from edgeattn.progress import Progress, shares
@@ -82,7 +82,7 @@ class PruneTask:
     Attributes:
         source: the model as it was given.
         given: what is cut: the source, or a copy where a block gave way to one that can be cut.
-        shop: exports and baseline of ``given``.
+        exports: exports and baseline of ``given``.
         checkpoint: what distillation keeps its state beside, a file for each cut; None keeps none.
         hook: a loss of the user's, for importance and distillation.
         accept_unproved: a cut keeps the metric if it does on the samples, be they too few to show it.
@@ -91,7 +91,7 @@ class PruneTask:
     request: Request
     source: EdgeModel
     given: Prunable
-    shop: Workshop
+    exports: Exports
     checkpoint: Path | None = None
     hook: Hook | None = None
     accept_unproved: bool = False
@@ -109,7 +109,7 @@ class PruneTask:
 
 
 def prune_task(
-    shop: Workshop,
+    exports: Exports,
     request: Request,
     checkpoint: Path | None = None,
     hook: Hook | None = None,
@@ -118,23 +118,23 @@ def prune_task(
     """Look at a model and at what is asked of it; see :class:`PruneTask`.
 
     Args:
-        shop: the original with its baseline.
+        exports: the original with its baseline.
 
     Raises:
         InputError: for recovery without data.
         UnsupportedError: if nothing can be cut in the model.
     """
-    if request.recover_seconds and shop.base.data is None:
+    if request.recover_seconds and exports.base.data is None:
         raise InputError(
             "recovery trains on --data, which is not given: give inputs like those of use; labels are not needed"
         )
-    given = prunable(shop.model)
-    own = given.model is shop.model
+    given = prunable(exports.model)
+    own = given.model is exports.model
     return PruneTask(
         request=request,
-        source=shop.model,
+        source=exports.model,
         given=given,
-        shop=shop if own else Workshop(given.model, shop.base, shop.room("prunable")),
+        exports=exports if own else Exports(given.model, exports.base, exports.new_directory("prunable")),
         checkpoint=checkpoint,
         hook=hook,
         accept_unproved=accept_unproved,
@@ -161,8 +161,8 @@ def importance_options(task: PruneTask) -> ImportanceOptions:
 
 def importance_samples(task: PruneTask) -> Mapping[str, tuple[Arrays, ...]]:
     """What importance is measured on, with targets for a loss of the user's; empty without data."""
-    samples = {graph: own for graph, own in task.shop.base.calibration.items() if own}
-    data = task.shop.base.data
+    samples = {graph: own for graph, own in task.exports.base.calibration.items() if own}
+    data = task.exports.base.data
     return samples if task.hook is None or data is None else data.with_targets(task.given.model.spec, samples)
 
 
@@ -182,9 +182,9 @@ def state_file(task: PruneTask, cut: Cut) -> Path | None:
     return task.checkpoint.with_name(f"{task.checkpoint.name}.{digest[:12]}")
 
 
-def prune_file(workshop: Workshop, options: ConvertOptions) -> Path:
+def prune_file(exports: Exports, options: ConvertOptions) -> Path:
     """What recovery keeps its checkpoints beside until everything is made."""
-    return options.out / f".{workshop.model.spec.name}.prune.recovery"
+    return options.out / f".{exports.model.spec.name}.prune.recovery"
 
 
 def forget(task: PruneTask) -> None:

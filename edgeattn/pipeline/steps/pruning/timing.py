@@ -10,7 +10,7 @@ from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.candidates import open_artifact, time_candidates
-from edgeattn.pipeline.steps.exports import Workshop
+from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.pipeline.steps.pruning.task import PruneTask, Setting
 from edgeattn.pipeline.steps.recipes import build
 from edgeattn.profiling.measure import device_name
@@ -57,9 +57,9 @@ def time_models(setting: Setting, models: Mapping[str, EdgeModel]) -> Mapping[st
         for number, name in enumerate(models):
             room = scratch / str(number)
             room.mkdir()
-            shop = Workshop(models[name], Baseline({}, {}, None, None), room)
-            artifact = build(setting.backend, shop, "fp32", target)
-            sessions[name] = stack.enter_context(open_artifact(artifact, shop, setting.threads))
+            exports = Exports(models[name], Baseline({}, {}, None, None), room)
+            artifact = build(setting.backend, exports, "fp32", target)
+            sessions[name] = stack.enter_context(open_artifact(artifact, exports, setting.threads))
             progress.advance()
         progress.begin(f"{target.name}: timing")
         once = sum(time_candidates(sessions, 1, 2).values())

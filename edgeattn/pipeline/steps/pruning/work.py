@@ -49,7 +49,7 @@ def carry_out(task: PruneTask, cut: Cut, progress: Progress) -> CutModel:
 
 def untouched(task: PruneTask) -> CutModel:
     """The model of which nothing is removed."""
-    return CutModel(model=task.given.model, score=task.shop.base.score, facts=cut_summary(task.given, Cut()))
+    return CutModel(model=task.given.model, score=task.exports.base.score, facts=cut_summary(task.given, Cut()))
 
 
 def read_model(task: PruneTask, directory: Path) -> CutModel:
@@ -58,14 +58,14 @@ def read_model(task: PruneTask, directory: Path) -> CutModel:
     Raises:
         ModelError: if the directory holds no pruned model of this one.
     """
-    model = apply_saved(task.shop.model, directory)
-    data = task.shop.base.data
+    model = apply_saved(task.exports.model, directory)
+    data = task.exports.base.data
     score = None if data is None else source_score(model, data, "pruned", Quiet())
     return CutModel(model=model, score=score, facts=saved_facts(read_saved(directory).facts))
 
 
 def _carry_out(task: PruneTask, cut: Cut, progress: Progress) -> CutModel:
-    base, anatomy = task.shop.base, task.given.anatomy
+    base, anatomy = task.exports.base, task.given.anatomy
     progress.begin("pruning: removing")
     model = prune(task.given, cut.removal)
     order = ["prune"]
@@ -112,7 +112,7 @@ def _study_samples(model: EdgeModel, data: Data | None) -> Mapping[str, Sequence
 
 def _recovered(task: PruneTask, cut: Cut, model: EdgeModel, progress: Progress) -> tuple[EdgeModel, dict[str, Any]]:
     """Distillation, its progress in seconds."""
-    data, seconds = task.shop.base.data, task.recover_seconds
+    data, seconds = task.exports.base.data, task.recover_seconds
     assert data is not None, "checked when the request was taken"
     progress.begin("pruning: recovery by distillation", round(seconds))
     spent = 0
@@ -133,7 +133,7 @@ def _recovered(task: PruneTask, cut: Cut, model: EdgeModel, progress: Progress) 
 
     options = RecoveryOptions(seconds=seconds, checkpoint=state_file(task, cut))
     runs = data.training_runs(task.given.model.spec)
-    watched = metric if task.shop.base.score is not None else None
+    watched = metric if task.exports.base.score is not None else None
     found = recover(task.given, cut, model, runs, options, on_step, watched, task.hook)
     return found.model, {
         "seconds": round(found.seconds, 1), "steps": len(found.losses), "loss_before": found.before,

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeattn.bundle import write_atomically
 from edgeattn.errors import InputError
+from edgeattn.guards.outputs import write_atomically
 from edgeattn.spec import from_json, to_json
 
 MAX_STATE_BYTES = 1 << 20

@@ -22,7 +22,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 def engine_cache() -> Path:
     """Where engines and timings are kept: ``$EDGEATTN_CACHE/engines``, else ``engines`` in the user's cache."""
-    from edgeattn.bundle import user_cache
+    from edgeattn.guards.outputs import user_cache
 
     root = os.environ.get("EDGEATTN_CACHE")
     return (Path(root) if root else user_cache()).absolute() / "engines"

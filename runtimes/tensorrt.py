@@ -211,7 +211,7 @@ def files_beside(onnx: Path) -> dict[str, str]:
     External weights can lie in a file of any name, and ONNX stores that name as it is; so what is not named in its
     bytes is not read by it, and nothing else of a large directory is hashed.
     """
-    from edgeattn.bundle import sha256_of
+    from edgeattn.guards.blocks import sha256_of
 
     content = onnx.read_bytes()
     named = (p for p in onnx.parent.rglob("*") if p.name.encode("utf-8", "surrogateescape") in content and p.is_file())

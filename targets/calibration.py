@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeattn.bundle import user_cache, write_atomically, writing
 from edgeattn.errors import InputError
+from edgeattn.guards.outputs import user_cache, write_atomically, writing
 from edgeattn.spec import from_json, to_json
 from edgeattn.targets.host import host_target
 from edgeattn.targets.roofline import Efficiency, OpFigures, Range, peak_rate

@@ -25,22 +25,16 @@ from hypothesis import strategies as st
 from edgeattn.bundle import (
     FORMAT_VERSION,
     MANIFEST,
-    MAX_FILE_BYTES,
-    MAX_FILES,
-    MAX_MANIFEST_BYTES,
-    SEAL,
     Bundle,
     BundleDraft,
     Manifest,
-    _entry,
-    _seal,
     open_bundle,
     read_golden,
     read_manifest,
-    whole_directory,
-    write_atomically,
     zip_bundle,
 )
+from edgeattn.bundle.draft import _entry
+from edgeattn.bundle.manifest import MAX_FILE_BYTES, MAX_FILES, MAX_MANIFEST_BYTES, SEAL, sealed
 from edgeattn.errors import BundleError, OutputError
 from edgeattn.spec import to_json
 from tests.small import small_golden, small_manifest, small_spec, write_small_bundle
@@ -70,7 +64,7 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
     values = json.loads((bundle / MANIFEST).read_bytes())
     change(values)
     values.pop(SEAL)
-    (bundle / MANIFEST).write_bytes(_seal(values))
+    (bundle / MANIFEST).write_bytes(sealed(values))
 
 
 def relist(bundle: Path) -> None:
@@ -181,35 +175,6 @@ def test_a_directory_that_is_in_the_place_of_an_archive_is_kept_even_with_force(
     with pytest.raises(OutputError, match="exists and is not a file; it is left alone"):
         zip_bundle(bundle, mine, overwrite=True)
     assert mine.is_dir()
-
-
-def write_whole(path: Path, overwrite: bool) -> None:
-    """A directory with a new file, while another run writes an old one to the same place."""
-    with whole_directory(path, overwrite) as directory:
-        (directory / "new").write_text("of this run")
-        assert not path.exists()
-        path.mkdir()
-        (path / "old").write_text("of another run, meanwhile")
-
-
-def test_a_whole_directory_replaces_what_came_meanwhile_only_where_it_may(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"kept: cannot be written: Directory not empty"):
-        write_whole(tmp_path / "kept", overwrite=False)
-    write_whole(tmp_path / "replaced", overwrite=True)
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
-        "kept/old", "replaced/new",
-    }  # fmt: skip
-
-
-def test_nothing_is_left_of_a_directory_that_could_not_be_filled(tmp_path: Path) -> None:
-    def fill() -> None:
-        with whole_directory(tmp_path / "out", overwrite=False) as directory:
-            (directory / "half").write_text("x")
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OutputError, match="out: cannot be written: the disk is full"):
-        fill()
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -356,23 +321,6 @@ def test_unpacking_onto_a_full_disk_is_one_clear_error(
     with pytest.raises(OutputError, match="the disk is full; unpacking"):
         read(archive)
     assert list(full_disk.iterdir()) == []
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "input/output error")])
-def test_a_file_is_replaced_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def breaks(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(Path, "replace", breaks)
-    with pytest.raises(type(error)):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_figure_that_is_no_number_is_written_as_null(tmp_path: Path) -> None:
@@ -651,7 +599,7 @@ def test_any_value_anywhere_in_a_manifest_is_read_or_refused(whole: Path, data: 
         holder = holder[key]
     holder[key] = data.draw(json_values)
     try:
-        path.write_bytes(_seal(values))
+        path.write_bytes(sealed(values))
         with contextlib.suppress(BundleError):  # no other error may come
             read(whole)
     finally:
@@ -887,7 +835,7 @@ def test_a_floor_of_the_replay_that_any_model_passes_or_none_is_refused(bundle: 
     values = json.loads((bundle / MANIFEST).read_bytes())
     del values[SEAL]
     values["golden"]["min_sqnr_db"] = 54321.5
-    (bundle / MANIFEST).write_text(_seal(values).decode().replace("54321.5", floor))
+    (bundle / MANIFEST).write_text(sealed(values).decode().replace("54321.5", floor))
     with pytest.raises(BundleError, match=r"min_sqnr_db|larger than a number can be|not a JSON value"):
         read(bundle)
 

@@ -205,8 +205,8 @@ def save_picture(report: Report, path: Path) -> None:
     import io
     import re
 
-    from edgeattn.bundle import write_atomically, writing
     from edgeattn.cli.layout import laid_out
+    from edgeattn.guards.outputs import write_atomically, writing
     from edgeattn.results.tables import table
 
     recorder = _console(file=io.StringIO(), record=True, width=PICTURE_WIDTH, force_terminal=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from edgeattn.bundle import write_atomically, writing
 from edgeattn.errors import InputError
+from edgeattn.guards.outputs import write_atomically, writing
 
 
 def digest(

@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgeattn.bundle import refuse_existing
 from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import InputError
 from edgeattn.evaluation.data import Data
+from edgeattn.guards.outputs import refuse_existing
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from edgeattn.bundle import refuse_existing, whole_directory
 from edgeattn.evaluation.data import Data
+from edgeattn.guards.outputs import refuse_existing, whole_directory
 from edgeattn.model import Artifact, EdgeModel
 from edgeattn.pipeline.steps.candidates import artifact_files
 from edgeattn.pipeline.steps.exports import Exports

@@ -13,8 +13,8 @@ from typing import final
 import torch
 from torch import nn
 
-from edgeattn.bundle import user_cache, write_atomically
 from edgeattn.errors import InputError
+from edgeattn.guards.outputs import user_cache, write_atomically
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.anatomy import Prunable, Stack, Unit
 from edgeattn.pruning.apply import remove

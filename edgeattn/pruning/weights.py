@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgeattn.bundle import sha256_of
 from edgeattn.errors import ModelError, load_extra
+from edgeattn.guards.blocks import sha256_of
 
 
 def write_weights(path: Path, network: nn.Module) -> None:

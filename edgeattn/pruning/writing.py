@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from edgeattn.bundle import refuse_existing, whole_directory, write_atomically
 from edgeattn.errors import EdgeattnError, UnsupportedError
+from edgeattn.guards.outputs import refuse_existing, whole_directory, write_atomically
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.pruning.cut import Cut

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeattn.bundle import user_cache, write_atomically, writing
 from edgeattn.errors import InputError, OutputError, load_extra, unknown_name
+from edgeattn.guards.outputs import user_cache, write_atomically, writing
 from edgeattn.printable import printable
 
 SUFFIXES = (".png", ".svg")

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeattn.bundle import sha256_of
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
+from edgeattn.guards.blocks import sha256_of
 from edgeattn.targets.devices.adb import MAX_TEXT, TEMPORARY, attached, explain, last_line, run_adb, shell
 from edgeattn.targets.devices.device import Device
 from edgeattn.targets.devices.link import Timeouts, TransportError, retried

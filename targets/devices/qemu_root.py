@@ -20,10 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgeattn.bundle import user_cache, writing
 from edgeattn.engines import ENGINES
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, OutputError
 from edgeattn.guards.children import bound
+from edgeattn.guards.outputs import user_cache, writing
 from edgeattn.spec import from_json, to_json
 
 FORMAT = 1

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from edgeattn.bundle import open_bundle, sha256_of, zip_bundle
+from edgeattn.bundle import open_bundle, zip_bundle
 from edgeattn.engines import TENSORRT
 from edgeattn.errors import DeviceError, UnsupportedError
+from edgeattn.guards.blocks import sha256_of
 from edgeattn.guards.scratch import scratch_room
 from edgeattn.printable import one_line
 from edgeattn.targets.devices.archive import runtime_archive

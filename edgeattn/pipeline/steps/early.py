@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgeattn.bundle import refuse_existing
 from edgeattn.errors import UnsupportedError
+from edgeattn.guards.outputs import refuse_existing
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.preflight import check_dla, engine
 from edgeattn.pipeline.steps.recipes import recipes

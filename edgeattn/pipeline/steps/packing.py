@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 import edgeattn
-from edgeattn.bundle import ASSETS, BundleDraft, Golden, Manifest, refuse_existing, writing, zip_bundle
+from edgeattn.bundle import ASSETS, BundleDraft, Golden, Manifest, zip_bundle
 from edgeattn.engines import ENGINES
 from edgeattn.errors import InputError
+from edgeattn.guards.outputs import refuse_existing, writing
 from edgeattn.jobs.measure import profile_bundle
 from edgeattn.model import Arrays, Artifact, EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline

@@ -71,6 +71,7 @@ FURTHER = {
     "sources/onnx/ops": "sources/onnx/test_importer.py",
     "sources/onnx/upgrade": "sources/test_onnx_file.py",
     "sources/outputs": "sources/test_sources.py",
+    "sources/program": "sources/test_hostile_programs.py",
     "sources/usercode": "sources/test_sources.py",
     "targets/devices/runner": "targets/devices/test_ssh.py",
     "targets/loader": "targets/test_targets.py",

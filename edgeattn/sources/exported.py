@@ -1,6 +1,6 @@
 """MODEL as a torch.export program (``.pt2``); a pickle (``.pt``, ``.pth``) is told what it is, and refused.
 
-A .pt2 looks like data and is not; torch gets what :mod:`edgeattn.sources.archive` lets through.
+A .pt2 looks like data and is not; torch gets what :mod:`edgeattn.sources.program` lets through.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy as np
 from edgeattn.errors import EdgeattnError, ModelError, load_extra
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
-from edgeattn.sources.archive import EXPORT, GRAPH_FILE, Archive, clean_archive
 from edgeattn.sources.code import FORM
 from edgeattn.sources.modules import GRAPH, from_graphs
 from edgeattn.sources.outputs import name_outputs
+from edgeattn.sources.program import EXPORT, GRAPH_FILE, Archive, clean_archive
 
 if TYPE_CHECKING:
     import torch

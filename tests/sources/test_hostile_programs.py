@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from edgeattn.errors import EdgeattnError, ModelError
-from edgeattn.sources import archive, exported
+from edgeattn.sources import exported
+from edgeattn.sources.program import clean_archive, rules, wholes
 
 torch = pytest.importorskip("torch", reason="programs are torch's: edgeattn[convert]")
 
@@ -201,7 +202,7 @@ def test_code_in_any_string_of_a_program_is_never_run(files: dict[str, bytes], t
                 write({**files, name: json.dumps(changed(whole, place, payload)).encode()}, path)
                 said = ""
                 try:
-                    if MARK in archive.clean_archive(path).data.getvalue():  # else torch does not see it
+                    if MARK in clean_archive(path).data.getvalue():  # else torch does not see it
                         exported.load(str(path))
                 except EdgeattnError as error:
                     said = str(error)
@@ -264,18 +265,18 @@ def test_every_text_of_torchs_schema_has_a_rule() -> None:
     """A field that a newer torch adds is refused until it has one."""
     for kind, name, hint in schema_fields():
         place = f"{kind.__name__}.{name}"
-        if place in archive.DROPPED or kind.__name__ in (*archive.CUSTOM, "NamedTupleDef"):  # in what is dropped
+        if place in rules.DROPPED or kind.__name__ in (*wholes.CUSTOM, "NamedTupleDef"):  # in what is dropped
             continue
         parts = [hint]
         while parts:
             part = parts.pop()
             if typing.get_origin(part) is dict:
-                assert place in archive.KEYS
+                assert place in rules.KEYS
                 parts.append(typing.get_args(part)[1])
                 continue
             parts += typing.get_args(part)
             if part is str and place != "Node.metadata":
-                assert place in archive.STRINGS, place
+                assert place in rules.STRINGS, place
 
 
 def test_an_attribute_of_an_operators_namespace_is_no_operator(tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ from edgeattn.sources.huggingface.checkpoint import (
     weight_files,
 )
 from edgeattn.sources.huggingface.encoder_decoder import step_graphs
-from edgeattn.sources.huggingface.example import Source, example_inputs, text_dims, text_fills
+from edgeattn.sources.huggingface.example import example_inputs
+from edgeattn.sources.huggingface.makers.text import text_dims, text_fills
+from edgeattn.sources.huggingface.source import Source
 from edgeattn.sources.modules import GRAPH, from_graphs
 from edgeattn.sources.outputs import name_outputs
 from edgeattn.sources.pruned import PRUNING

@@ -29,7 +29,9 @@ import numpy as np
 from edgeattn.errors import EdgeattnError, load_extra
 from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.model import Arrays, Graph
-from edgeattn.sources.huggingface.example import Source, example_inputs, text_dims, text_fills
+from edgeattn.sources.huggingface.example import example_inputs
+from edgeattn.sources.huggingface.makers.text import text_dims, text_fills
+from edgeattn.sources.huggingface.source import Source
 from edgeattn.spec import HIDDEN
 
 if TYPE_CHECKING:

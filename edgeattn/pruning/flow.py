@@ -11,7 +11,7 @@ from edgeattn.pruning.axes import VENDOR, Shape
 
 
 class Step(Protocol):
-    """A call of a module in a graph; see :class:`edgeattn.sources.onnx.importer.Step`."""
+    """A call of a module in a graph; see :class:`edgeattn.sources.onnx.imported.Step`."""
 
     path: str
     inputs: tuple[str, ...]
@@ -23,7 +23,7 @@ class Step(Protocol):
 
 @runtime_checkable
 class Graph(Protocol):
-    """A network that is a list of steps; see :class:`edgeattn.sources.onnx.importer.ImportedModel`."""
+    """A network that is a list of steps; see :class:`edgeattn.sources.onnx.imported.ImportedModel`."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]

@@ -85,7 +85,8 @@ def _load_unknown_path(reference: str) -> EdgeModel:
 
 _ONNX = (
     "onnx.inliner", ONNXRUNTIME.module, "numpy.random", "torch._dynamo.config", "torch.fx.experimental.symbolic_shapes",
-    "edgeattn.sources.onnx.example", "edgeattn.sources.onnx.importer", "edgeattn.converters.passes",
+    "edgeattn.sources.onnx.example", "edgeattn.sources.onnx.importer", "edgeattn.sources.onnx.read",
+    "edgeattn.converters.passes",
 )  # fmt: skip
 MODULES: Mapping[Callable[[str], EdgeModel], tuple[str, ...]] = {
     exported.load: (

@@ -29,7 +29,7 @@ from edgeattn.graphs.layers import module_path
 from edgeattn.model import Artifact
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.sources import from_module
-from edgeattn.sources.onnx.importer import difference
+from edgeattn.sources.onnx.reference import difference
 from edgeattn.spec import GraphSpec, from_json
 from tests.converters.samples import (
     AttentionBlock,

@@ -25,7 +25,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeattn.errors import ConversionError, EdgeattnError, ModelError, UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.sources import load_model
-from edgeattn.sources.onnx.importer import ImportedModel, OnnxRuntimeModule
+from edgeattn.sources.onnx.imported import ImportedModel
+from edgeattn.sources.onnx.reference import OnnxRuntimeModule
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 RNG = np.random.default_rng(0)

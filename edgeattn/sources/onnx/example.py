@@ -14,7 +14,8 @@ import numpy as np
 
 from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.model import Arrays
-from edgeattn.sources.onnx.read import MAX_RANK, folders_of
+from edgeattn.sources.onnx.external import folders_of
+from edgeattn.sources.onnx.stored import MAX_RANK
 from edgeattn.spec import DTYPES
 
 if TYPE_CHECKING:

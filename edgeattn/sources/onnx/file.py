@@ -93,7 +93,7 @@ def load(reference: str) -> EdgeModel:
         resize=resize,
         notes=(*reader.notes, *made.notes),
     )
-    from edgeattn.sources.onnx.importer import ImportedModel
+    from edgeattn.sources.onnx.imported import ImportedModel
 
     if not isinstance(made.module, ImportedModel):
         return model
@@ -115,7 +115,7 @@ def rebuilt(source: EdgeModel, network: torch.nn.Module, others: dict[str, torch
     """
     import torch
 
-    from edgeattn.sources.onnx.importer import ImportedModel, change_alike
+    from edgeattn.sources.onnx.imported import ImportedModel, change_alike
 
     assert isinstance(network, ImportedModel), type(network)
     network.follow()
@@ -159,7 +159,7 @@ def share_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
     """
     import torch
 
-    from edgeattn.sources.onnx.importer import ImportedModel
+    from edgeattn.sources.onnx.imported import ImportedModel
 
     known = dict(first.named_parameters(remove_duplicate=False))
     for path, part in second.named_modules():
@@ -235,7 +235,8 @@ class _Reader:
             return self._made(example)
 
     def _made(self, example: Mapping[str, np.ndarray]) -> _Made:
-        from edgeattn.sources.onnx.importer import OnnxRuntimeModule, check_against_runtime, import_onnx
+        from edgeattn.sources.onnx.importer import import_onnx
+        from edgeattn.sources.onnx.reference import OnnxRuntimeModule, check_against_runtime
         from edgeattn.sources.onnx.static import make_static
         from edgeattn.sources.onnx.upgrade import upgrade
         from edgeattn.sources.onnx.values import constant_value, without_constant
@@ -284,7 +285,7 @@ class _Runtime:
         return self._run(probed, list(names))
 
     def _run(self, model: onnx.ModelProto, names: list[str]) -> Arrays:
-        from edgeattn.sources.onnx.importer import runtime_session
+        from edgeattn.sources.onnx.reference import runtime_session
 
         try:
             session = runtime_session(model)
@@ -322,7 +323,7 @@ def _made_of(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
     """The part of a model that makes these tensors, without outputs: nothing behind them has been looked at yet."""
     import onnx
 
-    from edgeattn.sources.onnx.static import captured
+    from edgeattn.sources.onnx.node_names import captured
 
     needed, nodes = set(names), []
     for node in reversed(model.graph.node):

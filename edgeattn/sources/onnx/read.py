@@ -7,30 +7,28 @@ its structure is known here. Weights beside the file are read from its own folde
 from __future__ import annotations
 
 import collections
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from edgeattn.converters.trace import first_line
 from edgeattn.errors import ModelError, UnsupportedError, load_extra, unknown_name
-from edgeattn.graphs.layers import module_path
 from edgeattn.guards.confined import regular_file
-from edgeattn.sources.onnx.static import captured
+from edgeattn.sources.onnx.external import MAX_BYTES, load_external
+from edgeattn.sources.onnx.node_names import captured
+from edgeattn.sources.onnx.stored import check_numbers, check_tensor
 from edgeattn.sources.onnx.values import SHOWN, STANDARD, describe
+from edgeattn.sources.onnx.walk import bodies, graphs, tensors
 
 if TYPE_CHECKING:
     import onnx
 
 MIN_OPSET = 11
 MAX_OPSET = 26  # that ONNX Runtime 1.31 runs
-MAX_BYTES = 2**31 - 2**20  # a protobuf holds 2 GiB
 MAX_NODES = 100_000  # functions inlined
 MAX_DEPTH = 16  # bodies within bodies
 MAX_PORTS = 1_000  # inputs, and outputs, of a graph
 MAX_NAME = 4_096  # characters
-MAX_RANK = 16
 DOMAINS = ("com.microsoft", "ai.onnx.ml")
 TRAINING = ("ai.onnx.preview.training", "ai.onnx.training")
 TRAINING_OPS = ("Adagrad", "Adam", "Momentum", "Gradient", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
@@ -57,7 +55,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except (message.DecodeError, RuntimeError, MemoryError) as error:
-        raise ModelError(f"{path}: not an ONNX model, cut off, or nested too deep ({_line(error)})") from error
+        raise ModelError(f"{path}: not an ONNX model, cut off, or nested too deep ({first_line(error)})") from error
     del data
     if not model.HasField("graph") or not model.graph.node or not model.graph.output:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with nodes and outputs")
@@ -69,16 +67,16 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         _check_operators(model.graph)
         load_external(model, path)
         for tensor in tensors(model.graph):
-            _check_tensor(tensor)
+            check_tensor(tensor)
         _check_names(model.graph, ())
         for part in graphs(model.graph):
-            _check_numbers(part)
+            check_numbers(part)
         _sort(model.graph)
         _check_standard(model)
     except (ModelError, UnsupportedError) as error:
         raise type(error)(f"{path}: {error}") from error
     except (onnx.checker.ValidationError, ValueError, RuntimeError, TypeError, LookupError, MemoryError) as error:
-        raise ModelError(f"{path}: {_line(error)}") from error
+        raise ModelError(f"{path}: {first_line(error)}") from error
     return model
 
 
@@ -94,40 +92,6 @@ def _check_standard(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model)
     del model.graph.output[:]
     model.graph.output.extend(outputs)
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and all bodies inside it."""
-    yield graph
-    for node in graph.node:
-        for body in bodies(node):
-            yield from graphs(body)
-
-
-def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """Graphs that a node holds."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every constant of a graph and its bodies."""
-    for part in graphs(graph):
-        yield from part.initializer
-        for sparse in part.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in part.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
 
 
 def _check_counts(model: onnx.ModelProto) -> None:
@@ -285,164 +249,6 @@ def unknown_operator(name: str) -> str:
 
     words = unknown_name("operator", name, {schema.name for schema in onnx.defs.get_all_schemas()})
     return words.partition(" Valid:")[0].rstrip(".")
-
-
-def load_external(model: onnx.ModelProto, path: Path) -> None:
-    """Bring weights that lie beside the file into it.
-
-    A file counts as beside if, links followed, it lies in the folder of ``path`` or of what ``path`` links to (a
-    cache of models is made of links).
-
-    Raises:
-        ModelError: for a path outside, a missing file, or a range beyond its end.
-    """
-    import onnx
-
-    homes = folders_of(path)
-    total = sum(len(tensor.raw_data) for tensor in tensors(model.graph))
-    for tensor in tensors(model.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        file = _external_file(tensor.name, entries.get("location", ""), path, homes)
-        size = _nbytes(tensor)
-        offset, length = (_whole(tensor.name, key, entries.get(key), fallback) for key, fallback in
-                          (("offset", 0), ("length", size)))  # fmt: skip
-        there = file.stat().st_size
-        if offset + length > there:
-            raise ModelError(
-                f"tensor {tensor.name!r}: bytes {offset} to {offset + length} of {file.name}, which has {there}: "
-                "the file is cut off, or belongs to another model"
-            )
-        if length != size:
-            raise ModelError(f"tensor {tensor.name!r}: {length} bytes of external data, its shape needs {size}")
-        total += size
-        if total > MAX_BYTES:
-            raise UnsupportedError("more than 2 GiB of weights: no edge engine's file holds them; quantize or split it")
-        with file.open("rb") as stream:
-            stream.seek(offset)
-            tensor.raw_data = stream.read(length)
-        del tensor.external_data[:]
-        tensor.data_location = onnx.TensorProto.DEFAULT
-
-
-def folders_of(path: Path) -> set[Path]:
-    """The folders of a file: that of its name, and that of what the name links to."""
-    return {path.parent.resolve(), path.resolve().parent}
-
-
-def _external_file(name: str, location: str, path: Path, homes: set[Path]) -> Path:
-    posix, windows = PurePosixPath(location), PureWindowsPath(location)
-    outside = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
-    if not location or "\0" in location or outside:
-        raise ModelError(f"tensor {name!r}: external data at {location!r}, outside the model's folder: refused")
-    file = path.parent / location
-    try:
-        resolved = file.resolve()
-    except (OSError, RuntimeError) as error:
-        raise ModelError(f"tensor {name!r}: external data at {location!r} cannot be read: {_line(error)}") from error
-    if not any(resolved.is_relative_to(home) for home in homes):
-        raise ModelError(f"tensor {name!r}: external data at {location!r} links outside the model's folder: refused")
-    try:
-        regular_file(file, ModelError)
-    except ModelError as error:
-        raise ModelError(f"tensor {name!r}: external data missing: {_line(error)}") from error
-    return resolved
-
-
-def _whole(name: str, key: str, text: str | None, fallback: int) -> int:
-    if text is None:
-        return fallback
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise ModelError(f"tensor {name!r}: {key} of its external data is {text[:30]!r}, expected a number of bytes")
-    return int(text)
-
-
-def _nbytes(tensor: onnx.TensorProto) -> int:
-    import onnx
-
-    kinds = onnx.TensorProto.DataType
-    if tensor.data_type not in kinds.values() or tensor.data_type in (kinds.Value("UNDEFINED"), kinds.Value("STRING")):
-        raise ModelError(f"tensor {tensor.name!r}: element type {tensor.data_type} is none that holds numbers")
-    if len(tensor.dims) > MAX_RANK or any(n < 0 for n in tensor.dims):
-        raise ModelError(f"tensor {tensor.name!r}: shape {list(tensor.dims)[:20]} is not one")
-    count: int = math.prod(tensor.dims)
-    name = kinds.Name(tensor.data_type)
-    if name.endswith("INT4") or name == "FLOAT4E2M1":
-        return (count + 1) // 2
-    if name.endswith("INT2"):
-        return (count + 3) // 4
-    return count * int(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
-
-
-def _check_tensor(tensor: onnx.TensorProto) -> None:
-    """A shape of terabytes over a few bytes must not reach a reader that allocates before it looks."""
-    wanted = _nbytes(tensor)
-    if tensor.HasField("segment"):
-        raise ModelError(f"tensor {tensor.name!r} is stored in segments, which nothing writes")
-    if tensor.HasField("raw_data"):
-        if len(tensor.raw_data) != wanted:
-            raise ModelError(
-                f"tensor {tensor.name!r}: {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs {wanted}"
-            )
-        return
-    given = max(
-        len(tensor.float_data), len(tensor.int32_data), len(tensor.int64_data), len(tensor.double_data),
-        len(tensor.uint64_data),
-    )  # fmt: skip
-    if given > 2 * math.prod(tensor.dims) or given < math.prod(tensor.dims) // 8:
-        raise ModelError(f"tensor {tensor.name!r}: {given} values, its shape is {list(tensor.dims)}")
-
-
-def _check_numbers(graph: onnx.GraphProto) -> None:
-    """NaN is no weight. Infinity may be: a mask that hides; that is judged where it is used.
-
-    One NaN that nothing but a Where puts somewhere is what its author wants there.
-
-    Raises:
-        ModelError: naming the tensor, and the node that holds or reads it.
-    """
-    for tensor in graph.initializer:
-        broken = _nan(tensor)
-        readers = [pair for pair in enumerate(graph.node) if tensor.name in pair[1].input] if broken else []
-        if broken and not _is_fill(tensor, [node for _, node in readers]):
-            where = f", read by {_placed(*readers[0])}," if readers else ""
-            raise _holds_nan(f"tensor {tensor.name!r}{where}", tensor, broken)
-    for index, node in enumerate(graph.node):
-        for attribute in node.attribute:
-            for tensor in ([attribute.t] if attribute.HasField("t") else []) + list(attribute.tensors):
-                broken = _nan(tensor)
-                if broken and not _is_fill(tensor, [n for n in graph.node if set(n.input) & set(node.output)]):
-                    raise _holds_nan(f"{attribute.name} of {_placed(index, node)}", tensor, broken)
-
-
-def _nan(tensor: onnx.TensorProto) -> int:
-    """How many of its numbers are none."""
-    import onnx
-
-    kinds = onnx.TensorProto
-    if tensor.data_type not in (kinds.FLOAT, kinds.FLOAT16, kinds.DOUBLE, kinds.BFLOAT16):
-        return 0
-    return int(np.isnan(onnx.numpy_helper.to_array(tensor)).sum())
-
-
-def _is_fill(tensor: onnx.TensorProto, readers: Sequence[onnx.NodeProto]) -> bool:
-    return math.prod(tensor.dims) == 1 and bool(readers) and all(node.op_type == "Where" for node in readers)
-
-
-def _holds_nan(what: str, tensor: onnx.TensorProto, broken: int) -> ModelError:
-    return ModelError(f"{what} holds NaN at {broken} of {math.prod(tensor.dims)} places; retrain or repair it")
-
-
-def _placed(index: int, node: onnx.NodeProto) -> str:
-    """A node with its place in the file, its output and its module: many files name no node."""
-    made = next((name for name in node.output if name), "")
-    output = f", output {made!r}" if node.name and made else ""
-    try:
-        path = module_path(node)
-    except (ValueError, LookupError, TypeError):  # metadata of another writer
-        path = ""
-    return f"{describe(node)} at position {index}{output}" + (f", of module {path}" if path else "")
 
 
 def _check_names(graph: onnx.GraphProto, outside: tuple[set[str], ...]) -> None:

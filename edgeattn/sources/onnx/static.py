@@ -18,6 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgeattn.errors import EdgeattnError, ModelError, UnsupportedError
+from edgeattn.sources.onnx.node_names import captured, renamed
 from edgeattn.sources.onnx.ops import Function, Node, NotImportableError, TooManyStepsError
 from edgeattn.sources.onnx.values import (
     STANDARD,
@@ -97,7 +98,7 @@ class _Walk:
         for node in nodes:
             self._step(node)
             try:
-                self.node(_renamed(node, self.alias))
+                self.node(renamed(node, self.alias))
             except EdgeattnError:
                 raise
             except Exception as error:  # attributes and constants of any kind: no list of what can be wrong is whole
@@ -282,7 +283,7 @@ class _Walk:
         for node in body.node:
             inner |= {name: f"{name}.{self.fresh}" for name in node.output if name}
         inner |= bound
-        nodes = [_renamed(node, inner, outputs=True) for node in body.node]
+        nodes = [renamed(node, inner, outputs=True) for node in body.node]
         for node in nodes:
             node.name = f"{node.name}.{self.fresh}" if node.name else ""
         self.nodes(nodes)
@@ -341,8 +342,8 @@ class _Walk:
             node = onnx.helper.make_node("Unsqueeze", [source] if old else [source, axes], [lifted[-1]])
             if old:
                 node.attribute.append(onnx.helper.make_attribute("axes", [0]))
-            self.node(_renamed(node, self.alias))
-        self.node(_renamed(onnx.helper.make_node("Concat", lifted, [name], axis=0), self.alias))
+            self.node(renamed(node, self.alias))
+        self.node(renamed(onnx.helper.make_node("Concat", lifted, [name], axis=0), self.alias))
 
     def _resolve(self, name: str) -> str:
         while name in self.alias:
@@ -409,7 +410,7 @@ class _Walk:
                 continue
             if source in made and source not in outputs:
                 mapping = {source: name}
-                self.kept = [_renamed(node, mapping, outputs=True) for node in self.kept]
+                self.kept = [renamed(node, mapping, outputs=True) for node in self.kept]
                 self.values[name] = self.values[source]
                 self.alias = {k: (name if v == source else v) for k, v in self.alias.items() if k != name}
                 self.alias[source] = name
@@ -447,55 +448,6 @@ def _uses(graph: onnx.GraphProto) -> dict[str, int]:
         for name in (*node.input, *captured(node)):
             counts[name] = counts.get(name, 0) + 1
     return counts
-
-
-def captured(node: onnx.NodeProto) -> Iterable[str]:
-    """Names that the bodies of a node read from outside."""
-    for attribute in node.attribute:
-        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-            own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
-            for inner in body.node:
-                yield from (name for name in (*inner.input, *captured(inner)) if name and name not in own)
-                own.update(inner.output)
-            yield from (value.name for value in body.output if value.name not in own)
-
-
-def _renamed(node: onnx.NodeProto, mapping: Mapping[str, str], outputs: bool = False) -> onnx.NodeProto:
-    """A node that reads other names, also inside its bodies; a copy if anything changes."""
-    import onnx
-
-    names = {*node.input, *captured(node), *(node.output if outputs else ())}
-    if not any(name in mapping for name in names):
-        return node
-
-    def final(name: str) -> str:
-        seen = set()
-        while name in mapping and name not in seen:
-            seen.add(name)
-            name = mapping[name]
-        return name
-
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    copy.input[:] = [final(name) for name in node.input]
-    if outputs:
-        copy.output[:] = [final(name) for name in node.output]
-    for attribute in copy.attribute:
-        for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-            own = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
-            own.update(name for inner in body.node for name in inner.output)
-            read = {name for inner in body.node for name in (*inner.input, *captured(inner))}
-            read.update(value.name for value in body.output)
-            outer = {name: final(name) for name in read if name in mapping and name not in own}
-            fresh = [_renamed(inner, outer) for inner in body.node]
-            del body.node[:]
-            body.node.extend(fresh)
-            for value in body.output:
-                if value.name in outer:
-                    identity = onnx.helper.make_node("Identity", [final(value.name)], [f"{value.name}.out"])
-                    body.node.append(identity)
-                    value.name = f"{value.name}.out"
-    return copy
 
 
 def _line(error: BaseException) -> str:

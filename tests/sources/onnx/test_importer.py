@@ -10,8 +10,10 @@ pytest.importorskip("onnxruntime", reason="the oracle is ONNX Runtime: edgeattn[
 
 import torch
 
-from edgeattn.sources.onnx.importer import ImportedModel, difference, import_onnx, runtime_session
+from edgeattn.sources.onnx.imported import ImportedModel
+from edgeattn.sources.onnx.importer import import_onnx
 from edgeattn.sources.onnx.ops import TABLE
+from edgeattn.sources.onnx.reference import difference, runtime_session
 from edgeattn.sources.onnx.static import make_static
 from edgeattn.sources.onnx.values import constant_value, without_constant
 from tests.sources.onnx.cases import CASES, Case

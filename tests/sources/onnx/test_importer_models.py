@@ -22,7 +22,7 @@ from edgeattn.graphs.layers import is_quantized
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.sources import from_module, load_model
-from edgeattn.sources.onnx.importer import ImportedModel
+from edgeattn.sources.onnx.imported import ImportedModel
 from tests.architectures import named
 
 SHAPE_OPS = {"Shape", "ConstantOfShape", "Range", "NonZero", "If", "Loop", "Constant", "Identity", "Dropout"}
@@ -110,7 +110,7 @@ class Feed:
 @pytest.mark.parametrize("form", ["dynamic", "QDQ", "QOperator"])
 def test_a_quantized_file_computes_what_onnx_runtime_does(export: Export, tmp_path: Path, form: str) -> None:
     quantization = pytest.importorskip("onnxruntime.quantization", reason="it makes the files")
-    from edgeattn.sources.onnx.importer import runtime_session
+    from edgeattn.sources.onnx.reference import runtime_session
 
     source, reference = export("BERT", "script", 17)
     path = tmp_path / f"{form}.onnx"

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from edgeattn.errors import InputError
-from edgeattn.models.streaming_conformer import Options
 from edgeattn.models.streaming_conformer import recipe as recipes
 from edgeattn.models.streaming_conformer.model import ConformerConfig, StreamingConformer
+from edgeattn.models.streaming_conformer.options import Options
 from edgeattn.models.streaming_conformer.recipe import recipe, stage_options, train
 from edgeattn.models.streaming_conformer.stage import (
     StageOptions,

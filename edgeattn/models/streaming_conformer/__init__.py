@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from edgeattn.errors import DataError, MissingExtraError, load_extra
+from edgeattn.models.streaming_conformer.options import Options
 from edgeattn.models.streaming_conformer.vocabulary import BLANK_ID, COMMANDS, DIGITS, TOKENS, UNKNOWN
-from edgeattn.models.training import OnProgress, TrainOptions, option
+from edgeattn.models.training import OnProgress
 
 if TYPE_CHECKING:
     import torch
@@ -32,13 +33,6 @@ GRAPH = "step"
 FEATURES, BIAS, SCORES = "feats", "att_bias", "log_probs"
 ASSETS = "edgeattn_streaming_conformer"  # the folder that assets/pyproject.toml installs
 PER_SPEAKER = {"fsdd": 20, "speech_commands": 3}  # evaluation utterances; fsdd has 5 speakers, the dev split 53
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(TrainOptions):
-    """What its training takes."""
-
-    synthetic: bool = option(True, "Add synthesised voices (needs espeak-ng).")
 
 
 def asset(name: str) -> Path:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeattn.models.streaming_conformer import Options
 from edgeattn.models.streaming_conformer.measure import SpeakerScore
+from edgeattn.models.streaming_conformer.options import Options
 from edgeattn.models.streaming_conformer.stage import StageOptions, StageResult, train_stage
 from edgeattn.models.streaming_conformer.voices import Clip, read_corpus, synthesise
 from edgeattn.models.training import OnProgress, Trained

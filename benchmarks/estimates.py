@@ -39,7 +39,7 @@ from edgeattn.pipeline.steps.recipes import build
 from edgeattn.profiling.measure import time_step
 from edgeattn.progress import Quiet
 from edgeattn.runtimes import Session, open_session
-from edgeattn.sources.modules import from_module
+from edgeattn.sources import from_module
 from edgeattn.targets import Target, host_target
 from edgeattn.targets.calibration import Calibration, with_measured
 from edgeattn.targets.roofline import Estimate, estimate

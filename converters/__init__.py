@@ -1,1 +1,12 @@
 """Converters: one file per engine, from an :class:`~edgeattn.model.EdgeModel` or its ONNX to what the engine loads."""
+
+__all__ = [
+    "conversion",
+    "engines",
+    "litert",
+    "onnx",
+    "openvino",
+    "shared_weights",
+    "tensorrt",
+    "trace",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeattn.model import Artifact, ModelFiles
-from edgeattn.targets.target import Target
+from edgeattn.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)

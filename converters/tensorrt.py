@@ -29,7 +29,7 @@ from edgeattn.runtimes.tensorrt_build import (
     recipe_from_build,
     recipe_to_build,
 )
-from edgeattn.targets.target import supports_2_4
+from edgeattn.targets import supports_2_4
 
 if TYPE_CHECKING:
     import onnx

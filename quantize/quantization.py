@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from edgeattn.engines import Engine
 from edgeattn.model import ModelFiles
 from edgeattn.quantize.plan import Plan
-from edgeattn.targets.target import Target
+from edgeattn.targets import Target
 
 
 @dataclass(frozen=True, kw_only=True)

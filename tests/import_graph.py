@@ -7,7 +7,6 @@ runs on a device is filled.
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,9 @@ from typing import Any
 
 import grimp
 
+from tests.imports import PACKAGE, project
 from tests.wheels import ROOT
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-PACKAGE = "edgeattn"
 PICTURE = ROOT / "docs" / "architecture.svg"
 WIDTH, BAND, BOX, GAP, MARGIN = 960, 96, 46, 10, 16
 CAPTION = "Imports point down. Blue: what runs on a device, with numpy and one engine."
@@ -46,8 +40,7 @@ class Box:
 
 def contracts() -> Mapping[str, Mapping[str, Any]]:
     """The contracts of import-linter, by id."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    return {one["id"]: one for one in project["tool"]["importlinter"]["contracts"]}
+    return {one["id"]: one for one in project()["tool"]["importlinter"]["contracts"]}
 
 
 def layers() -> list[list[str]]:
@@ -62,7 +55,7 @@ def imports() -> Counter[tuple[str, str]]:
     for module in graph.modules - {PACKAGE}:
         for imported in graph.find_modules_directly_imported_by(module) - {PACKAGE}:
             pair = module.split(".")[1], imported.split(".")[1]
-            edges[pair] += pair[0] != pair[1]
+            edges[pair] += pair[0] != pair[1] and "__main__" not in pair
     return +edges
 
 
@@ -90,7 +83,7 @@ def line(start: Box, end: Box, count: int, layer: Mapping[str, int]) -> str:
     y1 = start.top + BOX
     y2 = end.top if layer[end.name] > layer[start.name] else end.top + BOX
     bend = (y2 - y1) / 2 if y2 > y1 else 24
-    strength = min(0.15 + 0.05 * count, 0.7)
+    strength = 0.2 if count < 3 else 0.4 if count < 10 else 0.7
     way = f"M{x1} {y1} C{x1} {y1 + bend} {x2} {y2 - bend if y2 > y1 else y2 + bend} {x2} {y2}"
     return f'<path d="{way}" stroke-opacity="{strength:.2f}"/>'
 

@@ -32,6 +32,12 @@ from edgeattn.converters.passes.scale_on_query import scale_on_query
 from edgeattn.converters.passes.tensor_operands import tensor_operands
 from edgeattn.converters.passes.whole_index import whole_index
 
+__all__ = [
+    "ONNX_PASSES",
+    "graph",
+    "onnx_graph",
+]
+
 if TYPE_CHECKING:
     import onnx
 

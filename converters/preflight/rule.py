@@ -10,7 +10,7 @@ from edgeattn.converters.preflight.graph import Call
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.engines import ENGINES, Engine
 from edgeattn.model import EdgeModel
-from edgeattn.targets.target import Target
+from edgeattn.targets import Target
 
 Severity = Literal["stops", "slow", "risk", "handled"]
 NO_CHANGE = "nothing needs to be done"

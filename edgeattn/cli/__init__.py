@@ -21,6 +21,10 @@ from edgeattn.cli.settings import read_settings
 from edgeattn.printable import one_line
 from edgeattn.traces import leave_none
 
+__all__ = [
+    "main",
+]
+
 NAME = "edgeattn"
 COMPLETING = "_EDGEATTN_COMPLETE"  # set by the completion script of a shell
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]  # click's, or that of the click in newer typers

@@ -1,1 +1,16 @@
 """Is it still right: parity with the source, the task's metric, and the data that both are measured on. numpy only."""
+
+__all__ = [
+    "accuracy",
+    "array_reading",
+    "arrays",
+    "confidence",
+    "data",
+    "identity",
+    "kinds",
+    "parity",
+    "probing",
+    "replay",
+    "speech",
+    "word_error",
+]

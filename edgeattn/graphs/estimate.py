@@ -6,10 +6,10 @@ from pathlib import Path
 
 from edgeattn.bundle import Bundle, open_bundle
 from edgeattn.graphs.counting import GraphFigures, computes_int8, file_figures
+from edgeattn.targets import Target
 from edgeattn.targets.calibration import calibrated_host
 from edgeattn.targets.host import HOST
 from edgeattn.targets.roofline import Efficiency, Estimate, estimate
-from edgeattn.targets.target import Target
 
 
 def op_figures(bundle: Bundle) -> dict[str, GraphFigures]:

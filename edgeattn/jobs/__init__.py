@@ -1,1 +1,8 @@
 """What runs in a process of its own, here or on a device."""
+
+__all__ = [
+    "evaluate",
+    "measure",
+    "parcel",
+    "remote",
+]

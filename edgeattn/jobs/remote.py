@@ -20,9 +20,8 @@ from edgeattn.profiling.measure import MeasureOptions
 from edgeattn.runtimes import Event
 from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.spec import to_json
-from edgeattn.targets import known_target
+from edgeattn.targets import Arch, known_target
 from edgeattn.targets.devices import Device, DeviceSession, Inventory, Job, Timeouts, Wants, on_device
-from edgeattn.targets.target import Arch
 
 T = TypeVar("T")
 

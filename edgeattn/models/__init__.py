@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from edgeattn.errors import InputError, load_extra, unknown_name
 from edgeattn.models.training import OnProgress, Trained, TrainOptions
 
+__all__ = [
+    "DEFAULT",
+    "MODELS",
+    "BuiltIn",
+    "built_in",
+    "training",
+]
+
 if TYPE_CHECKING:
     from edgeattn.evaluation.data import Data
     from edgeattn.model import EdgeModel

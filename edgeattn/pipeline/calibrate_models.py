@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeattn.model import EdgeModel, Graph
-from edgeattn.sources.modules import from_graphs, from_module
+from edgeattn.sources import from_graphs, from_module
 
 KERNEL = 9  # of the causal convolution
 

@@ -46,9 +46,9 @@ from edgeattn.results.report import Precision, Report, Result, with_gates
 from edgeattn.results.verdicts import deadline_foreseen, deadline_of, elsewhere, golden_judged
 from edgeattn.runtimes.selftest import SelftestResult, make_golden, selftest
 from edgeattn.spec import to_json
-from edgeattn.targets.devices.device import Device, parse_device
+from edgeattn.targets import Target
+from edgeattn.targets.devices import Device, parse_device
 from edgeattn.targets.host import HOST
-from edgeattn.targets.target import Target
 
 PRECISION = "fp32"
 NOTE = (

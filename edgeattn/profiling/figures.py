@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from edgeattn.profiling.stability import Trend
-from edgeattn.runtimes.session import LayerTime
+from edgeattn.runtimes import LayerTime
 
 Kind = Literal["measured", "emulated", "estimated"]
 EnergySource = Literal["rapl", "ina3221", "tegrastats", "battery"]

@@ -34,8 +34,7 @@ from edgeattn.profiling.load import busy_neighbours
 from edgeattn.profiling.pacing import arrivals, follow, follow_stream, realtime
 from edgeattn.profiling.stability import NOISE_LIMIT, Warmup, block_noise, warm_up
 from edgeattn.profiling.throttling import Watch
-from edgeattn.runtimes import Session, Step, Stream, load
-from edgeattn.runtimes.session import LayerTime
+from edgeattn.runtimes import LayerTime, Session, Step, Stream, load
 from edgeattn.runtimes.step import EngineStep
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
 from edgeattn.targets import cpu_features

@@ -23,7 +23,17 @@ from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.sources.onnx import file as onnx_file
 from edgeattn.sources.usercode import users_code
 
-__all__ = ["from_graphs", "from_module", "load_data", "load_model", "read_loaded"]
+__all__ = [
+    "code",
+    "from_graphs",
+    "from_module",
+    "load_data",
+    "load_model",
+    "names",
+    "read_loaded",
+    "sizes",
+    "text",
+]
 
 
 def load_model(reference: str) -> EdgeModel:

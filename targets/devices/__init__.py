@@ -15,4 +15,6 @@ __all__ = [
     "Wants",
     "on_device",
     "parse_device",
+    "program",
+    "qemu_root",
 ]

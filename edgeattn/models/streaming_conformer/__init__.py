@@ -28,6 +28,26 @@ if TYPE_CHECKING:
     from edgeattn.models.streaming_conformer.step import StreamingStep
     from edgeattn.spec import ModelSpec
 
+__all__ = [
+    "NAME",
+    "Options",
+    "augment",
+    "build",
+    "data",
+    "edge_model",
+    "measure",
+    "model",
+    "model_spec",
+    "sample",
+    "stage",
+    "train",
+    "utterances",
+    "vocabulary",
+    "voices",
+    "weights",
+    "weights_path",
+]
+
 NAME = "streaming-conformer"
 GRAPH = "step"
 FEATURES, BIAS, SCORES = "feats", "att_bias", "log_probs"

@@ -30,9 +30,8 @@ from edgeattn.results.gates import (
     parsed_failures,
 )
 from edgeattn.results.report import Candidate
-from edgeattn.runtimes import Session
-from edgeattn.runtimes.engines import open_session
-from edgeattn.targets.target import Target
+from edgeattn.runtimes import Session, open_session
+from edgeattn.targets import Target
 
 FLOATS = ("fp32", "fp16")
 PAYS = 1.05  # what is quantized or pruned ships only if it is at least this much faster than the float before

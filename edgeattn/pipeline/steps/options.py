@@ -12,7 +12,7 @@ from edgeattn.profiling.contract import MeasureOptions
 from edgeattn.pruning import Request
 from edgeattn.quantize.plan import Plan
 from edgeattn.results.gates import Gates
-from edgeattn.targets.target import Target
+from edgeattn.targets import Target
 
 if TYPE_CHECKING:
     from edgeattn.pruning import Hook

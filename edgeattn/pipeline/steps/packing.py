@@ -32,8 +32,8 @@ from edgeattn.results.gates import Gates, size_failures
 from edgeattn.results.report import Candidate, Precision, Pruning, Result, with_gates
 from edgeattn.results.verdicts import Judgement, deadline_foreseen, deadline_judged, deadline_of, foreseen, judged
 from edgeattn.spec import to_json
-from edgeattn.targets.host import HOST, host_target
-from edgeattn.targets.target import Target
+from edgeattn.targets import Target, host_target
+from edgeattn.targets.host import HOST
 
 GOLDEN_STEPS = 6
 # What other kernels of the same precision must reach.

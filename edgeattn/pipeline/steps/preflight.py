@@ -21,8 +21,7 @@ from edgeattn.pipeline.steps.recipes import recipes
 from edgeattn.pipeline.steps.refusals import Refusals
 from edgeattn.progress import Progress
 from edgeattn.spec import to_json
-from edgeattn.targets.loader import list_targets
-from edgeattn.targets.target import Target
+from edgeattn.targets import Target, list_targets
 
 SCRATCH_COPIES, SCRATCH_BYTES = 8, 16 * 2**20  # of the weights: one per export and precision; graphs, compilers
 

@@ -25,8 +25,8 @@ from edgeattn.results.verdicts import (
     metric_unmeasured,
     parity_judged,
 )
+from edgeattn.targets import Target
 from edgeattn.targets.host import HOST
-from edgeattn.targets.target import Target
 
 
 def artifact_row(

@@ -30,12 +30,10 @@ from edgeattn.results.verdicts import (
 )
 from edgeattn.runtimes.selftest import SelftestResult
 from edgeattn.spec import from_json, to_json
-from edgeattn.targets.devices.device import Device
-from edgeattn.targets.devices.events import Inventory
+from edgeattn.targets import Target, known_target
+from edgeattn.targets.devices import Device, Inventory
 from edgeattn.targets.host import HOST
-from edgeattn.targets.loader import known_target
 from edgeattn.targets.roofline import Estimate
-from edgeattn.targets.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,17 @@ from edgeattn.pruning.forms.low_rank import RANK
 from edgeattn.pruning.forms.neurons import NEURONS
 from edgeattn.pruning.forms.sparsity import SPARSITY
 
+__all__ = [
+    "FORMS",
+    "check_cut",
+    "cut_from_json",
+    "cut_to_json",
+    "form",
+    "removing",
+    "reshaping",
+    "without_dropped",
+]
+
 FORMS: dict[str, Form] = {form.key: form for form in (HEADS, NEURONS, LAYERS, KV_HEADS, RANK, LEFT_CONTEXT, SPARSITY)}
 """Key of ``--prune`` -> form, in the order in which they are planned and applied."""
 

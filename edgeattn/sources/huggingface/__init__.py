@@ -1,1 +1,6 @@
 """MODEL as a local Hugging Face directory."""
+
+__all__ = [
+    "checkpoint",
+    "directory",
+]

@@ -1,1 +1,5 @@
 """MODEL as an ONNX file: read, made static, and rebuilt as a torch module."""
+
+__all__ = [
+    "file",
+]

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from edgeattn.errors import UnsupportedError
 from edgeattn.sources.onnx.imported import ImportedModel, OnnxConstants, OnnxNode, Step
-from edgeattn.sources.onnx.ops import NotImportableError, to_tensor
-from edgeattn.sources.onnx.ops.node import Node
+from edgeattn.sources.onnx.ops import Node, NotImportableError, to_tensor
 from edgeattn.sources.onnx.ops.products import Linear
 from edgeattn.sources.onnx.ops.shapes import Expand
 from edgeattn.sources.onnx.places import Places

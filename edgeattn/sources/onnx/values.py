@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from edgeattn.errors import ModelError
-from edgeattn.sources.onnx.ops.node import TABLE, Function, Node, NotImportableError, Shape, to_tensor, torch_type
+from edgeattn.sources.onnx.ops import TABLE, Function, Node, NotImportableError, to_tensor
+from edgeattn.sources.onnx.ops.node import Shape, torch_type
 
 if TYPE_CHECKING:
     import onnx

@@ -30,6 +30,7 @@ __all__ = [
     "attention",
     "elementwise",
     "indexing",
+    "node",
     "norms",
     "products",
     "quantized",

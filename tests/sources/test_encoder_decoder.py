@@ -181,7 +181,7 @@ def test_the_last_row_of_the_table_can_be_read(loaded: Callable[[str], tuple[Edg
 def test_from_a_full_cache_the_oldest_falls_out(
     loaded: Callable[[str], tuple[EdgeModel, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    import edgeattn.sources.huggingface.encoder_decoder as stepping
+    from edgeattn.sources.huggingface import encoder_decoder as stepping
 
     monkeypatch.setattr(stepping, "CACHE", 8)
     model, module = saved(STEPPED["T5"], tmp_path / "net")

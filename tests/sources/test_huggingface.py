@@ -236,7 +236,7 @@ def test_remote_code_is_refused_and_never_run(save: Save, tmp_path: Path) -> Non
     directory, made = save(), tmp_path / "made"
     (directory / "modeling_own.py").write_text(f"open({str(made)!r}, 'w')\nclass Own: pass\nclass OwnConfig: pass\n")
     references = {"AutoModel": "modeling_own.Own", "AutoConfig": "modeling_own.OwnConfig"}
-    edit(directory, architectures=["TargetOptions"], auto_map=references)
+    edit(directory, architectures=["Own"], auto_map=references)
     with pytest.raises(ModelError, match="Own needs remote code; it is never executed"):
         load_model(str(directory))
     edit(directory, model_type="own")

@@ -32,7 +32,7 @@ TREATMENT: Mapping[str, Treatment] = {
     "int8-weights": "int8-weights",
     "int4-weights": "int4-weights",
 }
-"""Scheme -> what a layer becomes that a plan calls int8."""
+"""Recipe -> what a layer becomes that a plan calls int8."""
 
 
 def precision_of(recipe: str) -> Precision:
@@ -215,7 +215,7 @@ ENGINES: Mapping[str, Engine] = {row.name: row for row in (OPENVINO, LITERT, ONN
 """By name, the only list of them."""
 
 
-def scheme_names() -> tuple[str, ...]:
+def recipe_names() -> tuple[str, ...]:
     """Of all engines, each once."""
     return tuple(dict.fromkeys(name for row in ENGINES.values() for name in row.recipes))
 

@@ -58,9 +58,9 @@ def complete_backend(incomplete: str) -> list[str]:
 
 def complete_precision(incomplete: str) -> list[str]:
     """Precisions and recipes, for a shell."""
-    from edgeattn.engines import PRECISIONS, scheme_names
+    from edgeattn.engines import PRECISIONS, recipe_names
 
-    names = dict.fromkeys(("auto", *PRECISIONS, *scheme_names()))
+    names = dict.fromkeys(("auto", *PRECISIONS, *recipe_names()))
     return [name for name in names if name.startswith(incomplete)]
 
 

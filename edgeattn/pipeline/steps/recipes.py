@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from edgeattn.converters.conversion import Conversion
 from edgeattn.converters.engines import CONVERTERS
-from edgeattn.engines import ENGINES, PRECISIONS, precision_of, scheme_names
+from edgeattn.engines import ENGINES, PRECISIONS, precision_of, recipe_names
 from edgeattn.errors import InputError, UnsupportedError, unknown_name
 from edgeattn.model import Artifact
 from edgeattn.pipeline.steps.exports import Exports
@@ -65,7 +65,7 @@ def check_precision(asked: str) -> None:
     Raises:
         InputError: listing the names.
     """
-    if asked not in (names := ("auto", *PRECISIONS, *scheme_names())):
+    if asked not in (names := ("auto", *PRECISIONS, *recipe_names())):
         raise InputError(unknown_name("precision", asked, set(names)))
 
 

@@ -28,7 +28,7 @@ from edgeattn.engines import ONNXRUNTIME
 from edgeattn.errors import ConversionError, load_extra
 from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.graphs.layers import MODULE_KEY, module_path
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel
 from edgeattn.runtimes.onnxruntime import BROKEN_FUSIONS
@@ -244,7 +244,7 @@ def _exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.E
             results = self.traced(*inputs)
             return tuple(results[name] for name in graph.output_names)
 
-    with torch.no_grad(), scratch_room() as scratch:
+    with torch.no_grad(), scratch_directory() as scratch:
         file = scratch / "graph.onnx"
         torch.onnx.export(
             Ordered(),

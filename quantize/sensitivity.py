@@ -20,7 +20,7 @@ from edgeattn.engines import Treatment
 from edgeattn.evaluation.data import spread
 from edgeattn.evaluation.parity import ParityMeter
 from edgeattn.graphs.layers import LinearLayer, linear_layers
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.quantize.calibration import Calibration, checked_samples
 from edgeattn.quantize.plan import Plan, Rule
 from edgeattn.quantize.probe import Arrays, probe
@@ -121,7 +121,7 @@ def sensitivity(
         UnsupportedError: if none of the layers can be quantized.
         MissingExtraError: without onnx or onnxruntime.
     """
-    with scratch_room() as scratch:
+    with scratch_directory() as scratch:
         quantized = quantize_all(onnx, calibration, scratch, options)
         return measure(onnx, quantized, calibration, options, evaluate, on_step)
 
@@ -327,7 +327,7 @@ def _sqnr_db(pairs: Sequence[_Pair], paths: frozenset[str]) -> float:
 def _drop(pairs: Sequence[_Pair], paths: frozenset[str], evaluate: Evaluate) -> float:
     import onnx
 
-    with scratch_room() as scratch:
+    with scratch_directory() as scratch:
         files = {pair.graph: scratch / f"{pair.graph}.onnx" for pair in pairs}
         for pair in pairs:
             onnx.save(_mixed(pair, paths, 0), files[pair.graph])

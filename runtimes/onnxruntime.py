@@ -13,7 +13,7 @@ from typing import Any, final
 import numpy as np
 
 from edgeattn.engines import ONNXRUNTIME
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.runtimes.faults import loading, run_failed
 from edgeattn.runtimes.inputs import Arrays, Found, check_names
 from edgeattn.runtimes.session import Census, LayerTime, Session, count_op
@@ -96,7 +96,7 @@ def _dtype(name: str) -> str:
 
 def _profile(ort: Any, path: Path, graph: GraphSpec, threads: int, inputs: Arrays, runs: int) -> list[dict[str, Any]]:
     """Events of the kernels that ran, from ONNX Runtime's own profiler: the optimised graph, without needing onnx."""
-    with scratch_room() as folder:
+    with scratch_directory() as folder:
         session = _session(ort, path, graph, threads, folder / "profile")
         for _ in range(runs):
             session.run(None, inputs)

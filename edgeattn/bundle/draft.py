@@ -15,7 +15,7 @@ from edgeattn.bundle.reading import open_bundle
 from edgeattn.errors import OutputError
 from edgeattn.guards.blocks import BLOCK, sha256_of
 from edgeattn.guards.outputs import refuse_existing, replacing, write_atomically, writing
-from edgeattn.guards.scratch import Room, put_in_place
+from edgeattn.guards.scratch import ScratchDirectory, put_in_place
 from edgeattn.spec import to_json
 
 
@@ -33,7 +33,7 @@ class BundleDraft:
         refuse_existing(destination, overwrite, "a bundle", (destination / MANIFEST).is_file())
         with writing(destination):
             destination.parent.mkdir(parents=True, exist_ok=True)
-            self._room = Room(destination.parent, f".{destination.name}.")
+            self._room = ScratchDirectory(destination.parent, f".{destination.name}.")
             self.path = self._room.files
 
     def __enter__(self) -> BundleDraft:

@@ -26,7 +26,7 @@ from edgeattn.bundle.manifest import (
 )
 from edgeattn.errors import BundleError, OutputError, unknown_name
 from edgeattn.guards.blocks import BLOCK, sha256_of
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 
 PLAIN_ZIP = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others unpack 4 KiB to gigabytes before one can look
 MAX_ZIP_RATIO = 100  # unpacked to packed; weights reach 2
@@ -89,7 +89,7 @@ def open_bundle(path: Path | str) -> Iterator[Bundle]:
         manifest = _check_directory(source)
         yield Bundle(source, source, manifest)
     elif source.is_file():
-        with scratch_room() as unpacked:
+        with scratch_directory() as unpacked:
             yield Bundle(source, unpacked, _unpack(source, unpacked))
     else:
         raise BundleError(f"{source}: no such bundle (a NAME.TARGET{SUFFIX} directory or zip)")

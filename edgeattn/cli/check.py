@@ -15,7 +15,7 @@ def check(
     context: typer.Context,
     bundle: o.Bundle,
     model: Annotated[
-        str | None, typer.Option(help="The MODEL that the bundle came from, to compare with it anew.")
+        str | None, typer.Option(help="The MODEL that the bundle came from, to compare with it again.")
     ] = None,
     data: Annotated[str | None, typer.Option(help="As for convert; without it the metric is not measured.")] = None,
     split: o.Split = None,

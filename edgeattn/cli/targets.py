@@ -135,7 +135,7 @@ def prepare(
             metavar="FILE", help="A sources.list with arm64 packages, in place of this machine's.", show_default=False
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make it anew where it is already there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make it again where it is already there.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Assemble the ARM programs that --device qemu:aarch64 runs: Debian's Python, numpy, LiteRT and ONNX Runtime.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from edgeattn.errors import EdgeattnError, OutputError
-from edgeattn.guards.scratch import Room, put_in_place
+from edgeattn.guards.scratch import ScratchDirectory, put_in_place
 
 
 def refuse_existing(path: Path, overwrite: bool, kind: str = "", ours: bool = True) -> None:
@@ -41,7 +41,7 @@ def whole_directory(path: Path, overwrite: bool) -> Iterator[Path]:
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with Room(path.parent, f".{path.name}.") as room:
+        with ScratchDirectory(path.parent, f".{path.name}.") as room:
             yield room.files
             put_in_place(room.files, path, overwrite)
 
@@ -55,7 +55,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A temporary sibling to write to, moved to ``path`` at the end, or removed if there is an error."""
-    with Room(path.parent, f".{path.name}.") as room:
+    with ScratchDirectory(path.parent, f".{path.name}.") as room:
         temporary = room.files / "new"
         with temporary.open("xb") as file:
             yield file

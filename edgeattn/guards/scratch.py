@@ -1,13 +1,13 @@
-"""Rooms: directories of ours that go away when they are done with, or in the next run where nobody could see to it.
+"""Scratch directories: ours, gone when they are done with, or in the next run where nobody could see to it.
 
-A room is a directory with a random name, in TMPDIR or beside what is being made, and holds
+One has a random name, in TMPDIR or beside what is being made, and holds
 
-    .edgeattn-room    held locked (flock) by the process that made the room, for as long as it lives; the kernel lets
-                      go of the lock when that process ends, however it ends. It appears locked, by a rename.
-    files/            what the room is for
+    .edgeattn-room    held locked (flock) by the process that made it, for as long as it lives; the kernel lets go of
+                      the lock when that process ends, however it ends. It appears locked, by a rename.
+    files/            what it is for
 
-Whoever makes a room first removes those beside it that a killed process left: named and marked as ours, of this
-account, old enough, and with a free lock. Nothing else is touched.
+Whoever makes one first removes those beside it that a killed process left: named and marked as ours, of this account,
+old enough, and with a free lock. Nothing else is touched.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ MARKER = ".edgeattn-room"
 FILES = "files"
 NAME = re.compile(r"(edgeattn-|\..+\.)[a-z0-9_]{8}", re.DOTALL)  # mkdtemp's eight after a prefix of ours
 AGE = 2.0  # seconds; a second guard beside the lock
-FOREIGN_AGE = 86_400.0  # of a room that another machine made on a shared disk: its lock may not reach us
+FOREIGN_AGE = 86_400.0  # of one that another machine made on a shared disk: its lock may not reach us
 MAX_MARKER = 8_192  # bytes
 
 
 @contextlib.contextmanager
-def scratch_room() -> Iterator[Path]:
+def scratch_directory() -> Iterator[Path]:
     """An empty directory in TMPDIR for the length of a block.
 
     Raises:
         OSError: if it cannot be made.
     """
-    with Room(Path(tempfile.gettempdir()), "edgeattn-") as room:
+    with ScratchDirectory(Path(tempfile.gettempdir()), "edgeattn-") as room:
         yield room.files
 
 
 @final
-class Room:
-    """One room; see the head of this module. Use as a context manager, or call :meth:`close`.
+class ScratchDirectory:
+    """One of them; see the head of this module. Use as a context manager, or call :meth:`close`.
 
     Args:
         parent: an existing directory.
         prefix: of the name, as ``.NAME.`` beside a file ``NAME``.
-        keeps: name beside the room of what is put aside into ``files``, which is not made then. If this process dies
+        keeps: name beside it of what is put aside into ``files``, which is not made then. If this process dies
             in between, the next run puts it back where nothing has taken its place.
     """
 
@@ -89,8 +89,8 @@ class Room:
 def put_in_place(made: Path, destination: Path, overwrite: bool = True) -> None:
     """Rename a directory to where it belongs; one that is there is put aside first, and removed when that is done.
 
-    The old one goes back when the room is closed, if anything came between the two renames (Ctrl-C included), and in
-    the next run if we were killed there.
+    The old one goes back when the scratch directory is closed, if anything came between the two renames (Ctrl-C
+    included), and in the next run if we were killed there.
 
     Args:
         overwrite: without it one that holds anything stays, and the rename fails.
@@ -101,13 +101,13 @@ def put_in_place(made: Path, destination: Path, overwrite: bool = True) -> None:
     if not (overwrite and destination.exists()):
         made.rename(destination)
         return
-    with Room(destination.parent, f".{destination.name}.", keeps=destination.name) as aside:
+    with ScratchDirectory(destination.parent, f".{destination.name}.", keeps=destination.name) as aside:
         destination.rename(aside.files)
         made.rename(destination)
 
 
 def reap(parent: Path) -> None:
-    """Remove the rooms in a directory whose makers are gone. What cannot be looked at or removed is left alone."""
+    """Remove scratch directories whose makers are gone. What cannot be looked at or removed is left alone."""
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             if NAME.fullmatch(entry.name):

@@ -16,7 +16,7 @@ import numpy as np
 from edgeattn.engines import ENGINES
 from edgeattn.errors import MissingExtraError, UnsupportedError
 from edgeattn.graphs.counting import computes_int8, file_figures
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.model import one_thread
 from edgeattn.pipeline.steps.baseline import recorded
 from edgeattn.pipeline.steps.exports import Exports
@@ -64,7 +64,7 @@ def calibrate(
     bandwidth = copy_bandwidth()
     host = with_measured(host, host.cpu.clock_hz, bandwidth)
     samples: dict[str, list[Sample]] = {engine: [] for engine in usable}
-    with scratch_room() as scratch, one_thread():
+    with scratch_directory() as scratch, one_thread():
         for load in loads if loads is not None else _all_loads():
             progress.begin(f"calibrating: {load.name}", len(usable))
             exports = _exports(load, scratch / load.name.replace(" ", "-"))

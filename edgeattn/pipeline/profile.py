@@ -13,7 +13,7 @@ from edgeattn.converters.preflight.judge import refuse
 from edgeattn.converters.preflight.view import GraphView, look
 from edgeattn.errors import DeviceError, EdgeattnError, InputError, UnsupportedError
 from edgeattn.graphs.estimate import estimate_bundle
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.jobs.measure import profile_bundle
 from edgeattn.jobs.remote import measure_on
 from edgeattn.model import EdgeModel
@@ -189,7 +189,7 @@ def profile_model(model: EdgeModel, targets: Sequence[Target], options: ProfileO
         EdgeattnError: as :meth:`Trials.bundle`, :func:`profile` and :func:`estimated`, where there is but one target.
     """
     results: list[Result] = []
-    with scratch_room() as folder:
+    with scratch_directory() as folder:
         trials = Trials(model, folder, progress)
         for target in targets:
             results += _tried(trials, target, options, progress, alone=len(targets) == 1)

@@ -11,7 +11,7 @@ from edgeattn.converters.onnx import export_onnx
 from edgeattn.errors import InputError
 from edgeattn.evaluation.data import Data
 from edgeattn.guards.outputs import refuse_existing
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
 from edgeattn.pipeline.steps.candidates import Candidates, add_recipe
@@ -70,7 +70,7 @@ def prune(
         path = options.path(model.spec.name, target, SUFFIX)
         refuse_existing(path, options.force, "a pruned model", is_saved(path))
     model = confirmed(model)
-    with removed_if_empty(options.out), scratch_room() as scratch:
+    with removed_if_empty(options.out), scratch_directory() as scratch:
         check_disk(model, scratch)
         exports = Exports(model, baseline(model, data, progress), scratch)
         checkpoint = prune_file(exports, options)

@@ -15,7 +15,7 @@ from edgeattn.bundle import open_bundle, zip_bundle
 from edgeattn.engines import TENSORRT
 from edgeattn.errors import DeviceError, UnsupportedError
 from edgeattn.guards.blocks import sha256_of
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.printable import one_line
 from edgeattn.targets.devices.archive import runtime_archive
 from edgeattn.targets.devices.device import Device
@@ -141,7 +141,7 @@ def on_device(
 @contextlib.contextmanager
 def _packed(bundle: Path) -> Iterator[tuple[str, Path]]:
     """The bundle, verified, as a zip, with its hash."""
-    with scratch_room() as folder, open_bundle(bundle) as opened:
+    with scratch_directory() as folder, open_bundle(bundle) as opened:
         archive = zip_bundle(opened.root, folder / "bundle.zip")
         with archive.open("rb") as file:
             yield sha256_of(file), archive

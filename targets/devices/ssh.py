@@ -61,7 +61,7 @@ def explain(device: Device, words: str, status: int) -> DeviceError | None:
     name = device.text
     if "REMOTE HOST IDENTIFICATION HAS CHANGED" in words:
         return DeviceError(
-            f"{name}: the host key is not the one in known_hosts: another machine, one installed anew, or an attack. "
+            f"{name}: the host key is not the one in known_hosts: another machine, one installed again, or an attack. "
             f"If you know why, remove the old one with ssh-keygen -R {device.host} and connect once by hand"
         )
     if "Host key verification failed" in words or "host key is known for" in words:

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from edgeattn.guards.scratch import FILES, MARKER, Room, put_in_place, reap, scratch_room
+from edgeattn.guards.scratch import FILES, MARKER, ScratchDirectory, put_in_place, reap, scratch_directory
 
 ROOT = Path(__file__).parents[1]
 MAKER = """\
 import sys, time
 from pathlib import Path
-from edgeattn.guards.scratch import Room
+from edgeattn.guards.scratch import ScratchDirectory
 
-rooms = [Room(Path(sys.argv[1]), ".b.edge.") for _ in range(int(sys.argv[2]))]
+rooms = [ScratchDirectory(Path(sys.argv[1]), ".b.edge.") for _ in range(int(sys.argv[2]))]
 for room in rooms:
     (room.files / "weights").write_bytes(bytes(100))
 print("made", flush=True)
@@ -60,7 +60,7 @@ def test_a_room_of_a_killed_process_is_removed_by_the_next(tmp_path: Path) -> No
     with maker(tmp_path, rooms=3) as process:
         process.send_signal(signal.SIGKILL)
     age(tmp_path)
-    with Room(tmp_path, ".other.") as room:
+    with ScratchDirectory(tmp_path, ".other.") as room:
         assert left(tmp_path) == [room.path.name]
     assert left(tmp_path) == []
 
@@ -177,8 +177,8 @@ def test_two_runs_that_reap_at_once_do_not_quarrel(tmp_path: Path) -> None:
 
 def test_a_fork_leaves_the_rooms_of_its_parent(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from pathlib import Path; from edgeattn.guards.scratch import Room\n"
-        f"room = Room(Path({str(tmp_path)!r}), '.b.')\n"
+        "import os, sys; from pathlib import Path; from edgeattn.guards.scratch import ScratchDirectory\n"
+        f"room = ScratchDirectory(Path({str(tmp_path)!r}), '.b.')\n"
         "child = os.fork()\n"
         "if not child: sys.exit(0)\n"
         "os.waitpid(child, 0)\n"
@@ -194,7 +194,7 @@ def test_a_disk_without_locks_still_has_rooms(tmp_path: Path, monkeypatch: pytes
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with Room(tmp_path, ".b.") as room:
+    with ScratchDirectory(tmp_path, ".b.") as room:
         assert left(room.path) == [FILES]  # unmarked: nobody may take it for dead
     assert left(tmp_path) == []
 
@@ -206,7 +206,7 @@ def test_scratch_is_private_and_what_is_made_in_it_follows_the_umask(
     for mask in (0o022, 0o077):
         before = os.umask(mask)
         try:
-            with scratch_room() as files:
+            with scratch_directory() as files:
                 assert files.stat().st_mode & 0o777 == 0o777 & ~mask
                 assert files.parent.stat().st_mode & 0o777 == 0o700
         finally:

@@ -12,7 +12,7 @@ from edgeattn.engines import ONNXRUNTIME
 from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import accuracy
 from edgeattn.evaluation.data import Data
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline, baseline, score_of
 from edgeattn.progress import Progress, Quiet
@@ -72,7 +72,7 @@ def model_sensitivity(
         )
     chosen = chosen or SensitivityOptions()
     base = baseline(model, data.limited(samples), progress)
-    with scratch_room() as scratch:
+    with scratch_directory() as scratch:
         rooms = [scratch / name for name in ("float", "quantized")]
         for room in rooms:
             room.mkdir()

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from edgeattn.errors import UnsupportedError
 from edgeattn.evaluation.data import Data
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import baseline
 from edgeattn.pipeline.steps.early import check_target
@@ -48,7 +48,7 @@ def serve_targets(
         with refused.within(target, "target", UnsupportedError):
             check_target(target, own)
     model = confirmed(model)
-    with removed_if_empty(options.out), scratch_room() as scratch:
+    with removed_if_empty(options.out), scratch_directory() as scratch:
         check_disk(model, scratch)
         findings = preflight(model, data, options, refused, progress)
         results: list[Result] = []

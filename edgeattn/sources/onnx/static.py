@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 MAX_TENSOR_BYTES = 2 * 2**30  # one tensor of an edge model; a hostile file asks for terabytes
 MAX_FOLDED_BYTES = 2**20  # a constant that folding may add
-MAX_NODES = 100_000  # looked at, each step of a loop anew, whether they are left or folded
+MAX_NODES = 100_000  # looked at, each step of a loop again, whether they are left or folded
 SPARE_BYTES = 2**28  # that folding may add beside four times the constants of the file
 COPIED_BYTES = 2**32  # that folding may read beside sixty-four times the constants of the file
 SMALL = 1_024  # elements of a constant that may shape the graph
@@ -206,7 +206,7 @@ class _Walk:
         shared = any(self.uses.get(name, 0) > 1 for name in proto.input)
         if size > MAX_FOLDED_BYTES and (shared or size > read):
             return False
-        # A chain of nodes makes its weights anew at each; many nodes may read one large constant.
+        # A chain of nodes makes its weights again at each; many nodes may read one large constant.
         if size + read > TINY * 16 and (size > self.may_add or read > self.may_copy):
             return False
         self.may_add, self.may_copy = self.may_add - size, self.may_copy - read

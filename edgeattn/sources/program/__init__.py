@@ -1,4 +1,4 @@
-"""The archive of a torch.export program (``.pt2``), looked at and written anew before torch sees it.
+"""The archive of a torch.export program (``.pt2``), looked at and written again before torch sees it.
 
 A .pt2 looks like data and is not: ``torch.export.load`` writes names of the file into Python source and executes it
 (arguments, inputs, nodes, keys of trees, paths of modules), evaluates the strings of symbolic shapes and guards,

@@ -46,7 +46,7 @@ class Archive:
 
 
 def clean_archive(path: Path) -> Archive:
-    """Read a .pt2 once, refuse one that does anything but describe a program, and write that program anew.
+    """Read a .pt2 once, refuse one that does anything but describe a program, and write that program again.
 
     Raises:
         ModelError: naming what is wrong.

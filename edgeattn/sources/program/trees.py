@@ -1,4 +1,4 @@
-"""How inputs and outputs nest: containers that torch knows and keys that are names, written anew."""
+"""How inputs and outputs nest: containers that torch knows and keys that are names, written again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OUTPUTS = re.compile(r"(transformers\.(?:modeling_outputs|cache_utils|models\.\w
 
 
 def tree_rule(text: str) -> str | None:
-    """How inputs and outputs nest, written anew. Contexts of other classes are imported by the names that they give."""
+    """How inputs and outputs nest, written again. Contexts of other classes are imported by names that they give."""
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError) as error:

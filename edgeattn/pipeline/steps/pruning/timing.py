@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from edgeattn.engines import ENGINES
-from edgeattn.guards.scratch import scratch_room
+from edgeattn.guards.scratch import scratch_directory
 from edgeattn.model import EdgeModel
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.candidates import open_artifact, time_candidates
@@ -52,7 +52,7 @@ def time_models(setting: Setting, models: Mapping[str, EdgeModel]) -> Mapping[st
     """Build models for an engine and time them in turns in one run."""
     progress, target = setting.progress, setting.target
     progress.begin(f"{target.name}: building {len(models)} models to time", len(models))
-    with ExitStack() as stack, scratch_room() as scratch:
+    with ExitStack() as stack, scratch_directory() as scratch:
         sessions: dict[str, Session] = {}
         for number, name in enumerate(models):
             room = scratch / str(number)

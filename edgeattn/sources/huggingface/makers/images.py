@@ -77,5 +77,5 @@ def bool_masked_pos(source: Source) -> np.ndarray:
 
 
 def random_order(source: Source) -> np.ndarray:
-    """What ViTMAE shuffles its patches by; without it every call draws anew."""
+    """What ViTMAE shuffles its patches by; without it every call draws again."""
     return np.argsort(noise((1, _patches(source))), axis=-1).astype(np.float32) / _patches(source)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeattn.models.streaming_conformer import asset
 from tests.cli.conftest import ROOT
 from tests.conversions import BUNDLES, Converted
 
@@ -70,7 +71,7 @@ def test_commands_leave_nothing_behind(
 ) -> None:
     bundles = [str(converted.out / f"small-attention.{name}") for name in BUNDLES.values()]
     other = [("--backend", "onnxruntime") if "jetson" in name else () for name in bundles]
-    recording = next((ROOT / "edgeattn/models/streaming_conformer").glob("*.wav"))
+    recording = asset("sample.wav")
     commands = [
         ("--help",), ("models",), ("targets",), ("doctor",),
         ("inspect", converted.reference, "--target", "cpu", "--target", "mobile", "--target", "jetson"),

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeattn.cli import main
-from edgeattn.cli.settings import read_targets
+from edgeattn.cli import COMMANDS, load_command, main
+from edgeattn.cli.settings import read_settings, read_targets
 from edgeattn.models import streaming_conformer
 from edgeattn.quantize.plan import read_plan
 from edgeattn.sources import load_data, load_model
@@ -230,7 +230,11 @@ def test_a_block_that_is_not_run_is_there_and_has_a_reason() -> None:
 def test_toml_blocks_are_read_by_what_they_are_for(empty: Path) -> None:
     """Settings of targets, a plan, and the facts of a target: their readers refuse a word that they do not know."""
     found = {block.place.partition(":")[0]: block.code for page in PAGES for block in blocks(page) if is_toml(block)}
-    assert set(found) == {"devices.md", "quantization.md", "targets.md"}
+    assert set(found) == {"cli.md", "devices.md", "quantization.md", "targets.md"}
+    Path("edgeattn.toml").write_text(found["cli.md"])
+    assert set(read_targets()) == {"jetson"}
+    settings = read_settings(COMMANDS, lambda name: load_command(name).params)
+    assert settings["convert"]["target"] == ["cpu", "jetson"]
     Path("edgeattn.toml").write_text(found["devices.md"])
     assert set(read_targets()) == {"raspberry-pi-5"}
     Path("plan.toml").write_text(found["quantization.md"])

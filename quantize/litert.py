@@ -125,10 +125,10 @@ def quantize_tflite(
         written[path] = job.target
     _check_found(asked, became)
     treatments = {name: became.get(name, OWN[recipe]) for name in asked}
-    recipe = f"{WORDS[recipe]}, {counted(treatments)}, float32 input and output"
+    words = f"{WORDS[recipe]}, {counted(treatments)}, float32 input and output"
     models = {graph: written[path] for graph, path in tflite.models.items()}
     precision = "int4" if recipe == "int4-weights" else "int8"
-    return Artifact(LITERT.name, precision, models, recipe, treatments=treatments)
+    return Artifact(LITERT.name, precision, models, words, treatments=treatments)
 
 
 def _samples(tflite: Artifact, calibration: Calibration) -> dict[str, list[dict[str, np.ndarray]]]:

@@ -361,10 +361,10 @@ def find_recovered(context: TrialContext) -> Outcome:
     on_step = shares(context.progress, effort.recover_seconds)
     recovered = recover(exports.model, exports.onnx, exports.base.calibration, options, on_step)
     room = exports.new_directory(f"recovered-{context.backend}-{context.recipe}")
-    exports = Exports(recovered.model, exports.base, room)
+    trained = Exports(recovered.model, exports.base, room)
     label = f"{context.label}, recovered"
     context.progress.begin(label)
-    artifact = build(context.backend, exports, context.recipe, context.target, QuantizeOptions(plan, recovered.scales))
+    artifact = build(context.backend, trained, context.recipe, context.target, QuantizeOptions(plan, recovered.scales))
     artifact = replace(artifact, recipe=f"{artifact.recipe}; weights trained for it {recovered.seconds:.0f} s")
     verified, session = verified_trial(context, artifact, label)
     words = f"distilled from the float source for {recovered.seconds:.0f} s, {recovered.steps} steps"

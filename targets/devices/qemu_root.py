@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -195,7 +196,10 @@ def _require_tools() -> None:
     for tool, package in (("apt-get", "apt"), ("dpkg-deb", "dpkg")):
         if shutil.which(tool) is None:
             raise InputError(f"no {tool} on this machine: the root is made of Debian's packages; install {package}")
-    if importlib.util.find_spec("pip") is None:
+    with warnings.catch_warnings():  # setuptools', which minds that somebody imported distutils before it
+        warnings.simplefilter("ignore")
+        pip = importlib.util.find_spec("pip")
+    if pip is None:
         raise InputError(f"{sys.executable} has no pip: {sys.executable} -m ensurepip")
 
 

@@ -173,7 +173,9 @@ def _running() -> subprocess.Popen[bytes]:
     elif _server is not None:
         _others.append(_server[1])  # kept, not ended: it is the parent's
     leave_none("torch")  # what it imports leaves here, too; before _stop is registered, so that it comes after it
-    environment = dict(os.environ)
+    # A child may write nothing, and torch makes TMPDIR/torchinductor_USER at its first export, which whoever ends
+    # meanwhile removes (edgeattn.traces); what is there already need not be made.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": tempfile.gettempdir()}
     started = subprocess.Popen(
         [sys.executable, "-I", "-W", "ignore", "-c", _START, json.dumps(sys.path)],
         stdin=subprocess.PIPE,

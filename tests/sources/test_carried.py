@@ -15,6 +15,7 @@ from edgeattn.errors import UnsupportedError
 from edgeattn.model import EdgeModel, ReferenceStep
 from edgeattn.sources import from_module, load_model
 from edgeattn.sources.carried import refuse_carried
+from edgeattn.traces import remove_inductor
 
 
 class Held:
@@ -244,3 +245,14 @@ def test_a_model_made_by_hand_is_looked_at_too() -> None:
 
     with pytest.raises(UnsupportedError, match=r"forward writes net\.cache"):
         refuse_carried(replace(made, modules={"main": Named()}))
+
+
+def test_programs_are_read_where_another_process_took_torchs_directory_away(tmp_path: Path) -> None:
+    """Torch makes TMPDIR/torchinductor_USER at its first export, which the process that reads apart may not."""
+    with torch.no_grad():
+        program = torch.export.export(Net("in_place").eval(), (torch.ones(2, 3),), strict=False)
+    for name in ("first.pt2", "second.pt2"):
+        torch.export.save(program, tmp_path / name)
+        remove_inductor()
+        (state,) = load_model(str(tmp_path / name)).spec.graphs[0].states
+        assert state.input == "cache"

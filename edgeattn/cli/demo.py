@@ -39,6 +39,7 @@ def demo(
 ) -> None:
     """Convert the built-in speech model for three targets, stream through each, print the table."""
     with exit_codes(as_json):
+        from edgeattn.errors import InputError
         from edgeattn.evaluation.speech import SpeechData
         from edgeattn.models import DEFAULT
         from edgeattn.pipeline.convert import convert
@@ -51,11 +52,12 @@ def demo(
             bar.begin(f"loading {reference}")
             model = load_model(reference)
             samples = load_data(reference, model.spec, data, None, o.DEFAULT_SAMPLES)
+            if not isinstance(samples, SpeechData):  # before minutes of work: each bundle is made to hear one of them
+                raise InputError(f"demo streams speech: --data is a directory of recordings, got {data}")
             targets = tuple(get_target(name) for name in DEMO_TARGETS)
             # The samples are few: what they show is told, and no more is claimed.
             settings = ConvertOptions(targets=targets, out=out, force=True, accept_unproved=True)
             report = convert(model, samples, settings, bar)
-        assert isinstance(samples, SpeechData)
         utterance = samples.evaluation[0]
         said = " ".join(utterance.words)
         note(f"\nspoken ({samples.origin}, {utterance.speaker}): {said}")

@@ -13,7 +13,7 @@ from edgeattn.cli import options as o
 from edgeattn.cli.console import console, exit_codes, leave, note, print_json, print_table, progress_bar
 from edgeattn.cli.loading import Inputs, typed
 from edgeattn.errors import DeviceError, InputError, UnsupportedError
-from edgeattn.models import DEFAULT
+from edgeattn.models import DEFAULT, MODELS
 
 if TYPE_CHECKING:
     from edgeattn.profiling.figures import Board
@@ -86,7 +86,7 @@ def profile(
         if bundle is None or not names_bundle(bundle):
             inputs = Inputs(bundle or DEFAULT, bucket, fill, None, None, 1, 0)
             if bundle is None:
-                note(f"no BUNDLE or MODEL given: {DEFAULT}, the built-in streaming speech model")
+                note(f"no BUNDLE or MODEL given: {DEFAULT}, {MODELS[DEFAULT].description}")
             report = of_model(inputs, target, device, settings, backend, benchmark_binary, typed(context))
         elif bucket or fill:
             raise InputError(f"--bucket and --fill are for a MODEL; the sizes of {bundle} are fixed")

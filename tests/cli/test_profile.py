@@ -57,7 +57,7 @@ def test_the_table_for_people_says_what_bounds_an_estimate(edgeattn: Command, ke
 def test_without_a_model_it_is_the_built_in_one_and_says_so(edgeattn: Command) -> None:
     outcome = edgeattn("profile", "--target", "jetson", "--json")
     assert outcome.code == 0, outcome.err
-    assert "no BUNDLE or MODEL given: streaming-conformer, the built-in streaming speech model" in outcome.err
+    assert "no BUNDLE or MODEL given: streaming-conformer, streaming Conformer-CTC" in outcome.err
     assert outcome.json["model"]["name"] == "streaming-conformer"
     assert outcome.json["results"][0]["target"] == "jetson-orin-nano"
 

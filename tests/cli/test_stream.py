@@ -269,3 +269,14 @@ def test_the_demo_hears_the_same_words_on_every_target(
     assert outcome.json["spoken"] == " ".join(utterance.words)
     heard = source(write_wav(tmp_path / "a.wav", utterance.samples, width=4))
     assert outcome.json["transcripts"] == dict.fromkeys((result.target for result in speech[0].results), heard)
+
+
+def test_the_demo_refuses_data_that_nobody_can_hear_before_it_converts(edgeattn: Command, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the model is loaded: edgeattn[convert]")
+    graph = load_model("streaming-conformer").spec.graphs[0]
+    arrays = {tensor.name: np.zeros((6, *tensor.shape[1:]), np.float32) for tensor in graph.inputs}
+    np.savez(tmp_path / "features.npz", **arrays)  # type: ignore[arg-type]
+    outcome = edgeattn("demo", "--data", str(tmp_path / "features.npz"), "--out", str(tmp_path / "out"))
+    assert outcome.code == 2
+    assert "demo streams speech: --data is a directory of recordings" in outcome.err
+    assert not (tmp_path / "out").exists()

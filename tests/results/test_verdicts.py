@@ -44,6 +44,17 @@ def gate(verdict: Verdict, asked: Asked = "default") -> Judgement:
     return Judgement("deadline", verdict, "5 ms", "6 ms", asked=asked)
 
 
+BASE = Result(
+    target="cpu",
+    device="x",
+    backend="openvino",
+    bundle=None,
+    passed=True,
+    failures=(),
+    precision=Precision(asked="auto", shipped="fp32"),
+)
+
+
 @pytest.mark.parametrize(
     ("gates", "verdict"),
     [
@@ -57,16 +68,7 @@ def gate(verdict: Verdict, asked: Asked = "default") -> Judgement:
 )
 def test_a_bundle_passes_only_if_all_that_matters_was_judged(gates: list[Judgement], verdict: str) -> None:
     assert overall(gates) == verdict
-    base = Result(
-        target="cpu",
-        device="x",
-        backend="openvino",
-        bundle=None,
-        passed=True,
-        failures=(),
-        precision=Precision(asked="auto", shipped="fp32"),
-    )
-    result = with_gates(base, gates)
+    result = with_gates(BASE, gates)
     assert (result.verdict, result.passed, bool(result.failures)) == (
         verdict,
         verdict == "passed",
@@ -79,32 +81,14 @@ def test_a_bundle_passes_only_if_all_that_matters_was_judged(gates: list[Judgeme
 
 
 def test_only_what_the_user_asked_for_and_nobody_judged_is_told_to_a_script() -> None:
-    base = Result(
-        target="cpu",
-        device="x",
-        backend="openvino",
-        bundle=None,
-        passed=True,
-        failures=(),
-        precision=Precision(asked="auto", shipped="fp32"),
-    )
     rows = [gate("not measured", "flag"), gate("not measured"), gate("not measured", "no"), gate("passed", "flag")]
-    assert Report({}, (with_gates(base, rows),)).unjudged == (rows[0],)
+    assert Report({}, (with_gates(BASE, rows),)).unjudged == (rows[0],)
 
 
 def test_gates_that_come_later_count_as_well() -> None:
-    base = Result(
-        target="cpu",
-        device="x",
-        backend="openvino",
-        bundle=None,
-        passed=True,
-        failures=(),
-        precision=Precision(asked="auto", shipped="fp32"),
-    )
-    failed = with_gates(with_gates(base, [gate("failed")]), [gate("passed")])
+    failed = with_gates(with_gates(BASE, [gate("failed")]), [gate("passed")])
     assert (failed.verdict, failed.failures) == ("failed", (Failure("deadline", "5 ms", "6 ms"),))
-    unjudged = with_gates(with_gates(base, [gate("not measured")]), [gate("passed")])
+    unjudged = with_gates(with_gates(BASE, [gate("not measured")]), [gate("passed")])
     assert unjudged.verdict == "not measured"
 
 

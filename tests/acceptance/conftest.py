@@ -15,18 +15,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Without ``--whole-matrix`` the cells that :func:`tests.acceptance.pairs.engines_of` chose are left."""
     if config.getoption("--whole-matrix"):
         return
-    from tests.acceptance.cells import ENGINES
     from tests.acceptance.pairs import engines_of
-    from tests.architectures import NAMED
+    from tests.architectures import FURTHER, NAMED
 
-    chosen = engines_of(NAMED)
+    chosen = engines_of(NAMED, FURTHER)
 
     def is_left_out(item: pytest.Item) -> bool:
         cell: Mapping[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
         if not {"loaded", "engine"} <= set(cell):
             return False
         architecture, source = cell["loaded"]
-        return cell["engine"] not in chosen.get((architecture.name, source), ENGINES)
+        return cell["engine"] not in chosen[architecture.name, source]
 
     left_out = {item.nodeid for item in items if is_left_out(item)}
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in left_out])

@@ -17,13 +17,16 @@ LEAST = 6  # architectures of each pair of a source and an engine
 Case = tuple[str, Source]  # an architecture's name, and where it comes from
 
 
-def engines_of(architectures: Sequence[Architecture]) -> Mapping[Case, tuple[str, ...]]:
+def engines_of(
+    architectures: Sequence[Architecture], further: Sequence[Architecture] = ()
+) -> Mapping[Case, tuple[str, ...]]:
     """Case -> the engines that it is measured on, the same in every process.
 
     Raises:
-        ValueError: if there are so few architectures that no engine can have :data:`LEAST` of them.
+        ValueError: if there are so few named architectures that no engine can have :data:`LEAST` of them.
     """
-    found: dict[Case, list[str]] = {}
+    turns = itertools.cycle(ENGINES)
+    found: dict[Case, list[str]] = {(architecture.name, "torch"): [next(turns)] for architecture in further}
     for turn, source in enumerate(SOURCES):
         names = [architecture.name for architecture in architectures if source in sources_of(architecture)]
         if source == "torch":

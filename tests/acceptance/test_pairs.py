@@ -11,7 +11,7 @@ import pytest
 
 from tests.acceptance.cells import ENGINES, SOURCES, Source, sources_of
 from tests.acceptance.pairs import LEAST, engines_of
-from tests.architectures import NAMED
+from tests.architectures import FURTHER, NAMED
 
 PAIRS = [(source, engine) for source in SOURCES for engine in ENGINES]
 
@@ -26,6 +26,14 @@ def test_every_pair_of_source_and_engine_keeps_at_least_six_architectures(source
 def test_every_architecture_goes_from_torch_to_every_engine() -> None:
     chosen = engines_of(NAMED)
     assert all(set(chosen[architecture.name, "torch"]) == set(ENGINES) for architecture in NAMED)
+
+
+def test_every_further_architecture_goes_to_one_engine_and_each_engine_gets_six_of_them() -> None:
+    chosen = engines_of(NAMED, FURTHER)
+    engines = [chosen[architecture.name, "torch"] for architecture in FURTHER]
+    assert all(len(one) == 1 for one in engines)
+    assert all(engines.count((engine,)) >= LEAST for engine in ENGINES)
+    assert {case: chosen[case] for case in engines_of(NAMED)} == engines_of(NAMED)
 
 
 def test_every_source_of_every_architecture_goes_to_an_engine() -> None:

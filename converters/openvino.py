@@ -132,7 +132,7 @@ def _refused(error: RuntimeError, path: Path) -> str:
     text = str(error)
     nodes = onnx.load(path, load_external_data=False).graph.node
     # Either the operators without a conversion rule are listed, "Det-18", or the node's name stands in the message.
-    named = [node for node in nodes if re.search(rf"(?<![\w/]){re.escape(node.name)}(?![\w/])", text)] if nodes else []
+    named = [n for n in nodes if n.name and re.search(rf"(?<![\w/]){re.escape(n.name)}(?![\w/])", text)]
     unsupported = re.search(r"(?:following ONNX operations:|No conversion rule found for operations:) ([\w.]+)", text)
     if not named and unsupported:
         operator = unsupported.group(1).rsplit(".", 1)[-1]

@@ -238,7 +238,7 @@ def explain_failure(outcome: BuildOutcome, path: Path) -> str:
     node = None
     if outcome.parser_errors:
         name = outcome.parser_errors[0].node
-        node = next((n for n in nodes if n.name == name), None)
+        node = next((n for n in nodes if n.name == name), None) if name else None
         if node is None and name.isdigit() and int(name) < len(nodes):
             node = nodes[int(name)]
     else:

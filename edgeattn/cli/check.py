@@ -17,6 +17,7 @@ def check(
     model: Annotated[
         str | None, typer.Option(help="The MODEL that the bundle came from, to compare with it again.")
     ] = None,
+    bound: o.Bound = [],  # noqa: B006
     data: Annotated[str | None, typer.Option(help="As for convert; without it the metric is not measured.")] = None,
     split: o.Split = None,
     samples: o.Samples = o.DEFAULT_SAMPLES,
@@ -119,6 +120,7 @@ def check(
             ),
             backend=backend,
             model=model,
+            bound=tuple(bound),
             data=data,
             split=split,
             samples=samples,

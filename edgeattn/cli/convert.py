@@ -27,6 +27,7 @@ def convert(
     data: o.ModelData = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
+    bound: o.Bound = [],  # noqa: B006
     split: o.Split = None,
     samples: o.Samples = o.DEFAULT_SAMPLES,
     calibration_samples: o.CalibrationSamples = 0,
@@ -81,7 +82,7 @@ def convert(
             dla=dla,
             own=own,
         )
-        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
+        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples, bound)
         refuse_early(inputs, settings, settings.suffix)
         from edgeattn.pipeline.convert import convert as run
 

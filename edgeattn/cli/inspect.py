@@ -37,6 +37,7 @@ def inspect(
     ] = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
+    bound: o.Bound = [],  # noqa: B006
     sensitivity: Annotated[
         bool,
         typer.Option("--sensitivity", help="What quantizing each layer costs, and what becomes of attention; on data."),
@@ -70,7 +71,7 @@ def inspect(
         check_targets(settings)  # before anything is loaded
         with progress_bar() as bar:
             # Preflight needs one sample; a built-in model brings its own data.
-            source, given = load(Inputs(model, bucket, fill, data, split, samples if sensitivity else 1, 0), bar)
+            source, given = load(Inputs(model, bucket, fill, data, split, samples if sensitivity else 1, 0, bound), bar)
             found = run(source, given, settings, bar)
             if found.sensitivity is not None and plot is not None:
                 from edgeattn.results.sensitivity import sensitivity_figure

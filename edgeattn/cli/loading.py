@@ -31,6 +31,7 @@ class Inputs:
     split: str | None
     samples: int
     calibration_samples: int
+    bound: Sequence[str] = ()
 
 
 def chosen_targets(names: Sequence[str]) -> tuple[Target, ...]:
@@ -210,12 +211,14 @@ def load(inputs: Inputs, bar: Bar) -> tuple[EdgeModel, Data | None]:
         EdgeattnError: if either cannot be used.
     """
     from edgeattn.evaluation.data import enough_to_calibrate
-    from edgeattn.sources import load_data, load_model
+    from edgeattn.sources import Examples, load_data, load_model
     from edgeattn.sources.sizes import parse_buckets, parse_fills, with_buckets
 
     buckets, fills = parse_buckets(inputs.buckets), parse_fills(inputs.fills)
+    examples = Examples(bound=tuple(inputs.bound), data=inputs.data)
+    examples.values()  # refused before any waiting
     bar.begin(f"loading {inputs.model}")
-    source = with_buckets(load_model(inputs.model), buckets, fills)
+    source = with_buckets(load_model(inputs.model, examples), buckets, fills)
     loaded = load_data(inputs.model, source.spec, inputs.data, inputs.split, inputs.samples, source.assets)
     enough_to_calibrate(loaded, inputs.calibration_samples)
     return source, loaded

@@ -171,6 +171,15 @@ Fills = Annotated[
         "--fill", metavar="INPUT=VALUE", help="What padded positions of an input hold, if not 0.", rich_help_panel=DATA
     ),
 ]
+Bound = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="INPUT=VALUE",
+        rich_help_panel=DATA,
+        help="An input of an .onnx file that is a constant, e.g. use_cache=false or sr=16000; may be repeated.",
+    ),
+]
 MaxDrop = Annotated[
     float,
     typer.Option(min=0.0, help="Points of the metric that may be lost against the source.", rich_help_panel=GATES),

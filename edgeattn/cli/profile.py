@@ -64,6 +64,7 @@ def profile(
     ] = [],  # noqa: B006
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
+    bound: o.Bound = [],  # noqa: B006
     as_json: o.Json = False,
 ) -> None:
     """Measure a bundle or a model, here or on devices, or estimate it: latency, real time, memory.
@@ -84,12 +85,12 @@ def profile(
             lock_clocks=lock_clocks,
         )
         if bundle is None or not names_bundle(bundle):
-            inputs = Inputs(bundle or DEFAULT, bucket, fill, None, None, 1, 0)
+            inputs = Inputs(bundle or DEFAULT, bucket, fill, None, None, 1, 0, bound)
             if bundle is None:
                 note(f"no BUNDLE or MODEL given: {DEFAULT}, {MODELS[DEFAULT].description}")
             report = of_model(inputs, target, device, settings, backend, benchmark_binary, typed(context))
-        elif bucket or fill:
-            raise InputError(f"--bucket and --fill are for a MODEL; the sizes of {bundle} are fixed")
+        elif bucket or fill or bound:
+            raise InputError(f"--bucket, --fill and --set are for a MODEL; the sizes of {bundle} are fixed")
         elif target:
             report = of_estimate(Path(bundle), target, device, settings, typed(context))
         else:

@@ -79,6 +79,7 @@ def prune(
     data: o.ModelData = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
+    bound: o.Bound = [],  # noqa: B006
     split: o.Split = None,
     samples: o.Samples = o.DEFAULT_SAMPLES,
     importance_samples: Annotated[
@@ -127,7 +128,7 @@ def prune(
         )
         if plot is not None:
             check_picture(plot)
-        inputs = Inputs(model, bucket, fill, data, split, samples, 0)
+        inputs = Inputs(model, bucket, fill, data, split, samples, 0, bound)
         refuse_early(inputs, settings, ".pruned")
         from edgeattn.pipeline.prune import PruneOptions
         from edgeattn.pipeline.prune import prune as run

@@ -21,6 +21,7 @@ def quantize(
     data: o.ModelData = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
+    bound: o.Bound = [],  # noqa: B006
     split: o.Split = None,
     samples: o.Samples = o.DEFAULT_SAMPLES,
     calibration_samples: o.CalibrationSamples = 0,
@@ -55,7 +56,7 @@ def quantize(
             own=own,
             accept_unproved=accept_unproved,
         )
-        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples)
+        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples, bound)
         refuse_early(inputs, settings, ".quantized")
         from edgeattn.pipeline.quantize import quantize as run
 

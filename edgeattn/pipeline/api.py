@@ -28,7 +28,7 @@ from edgeattn.pruning import parse_request
 from edgeattn.quantize.plan import Plan, read_plan
 from edgeattn.results.gates import DEFAULT_MAX_DROP, Gates
 from edgeattn.results.report import Report
-from edgeattn.sources import from_module, load_data, load_model, read_loaded
+from edgeattn.sources import Examples, from_module, load_data, load_model, read_loaded
 from edgeattn.sources.names import expected_name
 from edgeattn.targets import Target, get_target
 
@@ -50,6 +50,7 @@ def convert(
     model: Model,
     *,
     targets: Targets = "cpu",
+    bound: Sequence[str] = (),
     data: str | Path | Data | None = None,
     split: str | None = None,
     samples: int = SAMPLES,
@@ -74,6 +75,7 @@ def convert(
 
     Args:
         model: see :data:`Model`.
+        bound: inputs of an .onnx file that are constants, "use_cache=false".
         data: to calibrate with and to measure the metric on, see docs/data.md. Without it int8 ships only where an
             engine needs no ranges, and no accuracy is told.
         split: of the data that the metric uses.
@@ -118,7 +120,7 @@ def convert(
         accept_unproved=accept_unproved,
     )
     refuse_early(expected_name(str(model)) if isinstance(model, (str, Path)) else None, options, options.suffix)
-    source = loaded(model, follow)
+    source = loaded(model, follow, bound, data)
     return _convert.convert(source, data_of(model, source, data, split, samples), options, follow)
 
 
@@ -126,6 +128,7 @@ def check(
     bundle: str | Path,
     *,
     model: str | Path | None = None,
+    bound: Sequence[str] = (),
     data: str | Path | None = None,
     split: str | None = None,
     samples: int = SAMPLES,
@@ -145,6 +148,7 @@ def check(
     Args:
         bundle: directory or .zip.
         model: MODEL that it came from; without it parity is that of the golden outputs.
+        bound: as for :func:`convert`.
         data: to measure the metric on; ``split`` and ``samples`` as for :func:`convert`.
         backend: engine to run on, if not the bundle's own.
         device: where to measure, as ``--device``: "ssh://pi@board", "adb:SERIAL"; None for this machine.
@@ -164,6 +168,7 @@ def check(
         measure=MeasureOptions(deadline_ms=deadline_ms, paced_seconds=seconds, threads=threads),
         backend=backend,
         model=None if model is None else str(model),
+        bound=tuple(bound),
         data=None if data is None else str(data),
         split=split,
         samples=samples,
@@ -227,6 +232,7 @@ def inspect(
     model: Model,
     *,
     targets: Targets = "cpu",
+    bound: Sequence[str] = (),
     data: str | Path | Data | None = None,
     split: str | None = None,
     samples: int = 60,
@@ -238,6 +244,7 @@ def inspect(
     """Tell in seconds what would fail or be slow on each target, and what of a model can be pruned.
 
     Args:
+        bound: as for :func:`convert`.
         data: of which one sample shows the value ranges of use.
         sensitivity: measure what quantizing each layer costs, on at most ``samples`` of the data.
 
@@ -255,7 +262,7 @@ def inspect(
     )
     _inspect.check_targets(options)
     follow = progress or Quiet()
-    source = loaded(model, follow)
+    source = loaded(model, follow, bound, data)
     return _inspect.inspect(source, data_of(model, source, data, split, samples if sensitivity else 1), options, follow)
 
 
@@ -272,7 +279,9 @@ def chosen(targets: Targets) -> tuple[Target, ...]:
     return tuple({target.name: target for target in found}.values())
 
 
-def loaded(model: Model, progress: Progress) -> EdgeModel:
+def loaded(
+    model: Model, progress: Progress, bound: Sequence[str] = (), data: str | Path | Data | None = None
+) -> EdgeModel:
     """The model, looked at as one that is named on the command line.
 
     Raises:
@@ -280,7 +289,10 @@ def loaded(model: Model, progress: Progress) -> EdgeModel:
     """
     if isinstance(model, (str, Path)):
         progress.begin(f"loading {model}")
-        return load_model(str(model))
+        beside = str(data) if isinstance(data, (str, Path)) else None
+        return load_model(str(model), Examples(bound=tuple(bound), data=beside))
+    if bound:
+        raise InputError(f"bound {bound[0]}: binds inputs of an .onnx file; give a module its constants itself")
     if isinstance(model, EdgeModel):
         return read_loaded(model)
     module, inputs = model

@@ -54,7 +54,7 @@ from edgeattn.results.verdicts import (
 )
 from edgeattn.runtimes import Session, load
 from edgeattn.runtimes.selftest import selftest
-from edgeattn.sources import load_data, load_model
+from edgeattn.sources import Examples, load_data, load_model
 from edgeattn.sources.sizes import with_buckets
 from edgeattn.spec import ModelSpec, from_json
 from edgeattn.targets.devices import Device, parse_device
@@ -70,6 +70,7 @@ class CheckOptions:
     Attributes:
         backend: engine to run on, if not the bundle's own.
         model: MODEL that it came from; without it parity is that of the golden outputs.
+        bound: inputs of that MODEL that are constants, as ``--set``.
         data: as ``--data`` of convert; without it the metric is not measured.
         samples: at most this many samples to measure on.
         device: as ``--device``; golden outputs, executed precision, time and memory are those found there. None for
@@ -80,6 +81,7 @@ class CheckOptions:
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     backend: str | None = None
     model: str | None = None
+    bound: tuple[str, ...] = ()
     data: str | None = None
     split: str | None = None
     samples: int = SAMPLES
@@ -245,7 +247,7 @@ def _source(
         if options.data is None:
             return None, None
         return None, load_data(manifest.name, spec, options.data, options.split, options.samples, assets)
-    model = _sized(load_model(options.model), spec)
+    model = _sized(load_model(options.model, Examples(bound=options.bound, data=options.data)), spec)
     if model.spec != spec:
         raise InputError(f"{options.model} is not what this bundle was made from: names, shapes or states differ")
     data = load_data(options.model, model.spec, options.data, options.split, options.samples, model.assets)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgeattn.engines import ONNXRUNTIME
-from edgeattn.errors import ModelError, load_extra, unknown_name
+from edgeattn.errors import InputError, ModelError, load_extra, unknown_name
 from edgeattn.model import EdgeModel, check_finite
 from edgeattn.models import MODELS
 from edgeattn.sources import builtin, code, exported, pruned
@@ -18,12 +18,14 @@ from edgeattn.sources.apart import prepare, read_apart
 from edgeattn.sources.carried import refuse_carried
 from edgeattn.sources.code import FORM, split_reference
 from edgeattn.sources.data import load_data
+from edgeattn.sources.examples import NONE, Examples
 from edgeattn.sources.huggingface import directory as huggingface
 from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.sources.onnx import file as onnx_file
 from edgeattn.sources.usercode import users_code
 
 __all__ = [
+    "Examples",
     "code",
     "from_graphs",
     "from_module",
@@ -36,14 +38,16 @@ __all__ = [
 ]
 
 
-def load_model(reference: str) -> EdgeModel:
+def load_model(reference: str, examples: Examples = NONE) -> EdgeModel:
     """Load a MODEL reference and check that it is usable: finite weights, finite and repeatable outputs.
 
     Args:
         reference: a built-in name, ``file.py[:factory]`` (default factory: ``model``), ``package.module:factory``, a
             .pt2, .onnx or Hugging Face directory, or the directory of a pruned built-in model.
+        examples: what the user says of the inputs of an .onnx file.
 
     Raises:
+        InputError: for inputs that are bound where the source is no file that has them.
         ModelError: if it is missing, raises, returns the wrong thing, or its weights or outputs are not finite.
         UnsupportedError: for a kind of source that is not read yet.
 
@@ -56,19 +60,30 @@ def load_model(reference: str) -> EdgeModel:
         prepare()  # it imports while this process does
     load_extra("torch", "convert")
     if apart and modules is not None:
-        read_apart(reference, modules)
-    return read_model(reference)
+        read_apart(reference, modules, examples)
+    return read_model(reference, examples)
 
 
-def read_model(reference: str) -> EdgeModel:
+def read_model(reference: str, examples: Examples = NONE) -> EdgeModel:
     """As :func:`load_model`, in this process alone."""
     for owns, load in LOADERS:
         if owns(reference):
-            model = load(reference)
+            model = _loaded(load, reference, examples)
             with users_code(reference):  # an EdgeModel made by hand may not do what its spec says
                 return read_loaded(model)
     near = unknown_name("model", reference, MODELS)
     raise ModelError(f"{near}. {FORM}")
+
+
+def _loaded(load: Callable[[str], EdgeModel], reference: str, examples: Examples) -> EdgeModel:
+    takes = WITH_EXAMPLES.get(load)
+    if takes is not None:
+        return takes(reference, examples)
+    if examples.bound:
+        raise InputError(
+            f"--set {examples.bound[0]}: binds inputs of an .onnx file; a module has its constants in forward"
+        )
+    return load(reference)
 
 
 def read_loaded(model: EdgeModel) -> EdgeModel:
@@ -113,6 +128,10 @@ MODULES: Mapping[Callable[[str], EdgeModel], tuple[str, ...]] = {
     ),
 }  # fmt: skip
 """Loaders of files whose author is not the user -> what reading them imports."""
+WITH_EXAMPLES: Mapping[Callable[[str], EdgeModel], Callable[[str, Examples], EdgeModel]] = {
+    onnx_file.load: onnx_file.load,
+}
+"""Loaders that take what the user says of the inputs."""
 LOADERS: tuple[tuple[Callable[[str], bool], Callable[[str], EdgeModel]], ...] = (
     (builtin.owns, builtin.load),
     (code.is_python_file, code.load_python_file),

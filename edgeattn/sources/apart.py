@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeattn.errors import EdgeattnError, InputError, ModelError, error_facts, error_from
+from edgeattn.sources.examples import NONE, Examples
 from edgeattn.sources.walls import build_walls
 from edgeattn.traces import leave_none
 
@@ -81,31 +82,33 @@ def prepare() -> None:
         _running()
 
 
-def read_apart(reference: str, modules: tuple[str, ...]) -> None:
+def read_apart(reference: str, modules: tuple[str, ...], examples: Examples = NONE) -> None:
     """Have a child read a MODEL reference, once as long as its files do not change.
 
     Args:
         modules: that reading imports.
+        examples: what the user says of its inputs.
 
     Raises:
         EdgeattnError: what reading it raises, or that it took too long, too much memory, or the child's life.
     """
-    before = fingerprint(Path(reference))
-    if before in _passed:
+    data = examples.file()
+    known = fingerprint(Path(reference)), () if data is None else fingerprint(data), examples.bound
+    if known in _passed:
         return
-    limits = limits_for(sum(size for _, _, size, *_ in before))
+    limits = limits_for(sum(size for _, _, size, *_ in (*known[0], *known[1])))
     request = {
         "reference": reference, "modules": modules, "seconds": limits.seconds, "memory_bytes": limits.memory_bytes,
-        "directory": str(Path.cwd()),
+        "directory": str(Path.cwd()), "bound": examples.bound, "data": examples.data,
     }  # fmt: skip
     with _lock:
         answer = _asked(request)
     if answer is None:  # no process can be started here: the checks of this one are the only ones
         return
     _judge(reference, limits, answer)
-    if fingerprint(Path(reference)) != before:
+    if fingerprint(Path(reference)) != known[0]:
         raise ModelError(f"{reference}: changed while it was read; read it again")
-    _passed.add(before)
+    _passed.add(known)
 
 
 def _judge(reference: str, limits: Limits, answer: Mapping[str, Any]) -> None:
@@ -152,7 +155,7 @@ def fingerprint(path: Path) -> Print:
 
 
 _lock = threading.Lock()
-_passed: set[Print] = set()
+_passed: set[tuple[Print, Print, tuple[str, ...]]] = set()
 _others: list[subprocess.Popen[bytes]] = []
 _server: tuple[int, subprocess.Popen[bytes]] | None = None  # with the process that it belongs to
 _START = """
@@ -233,11 +236,11 @@ def _asked(request: Mapping[str, Any]) -> Mapping[str, Any] | None:
 # --- there ------------------------------------------------------------------------------------------------------------
 
 
-def serve(read: Callable[[str], object]) -> None:
+def serve(read: Callable[[str, Examples], object]) -> None:
     """The server: a line of JSON in, a line of JSON out, until its input ends or it idles.
 
     Args:
-        read: what a child calls with a reference.
+        read: what a child calls with a reference and what is said of its inputs.
     """
     with contextlib.suppress(ImportError):
         importlib.import_module("torch")
@@ -257,7 +260,7 @@ def serve(read: Callable[[str], object]) -> None:
             os.write(1, answer)
 
 
-def _forked(request: Mapping[str, Any], read: Callable[[str], object]) -> dict[str, Any]:
+def _forked(request: Mapping[str, Any], read: Callable[[str, Examples], object]) -> dict[str, Any]:
     for module in request["modules"]:  # before the fork: the next child has them, too
         with contextlib.suppress(ImportError):
             importlib.import_module(module)
@@ -304,7 +307,7 @@ def _listen(ends: int, seconds: float) -> tuple[bytes, str | None]:
             return said, None
 
 
-def _child(starts: int, request: Mapping[str, Any], read: Callable[[str], object]) -> None:
+def _child(starts: int, request: Mapping[str, Any], read: Callable[[str, Examples], object]) -> None:
     """Read behind walls; never returns."""
     try:
         null = os.open(os.devnull, os.O_RDWR)
@@ -313,7 +316,7 @@ def _child(starts: int, request: Mapping[str, Any], read: Callable[[str], object
         with contextlib.suppress(OSError):
             os.chdir(request["directory"])
         build_walls(request["memory_bytes"], request["seconds"] * (os.cpu_count() or 1))
-        answer = _read(request["reference"], read)
+        answer = _read(request, read)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is told
         answer = {"memory": True} if _out_of_memory(error) else {"ended": f"{type(error).__name__}: {_line(error)}"}
     with contextlib.suppress(BaseException):
@@ -322,9 +325,9 @@ def _child(starts: int, request: Mapping[str, Any], read: Callable[[str], object
     os._exit(0)
 
 
-def _read(reference: str, read: Callable[[str], object]) -> dict[str, Any]:
+def _read(request: Mapping[str, Any], read: Callable[[str, Examples], object]) -> dict[str, Any]:
     try:
-        read(reference)
+        read(request["reference"], Examples(bound=tuple(request.get("bound", ())), data=request.get("data")))
     except EdgeattnError as error:
         return {"memory": True} if _out_of_memory(error) else {**error_facts(error)}
     return {"read": True}

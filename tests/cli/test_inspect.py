@@ -228,3 +228,19 @@ def test_measured_figures_of_another_form_are_said_to_be_so(field: str, value: o
         name: "in a form that this edgeattn does not know",
         "device": "x",
     }
+
+
+@pytest.mark.slow
+def test_an_input_that_is_bound_is_no_input_and_a_wrong_one_is_refused(edgeattn: Command, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    nodes = [onnx.helper.make_node("Mul", ["x", "gain"], ["y"])]
+    ports = [onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("x", "gain", "y")]
+    graph = onnx.helper.make_graph(nodes, "main", ports[:2], ports[2:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), tmp_path / "net.onnx")
+    outcome = edgeattn("inspect", "net.onnx", "--target", "cpu", "--set", "gain=2", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [port["name"] for port in outcome.json["graphs"][0]["inputs"]] == ["x"]
+    assert any("input gain is bound to 2" in note for note in outcome.json["notes"])
+    refused = edgeattn("inspect", "net.onnx", "--set", "gains=2")
+    assert refused.code == 2
+    assert "unknown input 'gains'" in refused.error

@@ -229,7 +229,7 @@ import json, os, signal, sys, time
 import edgeattn.sources as sources
 from edgeattn.sources import apart
 
-def read(reference):
+def read(reference, examples):
     if reference == "spin":
         while True: time.sleep(1)
     if reference == "die":

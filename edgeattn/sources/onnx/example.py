@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.model import Arrays
+from edgeattn.sources.examples import first_sample, fitted
 from edgeattn.sources.onnx.external import folders_of
 from edgeattn.sources.onnx.stored import MAX_RANK
 from edgeattn.spec import DTYPES
@@ -39,6 +40,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"seq|len|time|frame|token|position|step|patch|text|^s$|^t$|^l$", LENGTH),
 )
 """Names of open dimensions that exporters use -> an example size; another name of axis 0 is a batch."""
+NAMELESS = re.compile(r"[\W\d_]*|none|null|unk|unknown|dynamic|dyn|any", re.IGNORECASE)
+"""What exporters write for a size that they do not know: every one is an unknown of its own."""
 
 FORWARDING = frozenset((
     "Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Expand", "Clip", "Slice", "Concat",
@@ -88,10 +91,12 @@ def _declared(value: onnx.ValueInfoProto) -> Opened:
                 raise ModelError(f"input {value.name!r}: axis {axis} has size {dim.dim_value}; sizes are positive")
             sizes.append(dim.dim_value if dim.dim_value > 0 else None)
             continue
-        if which == "dim_param" and dim.dim_param.strip():
+        if which == "dim_param" and not NAMELESS.fullmatch(dim.dim_param.strip()):
             names[axis] = dim.dim_param.strip()
         sizes.append(None)
-    return Opened(value.name, dtype, tuple(sizes), names)
+    given = list(names.values())
+    batch = {name for name in given if given.count(name) > 1 and re.search(SIZES[0][0], name.lower())}
+    return Opened(value.name, dtype, tuple(sizes), {i: name for i, name in names.items() if name not in batch})
 
 
 def example_shapes(inputs: Iterable[Opened]) -> dict[str, tuple[int, ...]]:
@@ -138,9 +143,18 @@ def _unnamed(given: Opened, axis: int) -> int:
     return LENGTH
 
 
-def named_dims(inputs: Iterable[Opened]) -> dict[str, dict[int, str]]:
-    """Input -> axis -> name, for the dimensions that the file leaves open under a name."""
-    return {given.name: dict(given.names) for given in inputs if given.names}
+def named_dims(inputs: Iterable[Opened], example: Arrays) -> dict[str, dict[int, str]]:
+    """Input -> axis -> name, for the dimensions that the file leaves open under a name.
+
+    A name that has several sizes in the example is no name of a dimension.
+    """
+    listed = [given for given in inputs if given.name in example]
+    sizes: dict[str, set[int]] = {}
+    for given in listed:
+        for axis, name in given.names.items():
+            sizes.setdefault(name, set()).add(example[given.name].shape[axis])
+    kept = {given.name: {axis: name for axis, name in given.names.items() if len(sizes[name]) == 1} for given in listed}
+    return {name: names for name, names in kept.items() if names}
 
 
 def example_values(graph: onnx.GraphProto, inputs: Iterable[Opened], shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
@@ -226,22 +240,59 @@ def read_side_file(file: Path, inputs: Iterable[Opened]) -> Arrays:
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:
         raise ModelError(f"{file}: not an npz with example inputs: {error}") from error
-    made: Arrays = {}
-    known: dict[str, int] = {}
+    return {given.name: _taken(file, given, arrays) for given in inputs}
+
+
+def read_sample(file: Path, inputs: Sequence[Opened]) -> Arrays | None:
+    """The first sample of ``--data`` as example inputs; None where the file has arrays of other names.
+
+    A sample has the input's shape, or lacks its leading axis of 1.
+
+    Raises:
+        ModelError: for an array that the file's input does not take.
+    """
+    sample = first_sample(file, [given.name for given in inputs])
+    if sample is None:
+        return None
     for given in inputs:
-        if given.name not in arrays:
-            raise ModelError(f"{file}: has no array {given.name!r}; it has {', '.join(sorted(arrays))}")
-        array = arrays[given.name]
-        fits = len(array.shape) == len(given.sizes) and all(
-            size in (None, n) and n > 0 for n, size in zip(array.shape, given.sizes, strict=True)
+        if sample[given.name].ndim == len(given.sizes) - 1:
+            sample[given.name] = sample[given.name][None]
+    return {given.name: _taken(file, given, sample) for given in inputs}
+
+
+def _taken(file: Path, given: Opened, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    if given.name not in arrays:
+        raise ModelError(f"{file}: has no array {given.name!r}; it has {', '.join(sorted(arrays))}")
+    array = arrays[given.name]
+    fits = len(array.shape) == len(given.sizes) and all(
+        size in (None, n) and n > 0 for n, size in zip(array.shape, given.sizes, strict=True)
+    )
+    kind = np.dtype(given.dtype)
+    if not fits or array.dtype.kind != kind.kind:
+        shape = [given.names.get(i, size or "?") for i, size in enumerate(given.sizes)]
+        raise ModelError(
+            f"{file}: {given.name!r} is {array.dtype}{list(array.shape)}, the model takes {given.dtype}{shape}"
         )
-        for axis, name in given.names.items():
-            fits = fits and known.setdefault(name, array.shape[axis]) == array.shape[axis]
-        kind = np.dtype(given.dtype)
-        if not fits or array.dtype.kind != kind.kind:
-            shape = [given.names.get(i, size or "?") for i, size in enumerate(given.sizes)]
-            raise ModelError(
-                f"{file}: {given.name!r} is {array.dtype}{list(array.shape)}, the model takes {given.dtype}{shape}"
-            )
-        made[given.name] = np.ascontiguousarray(array).reshape(array.shape).astype(kind)
+    return np.ascontiguousarray(array).reshape(array.shape).astype(kind)
+
+
+def bound_arrays(
+    bound: Mapping[str, np.ndarray], fixed: Sequence[Opened], inputs: Sequence[Opened], example: Arrays
+) -> Arrays:
+    """The constants of inputs that the user binds, in the sizes of an example of the others.
+
+    Raises:
+        InputError: for a value that its input does not take.
+    """
+    sizes = {n: example[g.name].shape[axis] for g in inputs if g.name in example for axis, n in g.names.items()}
+    guessed = example_shapes(fixed)
+    made = {}
+    for given in fixed:
+        value = bound[given.name]
+        own = value.shape if value.ndim == len(given.sizes) and value.size > 1 else guessed[given.name]
+        named = [given.names.get(axis, "") for axis in range(len(given.sizes))]
+        shape = tuple(
+            int(size or sizes.get(name, guess)) for size, name, guess in zip(given.sizes, named, own, strict=True)
+        )
+        made[given.name] = fitted(given.name, value, shape, np.dtype(given.dtype))
     return made

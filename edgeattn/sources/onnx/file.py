@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.engines import ONNXRUNTIME
-from edgeattn.errors import ConversionError, ModelError, UnsupportedError, load_extra
+from edgeattn.errors import ConversionError, InputError, ModelError, UnsupportedError, load_extra
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, EdgeModel, graph_from_example
+from edgeattn.sources.examples import NONE, Examples, refuse_unknown
 from edgeattn.sources.modules import GRAPH
 from edgeattn.spec import DTYPES, GraphSpec, ModelSpec
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+OLDEST_RUN = 7  # opset that ONNX Runtime still runs
 RUN_SECONDS = 120  # of one call on one thread; an example input of an edge model takes seconds
 
 
@@ -36,11 +38,12 @@ def owns(reference: str) -> bool:
     return Path(reference).suffix == ".onnx"
 
 
-def load(reference: str) -> EdgeModel:
+def load(reference: str, examples: Examples = NONE) -> EdgeModel:
     """Read an ONNX file.
 
     Example inputs come from ``NAME.npz`` beside the file, if there is one, and are taken as they are; else from the
-    file's own shapes, with a modest size for every open dimension.
+    first sample of the data, if its arrays are named like the inputs; else from the file's own shapes, with a modest
+    size for every open dimension. Inputs that the user binds are constants.
 
     Raises:
         ModelError: for a file that is damaged, hostile or incomplete, or that rejects the example inputs.
@@ -49,17 +52,19 @@ def load(reference: str) -> EdgeModel:
     """
     for extra in ("torch", "onnx", ONNXRUNTIME.module):
         load_extra(extra, "convert")
+    from edgeattn.sources.onnx.example import named_dims
+
     path = Path(reference)
-    reader = _Reader(path)
+    reader = _Reader(path, examples)
     try:
         example = reader.example()
         made = reader.made(example)
         if made.nan and not reader.given:  # a mask of ones hides everything in some models, and nothing in others
             example = {k: _unmasked(k, v) for k, v in example.items()}
             made = reader.made(example)
-        spec = _spec(path, made)
-    except (ConversionError, UnsupportedError, ModelError) as error:
-        raise type(error)(f"{path}: {error}") from error
+        spec = _spec(made)
+    except (ConversionError, UnsupportedError, InputError) as error:
+        raise type(error)(f"{path}: {error}{reader.guess(error)}") from error
     except Exception as error:  # a graph that no check of ours foresaw: what it is, is told, and where from
         raise ModelError(
             f"{path}: cannot be read: {type(error).__name__}: {_first(error)}; please report it if ONNX Runtime does"
@@ -70,13 +75,14 @@ def load(reference: str) -> EdgeModel:
         digest.update(tensor.raw_data or tensor.SerializeToString())
         size += 4 * math.prod(tensor.dims)
     digest.update(b"".join(node.SerializeToString() for node in reader.source.graph.node))
-    dims = reader.dims()
+    digest.update("".join(sorted(examples.bound)).encode())
+    dims = named_dims(reader.inputs, example)
     del reader.source  # read again for another size
 
     def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
         assert graph == GRAPH, graph
         try:
-            again = _Reader(path).made(inputs)
+            again = _Reader(path, examples).made(inputs)
         except (UnsupportedError, ModelError) as error:
             raise ModelError(f"{path} does not take {_shapes(inputs)}: {error}") from error
         share_weights(made.module, again.module)
@@ -199,35 +205,52 @@ class _Made:
 class _Reader:
     """A file on its way to a model."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, examples: Examples) -> None:
         from edgeattn.sources.onnx.example import declared_inputs
         from edgeattn.sources.onnx.read import read_onnx
         from edgeattn.sources.onnx.upgrade import widen
 
-        self.path = path
+        self.path, self.examples = path, examples
+        self.bound = examples.values()
         self.source: onnx.ModelProto = read_onnx(path)
         self.notes: tuple[str, ...] = ()
         self.given = False  # whether the example is the user's
         try:
-            self.inputs = declared_inputs(self.source.graph)
-        except (ModelError, UnsupportedError) as error:
+            ports = declared_inputs(self.source.graph)
+            refuse_unknown(self.bound, [port.name for port in ports])
+        except (InputError, UnsupportedError) as error:
             raise type(error)(f"{path}: {error}") from error
+        self.inputs = [port for port in ports if port.name not in self.bound]
+        self.fixed = [port for port in ports if port.name in self.bound]
         if widen(self.source):
             self.notes = ("read as float32: the file's float16 weights and inputs are widened",)
-
-    def dims(self) -> dict[str, dict[int, str]]:
-        from edgeattn.sources.onnx.example import named_dims
-
-        return named_dims(self.inputs)
+        for name, value in self.bound.items():
+            self.notes += (f"input {name} is bound to {str(value.tolist())[:60]}: the bundle has no such input",)
 
     def example(self) -> Arrays:
-        from edgeattn.sources.onnx.example import example_shapes, example_values, read_side_file, side_file
+        from edgeattn.sources.onnx.example import example_shapes, example_values, read_sample, read_side_file, side_file
 
-        beside = side_file(self.path)
+        beside, data = side_file(self.path), self.examples.file()
         if beside is not None:
             self.given = True
+            self.notes += (f"example inputs are those of {beside.name}",)
             return read_side_file(beside, self.inputs)
-        return example_values(self.source.graph, self.inputs, example_shapes(self.inputs))
+        sample = None if data is None else read_sample(data, self.inputs)
+        if sample is not None:
+            self.given = True
+            return sample
+        shapes = example_shapes([*self.inputs, *self.fixed])
+        return example_values(self.source.graph, self.inputs, shapes)
+
+    def guess(self, error: InputError | UnsupportedError) -> str:
+        """What to do where an example was guessed and the file does not take it."""
+        ports = [port for port in self.inputs if None in port.sizes or not port.dtype.startswith("float")]
+        if self.given or not ports or not isinstance(error, ModelError):
+            return ""
+        return (
+            f"; the example of {', '.join(port.name for port in ports[:3])} was guessed: give one as "
+            f"{self.path.stem}.npz beside the file or by --data FILE.npz, or --set {ports[0].name}=VALUE"
+        )
 
     def made(self, example: Mapping[str, np.ndarray]) -> _Made:
         """The static graph and the module for the shapes of these inputs, both compared with the file's own results."""
@@ -235,23 +258,29 @@ class _Reader:
             return self._made(example)
 
     def _made(self, example: Mapping[str, np.ndarray]) -> _Made:
+        from edgeattn.sources.onnx.example import bound_arrays
         from edgeattn.sources.onnx.importer import import_onnx
         from edgeattn.sources.onnx.reference import OnnxRuntimeModule, check_against_runtime
         from edgeattn.sources.onnx.static import make_static
         from edgeattn.sources.onnx.upgrade import upgrade
-        from edgeattn.sources.onnx.values import constant_value, without_constant
+        from edgeattn.sources.onnx.values import constant_value, opsets, without_constant
 
         shapes = {name: without_constant(constant_value(array)) for name, array in example.items()}
-        runtime = _Runtime(self.source, example)
-        static = make_static(self.source, shapes, runtime.intermediate)
-        expected = runtime.outputs()
+        bound = bound_arrays(self.bound, self.fixed, self.inputs, dict(example))
+        runtime = _Runtime(self.source, {**example, **bound})
+        static = make_static(self.source, shapes, runtime.intermediate, bound)
         notes = []
+        if opsets(self.source)[""] < OLDEST_RUN:
+            runtime = _Runtime(static, example)
+            notes.append(f"compared as opset 11: ONNX Runtime runs {OLDEST_RUN} and newer")
+        expected = runtime.outputs()
         opset = next(entry.version for entry in static.opset_import if not entry.domain)
         kept = upgrade(static)
         if kept:
             notes.append(f"kept at opset {opset}: {kept}; float16 may overflow where LayerNormalization is decomposed")
         self._passes(static)
         module = import_onnx(static)
+        _name_nodes(static)
         if isinstance(module, OnnxRuntimeModule):
             notes.append(f"runs in ONNX Runtime alone: {module.unsupported}")
         notes.append(check_against_runtime(static, module, example, expected))
@@ -293,10 +322,7 @@ class _Runtime:
             results = _run_bounded(session, names, {k: v for k, v in self.example.items() if k in wanted})
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.example.items())
-            raise ModelError(
-                f"ONNX Runtime refuses it for inputs {shapes}: {_first(error)}; other example inputs may be given as "
-                f"NAME.npz beside the file"
-            ) from error
+            raise ModelError(f"ONNX Runtime refuses it for inputs {shapes}: {_first(error)}") from error
         return dict(zip(names, results, strict=True))
 
 
@@ -341,6 +367,16 @@ def _made_of(model: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
     return made
 
 
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Nodes without names get that of what they make: engines then tell which one they refuse."""
+    taken = {node.name for node in model.graph.node}
+    for node in model.graph.node:
+        name = next((output for output in node.output if output), "")
+        if not node.name and name not in taken:
+            node.name = name
+            taken.add(name)
+
+
 def _first(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return re.sub(r"/\S*/onnxruntime/\S+", "", text)[:300]
@@ -352,13 +388,13 @@ def _unmasked(name: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def _spec(path: Path, made: _Made) -> GraphSpec:
+def _spec(made: _Made) -> GraphSpec:
     for name, array in made.outputs.items():
         if str(getattr(array, "dtype", "")) not in DTYPES:
             kind = getattr(array, "dtype", type(array).__name__)
             raise UnsupportedError(f"output {name!r} is {kind}; edge engines give {', '.join(DTYPES)}")
         if 0 in array.shape:
-            raise ModelError(f"output {name!r} is empty, {list(array.shape)}: give example inputs as {path.stem}.npz")
+            raise ModelError(f"output {name!r} is empty, {list(array.shape)}: its size depends on the inputs")
     try:
         return graph_from_example(GRAPH, made.inputs, made.outputs)
     except ValueError as error:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeattn.errors import UnsupportedError
+from edgeattn.sources.onnx.control import KINDS
 from edgeattn.sources.onnx.imported import ImportedModel, OnnxConstants, OnnxNode, Step
 from edgeattn.sources.onnx.ops import Node, NotImportableError, to_tensor
 from edgeattn.sources.onnx.ops.products import Linear
@@ -84,7 +85,8 @@ class _Importer:
             try:
                 step = self._step(proto, root, biases, done)
             except NotImportableError as error:
-                raise UnsupportedError(f"{describe(proto)} cannot be expressed in torch: {error}") from error
+                why = proto.doc_string if proto.op_type in KINDS and not proto.domain else error
+                raise UnsupportedError(f"{describe(proto)} cannot be expressed in torch: {why}") from error
             if step is not None:
                 steps.append(step)
         inputs = {value.name: self.values[value.name] for value in self.graph.input}

@@ -15,7 +15,7 @@ from edgeattn.converters.trace import first_line
 from edgeattn.errors import ModelError, UnsupportedError, load_extra, unknown_name
 from edgeattn.guards.confined import regular_file
 from edgeattn.sources.onnx.external import MAX_BYTES, load_external
-from edgeattn.sources.onnx.node_names import captured
+from edgeattn.sources.onnx.node_names import captured, unshadow
 from edgeattn.sources.onnx.stored import check_numbers, check_tensor
 from edgeattn.sources.onnx.values import SHOWN, STANDARD, describe
 from edgeattn.sources.onnx.walk import bodies, graphs, tensors
@@ -23,7 +23,7 @@ from edgeattn.sources.onnx.walk import bodies, graphs, tensors
 if TYPE_CHECKING:
     import onnx
 
-MIN_OPSET = 11
+MIN_OPSET = 6
 MAX_OPSET = 26  # that ONNX Runtime 1.31 runs
 MAX_NODES = 100_000  # functions inlined
 MAX_DEPTH = 16  # bodies within bodies
@@ -68,6 +68,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         load_external(model, path)
         for tensor in tensors(model.graph):
             check_tensor(tensor)
+        _check_depth(model.graph)
+        unshadow(model.graph)
         _check_names(model.graph, ())
         for part in graphs(model.graph):
             check_numbers(part)
@@ -251,14 +253,20 @@ def unknown_operator(name: str) -> str:
     return words.partition(" Valid:")[0].rstrip(".")
 
 
+def _check_depth(graph: onnx.GraphProto, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise ModelError(f"bodies of If and Loop are nested more than {MAX_DEPTH} deep")
+    for node in graph.node:
+        for body in bodies(node):
+            _check_depth(body, depth + 1)
+
+
 def _check_names(graph: onnx.GraphProto, outside: tuple[set[str], ...]) -> None:
     """Each name is made once, and everything that is read is made somewhere.
 
     Args:
         outside: names of the graphs around; they are not copied, for a file may hold thousands of bodies.
     """
-    if len(outside) > MAX_DEPTH:
-        raise ModelError(f"bodies of If and Loop are nested more than {MAX_DEPTH} deep")
 
     def there(name: str) -> bool:
         return any(name in names for names in outside)

@@ -18,7 +18,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgeattn.errors import EdgeattnError, ModelError, UnsupportedError
+from edgeattn.sources.onnx.control import KINDS, replaced
 from edgeattn.sources.onnx.node_names import captured, renamed
+from edgeattn.sources.onnx.older import OPSET, modern
 from edgeattn.sources.onnx.ops import Function, Node, NotImportableError, TooManyStepsError
 from edgeattn.sources.onnx.values import (
     STANDARD,
@@ -34,6 +36,7 @@ from edgeattn.sources.onnx.values import (
     outputs_of,
     without_constant,
 )
+from edgeattn.sources.onnx.walk import bodies
 
 if TYPE_CHECKING:
     import onnx
@@ -60,27 +63,47 @@ BROADCAST = 2**18  # elements that several tiny constants may become
 Oracle = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
 
-def make_static(model: onnx.ModelProto, inputs: Mapping[str, Value], oracle: Oracle | None = None) -> onnx.ModelProto:
+def make_static(
+    model: onnx.ModelProto,
+    inputs: Mapping[str, Value],
+    oracle: Oracle | None = None,
+    bound: Mapping[str, np.ndarray] | None = None,
+) -> onnx.ModelProto:
     """The same graph for these input shapes, without shape arithmetic.
 
     Args:
         model: valid, sorted, functions inlined, weights inside.
         inputs: shape and type of every input that is no initializer.
         oracle: gives values of named tensors, for operators that the importer does not know.
+        bound: values of inputs that are constants from here on.
 
     Raises:
         ModelError: naming the node, if its input shapes do not fit it or its output would not fit in memory.
         UnsupportedError: naming the node, if a shape depends on values.
     """
-    walk = _Walk(model, inputs, oracle)
+    walk = Walk(model, inputs, oracle)
+    walk.values.update({name: constant_value(array) for name, array in (bound or {}).items()})
     walk.nodes(model.graph.node)
     return walk.result()
 
 
-class _Walk:
+class Walk:
+    """One pass over the nodes.
+
+    Attributes:
+        versions: domain -> opset that the nodes have on the walk.
+        values: what is known of every tensor so far.
+        alias: name -> the name that stands for it.
+        kept: the nodes that are left.
+        fresh: how many bodies were copied.
+        most: nodes that are looked at.
+    """
+
     def __init__(self, model: onnx.ModelProto, inputs: Mapping[str, Value], oracle: Oracle | None) -> None:
         self.model = model
-        self.versions = opsets(model)
+        versions = opsets(model)
+        self.older = min(versions.get("", OPSET), OPSET)  # the opset that nodes are brought up from
+        self.versions = versions | {"": max(versions.get("", OPSET), OPSET)}
         self.oracle = oracle
         self.values: dict[str, Value] = {**initializers(model.graph), **inputs}
         self.inputs = inputs
@@ -93,28 +116,42 @@ class _Walk:
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.uses = _uses(model.graph)
         self.fresh = 0
+        self.most = MAX_NODES
 
     def nodes(self, nodes: Iterable[onnx.NodeProto]) -> None:
+        """Walk over nodes in order."""
         for node in nodes:
-            self._step(node)
+            self.step(node)
             try:
-                self.node(renamed(node, self.alias))
+                for plain in self._modern(renamed(node, self.alias)):
+                    self.node(plain)
             except EdgeattnError:
                 raise
             except Exception as error:  # attributes and constants of any kind: no list of what can be wrong is whole
                 raise ModelError(f"{describe(node)} cannot be read: {type(error).__name__}: {_line(error)}") from error
 
-    def _step(self, node: onnx.NodeProto, cost: int = 1) -> None:
+    def _modern(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        if self.older >= OPSET:
+            return [node]
+
+        def constant(name: str, array: np.ndarray) -> str:
+            self.values[name] = constant_value(array)
+            return name
+
+        return modern(node, self.older, self.values, constant)
+
+    def step(self, node: onnx.NodeProto, cost: int = 1) -> None:
         """A file of a few bytes may hold a loop of 2^62 steps, and loops within it."""
         self.walked += cost
-        if self.walked > MAX_NODES:
-            raise UnsupportedError(f"{describe(node)}: more than {MAX_NODES} nodes after unrolling loops")
+        if self.walked > self.most:
+            raise UnsupportedError(f"{describe(node)}: more than {self.most} nodes after unrolling loops")
 
     def node(self, proto: onnx.NodeProto) -> None:
-        if proto.op_type in ("If", "Loop") and not proto.domain:
-            if self._control(proto):
-                return
-            self._guess(proto, NotImportableError("its condition depends on values"))
+        """Walk over one node; what it reads is known."""
+        if proto.op_type in KINDS and not proto.domain:
+            why = replaced(self, proto)
+            if why:
+                self._guess(proto, NotImportableError(why))
             return
         self._check_inference(proto)
         try:
@@ -240,10 +277,12 @@ class _Walk:
     def _guess(self, proto: onnx.NodeProto, why: NotImportableError) -> None:
         """An operator without a builder: its outputs' shapes from one run."""
         wanted = [name for name in proto.output if name]
+        if self.older < OPSET and any(bodies(proto)):
+            raise UnsupportedError(f"{describe(proto)}: {why}; export to opset {OPSET} or newer, where it is kept")
         try:
             found = self.oracle(wanted) if self.oracle is not None else {}
         except Exception as error:
-            raise UnsupportedError(f"{describe(proto)}: {why}") from error
+            raise UnsupportedError(f"{describe(proto)}: {why}; ONNX Runtime says: {_line(error)}") from error
         for name in wanted:
             if name not in found:
                 raise UnsupportedError(f"{describe(proto)}: {why}")
@@ -251,101 +290,13 @@ class _Walk:
             if 0 in value.shape:
                 raise UnsupportedError(f"{describe(proto)}: the shape of {name!r} depends on values")
             self.values[name] = without_constant(value)
+        if proto.op_type in KINDS:
+            proto = renamed(proto, {}, copied=True)
+            proto.doc_string = str(why)  # for who asks why it is still there
         self.kept.append(proto)
 
-    def _control(self, proto: onnx.NodeProto) -> bool:
-        """Put the nodes that run in the place of an If or a Loop; False if that depends on values."""
-        bodies = {attribute.name: attribute.g for attribute in proto.attribute if attribute.HasField("g")}
-        if proto.op_type == "If":
-            condition = self.values[proto.input[0]].constant
-            if condition is None:
-                return False
-            body = bodies["then_branch" if bool(condition.reshape(-1)[0]) else "else_branch"]
-            for name, inner in zip(proto.output, self._inlined(body, self._stored(body)), strict=False):
-                self.alias[name] = inner
-            return True
-        return self._unrolled(proto, bodies["body"])
-
-    def _stored(self, body: onnx.GraphProto) -> dict[str, str]:
-        """The initializers of a body, one copy for all its steps: name inside -> outside."""
-        import onnx
-
-        self.fresh += 1
-        names = {tensor.name: f"{tensor.name}.{self.fresh}" for tensor in body.initializer}
-        for tensor in body.initializer:
-            self.values[names[tensor.name]] = constant_value(onnx.numpy_helper.to_array(tensor))
-        return names
-
-    def _inlined(self, body: onnx.GraphProto, bound: Mapping[str, str]) -> list[str]:
-        """Walk over a body under names of its own; its outputs' names outside."""
-        self.fresh += 1
-        inner: dict[str, str] = {}
-        for node in body.node:
-            inner |= {name: f"{name}.{self.fresh}" for name in node.output if name}
-        inner |= bound
-        nodes = [renamed(node, inner, outputs=True) for node in body.node]
-        for node in nodes:
-            node.name = f"{node.name}.{self.fresh}" if node.name else ""
-        self.nodes(nodes)
-        return [self._resolve(inner.get(value.name, value.name)) for value in body.output]
-
-    def _unrolled(self, proto: onnx.NodeProto, body: onnx.GraphProto) -> bool:
-        trip, go = (self.values[name].constant if name else None for name in (*proto.input, "", "")[:2])
-        if (proto.input[0] and trip is None) or (len(proto.input) > 1 and proto.input[1] and go is None):
-            return False
-        self._step(proto, 1 + len(self.values) // 64)  # what the copy costs
-        saved = (dict(self.alias), list(self.kept), dict(self.values), self.fresh)
-        stored = self._stored(body)
-        count = MAX_NODES if trip is None else int(trip.reshape(-1)[0])
-        running = go is None or bool(go.reshape(-1)[0])
-        carried = [self._resolve(name) for name in proto.input[2:]]
-        rows: list[list[str]] = [[] for _ in range(len(body.output) - 1 - len(carried))]
-        step = 0
-        while step < count and running:
-            known = {"iteration": np.array(step, np.int64), "condition": np.array(True)}
-            names = {}
-            for key, array in known.items():
-                names[key] = f"{proto.output[0]}.{key}.{step}"
-                self.values[names[key]] = constant_value(array)
-            given = [names["iteration"], names["condition"], *carried]
-            self._step(proto, 4)  # what a step without nodes costs
-            bound = {v.name: g for v, g in zip(body.input, given, strict=True)}
-            results = self._inlined(body, stored | bound)
-            answer = self.values[results[0]].constant
-            if answer is None:
-                self.alias, self.kept, self.values, self.fresh = saved
-                return False
-            running = bool(answer.reshape(-1)[0])
-            carried = results[1 : 1 + len(carried)]
-            for row, name in zip(rows, results[1 + len(carried) :], strict=True):
-                row.append(name)
-            step += 1
-        for name, inner in zip(proto.output, carried, strict=False):
-            if name:
-                self.alias[name] = inner
-        for name, row in zip(proto.output[len(carried) :], rows, strict=True):
-            if not row:
-                raise UnsupportedError(f"{describe(proto)}: a loop of no steps makes {name!r} empty")
-            if name:
-                self._stack(name, row)
-        return True
-
-    def _stack(self, name: str, row: list[str]) -> None:
-        import onnx
-
-        lifted = []
-        for position, source in enumerate(row):
-            axes = f"{name}.axes"
-            self.values[axes] = constant_value(np.zeros(1, np.int64))
-            lifted.append(f"{name}.{position}")
-            old = self.versions[""] < 13
-            node = onnx.helper.make_node("Unsqueeze", [source] if old else [source, axes], [lifted[-1]])
-            if old:
-                node.attribute.append(onnx.helper.make_attribute("axes", [0]))
-            self.node(renamed(node, self.alias))
-        self.node(renamed(onnx.helper.make_node("Concat", lifted, [name], axis=0), self.alias))
-
-    def _resolve(self, name: str) -> str:
+    def resolve(self, name: str) -> str:
+        """What a name stands for now."""
         while name in self.alias:
             name = self.alias[name]
         return name
@@ -368,6 +319,8 @@ class _Walk:
         made.ir_version = max(8, min(self.model.ir_version, 10))
         made.producer_name, made.producer_version = self.model.producer_name, self.model.producer_version
         made.opset_import.extend(self.model.opset_import)
+        for entry in made.opset_import:
+            entry.version = self.versions.get(entry.domain, entry.version)
         made.graph.name = graph.name or "main"
         made.graph.node.extend(nodes)
         original = {tensor.name: tensor for tensor in graph.initializer}
@@ -403,7 +356,7 @@ class _Walk:
         outputs = [value.name for value in self.model.graph.output]
         made = {name for node in self.kept for name in node.output}
         for name in dict.fromkeys(outputs):
-            source = self._resolve(name)
+            source = self.resolve(name)
             if source == name:
                 if name in self.inputs or (self.values[name].constant is not None and name not in made):
                     self._pass_through(name, name)

@@ -131,6 +131,8 @@ def _convert(model: EdgeModel, directory: Path) -> dict[str, Path]:
 
 
 def _convert_graphs(model: EdgeModel, graphs: tuple[GraphSpec, ...], path: Path) -> None:
+    from edgeattn.converters.litert_forms import litert_forms  # it needs torch
+
     with silenced({"TF_CPP_MIN_LOG_LEVEL": "3"}):
         litert_torch: Any = load_extra("litert_torch", "tflite")
         programs = {}
@@ -140,7 +142,7 @@ def _convert_graphs(model: EdgeModel, graphs: tuple[GraphSpec, ...], path: Path)
             programs[module] = trace(model, graph)
             signatures = signatures.signature(graph.name, module, sample_kwargs=example_tensors(model, graph))
         try:
-            with _given_programs(programs), _ordered_by_topk(), _infinite_constants():
+            with _given_programs(programs), litert_forms(), _infinite_constants():
                 # Without 64-bit integers: delegates and NPUs refuse them, the runtime narrows at the border.
                 signatures.convert(enable_x64=False).export(str(path))
         except OSError:
@@ -172,26 +174,6 @@ def _given_programs(programs: Mapping[torch.nn.Module, torch.export.ExportedProg
 
 
 @contextlib.contextmanager
-def _ordered_by_topk() -> Iterator[None]:
-    """Let litert-torch write ``topk`` and ``sort`` as TOPK_V2: its own sort is one that LiteRT has no kernel for."""
-    import torch
-
-    decompositions: Any = load_extra("litert_torch.fx_infra.decomp", "tflite")
-    aten = torch.ops.aten
-    own = {aten.topk.default: _topk, aten.sort.default: _sort, aten.sort.stable: _stable_sort}
-    tables = (decompositions._pre_convert_decomp, decompositions._pre_lower_decomp)  # noqa: SLF001  # put back after
-    saved = [{operator: table[operator] for operator in own if operator in table} for table in tables]
-    decompositions.update_pre_convert_decomp(own)
-    try:
-        yield
-    finally:
-        for table, before in zip(tables, saved, strict=True):
-            for operator in own:
-                table.pop(operator, None)
-            table.update(before)
-
-
-@contextlib.contextmanager
 def _infinite_constants() -> Iterator[None]:
     """Let litert-torch keep -inf in constants: it makes the lowest float32 of it, which is another mask.
 
@@ -204,38 +186,6 @@ def _infinite_constants() -> Iterator[None]:
         yield
     finally:
         constants._clamp_inf_values = original  # noqa: SLF001
-
-
-def _topk(
-    x: torch.Tensor,
-    k: int,
-    dim: int = -1,
-    largest: bool = True,
-    sorted: bool = True,  # noqa: A002, ARG001  # torch's names; TOPK_V2 always sorts
-) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
-    turned = x.transpose(dim, -1) if x.ndim else x.reshape(1)
-    # Of equal values TOPK_V2 takes the first, for the least too: that is what makes a sort by it stable.
-    values, places = torch.ops.tfl.topk_v2(turned if largest else -turned, k)
-    values, places = (values if largest else -values), places.to(torch.int64)
-    if not x.ndim:
-        return values.reshape(()), places.reshape(())
-    return values.transpose(dim, -1), places.transpose(dim, -1)
-
-
-def _sort(x: torch.Tensor, dim: int = -1, descending: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    return _topk(x, x.shape[dim] if x.ndim else 1, dim, descending)
-
-
-def _stable_sort(
-    x: torch.Tensor,
-    *,
-    stable: bool | None = None,  # noqa: ARG001
-    dim: int = -1,
-    descending: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _sort(x, dim, descending)
 
 
 @contextlib.contextmanager

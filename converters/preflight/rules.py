@@ -20,6 +20,7 @@ from edgeattn.converters.preflight.rules_numbers import (
 from edgeattn.converters.preflight.rules_operations import (
     cache_update,
     grouped_expand,
+    litert_forms,
     litert_partitions,
     mask_of_other_rank,
     one_name_twice,
@@ -97,6 +98,7 @@ RULES: Mapping[str, Rule] = {
     "high-rank": Rule(high_rank, only(LITERT, TENSORRT), ("stops", "risk")),
     "unsupported-operation": Rule(unsupported_operation, every, ("stops",)),
     "untried-operation": Rule(untried_operation, every, ("risk",)),
+    "litert-forms": Rule(litert_forms, only(LITERT), ("handled",)),
     "litert-partitions": Rule(litert_partitions, only(LITERT), ("slow",)),
     "wide-integers": Rule(wide_integers, only(LITERT, TENSORRT), ("risk", "handled")),
     "cache-update": Rule(cache_update, only(LITERT, TENSORRT), ("slow",)),

@@ -39,6 +39,14 @@ def untried_operation(view: GraphView, question: Question) -> Iterator[Issue]:
             )
 
 
+def litert_forms(view: GraphView, _: Question) -> Iterator[Issue]:
+    """A convolution that LiteRT lacks, and gets in others."""
+    for call in view.graph.calls:
+        kernel = len(view.graph.shape_of(call.inputs[1])) - 2 if len(call.inputs) > 1 else 0
+        if ops.convolved_otherwise(call, kernel):
+            yield at(call, "handled", f"{call.op}: LiteRT has it in plain convolutions over two axes", NO_CHANGE)
+
+
 def litert_partitions(view: GraphView, _: Question) -> Iterator[Issue]:
     """Operations in the middle of a graph that XNNPACK leaves to LiteRT's own kernels, which cut it into partitions."""
     cut = Partitions(view)

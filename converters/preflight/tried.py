@@ -82,7 +82,8 @@ TRIED = frozenset((
     "avg_pool3d", "baddbmm", "batch_norm", "bilinear", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "bmm",
     "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "channel_shuffle", "chunk",
     "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd", "contiguous", "conv1d", "conv2d",
-    "conv3d", "conv_transpose1d", "conv_transpose2d", "copy_", "copysign", "cos", "cosh", "cosine_similarity",
+    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "copy_", "copysign", "cos", "cosh", "cosine_similarity",
     "count_nonzero", "cross_entropy_loss", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach",
     "detach_", "diag", "diag_embed", "diagonal", "diff", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu",
     "embedding", "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as",
@@ -172,6 +173,17 @@ def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
     if call.op == "relu" and len(call.shape) > 5:  # becomes tfl.maximum, which broadcasts over 5 axes
         return engine == LITERT
     return False
+
+
+def convolved_otherwise(call: Call, axes: int) -> bool:
+    """Whether a convolution over that many axes reaches LiteRT as others (:mod:`edgeattn.converters.litert_forms`)."""
+    given = dict(enumerate(call.arguments))
+    if call.op == "conv3d":
+        return bool(given.get(6, 1) != 1)
+    if not call.op.startswith("conv_transpose"):
+        return False
+    stride, extra, dilation = (given.get(place, default) for place, default in ((3, [1]), (5, [0]), (7, [1])))
+    return bool(axes > 2 or any(extra) or (max(stride) > 1 and max(dilation) > 1))
 
 
 def substitute(op: str) -> str:

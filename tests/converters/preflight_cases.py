@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.sources.modules import from_graphs
@@ -207,7 +208,7 @@ class Tokens(nn.Module):
 
 def loud(factor: float) -> Graph:
     """One weight of the first layer is large, so its output has outliers."""
-    graph = odd(torch.nn.functional.linear, (1, 64, 128), w=torch.eye(128) + 0.01)
+    graph = odd(functional.linear, (1, 64, 128), w=torch.eye(128) + 0.01)
     linear: Any = graph.module.get_submodule("encoder.linear")
     with torch.no_grad():
         linear.weight[3] *= factor
@@ -292,6 +293,12 @@ CASES: Mapping[str, Case] = {
         lambda: odd(lambda x: torch.cat([x, x[:, :1] * 2], 1)[:, -8:]),
         everywhere("slow", "litert", "tensorrt"),
     ),
+    "transposed convolution with output padding": Case(
+        "litert-forms",
+        lambda: odd(lambda x, w: functional.conv_transpose1d(x, w, None, 2, 1, 1), w=torch.randn(8, 2, 3)),
+        lambda: odd(lambda x, w: functional.conv_transpose1d(x, w, None, 2), w=torch.randn(8, 2, 3)),
+        everywhere("handled", "litert"),
+    ),
     "many partitions": Case(
         "litert-partitions",
         lambda: odd(lambda x: torch.sin(torch.where(torch.sin(torch.where(x > 0, x, -x)) > 0.5, x, x * 2)).argmax(-1)),
@@ -367,7 +374,7 @@ CASES: Mapping[str, Case] = {
     "loud norm written out": Case(
         "decomposed-norm",
         lambda: odd(lambda x: rms_norm(x * 100)),
-        lambda: odd(lambda x: torch.nn.functional.layer_norm(x, (16,))),
+        lambda: odd(lambda x: functional.layer_norm(x, (16,))),
         everywhere("risk", "tensorrt"),
         ("fp16",),
     ),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeattn.converters import litert
+from edgeattn.converters import litert_forms
 from edgeattn.converters.litert import halve_tflite, to_tflite
 from edgeattn.errors import ConversionError, InputError, UnsupportedError
 from edgeattn.model import Artifact, EdgeModel
@@ -231,7 +231,7 @@ def test_an_operation_without_lowering_is_named_with_its_module(tmp_path: Path) 
 
 
 def test_an_operation_without_kernel_is_named_with_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(litert, "_ordered_by_topk", contextlib.nullcontext)
+    monkeypatch.setattr(litert_forms, "litert_forms", contextlib.nullcontext)
     with pytest.raises(ConversionError, match=r"no kernel for operation STABLEHLO_SORT of module encoder\.odd"):
         to_tflite(nested(lambda x: torch.sort(x, dim=-1)[0]), tmp_path, "fp32")
 

@@ -122,7 +122,7 @@ def _traced(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
     prefix = wrapper_prefix(model.modules[graph.name])
     with _entered_modules(module) as entered:
         try:
-            with torch.no_grad(), masks_stay_explicit():
+            with torch.no_grad(), masks_stay_explicit(), unchecked_arguments():
                 return torch.export.export(module, examples, strict=False)
         except Exception as error:
             place = describe_module(entered, prefix)
@@ -155,6 +155,26 @@ def masks_stay_explicit() -> Iterator[None]:
         yield
     finally:
         setattr(transformer, name, original)
+
+
+@contextlib.contextmanager
+def unchecked_arguments() -> Iterator[None]:
+    """Let ``torch.distributions`` be traced: it checks parameters and samples by branches on their values.
+
+    What they would raise, an engine cannot; for arguments that pass the checks nothing changes.
+    """
+    from torch.distributions import Distribution
+
+    original = Distribution.__init__
+
+    def unchecked(self: Any, batch_shape: Any = (), event_shape: Any = (), validate_args: bool | None = None) -> None:  # noqa: ARG001
+        original(self, batch_shape, event_shape, validate_args=False)
+
+    Distribution.__init__ = unchecked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Distribution.__init__ = original  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

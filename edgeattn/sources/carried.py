@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.converters.trace import masks_stay_explicit
+from edgeattn.converters.trace import masks_stay_explicit, unchecked_arguments
 from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
@@ -265,7 +265,7 @@ def _read_again(
 
     loose = {key: mark for (kind, key), mark in _marks(module).items() if kind == "tensor" and key in written.tensors}
     try:
-        with silenced(), torch.no_grad(), masks_stay_explicit(), warnings.catch_warnings():
+        with silenced(), torch.no_grad(), masks_stay_explicit(), unchecked_arguments(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             named = _taking(module)
             program = torch.export.export(named, (), {"given": dict(example)}, strict=False)

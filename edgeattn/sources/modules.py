@@ -13,6 +13,7 @@ import numpy as np
 from edgeattn.errors import ModelError, UnsupportedError, unknown_name
 from edgeattn.model import Arrays, EdgeModel, Graph, graph_from_example
 from edgeattn.sources.carried import with_carried_states
+from edgeattn.sources.forward import compared, looked_at, make_followable
 from edgeattn.sources.outputs import name_outputs
 from edgeattn.sources.usercode import users_code
 from edgeattn.spec import GraphSpec, ModelSpec
@@ -51,6 +52,7 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
     specs, modules, examples = [], {}, {}
     seen: set[int] = set()
     declared = graphs
+    followed = _followable(declared)
     graphs = {graph_name: _carrying(graph_name, graph) for graph_name, graph in declared.items()}
     written = [[key for key in graph.states if key not in declared[there].states] for there, graph in graphs.items()]
     for graph_name, graph in graphs.items():
@@ -85,8 +87,29 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
     )
     return EdgeModel(
         spec, modules, examples, digest.hexdigest(), size, dims, buckets=buckets, fills=fills, network=network,
-        rebuild=rebuild, notes=notes,
+        rebuild=rebuild, notes=(*followed, *notes),
     )  # fmt: skip
+
+
+def _followable(graphs: Mapping[str, Graph]) -> tuple[str, ...]:
+    """Change the modules that do what no engine can, see :mod:`edgeattn.sources.forward`; what to know about it."""
+    import torch
+
+    from edgeattn.sources.single import float_tensors
+
+    inputs, before = {}, {}
+    for name, graph in graphs.items():
+        graph.module.eval()
+        inputs[name] = example_tensors(graph)
+        before[name] = looked_at(graph.module, inputs[name])
+    changed = [name for name, found in before.items() if found.floats or found.packs]
+    for name in changed:  # all are looked at first: graphs may share weights
+        make_followable(graphs[name].module)
+    notes: list[str] = []
+    for name in changed:
+        with users_code(f"{type(graphs[name].module).__name__}.forward"), torch.no_grad():
+            notes += compared(name, before[name], graphs[name].module, float_tensors(inputs[name]))
+    return tuple(dict.fromkeys(notes))
 
 
 def _carrying(name: str, graph: Graph) -> Graph:
@@ -174,7 +197,18 @@ def _bytes() -> torch.dtype:
 
 
 def example_arrays(graph: Graph) -> Arrays:
-    """The example inputs of a graph by the names of forward's parameters.
+    """The example inputs of a graph by the names of forward's parameters, float32 where they are of another float.
+
+    Raises:
+        ModelError: for inputs that forward does not take, or that are no tensors.
+    """
+    from edgeattn.sources.single import float_tensors
+
+    return {key: tensor.numpy() for key, tensor in float_tensors(example_tensors(graph)).items()}
+
+
+def example_tensors(graph: Graph) -> dict[str, torch.Tensor]:
+    """The example inputs of a graph as they were given, by the names of forward's parameters.
 
     Raises:
         ModelError: for inputs that forward does not take, or that are no tensors.
@@ -203,9 +237,9 @@ def example_arrays(graph: Graph) -> Arrays:
         if not isinstance(value, (torch.Tensor, np.ndarray)):
             raise ModelError(f"{kind}: example input {key!r} must be a tensor, got {type(value).__name__}")
     try:
-        return {key: torch.as_tensor(value).detach().cpu().numpy() for key, value in named.items()}
-    except TypeError as error:  # bfloat16 and others that numpy does not have
-        raise ModelError(f"{kind}: an example input has no numpy dtype: {error}") from error
+        return {key: torch.as_tensor(value).detach().cpu() for key, value in named.items()}
+    except TypeError as error:  # numpy has types that torch lacks
+        raise ModelError(f"{kind}: an example input has no dtype of torch's: {error}") from error
 
 
 def describe(value: object) -> str:
@@ -229,6 +263,12 @@ def _graph_spec(name: str, graph: Graph, module: torch.nn.Module, example: Array
                 f"output {key!r} of {kind} changes between two calls on the same inputs: "
                 "dropout or another random op is active in eval mode"
             )
+    empty = next((key for key, value in first.items() if not value.size), None)
+    if empty is not None:
+        raise UnsupportedError(
+            f"graph {name!r}: output {empty!r} has no elements ({list(first[empty].shape)}), and engines have no such "
+            "tensors; leave it out"
+        )
     for taken, given in graph.states.items():
         for name_of, there in ((taken, example), (given, first)):
             if name_of not in there:

@@ -241,7 +241,6 @@ OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("mask written by index", masked_write, ("tensorrt", "litert")),
     ("det", lambda x: torch.det(x[:, :, :8]), ("openvino", "tensorrt", "litert")),
     ("bits of integers", lambda x: (x * 10).long() & 3, ("tensorrt", "litert")),
-    ("bfloat16", lambda x: (x.bfloat16() * 2).float(), ENGINES),
     ("bucketize", lambda x: torch.bucketize(x, torch.tensor([0.0, 1.0])).float() + x, ("litert",)),
     ("exp2", torch.exp2, ("litert",)),
     (

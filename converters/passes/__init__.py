@@ -30,7 +30,10 @@ from edgeattn.converters.passes.repeated_heads import repeated_heads
 from edgeattn.converters.passes.reshape_views import reshape_views
 from edgeattn.converters.passes.scale_on_query import scale_on_query
 from edgeattn.converters.passes.tensor_operands import tensor_operands
+from edgeattn.converters.passes.whole_arithmetic import whole_arithmetic
 from edgeattn.converters.passes.whole_index import whole_index
+from edgeattn.converters.passes.whole_numbers import whole_numbers
+from edgeattn.converters.passes.whole_products import whole_products
 
 __all__ = [
     "ONNX_PASSES",
@@ -50,6 +53,9 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     endless_positions,
     fold_constants,
     whole_index,
+    whole_arithmetic,
+    whole_products,  # before whole_numbers: it asks which types values had
+    whole_numbers,
     plain_attention,  # before repeated_heads: grouped heads need no copy there
     finite_masks,
     repeated_heads,

@@ -100,7 +100,7 @@ RULES: Mapping[str, Rule] = {
     "untried-operation": Rule(untried_operation, every, ("risk",)),
     "litert-forms": Rule(litert_forms, only(LITERT), ("handled",)),
     "litert-partitions": Rule(litert_partitions, only(LITERT), ("slow",)),
-    "wide-integers": Rule(wide_integers, only(LITERT, TENSORRT), ("risk", "handled")),
+    "wide-integers": Rule(wide_integers, only(LITERT, TENSORRT), ("stops", "risk", "handled")),
     "cache-update": Rule(cache_update, only(LITERT, TENSORRT), ("slow",)),
     "grouped-expand": Rule(grouped_expand, only(LITERT), ("risk",)),
     "mask-of-other-rank": Rule(mask_of_other_rank, only(LITERT), ("risk",)),

@@ -96,7 +96,14 @@ class Partitions:
 
 
 def wide_integers(view: GraphView, question: Question) -> Iterator[Issue]:
-    """int64 inputs and outputs."""
+    """int64 inputs and outputs, and int16 where an engine has none."""
+    short = [t.name for t in (*view.spec.all_inputs, *view.spec.all_outputs) if t.dtype == "int16"]
+    if short and question.engine == TENSORRT.name:
+        yield Issue(
+            "stops",
+            f"TensorRT has no int16, which {', '.join(short)} {'is' if len(short) == 1 else 'are'}",
+            "let forward take and give int32 there: a session widens what it is given",
+        )
     wide = [t.name for t in (*view.spec.all_inputs, *view.spec.all_outputs) if t.dtype == "int64"]
     if not wide:
         return

@@ -240,7 +240,7 @@ OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("inverse", lambda x: torch.inverse(x[:, :, :8] + 9 * torch.ones(8).diag()), ENGINES),
     ("mask written by index", masked_write, ("tensorrt", "litert")),
     ("det", lambda x: torch.det(x[:, :, :8]), ("openvino", "tensorrt", "litert")),
-    ("bits of integers", lambda x: (x * 10).long() & 3, ("tensorrt", "litert")),
+    ("bits of integers", lambda x: (x * 10).long() | 3, ("tensorrt", "litert")),
     ("bucketize", lambda x: torch.bucketize(x, torch.tensor([0.0, 1.0])).float() + x, ("litert",)),
     ("exp2", torch.exp2, ("litert",)),
     (

@@ -99,7 +99,7 @@ FACES = {
         audio images others series text
     """,
     "edgeattn.sources.onnx": """
-        file
+        file read reference
     """,
     "edgeattn.sources.onnx.ops": """
         CONTRIB Function Node NotImportableError TABLE TooManyStepsError attention elementwise indexing node
@@ -107,6 +107,9 @@ FACES = {
     """,
     "edgeattn.sources.program": """
         Archive EXPORT GRAPH_FILE clean_archive
+    """,
+    "edgeattn.sources.tflite": """
+        file
     """,
     "edgeattn.spec": """
         BucketSpec CtcGreedy CutAxis DTYPES DType FbankConfig GraphSpec HALF_MAX HIDDEN HIDES MAX_NAME

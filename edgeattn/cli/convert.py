@@ -18,7 +18,7 @@ def convert(
     model: Annotated[
         str,
         typer.Argument(
-            help="Built-in name, file.py[:factory], module:factory, .pt2, .onnx or a Hugging Face directory."
+            help="Built-in name, file.py[:factory], module:factory, .pt2, .onnx, .tflite or a Hugging Face directory."
         ),
     ] = DEFAULT,
     target: o.Targets = ["cpu"],  # noqa: B006

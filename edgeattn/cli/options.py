@@ -177,7 +177,7 @@ Bound = Annotated[
         "--set",
         metavar="INPUT=VALUE",
         rich_help_panel=DATA,
-        help="An input of an .onnx file that is a constant, e.g. use_cache=false or sr=16000; may be repeated.",
+        help="An input of an .onnx or .tflite file that is a constant, e.g. use_cache=false; may be repeated.",
     ),
 ]
 MaxDrop = Annotated[

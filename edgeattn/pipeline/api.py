@@ -292,7 +292,9 @@ def loaded(
         beside = str(data) if isinstance(data, (str, Path)) else None
         return load_model(str(model), Examples(bound=tuple(bound), data=beside))
     if bound:
-        raise InputError(f"bound {bound[0]}: binds inputs of an .onnx file; give a module its constants itself")
+        raise InputError(
+            f"bound {bound[0]}: binds inputs of an .onnx or .tflite file; give a module its constants itself"
+        )
     if isinstance(model, EdgeModel):
         return read_loaded(model)
     module, inputs = model

@@ -22,6 +22,7 @@ from edgeattn.sources.examples import NONE, Examples
 from edgeattn.sources.huggingface import directory as huggingface
 from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.sources.onnx import file as onnx_file
+from edgeattn.sources.tflite import file as tflite_file
 from edgeattn.sources.usercode import users_code
 
 __all__ = [
@@ -43,7 +44,7 @@ def load_model(reference: str, examples: Examples = NONE) -> EdgeModel:
 
     Args:
         reference: a built-in name, ``file.py[:factory]`` (default factory: ``model``), ``package.module:factory``, a
-            .pt2, .onnx or Hugging Face directory, or the directory of a pruned built-in model.
+            .pt2, .onnx, .tflite or Hugging Face directory, or the directory of a pruned built-in model.
         examples: what the user says of the inputs of an .onnx file.
 
     Raises:
@@ -80,9 +81,7 @@ def _loaded(load: Callable[[str], EdgeModel], reference: str, examples: Examples
     if takes is not None:
         return takes(reference, examples)
     if examples.bound:
-        raise InputError(
-            f"--set {examples.bound[0]}: binds inputs of an .onnx file; a module has its constants in forward"
-        )
+        raise InputError(f"--set {examples.bound[0]}: binds inputs of an .onnx or .tflite file; a module has its own")
     return load(reference)
 
 
@@ -119,6 +118,9 @@ MODULES: Mapping[Callable[[str], EdgeModel], tuple[str, ...]] = {
         "torch._inductor.codecache", "torch._functorch.partitioners",
     ),
     onnx_file.load: _ONNX,
+    tflite_file.load: (
+        *_ONNX, "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "edgeattn.sources.tflite.translate",
+    ),
     pruned.load: (*_ONNX, "edgeattn.pruning.saved"),
     huggingface.load: (
         "torch._dynamo.config", "torch.fx.experimental.symbolic_shapes", "transformers.modeling_utils",
@@ -130,6 +132,7 @@ MODULES: Mapping[Callable[[str], EdgeModel], tuple[str, ...]] = {
 """Loaders of files whose author is not the user -> what reading them imports."""
 WITH_EXAMPLES: Mapping[Callable[[str], EdgeModel], Callable[[str, Examples], EdgeModel]] = {
     onnx_file.load: onnx_file.load,
+    tflite_file.load: tflite_file.load,
 }
 """Loaders that take what the user says of the inputs."""
 LOADERS: tuple[tuple[Callable[[str], bool], Callable[[str], EdgeModel]], ...] = (
@@ -138,6 +141,7 @@ LOADERS: tuple[tuple[Callable[[str], bool], Callable[[str], EdgeModel]], ...] = 
     (code.is_module, code.load_module),
     (exported.owns, exported.load),
     (onnx_file.owns, onnx_file.load),
+    (tflite_file.owns, tflite_file.load),
     (pruned.owns, pruned.load),
     (huggingface.owns, huggingface.load),
     (_is_path, _load_unknown_path),

@@ -18,8 +18,8 @@ from edgeattn.sources.usercode import import_path, users_code
 
 DEFAULT_FACTORY = "model"
 FORM = (
-    "MODEL is a built-in name, file.py[:factory], package.module:factory, a .pt2 of torch.export, an .onnx file or a "
-    "Hugging Face directory"
+    "MODEL is a built-in name, file.py[:factory], package.module:factory, a .pt2 of torch.export, an .onnx or .tflite "
+    "file, or a Hugging Face directory"
 )
 
 

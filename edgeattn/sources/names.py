@@ -8,6 +8,7 @@ from pathlib import Path
 from edgeattn.sources import builtin, code, exported, pruned
 from edgeattn.sources.huggingface import directory as huggingface
 from edgeattn.sources.onnx import file as onnx_file
+from edgeattn.sources.tflite import file as tflite_file
 
 
 def expected_name(reference: str) -> str | None:
@@ -23,7 +24,7 @@ def expected_name(reference: str) -> str | None:
         return _called(Path(path).stem) if _makes_a_module(Path(path), factory) else None
     if code.is_module(reference) or pruned.owns(reference):
         return None
-    if exported.owns(reference) or onnx_file.owns(reference):
+    if exported.owns(reference) or onnx_file.owns(reference) or tflite_file.owns(reference):
         return _called(Path(reference).stem)
     return _called(Path(reference).resolve().name) if huggingface.owns(reference) else None
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 OLDEST_RUN = 7  # opset that ONNX Runtime still runs
 RUN_SECONDS = 120  # of one call on one thread; an example input of an edge model takes seconds
+Read = Callable[[Path], "onnx.ModelProto"]
 
 
 def owns(reference: str) -> bool:
@@ -52,10 +53,20 @@ def load(reference: str, examples: Examples = NONE) -> EdgeModel:
     """
     for extra in ("torch", "onnx", ONNXRUNTIME.module):
         load_extra(extra, "convert")
+    from edgeattn.sources.onnx.read import read_onnx
+
+    return load_read(Path(reference), examples, read_onnx)
+
+
+def load_read(path: Path, examples: Examples, read: Read) -> EdgeModel:
+    """As :func:`load`, for a file of any kind that is read as a checked ONNX model.
+
+    Args:
+        read: gives the model of the path; again for another size.
+    """
     from edgeattn.sources.onnx.example import named_dims
 
-    path = Path(reference)
-    reader = _Reader(path, examples)
+    reader = _Reader(path, examples, read)
     try:
         example = reader.example()
         made = reader.made(example)
@@ -82,7 +93,7 @@ def load(reference: str, examples: Examples = NONE) -> EdgeModel:
     def resize(graph: str, inputs: Arrays) -> tuple[torch.nn.Module, onnx.ModelProto | None]:
         assert graph == GRAPH, graph
         try:
-            again = _Reader(path, examples).made(inputs)
+            again = _Reader(path, examples, read).made(inputs)
         except (UnsupportedError, ModelError) as error:
             raise ModelError(f"{path} does not take {_shapes(inputs)}: {error}") from error
         share_weights(made.module, again.module)
@@ -205,14 +216,13 @@ class _Made:
 class _Reader:
     """A file on its way to a model."""
 
-    def __init__(self, path: Path, examples: Examples) -> None:
+    def __init__(self, path: Path, examples: Examples, read: Read) -> None:
         from edgeattn.sources.onnx.example import declared_inputs
-        from edgeattn.sources.onnx.read import read_onnx
         from edgeattn.sources.onnx.upgrade import widen
 
         self.path, self.examples = path, examples
         self.bound = examples.values()
-        self.source: onnx.ModelProto = read_onnx(path)
+        self.source: onnx.ModelProto = read(path)
         self.notes: tuple[str, ...] = ()
         self.given = False  # whether the example is the user's
         try:

@@ -57,6 +57,17 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     except (message.DecodeError, RuntimeError, MemoryError) as error:
         raise ModelError(f"{path}: not an ONNX model, cut off, or nested too deep ({first_line(error)})") from error
     del data
+    return checked(model, path)
+
+
+def checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """As :func:`read_onnx`, for a model that was read from a path.
+
+    Raises:
+        ModelError, UnsupportedError: as there.
+    """
+    import onnx
+
     if not model.HasField("graph") or not model.graph.node or not model.graph.output:
         raise ModelError(f"{path}: not an ONNX model: it has no graph with nodes and outputs")
     try:

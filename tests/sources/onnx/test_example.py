@@ -142,7 +142,7 @@ def test_values_are_json_and_fill_their_input() -> None:
 
 def test_a_model_without_a_file_has_no_inputs_to_bind(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("def model(): ...")
-    with pytest.raises(InputError, match=r"--set rate=1: binds inputs of an \.onnx file"):
+    with pytest.raises(InputError, match=r"--set rate=1: binds inputs of an \.onnx or \.tflite file"):
         read_model(str(tmp_path / "net.py"), Examples(bound=("rate=1",)))
 
 

@@ -1,0 +1,5 @@
+"""TFLite files as models: read with care, written as ONNX in float32, and imported like one."""
+
+__all__ = [
+    "file",
+]

@@ -10,6 +10,7 @@ from edgeattn.profiling.load import MAX_NEIGHBOURS
 from edgeattn.profiling.pacing import packet_unlike, steps_after
 from edgeattn.spec import ModelSpec
 
+LEAST_RUNS = 10
 MAX_PIECES = 10_000_000  # of one run: what is kept of each piece takes 50 bytes
 
 
@@ -19,6 +20,8 @@ class MeasureOptions:
 
     Attributes:
         runs: timed calls.
+        most_seconds: of them; calls so slow that ``runs`` of them take longer are timed fewer times, but
+            :data:`LEAST_RUNS` times at least. 0 for no limit.
         deadline_ms: per chunk or call; None for the hop itself, by which the next one is due.
         paced_seconds: seconds to run in real time; 0 leaves the paced part out.
         packet: samples per arrival in the paced part; None for one that is no divisor of a chunk, as from a sound card.
@@ -35,6 +38,7 @@ class MeasureOptions:
     """
 
     runs: int = 200
+    most_seconds: float = 10.0
     deadline_ms: float | None = None
     paced_seconds: float = 5.0
     packet: int | None = None
@@ -49,6 +53,12 @@ class MeasureOptions:
     energy_seconds: float = 3.0
     power_mode: str | None = None
     lock_clocks: bool = False
+
+    def runs_of(self, seconds: float) -> int:
+        """How many calls are timed of a graph that takes so long."""
+        if self.most_seconds <= 0 or seconds <= 0:
+            return self.runs
+        return min(self.runs, max(LEAST_RUNS, int(self.most_seconds / seconds)))
 
     @property
     def longest_seconds(self) -> float:

@@ -134,9 +134,13 @@ def _memory(session: Session, manifest: Manifest) -> Memory:
     return Memory(peak_rss_bytes(), weights, states, session.engine_bytes)
 
 
-def time_step(step: Step, runs: int) -> tuple[float, list[float]]:
-    """Seconds of the first call and of ``runs`` calls after it settled; what comes between is thrown away."""
-    timings = _time(functools.partial(_timed, step), runs, 0.0)
+def time_step(step: Step, runs: int, most_seconds: float = 0.0) -> tuple[float, list[float]]:
+    """Seconds of the first call and of calls after it settled; what comes between is thrown away.
+
+    Args:
+        most_seconds: see :class:`~edgeattn.profiling.contract.MeasureOptions`.
+    """
+    timings = _time(functools.partial(_timed, step), MeasureOptions(runs=runs, most_seconds=most_seconds), 0.0)
     return timings.warmup.first_ms / 1e3, timings.seconds
 
 
@@ -148,17 +152,19 @@ def _timed(step: Step) -> float:
 
 def _time(
     timed_call: Callable[[], float],
-    runs: int,
+    options: MeasureOptions,
     spread_seconds: float,
     watch: Watch | None = None,
     step: EngineStep | None = None,
 ) -> Timings:
-    """Warm up, then time ``runs`` calls, every so manieth of those that ``spread_seconds`` have room for.
+    """Warm up, then time calls, every so manieth of those that ``spread_seconds`` have room for.
 
     Args:
+        options: how many calls.
         step: whose time by its device's clock is kept, if it has one.
     """
-    warmup, median = warm_up(timed_call, runs)
+    warmup, median = warm_up(timed_call, options.runs)
+    runs = options.runs_of(median)
     stride = max(1, math.ceil(spread_seconds / (runs * median))) if median > 0 else 1
     times, on_device = [], []
     for _ in range(runs):
@@ -185,7 +191,7 @@ def _time_graphs(session: Session, options: MeasureOptions, watch: Watch) -> Tim
     for graphs in session.spec.units().values():
         for graph in graphs:
             step = _filled(session, graph)
-            timings = _time(functools.partial(_timed, step), options.runs, spread, watch, step)
+            timings = _time(functools.partial(_timed, step), options, spread, watch, step)
             p50, _, p99, longest = percentiles_ms(timings.seconds)
             figures[graph.name] = GraphLatency(p50, p99, longest, timings.warmup.first_ms)
         largest.append(timings)
@@ -203,7 +209,7 @@ def _time_graphs(session: Session, options: MeasureOptions, watch: Watch) -> Tim
 
 
 def _added(columns: Iterable[Sequence[float]]) -> list[float]:
-    return [sum(row) for row in zip(*columns, strict=True)]
+    return [sum(row) for row in zip(*columns, strict=False)]  # a slow graph is timed fewer times
 
 
 def _filled(session: Session, graph: GraphSpec) -> EngineStep:
@@ -235,7 +241,7 @@ def _time_stream(session: Session, spec: StreamSpec, options: MeasureOptions, wa
         pusher.stream.push(packet)
         return time.perf_counter() - began
 
-    return _time(timed_push, options.runs, options.spread_seconds, watch, pusher.step)
+    return _time(timed_push, options, options.spread_seconds, watch, pusher.step)
 
 
 class _Pusher:

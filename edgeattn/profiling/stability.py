@@ -47,7 +47,8 @@ class Trend:
 def warm_up(timed_call: Callable[[], float], runs: int) -> tuple[Warmup, float]:
     """Call until the median settles: two blocks of calls whose medians differ by less than 2 %.
 
-    A block has a twentieth of ``runs`` calls, at least 5. Where the median does not settle it ends after as many calls
+    A block has a twentieth of ``runs`` calls, at least 5, or fewer, down to 2, where these take more than a quarter of
+    :data:`WARMUP_SECONDS`. Where the median does not settle it ends after as many calls
     as will be timed (at least 6 blocks) or after 5 seconds, and says so.
 
     Args:
@@ -59,13 +60,15 @@ def warm_up(timed_call: Callable[[], float], runs: int) -> tuple[Warmup, float]:
     first = timed_call()
     block = max(5, runs // 20)
     limit = max(6, runs // block)
-    before, total, blocks, settled = math.inf, 0.0, 0, False
+    before, total, blocks, calls, settled = math.inf, 0.0, 0, 1, False
     while not settled and blocks < limit and (blocks < 2 or total < WARMUP_SECONDS):
-        times = [timed_call() for _ in range(block)]
+        times: list[float] = []
+        while len(times) < block and (len(times) < 2 or sum(times) < WARMUP_SECONDS / 4):
+            times.append(timed_call())
         median = float(np.median(times))
         settled = abs(median - before) < DRIFT_LIMIT * median
-        before, total, blocks = median, total + sum(times), blocks + 1
-    return Warmup(first * 1e3, 1 + blocks * block, settled), before
+        before, total, blocks, calls = median, total + sum(times), blocks + 1, calls + len(times)
+    return Warmup(first * 1e3, calls, settled), before
 
 
 def block_noise(times: Sequence[float]) -> float | None:

@@ -9,7 +9,14 @@ torch = pytest.importorskip("torch", reason="models are torch modules: edgeattn[
 
 from edgeattn.evaluation.array_reading import array_data  # noqa: E402
 from edgeattn.model import Graph  # noqa: E402
-from edgeattn.pipeline.steps.baseline import EXAMPLE_CALLS, baseline, example_calls  # noqa: E402
+from edgeattn.pipeline.steps import baseline as steps  # noqa: E402
+from edgeattn.pipeline.steps.baseline import (  # noqa: E402
+    EXAMPLE_CALLS,
+    LEAST_CALLS,
+    baseline,
+    example_calls,
+    example_records,
+)
 from edgeattn.sources import from_graphs, from_module  # noqa: E402
 from tests.conversions import Watch  # noqa: E402
 
@@ -44,6 +51,17 @@ def test_calls_that_forward_refuses_are_left_out() -> None:
     calls = example_calls(from_module(Masked(True), INPUTS, "masked"), "main")
     assert len(calls) == 1
     np.testing.assert_array_equal(calls[0]["ids"], INPUTS[0].numpy())
+
+
+def test_each_call_is_made_once_and_a_slow_source_is_asked_for_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = from_module(Masked(False), INPUTS, "masked"), []
+    model.modules["main"].register_forward_hook(lambda *_: asked.append(1))
+    records = example_records(model, "main")
+    assert len(asked) == len(records) == EXAMPLE_CALLS
+    for record in records:
+        np.testing.assert_array_equal(record.outputs["output"], model.run(record.inputs, "main")["output"])
+    monkeypatch.setattr(steps, "EXAMPLE_SECONDS", -1.0)
+    assert len(example_records(model, "main")) == LEAST_CALLS
 
 
 class Counter(torch.nn.Module):  # type: ignore[misc,name-defined,unused-ignore]

@@ -17,6 +17,7 @@ from edgeattn.errors import ModelError  # noqa: E402
 from edgeattn.model import EdgeModel  # noqa: E402
 from edgeattn.pipeline.convert import convert  # noqa: E402
 from edgeattn.pipeline.quantize import quantize  # noqa: E402
+from edgeattn.pipeline.steps import repeatable  # noqa: E402
 from edgeattn.pipeline.steps.options import ConvertOptions  # noqa: E402
 from edgeattn.pipeline.steps.repeatable import batch_note, confirmed, repeat_difference  # noqa: E402
 from edgeattn.progress import Quiet  # noqa: E402
@@ -135,6 +136,17 @@ def test_a_source_that_repeats_itself_is_left_alone(kind: type[Forward]) -> None
     assert confirmed(source) is source
     assert repeat_difference(source) is None
     assert batch_note(source) is None
+
+
+def test_a_slow_source_is_called_fewer_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, asked = model(Forward()), []
+    source.modules["main"].register_forward_hook(lambda *_: asked.append(1))
+    confirmed(source)
+    quick = len(asked)
+    monkeypatch.setattr(repeatable, "SLOW_SECONDS", -1.0)
+    asked.clear()
+    confirmed(source)
+    assert (quick, len(asked)) == (9, 5)
 
 
 def test_attention_of_two_rows_is_within_rounding() -> None:

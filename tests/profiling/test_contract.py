@@ -63,3 +63,10 @@ def test_what_cannot_be_met_is_refused(spec: ModelSpec, changes: dict[str, objec
 def test_a_loaded_run_takes_its_time_again() -> None:
     assert replace(OPTIONS, paced_seconds=7.0).longest_seconds == 7.0
     assert replace(OPTIONS, paced_seconds=7.0, load=1).longest_seconds == 14.0
+
+
+def test_slow_calls_are_timed_fewer_times_and_quick_ones_as_often_as_asked() -> None:
+    options = MeasureOptions(runs=200, most_seconds=10.0)
+    assert [options.runs_of(seconds) for seconds in (0.0, 0.01, 0.05, 0.4, 30.0)] == [200, 200, 200, 25, 10]
+    assert MeasureOptions(runs=5, most_seconds=10.0).runs_of(30.0) == 5
+    assert MeasureOptions(runs=200, most_seconds=0).runs_of(30.0) == 200

@@ -37,9 +37,15 @@ def test_a_call_that_never_settles_is_cut_off_and_says_so() -> None:
     times = (0.001 * 1.1**k for k in itertools.count())
     warmup, _ = warm_up(lambda: next(times), 60)
     assert (warmup.calls, warmup.settled) == (1 + 12 * 5, False)
-    slow = (1.0 + k for k in itertools.count())  # five of these take more than five seconds
+    slow = (1.0 + k for k in itertools.count())  # two of these take more than a quarter of five seconds
     warmup, _ = warm_up(lambda: next(slow), 60)
-    assert (warmup.calls, warmup.settled) == (1 + 2 * 5, False)
+    assert (warmup.calls, warmup.settled) == (1 + 2 * 2, False)
+
+
+def test_a_slow_first_call_makes_no_short_blocks() -> None:
+    times = itertools.chain([9.0], itertools.repeat(0.25))  # the first one compiles
+    warmup, median = warm_up(lambda: next(times), 200)
+    assert (warmup.calls, warmup.settled, median) == (1 + 2 * 5, True, 0.25)
 
 
 def test_noise_is_two_standard_deviations_of_the_medians_of_ten_blocks() -> None:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["feature", "mask", "ids", "length", "integer"]
 Change = Callable[[np.ndarray, "Use"], np.ndarray | None]
-SOURCE_SECONDS = 20.0  # of the source per graph, beyond which no further input is tried
+SOURCE_SECONDS = 10.0  # of the source per graph, beyond which no further input is tried
 STEPS = 2  # of a graph with states: the first one, and one after it
 BOUND = {"fp32": 1e-4, "fp16": 1e-2}  # of an output's size, which counts as 1 at least
 ROUNDING = {"fp32": 2.0**-22, "fp16": 2.0**-10}  # relative change of a weight or feature, some roundings

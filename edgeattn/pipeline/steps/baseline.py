@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from edgeattn.errors import DataError
 from edgeattn.evaluation.accuracy import Score
 from edgeattn.evaluation.data import PARITY_STEPS, Data, Records
 from edgeattn.evaluation.parity import Parity, merged_parity
-from edgeattn.evaluation.replay import Record, record_calls, record_steps, record_stream, replay
+from edgeattn.evaluation.replay import Record, record_steps, record_stream, replay
 from edgeattn.model import Arrays, EdgeModel, Reference, ReferenceStep, one_thread
 from edgeattn.pipeline.steps.adversarial import Adversary
 from edgeattn.profiling.measure import white_noise
@@ -21,6 +22,7 @@ from edgeattn.runtimes import Session
 from edgeattn.spec import GraphSpec, ModelSpec
 
 EXAMPLE_CALLS = 5  # without data: an output of one number is 10 dB better or worse by chance
+EXAMPLE_SECONDS, LEAST_CALLS = 5.0, 2
 CARRIED_STEPS = 16  # of a graph with states that is no audio stream, such as one step of a decoder
 REFERENCE = "float32 source in torch"
 PRUNED = "pruned float32 model in torch"
@@ -104,7 +106,7 @@ def _made_up(model: EdgeModel, graph: GraphSpec) -> tuple[Record, ...]:
         return record_stream(step, stream, [white_noise(2 * stream.frontend.sample_rate)], PARITY_STEPS)
     if graph.states:  # an error in a state shows only in the steps after it
         return record_steps(step, [model.example[graph.name]] * CARRIED_STEPS)
-    return record_calls(step, example_calls(model, graph.name))
+    return example_records(model, graph.name)
 
 
 def _threads(model: EdgeModel) -> contextlib.AbstractContextManager[None]:
@@ -124,21 +126,34 @@ def refuse_broken(score: Score, data: Data) -> None:
         )
 
 
-def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
-    """The example of a graph and others like it, for a model without data.
+def example_records(model: EdgeModel, graph: str) -> tuple[Record, ...]:
+    """The example of a graph and others like it, with what the source gives; for a model without data.
 
     The others are the example rolled along its last axes: ids stay in their range, masks keep what they show. Those
-    that the source refuses, or on which it gives NaN, are left out; -inf is an answer like others.
+    that the source refuses, or on which it gives NaN, are left out; -inf is an answer like others. A source so slow
+    that it has no answer to all of them within :data:`EXAMPLE_SECONDS` is asked for :data:`LEAST_CALLS` at least.
     """
-    example = model.example[graph]
-    calls = [example]
+    example, began = model.example[graph], time.monotonic()
+    records = [Record(example, {}, _copied(model.run(example, graph)))]
     for places in range(1, EXAMPLE_CALLS):
+        if len(records) >= LEAST_CALLS and time.monotonic() - began > EXAMPLE_SECONDS:
+            break
         rolled = {name: np.roll(value, places, -1) if value.ndim else value for name, value in example.items()}
         with contextlib.suppress(Exception):  # forward may check its inputs in any way
-            outputs = model.run(rolled, graph)
+            outputs = _copied(model.run(rolled, graph))
             if not any(np.isnan(value).any() for value in outputs.values() if value.dtype.kind == "f"):
-                calls.append(rolled)
-    return calls
+                records.append(Record(rolled, {}, outputs))
+    return tuple(records)
+
+
+def _copied(outputs: Arrays) -> Arrays:
+    """What the source gives may be a buffer that its next call writes."""
+    return {name: array.copy() for name, array in outputs.items()}
+
+
+def example_calls(model: EdgeModel, graph: str) -> list[Arrays]:
+    """The inputs of :func:`example_records`."""
+    return [dict(record.inputs) for record in example_records(model, graph)]
 
 
 def replay_baseline(base: Baseline, session: Session, progress: Progress) -> dict[str, Parity]:

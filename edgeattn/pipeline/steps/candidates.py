@@ -36,6 +36,7 @@ from edgeattn.targets import Target
 FLOATS = ("fp32", "fp16")
 PAYS = 1.05  # what is quantized or pruned ships only if it is at least this much faster than the float before
 TIMING_ROUNDS, TIMING_RUNS = 6, 25  # candidates take turns, so that a slow moment of the host meets all of them
+TURN_SECONDS = 3.0
 CUT_LOOKS = 4  # of the cuts of a pruned model, where the metric decides between them
 CUT_ALPHA = ALPHA / 2 / CUT_LOOKS  # of what is said of each; the quantized candidates have the other half
 
@@ -178,8 +179,10 @@ def time_candidates(
 ) -> dict[str, float]:
     """Median milliseconds of one call of every graph, added up; the candidates take turns in one run.
 
-    A graph that stands in several sizes counts with its largest, the worst case of a call.
+    A graph that stands in several sizes counts with its largest, the worst case of a call. One alone has no turns to
+    take, and calls so slow that a turn would last longer than :data:`TURN_SECONDS` are timed fewer times.
     """
+    rounds = rounds if len(sessions) > 1 else 1
     totals = dict.fromkeys(sessions, 0.0)
     units = next(iter(sessions.values())).spec.units() if sessions else {}
     for graphs in units.values():
@@ -187,7 +190,7 @@ def time_candidates(
         samples: dict[str, list[float]] = {name: [] for name in steps}
         for _ in range(rounds):
             for name, step in steps.items():
-                samples[name] += time_step(step, runs)[1]
+                samples[name] += time_step(step, runs, TURN_SECONDS)[1]
         for name, times in samples.items():
             totals[name] += 1e3 * statistics.median(times)
     return totals

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edgeattn.profiling.measure import MeasureOptions
     from edgeattn.results.report import Report, Result
 
+RUNS = 300
+
 
 def profile(
     context: typer.Context,
@@ -32,7 +34,14 @@ def profile(
             show_default=False,
         ),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed calls.", rich_help_panel=o.MEASUREMENT)] = 300,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help=f"Timed calls; without it {RUNS}, or as many as 10 s have room for.",
+            rich_help_panel=o.MEASUREMENT,
+        ),
+    ] = None,
     deadline: o.Deadline = None,
     threads: o.Threads = 1,
     backend: o.Backend = None,
@@ -76,7 +85,8 @@ def profile(
         from edgeattn.profiling.measure import MeasureOptions
 
         settings = MeasureOptions(
-            runs=runs,
+            runs=runs or RUNS,
+            most_seconds=0.0 if runs else MeasureOptions.most_seconds,
             deadline_ms=deadline,
             paced_seconds=duration,
             threads=threads,

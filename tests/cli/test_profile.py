@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edgeattn.errors import InputError
 from tests.cli.conftest import Command
 from tests.conversions import Converted
 
@@ -180,3 +182,20 @@ def test_options_of_the_targets_command_stand_beside_the_tables(edgeattn: Comman
     outcome = edgeattn("targets")
     assert outcome.code == 0
     assert outcome.json["targets"]
+
+
+def test_calls_that_are_asked_for_are_all_timed_and_others_have_ten_seconds(
+    edgeattn: Command, monkeypatch: pytest.MonkeyPatch, small_bundle: str
+) -> None:
+    from edgeattn.cli import profile
+
+    asked: list[Any] = []
+
+    def stop(*given: object) -> None:
+        asked.append(given[2])
+        raise InputError("enough")
+
+    monkeypatch.setattr(profile, "of_bundle", stop)
+    assert edgeattn("profile", small_bundle, "--runs", "400").code == 2
+    assert edgeattn("profile", small_bundle).code == 2
+    assert [(one.runs, one.most_seconds) for one in asked] == [(400, 0.0), (300, 10.0)]

@@ -5,7 +5,8 @@ They are plain torch code, and stand here where the other engines have the opera
 - ``convolution``: TRANSPOSE_CONV knows neither dilation beside a stride nor a third axis, litert-torch 0.10 pads zeros
   where ``output_padding`` adds places that have values, and CONV_3D has no groups;
 - ``bmm`` of one batch: its converter makes FULLY_CONNECTED of A^T B^T and loses the left transpose ("324 != 8");
-- ``topk`` and ``sort``: its own sort is one that LiteRT has no kernel for.
+- ``topk`` and ``sort``: its own sort is one that LiteRT has no kernel for;
+- sums by index and what else stands in :mod:`edgeattn.converters.litert_functions`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 
+from edgeattn.converters.litert_functions import FUNCTIONS
 from edgeattn.errors import load_extra
 
 aten = torch.ops.aten
@@ -180,4 +182,5 @@ FORMS: Mapping[Any, Callable[..., Any]] = {
     aten.topk.default: _topk,
     aten.sort.default: _sort,
     aten.sort.stable: _stable_sort,
+    **FUNCTIONS,
 }

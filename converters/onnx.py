@@ -261,7 +261,7 @@ def _exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.E
 def _rewrite(proto: onnx.ModelProto, graph: GraphSpec) -> None:
     from edgeattn.converters.passes import ONNX_PASSES
 
-    _infer(proto, graph.name)  # the passes look at shapes
+    infer_shapes(proto, graph.name)  # the passes look at shapes
     for rewrite in ONNX_PASSES:
         rewrite(proto)
 
@@ -279,7 +279,7 @@ def _write(proto: onnx.ModelProto, exporter: str, model: EdgeModel, graph: Graph
         EXPORTER_KEY: exporter,
     }
     onnx.helper.set_model_props(proto, described)
-    _infer(proto, graph.name)
+    infer_shapes(proto, graph.name)
     _check_signature(proto, graph)
     onnx.save(proto, path)
     return is_quantized(proto)
@@ -299,7 +299,7 @@ def _tidy(proto: onnx.ModelProto, prefix: str) -> None:
     del proto.graph.metadata_props[:]
 
 
-def _infer(proto: onnx.ModelProto, graph: str) -> None:
+def infer_shapes(proto: onnx.ModelProto, graph: str) -> None:
     """Check a model and write the type and shape of every tensor into it.
 
     Inference and checks serialise what they are given: large constants take part as inputs, by type and shape.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgeattn.converters.conversion import Conversion
 from edgeattn.converters.half import to_half
-from edgeattn.converters.onnx import describe_node, reduced_opset, with_exporter
+from edgeattn.converters.onnx import describe_node, infer_shapes, reduced_opset, with_exporter
 from edgeattn.converters.shared_weights import share_onnx
 from edgeattn.engines import TENSORRT
 from edgeattn.errors import ConversionError, MissingExtraError, UnsupportedError, load_extra, unknown_name
@@ -114,9 +114,13 @@ def _prepare(source: Path, target: Path, precision: str, graph: str, islands: Co
     """Write the graph in its precision; what was done in words, and the number of tensors with Q/DQ."""
     import onnx
 
+    from edgeattn.converters.passes import TENSORRT_PASSES
+
     model = onnx.load(source)
     quantized = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
     _refuse_zero_points(model, graph)
+    if sum(rewrite(model) for rewrite in TENSORRT_PASSES):
+        infer_shapes(model, graph)
     note = "float32"
     if precision != "fp32":
         report = to_half(model, islands)

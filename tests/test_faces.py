@@ -25,7 +25,7 @@ FACES = {
         conversion engines litert onnx openvino shared_weights tensorrt trace
     """,
     "edgeattn.converters.passes": """
-        ONNX_PASSES graph onnx_graph
+        ONNX_PASSES TENSORRT_PASSES graph onnx_graph
     """,
     "edgeattn.converters.preflight": """
         judge rule view

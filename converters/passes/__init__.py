@@ -4,7 +4,8 @@ Two kinds:
 
 - :data:`FX_PASSES` work on the program that ``torch.export`` traced, before any exporter sees it, so that ONNX and
   TFLite get the same graph;
-- :data:`ONNX_PASSES` work on ONNX files, exported ones and those that users bring.
+- :data:`ONNX_PASSES` work on ONNX files, exported ones and those that users bring; :data:`TENSORRT_PASSES` on what goes
+  to TensorRT alone.
 
 A pass changes its argument in place and returns how many places it changed. It matches structure, never names.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from edgeattn.converters.passes.dense_scatters import dense_scatters
 from edgeattn.converters.passes.drop_asserts import drop_asserts
 from edgeattn.converters.passes.endless_positions import endless_positions
 from edgeattn.converters.passes.explicit_padding import explicit_padding
@@ -22,9 +24,16 @@ from edgeattn.converters.passes.finite_onnx_masks import finite_onnx_masks
 from edgeattn.converters.passes.fold_constants import fold_constants
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.graph import Program
+from edgeattn.converters.passes.masked_writes import masked_writes
 from edgeattn.converters.passes.plain_attention import plain_attention
+from edgeattn.converters.passes.plain_bags import plain_bags
+from edgeattn.converters.passes.plain_bilinear import plain_bilinear
 from edgeattn.converters.passes.plain_constants import plain_constants
+from edgeattn.converters.passes.plain_cumulations import plain_cumulations
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
+from edgeattn.converters.passes.plain_pools import plain_pools
+from edgeattn.converters.passes.plain_scatters import plain_scatters
+from edgeattn.converters.passes.plain_writes import plain_writes
 from edgeattn.converters.passes.real_rotation import real_rotation
 from edgeattn.converters.passes.repeated_heads import repeated_heads
 from edgeattn.converters.passes.reshape_views import reshape_views
@@ -37,6 +46,7 @@ from edgeattn.converters.passes.whole_products import whole_products
 
 __all__ = [
     "ONNX_PASSES",
+    "TENSORRT_PASSES",
     "graph",
     "onnx_graph",
 ]
@@ -46,6 +56,13 @@ if TYPE_CHECKING:
 
 FX_PASSES: tuple[Callable[[Program], int], ...] = (
     drop_asserts,
+    plain_writes,  # the passes below know the forms without writes alone
+    masked_writes,
+    plain_scatters,
+    plain_pools,
+    plain_bags,
+    plain_cumulations,
+    plain_bilinear,
     tensor_operands,
     explicit_padding,
     plain_one_hot,
@@ -67,3 +84,4 @@ ONNX_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = (
     scale_on_query,
     finite_onnx_masks,
 )
+TENSORRT_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = (dense_scatters,)

@@ -56,6 +56,11 @@ class Program:
         result = self._known[value]
         return result if isinstance(result, torch.Tensor) else None
 
+    def forget(self) -> None:
+        """Look again at which tensors are written and what is known, after a pass took writes away."""
+        self._written = written_in_place(self.graph)
+        self._known.clear()
+
     def _work_out(self, node: torch.fx.Node) -> Any:
         import torch
 

@@ -122,19 +122,29 @@ def wide_integers(view: GraphView, question: Question) -> Iterator[Issue]:
 
 
 def cache_update(view: GraphView, question: Question) -> Iterator[Issue]:
-    """A cache or state written by index."""
+    """A cache or state written by index, and sums by index."""
     for call in view.graph.calls:
         if call.op not in (
             "index_copy",
             "index_put",
             "scatter",
             "scatter_add",
-            "index_add",
+            "scatter_reduce",
             "slice_scatter",
             "index_copy_",
         ):
             continue
-        if not ({call.name} & ops.folded(view)) and question.engine == LITERT.name and call.op != "slice_scatter":
+        if call.op in ops.SUMS:
+            if question.engine in (LITERT.name, TENSORRT.name):
+                yield at(
+                    call,
+                    "slow",
+                    f"{call.op} becomes a comparison of every place with every index: {ops.dense_scatter(view, call)} "
+                    "of them",
+                    "nothing for short lists; for long ones a product with a table that is known (a fixed graph)",
+                    True,
+                )
+        elif not ({call.name} & ops.folded(view)) and question.engine == LITERT.name and call.op != "slice_scatter":
             yield at(
                 call,
                 "slow",

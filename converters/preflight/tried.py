@@ -6,6 +6,7 @@ converts those that are refused again, so that a newer converter that takes one 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ EVERY = (*EXPORT, LITERT)
 
 REFUSED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("erfinv", "lgamma", "digamma", "cumprod", "cummax", "cummin", "median", "mode", "kthvalue", "hypot", "fmax",
+        ("erfinv", "lgamma", "digamma", "median", "mode", "kthvalue", "hypot", "fmax",
          "copysign", "searchsorted", "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
          "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp", "histc", "vander", "gcd", "polygamma", "i0",
          "special_bessel_j0", "nextafter", "frexp", "istft"),
@@ -32,11 +33,6 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("det", "linalg_det"), (OPENVINO, TENSORRT, LITERT)),
     "col2im": (TENSORRT, LITERT),
     "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
-    "index_add": (TENSORRT, LITERT),
-    "scatter_add": (TENSORRT, LITERT),
-    "scatter_reduce": (TENSORRT, LITERT),
-    "masked_scatter": (TENSORRT, LITERT),
-    "embedding_bag": (OPENVINO, TENSORRT, LITERT),
     "max_unpool2d": (TENSORRT, LITERT),
     "fft_rfft": (OPENVINO, TENSORRT),
     "fft_fft": (TENSORRT, LITERT),
@@ -45,8 +41,8 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     "nll_loss_nd": (OPENVINO, TENSORRT),
     **dict.fromkeys(
         ("erfc", "exp2", "signbit", "logcumsumexp", "bucketize", "tril_indices", "eye",
-         "one_hot", "adaptive_max_pool2d", "cond", "polar", "stft", "item", "rand", "rand_like", "randn_like",
-         "bernoulli", "multinomial", "bilinear", "ldexp", "special_erfcx", "rrelu", "logical_xor",
+         "one_hot", "cond", "polar", "stft", "item", "rand", "rand_like", "randn_like",
+         "bernoulli", "multinomial", "ldexp", "special_erfcx", "rrelu", "logical_xor",
          "view_as_complex", "view_as_real"),
         (LITERT,),
     ),
@@ -58,13 +54,21 @@ SUBSTITUTES: Mapping[str, str] = {
     "exp2": "torch.exp(x * math.log(2))",
     "fmax": "torch.maximum",
     "hypot": "torch.sqrt(x * x + y * y)",
-    "cumprod": "torch.exp(torch.cumsum(torch.log(x)))",
     "one_hot": "(x.unsqueeze(-1) == torch.arange(n)).float()",
+    **dict.fromkeys(
+        (
+            "adaptive_max_pool1d",
+            "adaptive_max_pool2d",
+            "adaptive_max_pool3d",
+            "max_pool1d_with_indices",
+            "max_pool2d_with_indices",
+            "max_pool3d_with_indices",
+        ),
+        "the same without return_indices; places by unfold and argmax",
+    ),
+    "scatter": "a scatter whose index is no longer than the axis",
     "eye": "a buffer made in __init__",
     "tril_indices": "a buffer made in __init__",
-    "index_add": "a product with a one-hot matrix",
-    "scatter_add": "a product with a one-hot matrix",
-    "embedding_bag": "torch.nn.Embedding and a mean",
     "stft": "a convolution with a window's cosines and sines",
     "fft_rfft": "a product with a matrix of cosines and sines",
     "fft_fft": "a product with a matrix of cosines and sines",
@@ -76,31 +80,33 @@ SUBSTITUTES: Mapping[str, str] = {
 TRIED = frozenset((
     "__and__", "__lshift__", "__or__", "__rshift__", "__xor__", "_assert_scalar", "_assert_tensor_metadata",
     "_softmax", "_to_copy", "_unique2", "_unsafe_view", "_upsample_bicubic2d_aa", "_weight_norm", "abs", "acos",
-    "acosh", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "add", "add_", "addbmm", "addcdiv",
-    "addcmul", "addmm", "affine_grid_generator", "alias", "all", "amax", "amin", "aminmax", "any", "arange", "argmax",
-    "argmin", "argsort", "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d",
-    "avg_pool3d", "baddbmm", "batch_norm", "bilinear", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "bmm",
-    "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "channel_shuffle", "chunk",
-    "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd", "contiguous", "conv1d", "conv2d",
-    "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "copy_", "copysign", "cos", "cosh", "cosine_similarity",
-    "count_nonzero", "cross_entropy_loss", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach",
-    "detach_", "diag", "diag_embed", "diagonal", "diff", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu",
-    "embedding", "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as",
-    "expm1", "eye", "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten", "flip",
-    "floor", "floor_divide", "fmax", "fmod", "frac", "frexp", "full", "full_like", "gather", "gcd", "ge", "gelu",
-    "glu", "grid_sampler", "group_norm", "gru", "gru_cell", "gt", "hann_window", "hardshrink", "hardsigmoid",
-    "hardswish", "hardtanh", "heaviside", "histc", "hypot", "i0", "im2col", "index", "index_add", "index_copy",
-    "index_fill", "index_put", "index_put_", "index_select", "instance_norm", "inverse", "isfinite", "isin", "isinf",
-    "isnan", "istft", "item", "kron", "kthvalue", "layer_norm", "ldexp", "le", "leaky_relu", "lerp", "lgamma",
-    "lift_fresh_copy", "linalg_cholesky", "linalg_cross", "linalg_det", "linalg_eigvalsh", "linalg_inv",
-    "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_svdvals", "linalg_vector_norm", "linear", "linspace", "log",
-    "log10", "log1p", "log2", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp", "logical_and", "logical_not",
-    "logical_or", "logical_xor", "logit", "logspace", "logsumexp", "lstm", "lstm_cell", "lt", "mT", "masked_fill",
-    "masked_fill_", "masked_scatter", "masked_select", "matmul", "matrix_exp", "max", "max_pool1d",
-    "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d", "max_unpool2d", "maximum",
-    "mean", "median", "meshgrid", "min", "minimum", "mish", "mm", "mode", "movedim", "mse_loss", "msort", "mul",
-    "mul_", "mv", "nan_to_num", "nansum", "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros",
+    "acosh", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "add", "add_", "addbmm", "addcdiv", "addcmul", "addmm",
+    "affine_grid_generator", "alias", "all", "amax", "amin", "aminmax", "any", "arange", "argmax", "argmin",
+    "argsort", "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "baddbmm", "batch_norm", "bilinear", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "block_diag",
+    "bmm", "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "chain_matmul",
+    "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd",
+    "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "copy_", "copysign", "cos", "cosh", "cosine_similarity", "count_nonzero", "cross", "cross_entropy_loss", "cummax", "cummin", "cumprod",
+    "cumsum", "deg2rad", "det", "detach", "detach_", "diag", "diag_embed", "diagonal", "diff", "digamma", "div",
+    "div_", "dot", "dropout", "einsum", "elu", "embedding", "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv",
+    "exp", "exp2", "expand", "expand_as", "expm1", "eye", "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft",
+    "fill", "fill_", "flatten", "flip", "floor", "floor_divide", "fmax", "fmod", "frac", "frexp", "full",
+    "full_like", "gather", "gcd", "ge", "gelu", "glu", "grid_sampler", "group_norm", "gru", "gru_cell", "gt",
+    "hann_window", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside", "histc", "hypot", "i0",
+    "im2col", "index", "index_add", "index_copy", "index_fill", "index_put", "index_put_", "index_reduce",
+    "index_select", "instance_norm", "inverse", "isclose", "isfinite", "isin", "isinf", "isnan", "istft", "item",
+    "kl_div", "kron", "kthvalue", "layer_norm", "ldexp", "le", "leaky_relu", "lerp", "lgamma", "lift_fresh_copy",
+    "linalg_cholesky", "linalg_cross", "linalg_det", "linalg_eigvalsh", "linalg_inv", "linalg_matrix_norm",
+    "linalg_matrix_power", "linalg_multi_dot", "linalg_norm", "linalg_pinv", "linalg_qr", "linalg_solve",
+    "linalg_svdvals", "linalg_vector_norm", "linear", "linspace", "log", "log10", "log1p", "log2", "log_sigmoid",
+    "log_softmax", "logaddexp", "logcumsumexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit",
+    "logspace", "logsumexp", "lstm", "lstm_cell", "lt", "mT", "masked_fill", "masked_fill_", "masked_scatter",
+    "masked_select", "matmul", "matrix_exp", "max", "max_pool1d", "max_pool1d_with_indices", "max_pool2d",
+    "max_pool2d_with_indices", "max_pool3d", "max_pool3d_with_indices", "max_unpool2d", "maximum", "mean", "median",
+    "meshgrid", "min", "minimum", "mish", "mm", "mode", "movedim", "mse_loss", "msort", "mul", "mul_", "mv",
+    "nan_to_num", "nanmean", "nansum", "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros",
     "nextafter", "nll_loss_nd", "nonzero", "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad",
     "pairwise_distance", "permute", "pixel_shuffle", "pixel_unshuffle", "polar", "polygamma", "positive", "pow",
     "prelu", "prod", "quantile", "real", "reciprocal", "relu", "relu6", "relu_", "remainder", "renorm", "repeat",
@@ -108,12 +114,13 @@ TRIED = frozenset((
     "rsub", "scalar_tensor", "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce",
     "searchsorted", "select", "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc",
     "sinh", "slice", "slice_scatter", "softmax", "softplus", "softshrink", "sort", "special_bessel_j0",
-    "special_erfcx", "split", "split_copy", "split_with_sizes", "sqrt", "square", "squeeze", "squeeze_", "stack",
-    "std", "std_mean", "stft", "sub", "sub_", "sum", "sym_size", "t", "take", "take_along_dim", "tan", "tanh",
-    "tanh_", "tensordot", "threshold", "tile", "to", "topk", "trace", "transpose", "trapezoid", "tril",
-    "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_",
-    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d", "vander", "var",
-    "var_mean", "view", "view_as", "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
+    "special_erfcx", "special_expit", "special_ndtr", "split", "split_copy", "split_with_sizes",
+    "sqrt", "square", "squeeze", "squeeze_", "stack", "std", "std_mean", "stft", "sub", "sub_", "sum", "sym_size",
+    "t", "take", "take_along_dim", "tan", "tanh", "tanh_", "tensordot", "threshold", "tile", "to", "topk", "trace",
+    "transpose", "trapezoid", "tril", "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold",
+    "unsqueeze", "unsqueeze_", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d",
+    "upsample_nearest2d", "vander", "var", "var_mean", "view", "view_as", "view_as_complex", "view_as_real",
+    "where", "xlogy", "zeros", "zeros_like",
 ))  # fmt: skip
 """Operations that were converted for every engine, whatever came of it."""
 
@@ -152,6 +159,9 @@ def refused(view: GraphView, call: Call, engine: str) -> str:
 
 WHOLE = ("int64", "int32", "int16", "int8", "uint8")
 BITWISE = ("__and__", "__or__", "__xor__", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not")  # fine on bool
+SUMS = ("scatter_add", "scatter_reduce")
+ADAPTIVE = ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")  # left where the places are read
+POOLS_WITH_PLACES = (*ADAPTIVE, "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices")
 SHIFTS = ("__rshift__", "__lshift__", "bitwise_right_shift", "bitwise_left_shift")
 
 
@@ -163,11 +173,12 @@ def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
         return engine in (TENSORRT, LITERT)
     if call.op == "pow" and call.dtype in WHOLE:
         return engine == LITERT
-    if call.op == "index_put" and len(call.arguments) > 3 and call.arguments[3] is True:
-        return engine in (TENSORRT, LITERT)
-    if call.op in ("index_put", "index_put_"):  # a mask as index needs the places where it is true
-        made = [view.graph.maker(name) for name in call.inputs]
-        return engine in (TENSORRT, LITERT) and any(each is not None and each.dtype == "bool" for each in made)
+    if call.op == "scatter":  # TensorRT takes no index that is longer than the axis
+        shape, index = view.graph.shape_of(call.inputs[0]), view.graph.shape_of(str(call.arguments[2]))
+        axis = call.arguments[1] % max(len(shape), 1)
+        return engine == TENSORRT and bool(shape) and (index[axis] or 0) > (shape[axis] or 0)
+    if call.op in POOLS_WITH_PLACES:
+        return engine in (TENSORRT, LITERT) or (call.op in ADAPTIVE and not _divides(view, call))
     if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] == "circular":
         return engine == OPENVINO
     if call.op == "relu" and len(call.shape) > 5:  # becomes tfl.maximum, which broadcasts over 5 axes
@@ -184,6 +195,20 @@ def convolved_otherwise(call: Call, axes: int) -> bool:
         return False
     stride, extra, dilation = (given.get(place, default) for place, default in ((3, [1]), (5, [0]), (7, [1])))
     return bool(axes > 2 or any(extra) or (max(stride) > 1 and max(dilation) > 1))
+
+
+def dense_scatter(view: GraphView, call: Call) -> int:
+    """How many comparisons a scatter that adds or reduces becomes for LiteRT and TensorRT: each place, each index."""
+    shape = view.graph.shape_of(call.inputs[0])
+    axis = call.arguments[1] % max(len(shape), 1)
+    index = view.graph.shape_of(str(call.arguments[2]))
+    return math.prod(size or 1 for size in index) * ((shape[axis] if shape else 1) or 1)
+
+
+def _divides(view: GraphView, call: Call) -> bool:
+    sizes = call.arguments[1]
+    axes = view.graph.shape_of(call.inputs[0])[-len(sizes) :]
+    return all((length or 0) % size == 0 for length, size in zip(axes, sizes, strict=True))
 
 
 def substitute(op: str) -> str:

@@ -227,27 +227,25 @@ def written(x: Tensor) -> Tensor:
     return x.index_copy(1, position, x[:, :1] * 2)
 
 
-def masked_write(x: Tensor) -> Tensor:
-    y = x.clone()
-    y[y > 0] = 0.0
-    return y
-
-
 OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("erfinv", lambda x: torch.erfinv(torch.tanh(x)), ENGINES),
     ("lgamma", lambda x: torch.lgamma(x.abs() + 1), ENGINES),
-    ("cumprod", lambda x: torch.cumprod(x, -1), ENGINES),
     ("inverse", lambda x: torch.inverse(x[:, :, :8] + 9 * torch.ones(8).diag()), ENGINES),
-    ("mask written by index", masked_write, ("tensorrt", "litert")),
+    ("places of a pool", lambda x: torch.nn.functional.max_pool1d(x, 2, return_indices=True), ("tensorrt", "litert")),
+    (
+        "places of an adaptive pool",
+        lambda x: torch.nn.functional.adaptive_max_pool2d(x, (3, 4), return_indices=True),
+        ENGINES,
+    ),
+    (
+        "scatter of a long index",
+        lambda x: x.scatter(1, INDEX.repeat(2)[None, :, None].expand(1, 16, 16), torch.cat([x, x], 1)),
+        ("tensorrt",),
+    ),
     ("det", lambda x: torch.det(x[:, :, :8]), ("openvino", "tensorrt", "litert")),
     ("bits of integers", lambda x: (x * 10).long() | 3, ("tensorrt", "litert")),
     ("bucketize", lambda x: torch.bucketize(x, torch.tensor([0.0, 1.0])).float() + x, ("litert",)),
     ("exp2", torch.exp2, ("litert",)),
-    (
-        "scatter_add",
-        lambda x: x.scatter_add(1, INDEX[None, :, None].expand(1, 8, 16), x * 2),
-        ("tensorrt", "litert"),
-    ),
     ("rfft", lambda x: torch.fft.rfft(x).abs(), ("openvino", "tensorrt")),
     ("cond", lambda x: torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y + 1, (x,)), ("litert",)),
 )
@@ -297,6 +295,12 @@ CASES: Mapping[str, Case] = {
         lambda: odd(lambda x, w: functional.conv_transpose1d(x, w, None, 2, 1, 1), w=torch.randn(8, 2, 3)),
         lambda: odd(lambda x, w: functional.conv_transpose1d(x, w, None, 2), w=torch.randn(8, 2, 3)),
         everywhere("handled", "litert"),
+    ),
+    "sum by index": Case(
+        "cache-update",
+        lambda: odd(lambda x: x.scatter_add(1, INDEX[None, :, None].expand(1, 8, 16), x * 2)),
+        plain,
+        everywhere("slow", "litert", "tensorrt"),
     ),
     "many partitions": Case(
         "litert-partitions",

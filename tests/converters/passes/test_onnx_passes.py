@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from edgeattn.converters.passes.dense_scatters import dense_scatters
 from edgeattn.converters.passes.finite_onnx_masks import finite_onnx_masks
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.plain_constants import plain_constants
@@ -314,3 +315,25 @@ def test_quantized_constants_that_are_no_matrix_become_what_they_stand_for() -> 
     assert plain_constants(model) == 2
     assert ops(model) == ["DequantizeLinear", "MatMul", "Add", "Mul"]
     np.testing.assert_array_equal(run(model, x=x), expected)
+
+
+@pytest.mark.parametrize("opset", [17, 18])
+@pytest.mark.parametrize(("reduction", "axis"), [("add", 0), ("mul", 1), ("max", -1), ("min", 0)])
+def test_a_scatter_that_reduces_becomes_a_comparison(reduction: str, axis: int, opset: int) -> None:
+    if opset == 17 and reduction in ("max", "min"):
+        reduction = "add"  # the others came with 18
+    data, updates = RNG.standard_normal((6, 8)).astype(np.float32), RNG.standard_normal((6, 8)).astype(np.float32)
+    indices = RNG.integers(0, 6, (6, 8))
+    node = helper.make_node("ScatterElements", ["x", "i", "u"], ["y"], name="sum", axis=axis, reduction=reduction)
+    model = model_of([node], {"x": [6, 8], "u": [6, 8]}, opset=opset, i=indices)
+    expected = run(model, x=data, u=updates)
+    assert dense_scatters(model) == 1
+    assert "ScatterElements" not in {each.op_type for each in model.graph.node}
+    assert [each.name for each in model.graph.node if "y" in each.output] == ["sum"]  # a scan's name for it
+    np.testing.assert_allclose(run(model, x=data, u=updates), expected, atol=1e-6)
+
+
+def test_a_scatter_that_only_writes_stays() -> None:
+    node = helper.make_node("ScatterElements", ["x", "i", "u"], ["y"], axis=0)
+    model = model_of([node], {"x": [6, 8], "u": [6, 8]}, i=np.zeros((6, 8), np.int64))
+    assert dense_scatters(model) == 0

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+ORT = ".ort"
 OLDEST_RUN = 7  # opset that ONNX Runtime still runs
 RUN_SECONDS = 120  # of one call on one thread; an example input of an edge model takes seconds
 Read = Callable[[Path], "onnx.ModelProto"]
 
 
 def owns(reference: str) -> bool:
-    """Whether a reference is an .onnx file."""
-    return Path(reference).suffix == ".onnx"
+    """Whether a reference is an .onnx file, or one in ONNX Runtime's own format."""
+    return Path(reference).suffix in (".onnx", ORT)
 
 
 def load(reference: str, examples: Examples = NONE) -> EdgeModel:
@@ -53,9 +54,11 @@ def load(reference: str, examples: Examples = NONE) -> EdgeModel:
     """
     for extra in ("torch", "onnx", ONNXRUNTIME.module):
         load_extra(extra, "convert")
+    from edgeattn.sources.onnx.ort import read_ort
     from edgeattn.sources.onnx.read import read_onnx
 
-    return load_read(Path(reference), examples, read_onnx)
+    path = Path(reference)
+    return load_read(path, examples, read_ort if path.suffix == ORT else read_onnx)
 
 
 def load_read(path: Path, examples: Examples, read: Read) -> EdgeModel:
@@ -255,7 +258,8 @@ class _Reader:
     def guess(self, error: InputError | UnsupportedError) -> str:
         """What to do where an example was guessed and the file does not take it."""
         ports = [port for port in self.inputs if None in port.sizes or not port.dtype.startswith("float")]
-        if self.given or not ports or not isinstance(error, ModelError):
+        refused = isinstance(error, ModelError) or "ONNX Runtime" in str(error)
+        if self.given or not ports or not refused:
             return ""
         return (
             f"; the example of {', '.join(port.name for port in ports[:3])} was guessed: give one as "
@@ -283,7 +287,10 @@ class _Reader:
         if opsets(self.source)[""] < OLDEST_RUN:
             runtime = _Runtime(static, example)
             notes.append(f"compared as opset 11: ONNX Runtime runs {OLDEST_RUN} and newer")
-        expected = runtime.outputs()
+        expected = runtime.outputs([value.name for value in static.graph.output])
+        empty = [value.name for value in self.source.graph.output if value.name not in expected]
+        if empty:
+            notes.append(f"outputs {', '.join(empty[:4])}{' ...' if len(empty) > 4 else ''} are empty and left out")
         opset = next(entry.version for entry in static.opset_import if not entry.domain)
         kept = upgrade(static)
         if kept:
@@ -310,8 +317,8 @@ class _Runtime:
         self.model = model
         self.example = example
 
-    def outputs(self) -> Arrays:
-        names = [value.name for value in self.model.graph.output]
+    def outputs(self, names: list[str]) -> Arrays:
+        """Values of these outputs."""
         return self._run(self.model, names)
 
     def intermediate(self, names: Any) -> Arrays:

@@ -80,6 +80,8 @@ def checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         for tensor in tensors(model.graph):
             check_tensor(tensor)
         _check_depth(model.graph)
+        for body in reversed(list(graphs(model.graph))[1:]):  # the innermost first; ONNX Runtime's format has any order
+            _sort(body)
         unshadow(model.graph)
         _check_names(model.graph, ())
         for part in graphs(model.graph):

@@ -307,7 +307,7 @@ class Walk:
 
         self._name_outputs()
         graph = self.model.graph
-        outputs = [value.name for value in graph.output]
+        outputs = self._outputs()
         needed, nodes = set(outputs), []
         for proto in reversed(self.kept):
             if needed & set(proto.output):
@@ -342,6 +342,11 @@ class Walk:
         )
         return made
 
+    def _outputs(self) -> list[str]:
+        """Outputs that hold anything, or all if none does: merged decoders give caches of no rows in one branch."""
+        outputs = [value.name for value in self.model.graph.output]
+        return [name for name in outputs if 0 not in self.values[self.resolve(name)].shape] or outputs
+
     def _check_size(self, made: onnx.ModelProto) -> None:
         size = sum(len(tensor.raw_data) for tensor in made.graph.initializer)
         if size > MAX_TENSOR_BYTES:
@@ -353,7 +358,7 @@ class Walk:
         """Outputs that other names stand for get their own name back, by renaming or by an Identity."""
         import onnx
 
-        outputs = [value.name for value in self.model.graph.output]
+        outputs = self._outputs()
         made = {name for node in self.kept for name in node.output}
         for name in dict.fromkeys(outputs):
             source = self.resolve(name)

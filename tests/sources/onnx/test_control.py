@@ -191,3 +191,25 @@ def test_a_loop_of_too_many_steps_that_ends_on_a_value_stays_and_says_so(read: R
     module = read(halting(65)).modules["main"]
     assert isinstance(module, OnnxRuntimeModule)
     assert "it ends on a value and runs up to 65 steps, more than 64" in module.unsupported
+
+
+def test_outputs_that_hold_nothing_are_left_out_and_told(read: Read) -> None:
+    nodes = [node("Neg", ["x"], ["y"]), node("Slice", ["x", "zero", "zero"], ["cache"])]
+    model = model_of(nodes, [info("x", [1, 4])], ["cache", "y"], {"zero": np.array([0])})
+    source = read(model)
+    assert source.spec.graphs[0].output_names == ("y",)
+    assert "outputs cache are empty and left out" in source.notes
+
+
+def test_a_body_may_list_its_nodes_in_any_order(read: Read) -> None:
+    model = forked()
+    branch = next(a.g for a in model.graph.node[3].attribute if a.name == "then_branch")
+    sorted_ = [node("Sub", ["x", "one"], ["d"]), node("Tanh", ["d"], ["a"])]
+    del branch.node[:]
+    branch.node.extend(sorted_)
+    shuffled = onnx.ModelProto()
+    shuffled.CopyFrom(model)
+    other = next(a.g for a in shuffled.graph.node[3].attribute if a.name == "then_branch")
+    del other.node[:]
+    other.node.extend(reversed(sorted_))
+    agrees(model, read(shuffled), {"x": np.ones((1, 4), np.float32)}, {"x": -np.ones((1, 4), np.float32)})

@@ -80,6 +80,8 @@ CASES: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("Wav2Vec2ForCTC", "Wav2Vec2Config", SOUND, "automatic-speech-recognition", "input_values"),
     ("ASTForAudioClassification", "ASTConfig", BLOCKS | {"patch_size": 8, "max_length": 24, "num_mel_bins": 16, "time_stride": 8, "frequency_stride": 8}, "audio-classification", "input_values"),
     ("PatchTSTForPrediction", "PatchTSTConfig", SERIES | {"d_model": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 16}, "prediction", "past_values"),
+    ("TimesFmModel", "TimesFmConfig", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "head_dim": 8, "intermediate_size": 48, "context_length": 64}, "feature-extraction", "past_values past_values_padding freq"),
+    ("Mamba2Model", "Mamba2Config", {"hidden_size": 32, "num_hidden_layers": 1, "num_heads": 8, "head_dim": 8, "state_size": 8, "vocab_size": 97, "n_groups": 1, "chunk_size": 8}, "feature-extraction", "input_ids attention_mask"),
     ("VideoMAEForVideoClassification", "VideoMAEConfig", IMAGE | {"num_frames": 4, "tubelet_size": 2}, "video-classification", "pixel_values"),
     ("LayoutLMForTokenClassification", "LayoutLMConfig", TEXT, "token-classification", "input_ids attention_mask bbox token_type_ids"),
     ("PerceiverModel", "PerceiverConfig", {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}, "feature-extraction", "inputs"),

@@ -25,6 +25,8 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "
 
 MAX_JSON_BYTES = 64 * 2**20  # the largest vocabulary of labels in use is a hundredth of it
 MAX_NUMBER = 2**31 - 1  # of any size in config.json
+FLOAT = "__float__"
+NOT_IN_JSON = ("Infinity", "-Infinity", "NaN")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,15 @@ def read_config(directory: Path) -> dict[str, Any]:
         if abs(value) > MAX_NUMBER:
             raise ModelError(f"{directory / CONFIG}: {place} = {str(value)[:24]} is no size of a model")
     return config
+
+
+def decoded_floats(value: Any) -> Any:
+    """A config with what transformers writes for numbers that JSON lacks, ``{"__float__": "Infinity"}``, as floats."""
+    if isinstance(value, dict):
+        if set(value) == {FLOAT} and value[FLOAT] in NOT_IN_JSON:
+            return float(value[FLOAT])
+        return {key: decoded_floats(item) for key, item in value.items()}
+    return [decoded_floats(item) for item in value] if isinstance(value, list) else value
 
 
 def _numbers(value: Any, place: str) -> Iterator[tuple[str, int]]:

@@ -26,6 +26,7 @@ from edgeattn.sources.huggingface.checkpoint import (
     WEIGHTS,
     Weights,
     check_depth,
+    decoded_floats,
     read_config,
     read_weights,
     weight_files,
@@ -280,7 +281,7 @@ def _config(transformers: Any, path: Path, data: Mapping[str, Any]) -> Any:
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise ModelError(f"{path}: transformers {transformers.__version__} knows no model_type {kind!r:.80}{hint}")
     try:
-        config = transformers.CONFIG_MAPPING[kind].from_dict(plain_config(data))
+        config = transformers.CONFIG_MAPPING[kind].from_dict(plain_config(decoded_floats(dict(data))))
     except EdgeattnError as error:
         raise ModelError(f"{path}: {error}") from error
     except Exception as error:  # each config class checks in its own way

@@ -146,6 +146,8 @@ MAKERS: Mapping[str, Maker] = {
     "past_values": past_values,
     "past_time_features": past_time_features,
     "past_observed_mask": lambda source: np.ones_like(source.made["past_values"]),
+    "past_values_padding": lambda source: np.zeros(source.made["past_values"].shape, np.int64),
+    "freq": lambda _: np.zeros((1, 1), np.int64),  # TimesFM: the highest of its frequencies
     "future_values": future_values,
     "future_time_features": future_time_features,
     "states": decision_of("states"),

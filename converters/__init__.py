@@ -5,6 +5,7 @@ __all__ = [
     "engines",
     "litert",
     "onnx",
+    "onnx_operators",
     "openvino",
     "shared_weights",
     "tensorrt",

@@ -147,7 +147,8 @@ def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
     quantized = _write(proto, exporter, model, graph, path)
     del proto  # its weights: ONNX Runtime is about to hold them twice
     got = _run(path, graph, model.example[graph.name])
-    least = QUANTIZED_SQNR_DB if quantized else None
+    rounds = quantized or getattr(model.modules[graph.name], "rounds", False)
+    least = QUANTIZED_SQNR_DB if rounds else None
     compare(reference_outputs(model, graph), got, MAX_ABS_FP32, graph.name, "ONNX", least)
     return path
 

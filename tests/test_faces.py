@@ -22,7 +22,7 @@ FACES = {
         main
     """,
     "edgeattn.converters": """
-        conversion engines litert onnx openvino shared_weights tensorrt trace
+        conversion engines litert onnx onnx_operators openvino shared_weights tensorrt trace
     """,
     "edgeattn.converters.passes": """
         ONNX_PASSES TENSORRT_PASSES graph onnx_graph
@@ -102,8 +102,8 @@ FACES = {
         file read reference
     """,
     "edgeattn.sources.onnx.ops": """
-        CONTRIB Function Node NotImportableError TABLE TooManyStepsError attention elementwise indexing node
-        norms products quantized recurrent shapes to_tensor
+        CONTRIB Function Node NotImportableError TABLE TooManyStepsError attention blocks elementwise fused
+        fused_attention grouped_attention indexing node norms products quantized recurrent shapes to_tensor
     """,
     "edgeattn.sources.program": """
         Archive EXPORT GRAPH_FILE clean_archive

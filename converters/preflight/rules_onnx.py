@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from edgeattn.converters.onnx_operators import lacks
 from edgeattn.converters.preflight.rule import Issue, Question, Rule, Severity, only, through_onnx
 from edgeattn.converters.preflight.rules import LONG_ATTENTION
 from edgeattn.converters.preflight.view import GraphView
@@ -122,7 +123,7 @@ def value_sized(view: GraphView, question: Question) -> Iterator[Issue]:
 def missing_kernel(view: GraphView, question: Question) -> Iterator[Issue]:
     """ONNX operations that an engine's parser refuses."""
     for node in _graph(view).graph.node:
-        if question.engine in REFUSED.get(node.op_type, ()):
+        if question.engine in REFUSED.get(node.op_type, ()) or (view.refusal and lacks(question.engine, node)):
             yield _hit(
                 node,
                 "stops",

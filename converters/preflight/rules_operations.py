@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from edgeattn.converters.onnx_operators import takes
 from edgeattn.converters.preflight import tried as ops
 from edgeattn.converters.preflight.graph import PRODUCTS, SOFTMAX, VIEWS, Call
 from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, at
@@ -18,7 +19,7 @@ PARTITIONS = 2  # of the LiteRT delegate that cost nothing worth a row
 
 def unsupported_operation(view: GraphView, question: Question) -> Iterator[Issue]:
     """An operation that the engine or its converter lacks."""
-    if view.onnx is not None and ENGINES[question.engine].through_onnx:
+    if view.onnx is not None and ENGINES[question.engine].through_onnx and takes(question.engine, view.onnx):
         return  # the file itself goes to the engine
     for call in view.graph.calls:
         why = ops.refused(view, call, question.engine)

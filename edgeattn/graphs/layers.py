@@ -162,8 +162,8 @@ def fingerprints(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
 
 ROUNDING = (
     "QuantizeLinear", "DynamicQuantizeLinear", "QLinearMatMul", "QLinearConv", "QLinearAdd", "QLinearMul", "QGemm",
-    "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearGlobalAveragePool", "QLinearConcat",
-    "DynamicQuantizeMatMul",
+    "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearGlobalAveragePool", "QLinearAveragePool",
+    "QLinearConcat", "QLinearWhere", "DynamicQuantizeMatMul",
 )  # fmt: skip
 
 

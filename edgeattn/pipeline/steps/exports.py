@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,18 @@ class Exports:
             graph: tuple(island.node for island in half_islands(path, self.seen(graph)))
             for graph, path in self.onnx.items()
         }
+
+    def fit(self, engine: str) -> Exports:
+        """These exports where an engine takes every graph's own ONNX as it is, else those of the torch modules."""
+        from edgeattn.converters.onnx_operators import takes
+
+        whole = all(not hasattr(module, "unsupported") for module in self.model.modules.values())
+        taken = all(takes(engine, graph) for graph in self.model.onnx.values())
+        return self if taken or not whole else self._of_modules
+
+    @functools.cached_property
+    def _of_modules(self) -> Exports:
+        return Exports(replace(self.model, onnx={}), self.base, self.new_directory("of-modules"), self.pruning)
 
     @property
     def calibration(self) -> Mapping[str, Sequence[Arrays]]:

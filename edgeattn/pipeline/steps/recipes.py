@@ -81,6 +81,7 @@ def build(
     name = row.tried[0] if recipe == "int8" else recipe
     if name not in row.recipes:
         raise UnsupportedError(f"{backend} has no {name}; it has {', '.join(row.recipes)}")
+    exports = exports.fit(backend)
     quantized = None
     if name not in FLOATS:
         wanted = quantize_options or QuantizeOptions()

@@ -191,10 +191,10 @@ def _table_rows(graph: onnx.GraphProto) -> dict[str, int]:
     rows: dict[str, int] = {}
     sources = {value.name: {value.name} for value in graph.input if value.name not in constants}
     for node in graph.node:
-        if node.op_type in ("Gather", "EmbedLayerNormalization") and len(node.input) > 1:
+        if node.op_type in ("Gather", "GatherBlockQuantized", "EmbedLayerNormalization") and len(node.input) > 1:
             for table, index in _lookups(node):
                 if table in constants and constants[table].dims:
-                    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+                    axis = next((a.i for a in node.attribute if a.name in ("axis", "gather_axis")), 0)
                     size = int(constants[table].dims[axis])
                     for source in sources.get(index, ()):
                         rows[source] = min(rows.get(source, size), size)
@@ -206,7 +206,7 @@ def _table_rows(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _lookups(node: onnx.NodeProto) -> list[tuple[str, str]]:
-    if node.op_type == "Gather":
+    if node.op_type in ("Gather", "GatherBlockQuantized"):
         return [(node.input[0], node.input[1])]
     given = [*node.input, *[""] * 9]
     return [(given[2], given[0]), (given[3], given[8]), (given[4], given[1])]

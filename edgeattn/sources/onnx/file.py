@@ -109,7 +109,7 @@ def load_read(path: Path, examples: Examples, read: Read) -> EdgeModel:
         digest.hexdigest(),
         size,
         dims={GRAPH: dims} if dims else {},
-        onnx={GRAPH: made.static},
+        onnx={} if made.static is None else {GRAPH: made.static},
         resize=resize,
         notes=(*reader.notes, *made.notes),
     )
@@ -204,9 +204,14 @@ class _Made:
     """A graph for one set of shapes."""
 
     def __init__(
-        self, static: onnx.ModelProto, module: torch.nn.Module, inputs: Arrays, outputs: Arrays, notes: tuple[str, ...]
+        self,
+        static: onnx.ModelProto | None,
+        module: torch.nn.Module,
+        inputs: Arrays,
+        outputs: Arrays,
+        notes: tuple[str, ...],
     ) -> None:
-        self.static = static
+        self.static = static  # None where engines get what is exported of the module
         self.module = module
         self.inputs = inputs
         self.outputs = outputs
@@ -273,6 +278,8 @@ class _Reader:
 
     def _made(self, example: Mapping[str, np.ndarray]) -> _Made:
         from edgeattn.sources.onnx.example import bound_arrays
+        from edgeattn.sources.onnx.handed import not_handed
+        from edgeattn.sources.onnx.imported import ImportedModel
         from edgeattn.sources.onnx.importer import import_onnx
         from edgeattn.sources.onnx.reference import OnnxRuntimeModule, check_against_runtime
         from edgeattn.sources.onnx.static import make_static
@@ -298,10 +305,15 @@ class _Reader:
         self._passes(static)
         module = import_onnx(static)
         _name_nodes(static)
+        again = not_handed(static)
         if isinstance(module, OnnxRuntimeModule):
             notes.append(f"runs in ONNX Runtime alone: {module.unsupported}")
+        elif again:
+            notes.append(f"exported again for every engine: {', '.join(again)} written with plain operators")
         notes.append(check_against_runtime(static, module, example, expected))
-        return _Made(static, module, dict(example), expected, tuple(note for note in notes if note))
+        whole = again and isinstance(module, ImportedModel)
+        told = tuple(note for note in notes if note)
+        return _Made(None if whole else static, module, dict(example), expected, told)
 
     def _passes(self, static: onnx.ModelProto) -> None:
         from edgeattn.converters.passes import ONNX_PASSES

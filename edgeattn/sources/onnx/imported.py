@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgeattn.converters.trace import first_line
 from edgeattn.errors import UnsupportedError
+from edgeattn.graphs.layers import ROUNDING
 from edgeattn.sources.onnx.values import (
     Value,
     outputs_of,
@@ -42,7 +43,11 @@ class Step:
 
 
 class ImportedModel(nn.Module):
-    """The torch module of an ONNX graph. It takes the graph's inputs by name or in order, and returns a dict."""
+    """The torch module of an ONNX graph. It takes the graph's inputs by name or in order, and returns a dict.
+
+    Attributes:
+        rounds: whether activations are rounded to integers, which engines may do by single steps otherwise.
+    """
 
     def __init__(
         self, inputs: Mapping[str, Value], outputs: Sequence[str], steps: Sequence[Step], root: nn.Module
@@ -52,6 +57,7 @@ class ImportedModel(nn.Module):
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.steps = tuple(steps)
+        self.rounds = any(step.op.rpartition(".")[2] in ROUNDING for step in steps)
         for name, child in root.named_children():
             self.add_module(name, child)
         last = {name: i for i, step in enumerate(steps) for name in step.inputs}

@@ -73,6 +73,10 @@ class _Importer:
         self.origin = {name: name for name in self.values}  # constant -> the initializer that it was made from
         self.places = Places(model.graph)
         self.nodes = self._with_real_tables(list(model.graph.node))
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
         self.weights: dict[Any, nn.Parameter] = {}
 
     def module(self) -> nn.Module:
@@ -133,7 +137,7 @@ class _Importer:
     def _step(
         self, proto: onnx.NodeProto, root: nn.Module, biases: Mapping[str, tuple[str, str]], done: set[str]
     ) -> Step | None:
-        node = make_node(proto, self.versions, self.values)
+        node = make_node(proto, self.versions, self.values, wide=self._read_as_numbers(proto))
         function = _repetition(proto, node) or build(node)
         constants = constant_inputs(node)
         if constants is not None and proto.input:
@@ -143,7 +147,7 @@ class _Importer:
                     self.origin[name] = self.origin.get(proto.input[0], proto.input[0])
             return self._given(proto, root) if any(n in self._outputs() for n in proto.output) else None
         left = {i: to_tensor(a) for i, a in node.constants.items() if i not in node.taken}
-        if "uant" in node.op or node.op.startswith("Q") or "Integer" in node.op:
+        if _is_quantized(proto):
             left = {i: _signed(tensor) for i, tensor in left.items()}
         outputs = tuple(proto.output)
         if isinstance(function, Linear) and getattr(function, "bias", None) is None and outputs[0] in biases:
@@ -164,6 +168,16 @@ class _Importer:
             inputs = inputs[:1]  # what may replace it, such as two layers of low rank, takes no more
         name = f"{node.domain}.{node.op}" if node.domain else node.op
         return Step(path, tuple(inputs), outputs, describe(proto), name, _attributes(node))
+
+    def _read_as_numbers(self, proto: onnx.NodeProto) -> bool:
+        """Whether all that reads what a node makes widens it: operators of quantized files."""
+        if any(name in self._outputs() for name in proto.output) or all(self._is_constant(n) for n in proto.input if n):
+            return False
+        return all(_is_quantized(reader) for name in proto.output for reader in self.readers.get(name, ()))
+
+    def _is_constant(self, name: str) -> bool:
+        value = self.values.get(name)
+        return value is not None and value.constant is not None
 
     def _given(self, proto: onnx.NodeProto, root: nn.Module) -> Step:
         """A constant that the graph hands out."""
@@ -213,6 +227,11 @@ class _Importer:
                 digest = hashlib.blake2b(parameter.detach().numpy().data, digest_size=16).digest()
                 key = (tuple(parameter.shape), parameter.dtype, digest)
                 part.register_parameter(name, self.weights.setdefault(key, parameter))
+
+
+def _is_quantized(node: onnx.NodeProto) -> bool:
+    """Whether an operator reads integers as numbers with a zero-point."""
+    return "uant" in node.op_type or node.op_type.startswith("Q") or "Integer" in node.op_type
 
 
 def _repetition(proto: onnx.NodeProto, node: Node) -> nn.Module | None:

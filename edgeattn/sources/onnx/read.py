@@ -15,6 +15,7 @@ from edgeattn.converters.trace import first_line
 from edgeattn.errors import ModelError, UnsupportedError, load_extra, unknown_name
 from edgeattn.guards.confined import regular_file
 from edgeattn.sources.onnx.external import MAX_BYTES, load_external
+from edgeattn.sources.onnx.handed import RUNTIME_OWN
 from edgeattn.sources.onnx.node_names import captured, unshadow
 from edgeattn.sources.onnx.stored import check_numbers, check_tensor
 from edgeattn.sources.onnx.values import SHOWN, STANDARD, describe
@@ -29,7 +30,9 @@ MAX_NODES = 100_000  # functions inlined
 MAX_DEPTH = 16  # bodies within bodies
 MAX_PORTS = 1_000  # inputs, and outputs, of a graph
 MAX_NAME = 4_096  # characters
-DOMAINS = ("com.microsoft", "ai.onnx.ml")
+CONTRIB = "com.microsoft"
+DOMAINS = (CONTRIB, "ai.onnx.ml")
+LAYER_NORM = 17  # the first opset with LayerNormalization
 TRAINING = ("ai.onnx.preview.training", "ai.onnx.training")
 TRAINING_OPS = ("Adagrad", "Adam", "Momentum", "Gradient", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss")
 RANDOM_OPS = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -99,14 +102,29 @@ def _check_standard(model: onnx.ModelProto) -> None:
     """What onnx's own checker finds. It demands a shape of every output; ONNX Runtime finds those itself."""
     import onnx
 
+    own = [node for part in graphs(model.graph) for node in part.node if _is_of_runtime(node, model)]
+    if own and all(entry.domain != CONTRIB for entry in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))
+    for node in own:
+        node.domain = CONTRIB  # the checker knows none of its operators
     outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in model.graph.output]
     for value in model.graph.output:
         if not value.type.tensor_type.HasField("shape"):
             value.type.tensor_type.shape.SetInParent()
             value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or onnx.TensorProto.FLOAT
     onnx.checker.check_model(model)
+    for node in own:
+        node.domain = ""
     del model.graph.output[:]
     model.graph.output.extend(outputs)
+
+
+def _is_of_runtime(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime has an operator in the standard's domain where the standard has none: its optimizer's."""
+    if node.domain not in STANDARD:
+        return False
+    opset = next((entry.version for entry in model.opset_import if entry.domain in STANDARD), 0)
+    return node.op_type in RUNTIME_OWN or (node.op_type == "LayerNormalization" and opset < LAYER_NORM)
 
 
 def _check_counts(model: onnx.ModelProto) -> None:
@@ -234,7 +252,7 @@ def _check_operators(graph: onnx.GraphProto) -> None:
                 )
             if node.domain in STANDARD and node.op_type in RANDOM_OPS:
                 raise ModelError(f"outputs change between calls: {describe(node)} draws random numbers")
-            if node.domain in STANDARD and not onnx.defs.has(node.op_type):
+            if node.domain in STANDARD and node.op_type not in RUNTIME_OWN and not onnx.defs.has(node.op_type):
                 raise UnsupportedError(
                     f"{describe(node)}: {unknown_operator(node.op_type[:SHOWN])}, or a node of a custom domain without "
                     "its name"

@@ -74,11 +74,16 @@ def describe(node: onnx.NodeProto) -> str:
 
 
 def make_node(
-    proto: onnx.NodeProto, versions: Mapping[str, int], values: Mapping[str, Value], limit: int | None = None
+    proto: onnx.NodeProto,
+    versions: Mapping[str, int],
+    values: Mapping[str, Value],
+    limit: int | None = None,
+    wide: bool = False,
 ) -> Node:
     """A node with what is known of its inputs.
 
     Args:
+        wide: whether it may make int32 of 8-bit integers.
         limit: constants of more elements than this, or floats of more than 16, are treated as unknown; None knows all.
     """
     import onnx
@@ -104,6 +109,7 @@ def make_node(
         dtypes=tuple(None if v is None else v.dtype for v in given),
         constants={i: array for i, array in known.items() if limit is None or _shapes_graph(array, limit)},
         outputs=tuple(bool(name) for name in proto.output),
+        wide=wide,
     )
 
 

@@ -16,7 +16,10 @@ from edgeattn.sources.onnx.ops import TABLE
 from edgeattn.sources.onnx.reference import difference, runtime_session
 from edgeattn.sources.onnx.static import make_static
 from edgeattn.sources.onnx.values import constant_value, without_constant
-from tests.sources.onnx.cases import CASES, Case
+from tests.sources.onnx import cases, contrib_cases
+from tests.sources.onnx.cases import Case
+
+CASES = [*cases.CASES, *contrib_cases.CASES]
 
 NEW = 23  # opsets from here on are newer than the oldest ONNX Runtime that we install
 # Computed when the graph is made static, so they never reach torch with inputs; tests/sources has graphs of them.

@@ -2,7 +2,11 @@
 
 from edgeattn.sources.onnx.ops import (
     attention,
+    blocks,
     elementwise,
+    fused,
+    fused_attention,
+    grouped_attention,
     indexing,
     norms,
     products,
@@ -28,7 +32,11 @@ __all__ = [
     "NotImportableError",
     "TooManyStepsError",
     "attention",
+    "blocks",
     "elementwise",
+    "fused",
+    "fused_attention",
+    "grouped_attention",
     "indexing",
     "node",
     "norms",

@@ -3,34 +3,70 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
 
-from edgeattn.sources.onnx.ops.node import CONTRIB, Function, Node, NotImportableError, op, to_tensor
-from edgeattn.sources.onnx.ops.products import Linear
+from edgeattn.sources.onnx.ops.node import Function, Node, NotImportableError, op, torch_type
 
 
-def _heads(x: Tensor, size: int) -> Tensor:
+def split_heads(x: Tensor, size: int) -> Tensor:
     """(N, T, heads * size) -> (N, heads, T, size): as many heads as there are, some may have been removed."""
     return x.reshape(x.shape[0], x.shape[1], x.shape[2] // size, size).transpose(1, 2)
 
 
-def _merged(x: Tensor) -> Tensor:
+def merged_heads(x: Tensor) -> Tensor:
     """(N, heads, T, d) -> (N, T, heads * d)."""
     return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], x.shape[1] * x.shape[3])
 
 
-def _repeated(x: Tensor, groups: int) -> Tensor:
+def repeated_heads(x: Tensor, groups: int) -> Tensor:
     """Key and value heads for grouped queries: each one ``groups`` times in a row."""
     return x if groups == 1 else torch.stack([x] * groups, 2).flatten(1, 2)
 
 
-def _causal(queries: int, keys: int, offset: int) -> Tensor:
+def beyond(queries: int, keys: int, offset: int) -> Tensor:
     """What each query must not see, (queries, keys) bool."""
     return torch.arange(keys)[None, :] > torch.arange(queries)[:, None] + offset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """Which keys a query sees by its place.
+
+    Attributes:
+        causal: none behind its own place.
+        left: how many before its own place, -1 for all.
+        right: how many behind it, -1 for all.
+    """
+
+    causal: bool
+    left: int
+    right: int
+
+    @classmethod
+    def of(cls, node: Node) -> Sight:
+        """As the attributes say."""
+        left, right = (node.integer(f"{side}_window_size", -1) for side in ("left", "right"))
+        return cls(causal=bool(node.integer("is_causal")), left=left, right=right)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every key is seen."""
+        return not self.causal and self.left < 0 and self.right < 0
+
+    def seen(self, queries: int, keys: int, offset: int | Tensor) -> Tensor:
+        """(queries, keys) bool; the first query stands at ``offset``, of shape (batch, 1, 1, 1) where it varies."""
+        own = torch.arange(queries)[:, None] + offset
+        places = torch.arange(keys)
+        right = 0 if self.causal else self.right
+        limits = [places <= own + right] if right >= 0 else []
+        if self.left >= 0:
+            limits.append(places >= own - self.left)
+        return limits[0] if len(limits) == 1 else limits[0] & limits[1]
 
 
 @op("Attention")
@@ -45,53 +81,50 @@ def _attention(node: Node) -> Function:
     share = q_heads // kv_heads
     node.told.update(head_sizes=tuple(sizes), share=share)
     scale = node.number("scale") or 1.0 / math.sqrt(size)
-    softcap, causal = node.number("softcap"), bool(node.integer("is_causal"))
-    mode = node.integer("qk_matmul_output_mode")
-    valid = node.static(6).astype(np.int64) if node.has(6) else None
-    wanted = node.outputs
+    softcap, sight = node.number("softcap"), Sight.of(node)
+    mode, wanted = node.integer("qk_matmul_output_mode"), node.outputs
+    precision = torch_type(node.integer("softmax_precision")) if "softmax_precision" in node.attributes else None
 
     def apply(
         q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, past_k: Tensor | None = None,
-        past_v: Tensor | None = None, _valid: None = None,
+        past_v: Tensor | None = None, lengths: Tensor | None = None,
     ) -> Tensor | tuple[Tensor | None, ...]:  # fmt: skip
         if flat:
-            q, k, v = (_heads(x, size) for x, size in zip((q, k, v), sizes, strict=True))
+            q, k, v = (split_heads(x, size) for x, size in zip((q, k, v), sizes, strict=True))
         past = 0
         if past_k is not None and past_v is not None:
             past = past_k.shape[2]
             k, v = torch.cat((past_k, k), 2), torch.cat((past_v, v), 2)
-        keys, values = _repeated(k, share), _repeated(v, share)
+        keys, values = repeated_heads(k, share), repeated_heads(v, share)
         scores = torch.matmul(q * scale, keys.transpose(-1, -2))
-        seen = [scores]
-        hidden = torch.zeros((), dtype=torch.bool)
-        if mask is not None and mask.shape[-1] < scores.shape[-1]:  # opset 24: the rest is hidden
-            value = False if mask.dtype == torch.bool else -math.inf
-            mask = torch.nn.functional.pad(mask, (0, scores.shape[-1] - mask.shape[-1]), value=value)
-        bias = mask
-        if causal:
-            hidden = _causal(scores.shape[-2], scores.shape[-1], past)
-            bias = _joined(bias, ~hidden)
-        if valid is not None:
-            within = torch.arange(scores.shape[-1])[None, :] < torch.from_numpy(valid)[:, None]
-            bias = _joined(bias, within[:, None, None, :])
+        scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+        bias = _bias(mask, sight, scores.shape[-2:], past, lengths)
+        hidden = scores
         if bias is not None:
-            scores = torch.where(bias, scores, -math.inf) if bias.dtype == torch.bool else scores + bias
-        seen.append(scores)
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        seen.append(scores)
-        weights = torch.softmax(scores, -1)
-        if bias is not None:  # the standard: a row that sees nothing is 0
-            unseen = bias.any(-1, True).logical_not() if bias.dtype == torch.bool else (bias == -math.inf).all(-1, True)
-            weights = torch.where(unseen, 0.0, weights)
-        seen.append(weights)
+            hidden = torch.where(bias, scores, -math.inf) if bias.dtype == torch.bool else scores + bias
+        weights = torch.softmax(hidden if precision is None else hidden.to(precision), -1).to(q.dtype)
+        if bias is not None and (mask is not None or lengths is not None or past + q.shape[2] > k.shape[2]):
+            weights = torch.where(_unseen(bias), 0.0, weights)  # the standard: a row that sees nothing is 0
         y = torch.matmul(weights, values)
-        result = (_merged(y) if flat else y, k, v, seen[mode])
+        result = (merged_heads(y) if flat else y, k, v, (scores, scores, hidden, weights)[mode])
         return result[: len(wanted)] if len(wanted) > 1 else result[0]
 
-    if softcap and (causal or node.has(3)):
-        raise NotImportableError("softcap together with a mask is not imported: opsets differ on their order")
     return apply
+
+
+def _bias(
+    mask: Tensor | None, sight: Sight, shape: Sequence[int], past: int, lengths: Tensor | None
+) -> Tensor | None:  # fmt: skip
+    """What is seen, or what is added to the scores; None where there is nothing to hide."""
+    queries, keys = shape
+    if mask is not None and mask.shape[-1] < keys:  # opset 24: the rest is hidden
+        value = False if mask.dtype == torch.bool else -math.inf
+        mask = F.pad(mask, (0, keys - mask.shape[-1]), value=value)
+    ends = None if lengths is None else lengths.reshape(-1, 1, 1, 1)
+    bias = mask
+    if not sight.whole:
+        bias = _joined(bias, sight.seen(queries, keys, past if ends is None or past else ends - queries))
+    return bias if ends is None else _joined(bias, torch.arange(keys) < ends)
 
 
 def _joined(bias: Tensor | None, visible: Tensor) -> Tensor:
@@ -100,98 +133,12 @@ def _joined(bias: Tensor | None, visible: Tensor) -> Tensor:
     return bias & visible if bias.dtype == torch.bool else torch.where(visible, bias, -math.inf)
 
 
-@op("Attention", domain=CONTRIB)
-def _fused_attention(node: Node) -> Function | nn.Module:
-    """One product for queries, keys and values, as ONNX Runtime's optimizer writes BERT."""
-    if node.has(4) or node.has(6) or "qkv_hidden_sizes" in node.attributes or any(node.outputs[1:]):
-        raise NotImportableError("past, its length, other hidden sizes or the present are not imported")
-    node.refuse("do_rotary", 0)
-    size = node.shape(1)[1] // 3 // node.integer("num_heads")
-    scale = node.number("scale") or 1.0 / math.sqrt(size)
-    low = node.number("mask_filter_value", -10000.0)
-    causal = bool(node.integer("unidirectional"))
-    if node.has(3) and node.rank(3) != 2:
-        raise NotImportableError(f"a mask of {node.rank(3)} axes is not imported, (batch, keys) is")
-
-    def mixed(qkv: Tensor, mask: Tensor | None, extra: Tensor | None) -> Tensor:
-        q, k, v = (_heads(t, size) for t in torch.split(qkv, qkv.shape[-1] // 3, -1))
-        return _attend(q, k, v, scale, mask, extra, low, causal)
-
-    if 1 in node.constants and (not node.has(2) or 2 in node.constants):
-        node.told.update(head_sizes=(size, size, size), share=1)
-        bias = to_tensor(node.static(2)) if node.has(2) else None
-        return _Projected(Linear(to_tensor(node.static(1)).t().contiguous(), bias), mixed)
-
-    def apply(
-        x: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None, _past: None = None,
-        extra: Tensor | None = None, *_: None,
-    ) -> Tensor:  # fmt: skip
-        return mixed(torch.nn.functional.linear(x, weight.t(), bias), mask, extra)
-
-    return apply
+def _unseen(bias: Tensor) -> Tensor:
+    """Rows that see nothing."""
+    return bias.any(-1, True).logical_not() if bias.dtype == torch.bool else (bias == -math.inf).all(-1, True)
 
 
-class _Projected(nn.Module):
-    """A linear layer for queries, keys and values, packed one after the other, and what is done with them."""
-
-    def __init__(self, projection: Linear, mixed: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]) -> None:
-        super().__init__()
-        self.projection = projection
-        self._mixed = mixed
-
-    def forward(
-        self, x: Tensor, _weight: None = None, _bias: None = None, mask: Tensor | None = None, _past: None = None,
-        extra: Tensor | None = None, *_: None,
-    ) -> Tensor:  # fmt: skip
-        """Attend."""
-        return self._mixed(self.projection(x), mask, extra)
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None, extra: Tensor | None, low: float, causal: bool
-) -> Tensor:
-    scores = torch.matmul(q * scale, k.transpose(-1, -2))
-    if mask is not None:
-        scores = scores + ((1 - mask.to(scores.dtype)) * low)[:, None, None, :]
-    if extra is not None:
-        scores = scores + extra
-    if causal:
-        scores = torch.where(_causal(q.shape[2], k.shape[2], k.shape[2] - q.shape[2]), low, scores)
-    return _merged(torch.matmul(torch.softmax(scores, -1), v))
-
-
-@op("MultiHeadAttention", domain=CONTRIB)
-def _multi_head_attention(node: Node) -> Function:
-    if any(node.has(i) for i in range(6, 10)) or any(node.outputs[1:]):
-        raise NotImportableError("past and present are not imported")
-    if node.rank() != 3 or not node.has(1) or not node.has(2):
-        raise NotImportableError("packed queries, keys and values are not imported")
-    heads = node.integer("num_heads")
-    size = node.shape()[2] // heads
-    value_size = node.shape(2)[3] if node.rank(2) == 4 else node.shape(2)[2] // heads
-    scale = node.number("scale") or 1.0 / math.sqrt(size)
-    node.told.update(head_sizes=(size, size, value_size), share=1)
-    low, causal = node.number("mask_filter_value", -10000.0), bool(node.integer("unidirectional"))
-    if node.has(4) and node.rank(4) != 2:
-        raise NotImportableError(f"a mask of {node.rank(4)} axes is not imported, (batch, keys) is")
-
-    def apply(
-        q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, mask: Tensor | None = None,
-        extra: Tensor | None = None, *_: None,
-    ) -> Tensor:  # fmt: skip
-        if bias is not None:
-            width = q.shape[2]
-            ours = bias[:width], bias[width : 2 * width], bias[2 * width :]
-            q = q + ours[0]
-            k = k + ours[1] if k.ndim == 3 else k + ours[1].reshape(1, k.shape[1], 1, -1)
-            v = v + ours[2] if v.ndim == 3 else v + ours[2].reshape(1, v.shape[1], 1, -1)
-        k, v = (t if t.ndim == 4 else _heads(t, n) for t, n in ((k, size), (v, value_size)))
-        return _attend(_heads(q, size), k, v, scale, mask, extra, low, causal)
-
-    return apply
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, size: int) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, size: int) -> Tensor:
     """Su et al. (2021), equation 34, on the first ``size`` values of the last axis; cos and sin fit half of it."""
     turned, kept = x[..., :size], x[..., size:]
     if interleaved:
@@ -203,7 +150,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, size: int) -
     return torch.cat((y, kept), -1) if kept.shape[-1] else y
 
 
-def _rotary(node: Node, cos_at: int, place_at: int) -> Function:
+def rotary(node: Node, cos_at: int, place_at: int) -> Function:
+    """Rotary embedding of a node whose tables and places are these inputs."""
     flat = node.rank() == 3
     heads = node.integer("num_heads")
     half = node.shape(cos_at)[-1]
@@ -223,23 +171,17 @@ def _rotary(node: Node, cos_at: int, place_at: int) -> Function:
         assert cos is not None
         assert sin is not None
         place = inputs[place_at] if place_at < len(inputs) else None
-        y = _heads(x, head_size) if flat else x
+        y = split_heads(x, head_size) if flat else x
         if place is not None:
             if scalar_place:
                 place = place + torch.arange(length, device=x.device)[None, :]
             cos, sin = torch.nn.functional.embedding(place, cos), torch.nn.functional.embedding(place, sin)
-        y = _rotate(y, cos.unsqueeze(1), sin.unsqueeze(1), interleaved, size)
-        return _merged(y) if flat else y
+        y = rotate(y, cos.unsqueeze(1), sin.unsqueeze(1), interleaved, size)
+        return merged_heads(y) if flat else y
 
     return apply
 
 
 @op("RotaryEmbedding")
 def _rotary_embedding(node: Node) -> Function:
-    return _rotary(node, cos_at=1, place_at=3)
-
-
-@op("RotaryEmbedding", domain=CONTRIB)
-def _fused_rotary_embedding(node: Node) -> Function:
-    node.refuse("scale", 1.0)
-    return _rotary(node, cos_at=2, place_at=1)
+    return rotary(node, cos_at=1, place_at=3)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from edgeattn.sources.onnx.ops.node import CONTRIB, Function, Node, NotImportableError, op, torch_type
+from edgeattn.sources.onnx.ops.node import Function, Node, NotImportableError, op, torch_type
 
 Unary = Callable[[Tensor], Tensor]
 Binary = Callable[[Tensor, Tensor], Tensor]
@@ -204,26 +204,9 @@ def _shrink(node: Node) -> Function:
 
 
 @op("Gelu")
-@op("Gelu", domain=CONTRIB)
 def _gelu(node: Node) -> Function:
     approximate = node.text("approximate", "none")
     return lambda x: F.gelu(x, approximate=approximate)
-
-
-@op("FastGelu", domain=CONTRIB)
-def _fast_gelu(_node: Node) -> Function:
-    return lambda x, bias=None: F.gelu(x if bias is None else x + bias, approximate="tanh")
-
-
-@op("BiasGelu", domain=CONTRIB)
-def _bias_gelu(_node: Node) -> Function:
-    return lambda x, bias: F.gelu(x + bias)
-
-
-@op("QuickGelu", domain=CONTRIB)
-def _quick_gelu(node: Node) -> Function:
-    alpha = node.number("alpha", 1.702)
-    return lambda x: x * torch.sigmoid(alpha * x)
 
 
 @op("Swish")

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from edgeattn.sources.onnx.ops.node import Function, Node, NotImportableError, op, to_tensor
 
+SORTED = 3840  # the most that TensorRT sorts
+
 
 @op("Gather")
 def _gather(node: Node) -> Function | nn.Module:
@@ -22,11 +24,13 @@ def _gather(node: Node) -> Function | nn.Module:
         node.taken.add(0)
         return Table(to_tensor(table))
 
-    def apply(x: Tensor, indices: Tensor) -> Tensor:
-        flat = torch.where(indices < 0, indices + size, indices).reshape(-1)
-        return torch.index_select(x, axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return lambda x, indices: gathered(x, indices, axis)
 
-    return apply
+
+def gathered(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """Slices along an axis by index, negative ones counted from the end."""
+    flat = torch.where(indices < 0, indices + x.shape[axis], indices).reshape(-1)
+    return torch.index_select(x, axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
 class Table(nn.Embedding):
@@ -35,7 +39,7 @@ class Table(nn.Embedding):
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight.shape[0], weight.shape[1], _weight=weight, _freeze=True)
 
-    def forward(self, _: None, ids: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, _: None, ids: Tensor, *__: None) -> Tensor:  # type: ignore[override]
         """Rows by id."""
         return F.embedding(ids, self.weight)
 
@@ -167,11 +171,16 @@ def _top_k(node: Node) -> Function:
     count = int(node.static(1).reshape(-1)[0]) if node.has(1) else node.integer("k")
     largest, ordered = bool(node.integer("largest", 1)), bool(node.integer("sorted", 1))
 
-    def apply(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+    def sort(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
+        return values.narrow(axis, 0, count), places.narrow(axis, 0, count)
+
+    def top(x: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
         values, places = torch.topk(x, count, axis, largest, ordered)
         return values, places
 
-    return apply
+    # Of equal values the standard takes the first, torch's topk any; TensorRT sorts no more than 3,840.
+    return sort if node.shape()[axis] <= SORTED else top
 
 
 @op("ArgMax", "ArgMin")

@@ -41,6 +41,7 @@ class Node:
         dtypes: of each input, None where it is absent.
         constants: inputs whose values are known.
         outputs: whether each output is wanted.
+        wide: whether 8-bit integers that it makes may be int32: not every engine holds bytes between two nodes.
         taken: inputs that the importer has read; they do not reach the function.
         told: what the importer has found out beyond the attributes.
     """
@@ -53,6 +54,7 @@ class Node:
     dtypes: tuple[torch.dtype | None, ...]
     constants: Mapping[int, np.ndarray]
     outputs: tuple[bool, ...]
+    wide: bool = False
     taken: set[int] = field(default_factory=set)
     told: dict[str, Any] = field(default_factory=dict)
 

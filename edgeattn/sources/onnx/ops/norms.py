@@ -138,46 +138,6 @@ def _rms_normalization(node: Node) -> Function:
     return apply
 
 
-@op("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=CONTRIB)
-def _skip_layer_normalization(node: Node) -> Function:
-    eps = node.number("epsilon", 1e-12 if node.op == "SkipLayerNormalization" else 1e-6)
-    shape = node.shape()[-1:]
-    simplified = node.op.startswith("SkipSimplified")
-    wanted = node.outputs
-
-    def apply(x: Tensor, skip: Tensor, gamma: Tensor, *rest: Tensor | None) -> Tensor | tuple[Tensor | None, ...]:
-        beta, bias = (None, *rest, None)[:2] if simplified else (*rest, None, None)[:2]
-        total = x + skip if bias is None else x + skip + bias
-        y = F.rms_norm(total, shape, gamma, eps) if simplified else F.layer_norm(total, shape, gamma, beta, eps)
-        return (y, None, None, total)[: len(wanted)] if len(wanted) > 1 else y
-
-    if simplified and node.has(3):
-        return apply
-    return apply
-
-
-@op("EmbedLayerNormalization", domain=CONTRIB)
-def _embed_layer_normalization(node: Node) -> Function:
-    eps = node.number("epsilon", 1e-12)
-    length = node.shape()[1]
-    wanted = len(node.outputs)
-    if node.has(7) and node.outputs[1]:
-        raise NotImportableError("the mask index is not imported")
-
-    def apply(
-        ids: Tensor, segments: Tensor | None, words: Tensor, places: Tensor, kinds: Tensor | None,
-        gamma: Tensor, beta: Tensor, _mask: Tensor | None = None, positions: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor | None, ...]:  # fmt: skip
-        total = F.embedding(ids, words)
-        total = total + (places[:length] if positions is None else F.embedding(positions, places))
-        if segments is not None and kinds is not None:
-            total = total + F.embedding(segments, kinds)
-        y = F.layer_norm(total, total.shape[-1:], gamma, beta, eps)
-        return y if wanted == 1 else (y, torch.zeros(ids.shape[0], dtype=torch.int32), total)[:wanted]
-
-    return apply
-
-
 def _channels(x: Tensor, rank: int) -> Tensor:
     return x.reshape(1, -1, *[1] * (rank - 2))
 

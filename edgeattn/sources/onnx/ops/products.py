@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from edgeattn.sources.onnx.ops.node import CONTRIB, Function, Node, NotImportableError, op, to_tensor
+from edgeattn.sources.onnx.ops.node import Function, Node, NotImportableError, op, to_tensor
 
 
 class Linear(nn.Linear):
@@ -73,19 +73,6 @@ def _gemm(node: Node) -> Function | nn.Module:
 def _einsum(node: Node) -> Function:
     equation = node.text("equation").replace(" ", "")
     return lambda *inputs: torch.einsum(equation, *inputs)
-
-
-@op("FusedMatMul", domain=CONTRIB)
-def _fused_matmul(node: Node) -> Function:
-    node.refuse("transBatchA", 0)
-    node.refuse("transBatchB", 0)
-    alpha, turn_a, turn_b = node.number("alpha", 1.0), node.integer("transA"), node.integer("transB")
-
-    def apply(a: Tensor, b: Tensor) -> Tensor:
-        product = torch.matmul(a.transpose(-1, -2) if turn_a else a, b.transpose(-1, -2) if turn_b else b)
-        return product if alpha == 1.0 else product * alpha
-
-    return apply
 
 
 @op("Det")

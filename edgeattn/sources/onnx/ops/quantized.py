@@ -7,14 +7,15 @@ it. Rounding is half to even and saturating, as the standard asks, so values agr
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
-from edgeattn.sources.onnx.ops.node import CONTRIB, Function, Node, NotImportableError, op, to_tensor
-from edgeattn.sources.onnx.ops.products import Linear, convolution, paddings
+from edgeattn.sources.onnx.ops.node import CONTRIB, TABLE, Function, Node, NotImportableError, op
+from edgeattn.sources.onnx.ops.products import convolution, paddings
 
 RANGES: dict[torch.dtype, tuple[int, int]] = {
     torch.uint8: (0, 255),
@@ -22,7 +23,39 @@ RANGES: dict[torch.dtype, tuple[int, int]] = {
     torch.uint16: (0, 65535),
     torch.int16: (-32768, 32767),
 }
+NARROW = {"uint4": (0, 15), "int4": (-8, 7), "uint2": (0, 3), "int2": (-2, 1)}  # that torch holds as 8-bit ones
+ELEMENTS: dict[int, tuple[torch.dtype, str]] = {  # output_dtype: the type that torch holds, a narrow one's name
+    2: (torch.uint8, ""), 3: (torch.int8, ""), 4: (torch.uint16, ""), 5: (torch.int16, ""),
+    21: (torch.uint8, "uint4"), 22: (torch.int8, "int4"), 25: (torch.uint8, "uint2"), 26: (torch.int8, "int2"),
+}  # fmt: skip
 Real = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """The integers that a node makes.
+
+    Attributes:
+        low: the least.
+        high: the greatest.
+        held: the type that holds them.
+        endless: whether a scale is infinite, as quantizers of masks of -inf write: NaN becomes the least then, as in
+            ONNX Runtime.
+    """
+
+    low: int
+    high: int
+    held: torch.dtype
+    endless: bool = False
+
+
+def integers(node: Node, kind: torch.dtype, narrow: str = "") -> Integers:
+    """Integers of a type; int32 holds them where the node may choose."""
+    if kind not in RANGES:
+        raise NotImportableError(f"{kind} is not imported, integers of up to 16 bits are")
+    floats = [array for array in node.constants.values() if array.dtype.kind == "f"]
+    endless = not all(np.isfinite(array).all() for array in floats)
+    return Integers(*NARROW.get(narrow, RANGES[kind]), torch.int32 if node.wide else kind, endless)
 
 
 def _along(value: Tensor, rank: int, axis: int) -> Tensor:
@@ -32,12 +65,12 @@ def _along(value: Tensor, rank: int, axis: int) -> Tensor:
     return value.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
-def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, wanted: torch.dtype) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, zero: Tensor | None, wanted: Integers) -> Tensor:
     """Saturating x / scale + zero-point, half to even."""
-    low, high = RANGES[wanted]
     y = torch.round(x / scale)
     y = y if zero is None else y + zero.to(x.dtype)
-    return torch.clamp(y, low, high).to(wanted)
+    y = torch.where(torch.isnan(y), wanted.low, y) if wanted.endless else y
+    return torch.clamp(y, wanted.low, wanted.high).to(wanted.held)
 
 
 def dequantize(x: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
@@ -62,13 +95,14 @@ def _block(node: Node, index: int = 1) -> Callable[[Tensor, int], Tensor]:
 @op("QuantizeLinear", domain=CONTRIB)
 def _quantize_linear(node: Node) -> Function:
     spread = _block(node)
-    kinds = {0: torch.uint8, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16}
     element = node.integer("output_dtype")
-    if not node.has(2) and element not in kinds:
-        raise NotImportableError(f"output_dtype = {element} is not imported, 8 and 16-bit integers are")
-    wanted = node.dtype(2) if node.has(2) else kinds[element]
-    if wanted not in RANGES:
-        raise NotImportableError(f"{wanted} is not imported, 8 and 16-bit integers are")
+    if node.has(2):
+        zero = node.constants.get(2)
+        wanted = integers(node, node.dtype(2), "" if zero is None else zero.dtype.name)
+    elif (element or 2) in ELEMENTS:
+        wanted = integers(node, *ELEMENTS[element or 2])
+    else:
+        raise NotImportableError(f"output_dtype = {element} is not imported, integers of up to 16 bits are")
     return lambda x, scale, zero=None: quantize(x, spread(scale, 1), None if zero is None else spread(zero, 2), wanted)
 
 
@@ -88,15 +122,18 @@ def _dynamic(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @op("DynamicQuantizeLinear")
-def _dynamic_quantize_linear(_node: Node) -> Function:
+def _dynamic_quantize_linear(node: Node) -> Function:
+    held = integers(node, torch.uint8).held
+
     def apply(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, scale, zero = _dynamic(x)
-        return y.to(torch.uint8), scale, zero.to(torch.uint8)
+        return y.to(held), scale, zero.to(held)
 
     return apply
 
 
-def _centred(x: Tensor, zero: Tensor | None, rank: int, axis: int) -> Tensor:
+def centred(x: Tensor, zero: Tensor | None, rank: int, axis: int) -> Tensor:
+    """X - zero-point in float32, where products of 8-bit values are exact."""
     y = x.to(torch.float32)
     return y if zero is None else y - _along(zero, rank, axis).to(torch.float32)
 
@@ -106,7 +143,7 @@ def _matmul_integer(node: Node) -> Function:
     ranks = node.rank(), node.rank(1)
 
     def apply(a: Tensor, b: Tensor, az: Tensor | None = None, bz: Tensor | None = None) -> Tensor:
-        product = _centred(a, az, ranks[0], ranks[0] - 2) @ _centred(b, bz, ranks[1], ranks[1] - 1)
+        product = centred(a, az, ranks[0], ranks[0] - 2) @ centred(b, bz, ranks[1], ranks[1] - 1)
         return product.to(torch.int32)
 
     return apply
@@ -120,7 +157,7 @@ def _matmul_integer_to_float(node: Node) -> Function:
         a: Tensor, b: Tensor, a_scale: Tensor, b_scale: Tensor, az: Tensor | None = None, bz: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        product = _centred(a, az, ranks[0], ranks[0] - 2) @ _centred(b, bz, ranks[1], ranks[1] - 1)
+        product = centred(a, az, ranks[0], ranks[0] - 2) @ centred(b, bz, ranks[1], ranks[1] - 1)
         y = product * (_along(a_scale, ranks[0], ranks[0] - 2) * _along(b_scale, ranks[1], ranks[1] - 1))
         return y if bias is None else y + bias
 
@@ -133,7 +170,7 @@ def _dynamic_quantize_matmul(node: Node) -> Function:
 
     def apply(x: Tensor, b: Tensor, scale: Tensor, zero: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
         y, x_scale, x_zero = _dynamic(x)
-        product = (y - x_zero) @ _centred(b, zero, rank, rank - 1) * (x_scale * _along(scale, rank, rank - 1))
+        product = (y - x_zero) @ centred(b, zero, rank, rank - 1) * (x_scale * _along(scale, rank, rank - 1))
         return product if bias is None else product + bias
 
     return apply
@@ -143,9 +180,7 @@ def _dynamic_quantize_matmul(node: Node) -> Function:
 def _conv_integer(node: Node) -> Function:
     apply = _integer_convolution(node, 1)
     rank = node.rank()
-    return lambda x, w, xz=None, wz=None: apply(_centred(x, xz, rank, 1), _centred(w, wz, rank, 0), None).to(
-        torch.int32
-    )
+    return lambda x, w, xz=None, wz=None: apply(centred(x, xz, rank, 1), centred(w, wz, rank, 0), None).to(torch.int32)
 
 
 def _integer_convolution(node: Node, weight: int) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
@@ -155,12 +190,12 @@ def _integer_convolution(node: Node, weight: int) -> Callable[[Tensor, Tensor, T
 
 @op("QLinearMatMul")
 def _qlinear_matmul(node: Node) -> Function:
-    ranks, wanted = (node.rank(), node.rank(3)), node.dtype(7)
+    ranks, wanted = (node.rank(), node.rank(3)), integers(node, node.dtype(7))
 
     def apply(
         a: Tensor, a_scale: Tensor, az: Tensor, b: Tensor, b_scale: Tensor, bz: Tensor, scale: Tensor, zero: Tensor
     ) -> Tensor:
-        product = _centred(a, az, ranks[0], ranks[0] - 2) @ _centred(b, bz, ranks[1], ranks[1] - 1)
+        product = centred(a, az, ranks[0], ranks[0] - 2) @ centred(b, bz, ranks[1], ranks[1] - 1)
         real = product * (_along(a_scale, ranks[0], ranks[0] - 2) * _along(b_scale, ranks[1], ranks[1] - 1))
         return quantize(real, scale.reshape(()), zero.reshape(()), wanted)
 
@@ -169,13 +204,13 @@ def _qlinear_matmul(node: Node) -> Function:
 
 @op("QLinearConv")
 def _qlinear_conv(node: Node) -> Function:
-    convolve, rank, wanted = _integer_convolution(node, 3), node.rank(), node.dtype(7)
+    convolve, rank, wanted = _integer_convolution(node, 3), node.rank(), integers(node, node.dtype(7))
 
     def apply(
         x: Tensor, x_scale: Tensor, xz: Tensor, w: Tensor, w_scale: Tensor, wz: Tensor, scale: Tensor, zero: Tensor,
         bias: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        total = convolve(_centred(x, xz, rank, 1), _centred(w, wz, rank, 0), None)
+        total = convolve(centred(x, xz, rank, 1), centred(w, wz, rank, 0), None)
         if bias is not None:
             total = total + _along(bias, rank, 1).to(torch.float32)
         real = total * (x_scale.reshape(()) * _along(w_scale, rank, 1))
@@ -187,13 +222,13 @@ def _qlinear_conv(node: Node) -> Function:
 @op("QGemm", domain=CONTRIB)
 def _qgemm(node: Node) -> Function:
     turn_a, turn_b, alpha = node.integer("transA"), node.integer("transB"), node.number("alpha", 1.0)
-    wanted = node.dtype(8) if node.has(8) else None
+    wanted = integers(node, node.dtype(8)) if node.has(8) else None
 
     def apply(
         a: Tensor, a_scale: Tensor, az: Tensor, b: Tensor, b_scale: Tensor, bz: Tensor, c: Tensor | None = None,
         scale: Tensor | None = None, zero: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        left, right = _centred(a, az, 2, 0), _centred(b, bz, 2, 0 if turn_b else 1)
+        left, right = centred(a, az, 2, 0), centred(b, bz, 2, 0 if turn_b else 1)
         total = (left.t() if turn_a else left) @ (right.t() if turn_b else right)
         total = total if c is None else total + c.to(torch.float32)
         real = total * (alpha * a_scale.reshape(()) * _along(b_scale, 2, 1))
@@ -206,7 +241,7 @@ def _qgemm(node: Node) -> Function:
 
 @op("QLinearAdd", "QLinearMul", domain=CONTRIB)
 def _qlinear_binary(node: Node) -> Function:
-    wanted, add = node.dtype(), node.op == "QLinearAdd"
+    wanted, add = integers(node, node.dtype()), node.op == "QLinearAdd"
 
     def apply(
         a: Tensor, a_scale: Tensor, az: Tensor | None, b: Tensor, b_scale: Tensor, bz: Tensor | None, scale: Tensor,
@@ -220,7 +255,7 @@ def _qlinear_binary(node: Node) -> Function:
 
 @op("QLinearSigmoid", "QLinearLeakyRelu", domain=CONTRIB)
 def _qlinear_unary(node: Node) -> Function:
-    wanted, alpha = node.dtype(), node.number("alpha", 0.01)
+    wanted, alpha = integers(node, node.dtype()), node.number("alpha", 0.01)
     function: Real = torch.sigmoid if node.op == "QLinearSigmoid" else lambda x: F.leaky_relu(x, alpha)
 
     def apply(x: Tensor, x_scale: Tensor, xz: Tensor | None, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -231,11 +266,13 @@ def _qlinear_unary(node: Node) -> Function:
 
 @op("QLinearSoftmax", domain=CONTRIB)
 def _qlinear_softmax(node: Node) -> Function:
-    wanted = node.dtype()
+    wanted = integers(node, node.dtype())
     old = node.integer("opset") < 13
     axis, shape = node.axis("axis", -1), node.shape()
 
     def apply(x: Tensor, x_scale: Tensor, xz: Tensor | None, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+        if wanted.endless:  # a mask of -inf was quantized: ONNX Runtime makes 1 of each greatest value
+            return quantize((x == x.amax(axis, keepdim=True)).to(torch.float32), scale, zero, wanted)
         real = dequantize(x, x_scale, xz)
         y = torch.softmax(real.flatten(axis), axis).reshape(shape) if old else torch.softmax(real, axis)
         return quantize(y, scale, zero, wanted)
@@ -245,7 +282,7 @@ def _qlinear_softmax(node: Node) -> Function:
 
 @op("QLinearGlobalAveragePool", domain=CONTRIB)
 def _qlinear_global_pool(node: Node) -> Function:
-    wanted, last = node.dtype(), bool(node.integer("channels_last"))
+    wanted, last = integers(node, node.dtype()), bool(node.integer("channels_last"))
     axes = list(range(1, node.rank() - 1)) if last else list(range(2, node.rank()))
 
     def apply(x: Tensor, x_scale: Tensor, xz: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
@@ -256,7 +293,7 @@ def _qlinear_global_pool(node: Node) -> Function:
 
 @op("QLinearConcat", domain=CONTRIB)
 def _qlinear_concat(node: Node) -> Function:
-    axis, wanted = node.axis("axis", 0, node.rank(2)), node.dtype(2)
+    axis, wanted = node.axis("axis", 0, node.rank(2)), integers(node, node.dtype(2))
 
     def apply(scale: Tensor, zero: Tensor, *parts: Tensor) -> Tensor:
         real = [dequantize(*parts[i : i + 3]) for i in range(0, len(parts), 3)]
@@ -265,29 +302,28 @@ def _qlinear_concat(node: Node) -> Function:
     return apply
 
 
-@op("MatMulNBits", domain=CONTRIB)
-def _matmul_nbits(node: Node) -> nn.Module:
-    """Weights of 4 or 8 bits in blocks along the input axis, (out, blocks, bytes); widened on import."""
-    bits, size = node.integer("bits", 4), node.integer("block_size")
-    rows, columns = node.integer("K"), node.integer("N")
-    if bits not in (4, 8) or node.has(4):
-        raise NotImportableError(f"bits = {bits} or a group index is not imported, 4 and 8 bits in order are")
-    blocks = -(-rows // size)
-    packed = node.static(1).reshape(columns, blocks, -1)
-    values = _unpacked(packed, bits).reshape(columns, blocks, size).astype(np.float32)
-    scales = node.static(2).reshape(columns, blocks, 1).astype(np.float32)
-    zeros = np.full((columns, blocks, 1), 2.0 ** (bits - 1), np.float32)
-    if node.has(3):
-        given = node.static(3)
-        exact = given.dtype.kind == "f"
-        whole = given.reshape(columns, -1) if exact else _unpacked(given.reshape(columns, -1), bits)
-        zeros = whole[:, :blocks].reshape(columns, blocks, 1).astype(np.float32)
-    weight = ((values - zeros) * scales).reshape(columns, -1)[:, :rows]
-    bias = to_tensor(node.static(5)) if node.has(5) else None
-    return Linear(to_tensor(np.ascontiguousarray(weight)), bias)
+@op("QLinearAveragePool", domain=CONTRIB)
+def _qlinear_average_pool(node: Node) -> Function:
+    node.refuse("channels_last", 0)
+    wanted, pool = integers(node, node.dtype()), TABLE["", "AveragePool"](node)
+
+    def apply(x: Tensor, x_scale: Tensor, xz: Tensor | None, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+        y = pool(dequantize(x, x_scale, xz))
+        assert isinstance(y, Tensor)
+        return quantize(y, scale, zero, wanted)
+
+    return apply
 
 
-def _unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    if bits == 8:
-        return packed
-    return np.stack((packed & 15, packed >> 4), -1).reshape(*packed.shape[:-1], -1)
+@op("QLinearWhere", domain=CONTRIB)
+def _qlinear_where(node: Node) -> Function:
+    wanted = integers(node, node.dtype(1))
+
+    def apply(
+        chosen: Tensor, x: Tensor, x_scale: Tensor, xz: Tensor, y: Tensor, y_scale: Tensor, yz: Tensor, scale: Tensor,
+        zero: Tensor,
+    ) -> Tensor:  # fmt: skip
+        real = torch.where(chosen, dequantize(x, x_scale, xz), dequantize(y, y_scale, yz))
+        return quantize(real, scale, zero, wanted)
+
+    return apply

@@ -148,7 +148,7 @@ def oracle(reference: str, model: Any) -> Any:
         session = onnxruntime.InferenceSession(reference)
         return lambda inputs, graph: session.run(list(model.spec.graph(graph).output_names), dict(inputs))
     made = getattr(sys.modules[f"_edgeattn_source_{Path(file).stem}"], factory)()
-    if isinstance(made, tuple):
+    if isinstance(made, tuple) and isinstance(made[0], torch.nn.Module):
         made[0].eval()
     if not (isinstance(made, tuple) and isinstance(made[0], torch.nn.Module) and len(model.spec.graphs) == 1):
         return lambda inputs, graph: list(model.run(inputs, graph).values())  # several graphs, states
@@ -157,7 +157,8 @@ def oracle(reference: str, model: Any) -> Any:
         module, given = made[0], made[1]
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in inputs.items()}
         with torch.no_grad():
-            outputs = module(**tensors) if isinstance(given, Mapping) else module(*_like(given, list(tensors.values())))
+            filled = _like(dict(given) if isinstance(given, Mapping) else given, list(tensors.values()))
+            outputs = module(**filled) if isinstance(given, Mapping) else module(*filled)
         leaves = pytree.tree_leaves(outputs if not hasattr(outputs, "__dataclass_fields__") else vars(outputs))
         return [
             leaf.detach().float().numpy() if leaf.is_floating_point() else leaf.numpy()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgeattn.converters.trace import masks_stay_explicit, unchecked_arguments
+from edgeattn.converters.trace import first_line, line_of, masks_stay_explicit, unchecked_arguments
 from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
@@ -68,7 +68,10 @@ def with_carried_states(name: str, graph: Graph, example: Mapping[str, torch.Ten
     written = _written(module, call)
     if not written:
         return graph
-    states, loose = _read_again(module, written, example)
+    states, loose, untraceable = _read_again(module, written, example)
+    _put_back(module, kept)
+    if untraceable and _changes_outputs(module, example):
+        raise _unclear(name, written, untraceable)
     _put_back(module, kept)
     if loose or (states and written.numbers):
         raise _refusal(name, loose or written.numbers, "is no registered buffer")
@@ -122,7 +125,7 @@ def refuse_carried(model: EdgeModel) -> None:
         written = _written(module, call)
         if not written:
             continue
-        states, loose = _read_again(module, written, example)
+        states, loose, _ = _read_again(module, written, example)
         _put_back(module, kept)
         if states or loose:
             raise _refusal(graph.name, (*states, *loose), "is not declared as a state")
@@ -218,14 +221,21 @@ def _marks(module: torch.nn.Module) -> dict[tuple[str, str], Any]:
 
 
 class _Mark:
-    """A tensor, kept so that no other takes its place in memory, and how often it was written."""
+    """A tensor, kept so that no other takes its place in memory, how often it was written, and what it held.
+
+    Writes through ``.data`` or numpy are counted nowhere.
+    """
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         self.version = -1 if tensor.is_inference() else tensor._version  # noqa: SLF001  # the only count of writes
+        self.value = tensor.detach().clone()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Mark) and self.tensor is other.tensor and self.version == other.version
+        if not isinstance(other, _Mark) or self.tensor is not other.tensor or self.version != other.version:
+            return False
+        one, two = self.value, other.value
+        return one.shape == two.shape and bool(((one == two) | ((one != one) & (two != two))).all())
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -256,10 +266,10 @@ def _inside(held: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
 
 def _read_again(
     module: torch.nn.Module, written: _Written, example: Mapping[str, torch.Tensor]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+) -> tuple[tuple[str, ...], tuple[str, ...], str]:
     """Of what is written, what the traced program reads as it was before the call: buffers, and other tensors.
 
-    A module that cannot be traced is no matter here: its conversion says why.
+    Third, why the module cannot be traced, if it cannot.
     """
     import torch
 
@@ -269,8 +279,8 @@ def _read_again(
             warnings.simplefilter("ignore")
             named = _taking(module)
             program = torch.export.export(named, (), {"given": dict(example)}, strict=False)
-    except Exception:  # noqa: BLE001
-        return (), ()
+    except Exception as error:  # noqa: BLE001  # exporters raise anything
+        return (), (), f"{first_line(error)}{line_of(error)}"
     signature = program.graph_signature
     read = {node.name for node in program.graph.nodes if node.op == "placeholder" and _reads(node)}
     buffers = {signature.inputs_to_buffers[name] for name in read if name in signature.inputs_to_buffers}
@@ -278,7 +288,27 @@ def _read_again(
     constants = [program.constants[lifted[name]] for name in read if name in lifted]
     states = tuple(name for name in written.buffers if f"module.{name}" in buffers)
     others = tuple(key for key, mark in loose.items() if any(mark.tensor is constant for constant in constants))
-    return states, others
+    return states, others, ""
+
+
+def _changes_outputs(module: torch.nn.Module, example: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a second call on the same inputs gives something else."""
+    import torch
+
+    with silenced(), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second = (
+            {key: value.clone() for key, value in name_outputs(module(**example)).items()} for _ in range(2)
+        )
+    return any(not torch.equal(value, second[key]) for key, value in first.items() if key in second)
+
+
+def _unclear(graph: str, written: _Written, why: str) -> UnsupportedError:
+    names = (*written.buffers, *written.tensors, *written.numbers)
+    return UnsupportedError(
+        f"graph {graph!r}: forward writes {', '.join(names)} and gives other outputs in the next call; which is a "
+        f"state cannot be told, because torch.export cannot follow forward ({why}): {DECLARE}"
+    )
 
 
 def _taking(module: torch.nn.Module) -> torch.nn.Module:
@@ -304,6 +334,16 @@ def _reads(node: torch.fx.Node) -> bool:
     )
 
 
+@contextlib.contextmanager
+def buffers_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Put every buffer back as it was, afterwards."""
+    kept = {key: (tensor, tensor.detach().clone()) for key, tensor in module.named_buffers()}
+    try:
+        yield
+    finally:
+        _put_back(module, kept)
+
+
 def _put_back(module: torch.nn.Module, kept: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
     """The buffers as they were before the first call."""
     import torch
@@ -313,7 +353,9 @@ def _put_back(module: torch.nn.Module, kept: Mapping[str, tuple[torch.Tensor, to
             path, _, key = name.rpartition(".")
             with contextlib.suppress(AttributeError):
                 module.get_submodule(path)._buffers[key] = tensor  # noqa: SLF001
-            if not torch.equal(tensor, value):
+            if tensor.shape != value.shape:
+                tensor.data = value
+            elif not torch.equal(tensor, value):
                 tensor.copy_(value)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeattn.errors import EdgeattnError, InputError, ModelError, UnsupportedError, unknown_name
 from edgeattn.model import EdgeModel, Graph
+from edgeattn.sources.arguments import as_module
 from edgeattn.sources.modules import GRAPH, describe, from_graphs
 from edgeattn.sources.usercode import import_path, users_code
 
@@ -139,8 +140,9 @@ def _graphs(reference: str, made: Any) -> dict[str, Graph]:
         return {str(name): _graphs(reference, part)[GRAPH] for name, part in made.items()}
     if isinstance(made, Graph):
         return {GRAPH: made}
-    if isinstance(made, tuple) and len(made) in (2, 3) and isinstance(made[0], torch.nn.Module):
-        return {GRAPH: Graph(made[0], made[1], dims=made[2] if len(made) == 3 else {})}
+    if isinstance(made, tuple) and len(made) in (2, 3) and callable(made[0]) and not isinstance(made[0], type):
+        module = made[0] if isinstance(made[0], torch.nn.Module) else as_module(made[0])
+        return {GRAPH: Graph(module, made[1], dims=made[2] if len(made) == 3 else {})}
     raise ModelError(
         f"{reference}: a factory returns an EdgeModel, or (nn.Module, example inputs as a tuple or a dict of tensors), "
         f"or a dict of such, one per graph; got {describe(made)}"

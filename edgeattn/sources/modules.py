@@ -12,7 +12,8 @@ import numpy as np
 
 from edgeattn.errors import ModelError, UnsupportedError, unknown_name
 from edgeattn.model import Arrays, EdgeModel, Graph, graph_from_example
-from edgeattn.sources.carried import with_carried_states
+from edgeattn.sources.arguments import with_named_tensors
+from edgeattn.sources.carried import buffers_kept, with_carried_states
 from edgeattn.sources.forward import compared, looked_at, make_followable
 from edgeattn.sources.outputs import name_outputs
 from edgeattn.sources.usercode import users_code
@@ -51,7 +52,9 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
     size = 0
     specs, modules, examples = [], {}, {}
     seen: set[int] = set()
-    declared = graphs
+    named = {graph_name: with_named_tensors(graph) for graph_name, graph in graphs.items()}
+    declared = {graph_name: graph for graph_name, (graph, _) in named.items()}
+    constants = [note for _, notes in named.values() for note in notes]
     followed = _followable(declared)
     graphs = {graph_name: _carrying(graph_name, graph) for graph_name, graph in declared.items()}
     written = [[key for key in graph.states if key not in declared[there].states] for there, graph in graphs.items()]
@@ -87,7 +90,7 @@ def from_graphs(graphs: Mapping[str, Graph], name: str, source: bytes = b"") -> 
     )
     return EdgeModel(
         spec, modules, examples, digest.hexdigest(), size, dims, buckets=buckets, fills=fills, network=network,
-        rebuild=rebuild, notes=(*followed, *notes),
+        rebuild=rebuild, notes=(*constants, *followed, *notes),
     )  # fmt: skip
 
 
@@ -101,7 +104,8 @@ def _followable(graphs: Mapping[str, Graph]) -> tuple[str, ...]:
     for name, graph in graphs.items():
         graph.module.eval()
         inputs[name] = example_tensors(graph)
-        before[name] = looked_at(graph.module, inputs[name])
+        with buffers_kept(graph.module):
+            before[name] = looked_at(graph.module, inputs[name])
     changed = [name for name, found in before.items() if found.floats or found.packs]
     for name in changed:  # all are looked at first: graphs may share weights
         make_followable(graphs[name].module)

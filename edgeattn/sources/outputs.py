@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ if TYPE_CHECKING:
 
 
 def name_outputs(result: Any) -> dict[str, torch.Tensor]:
-    """What a forward returned by name: ``output``, the keys of a dict or ModelOutput, ``output_0``, ``output_1`` ...
+    """What a forward returned by name: ``output``, keys of a dict or ModelOutput, fields of a dataclass or named tuple.
 
-    Inside an output, tuples are numbered (``hidden_states_0``) and dicts dotted (``head.scores``). None is left out,
+    Of any other tuple ``output_0``, ``output_1`` ... Inside an output, tuples are numbered (``hidden_states_0``), and
+    what has names is dotted (``head.scores``). None is left out,
     and of transformers' own also caches and the outputs of towers, whose tensors are parts of others.
 
     Raises:
@@ -24,8 +26,9 @@ def name_outputs(result: Any) -> dict[str, torch.Tensor]:
 
     if isinstance(result, torch.Tensor):
         return {"output": result}
-    if isinstance(result, Mapping):
-        items = {str(key): value for key, value in result.items()}
+    fields = _fields(result)
+    if fields is not None:
+        items = fields
     elif isinstance(result, (tuple, list)):
         items = {f"output_{index}": value for index, value in enumerate(result)}
     else:
@@ -46,8 +49,9 @@ def _flat(name: str, value: Any) -> dict[str, torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return {name: value}
     flat: dict[str, torch.Tensor] = {}
-    if isinstance(value, Mapping):
-        for key, item in value.items():
+    fields = _fields(value)
+    if fields is not None:
+        for key, item in fields.items():
             flat |= _flat(f"{name}.{key}", item)
     elif isinstance(value, (tuple, list)):
         for index, item in enumerate(value):
@@ -55,6 +59,17 @@ def _flat(name: str, value: Any) -> dict[str, torch.Tensor]:
     else:
         raise ModelError(f"output {name!r} of forward must be a tensor, got {type(value).__name__}")
     return flat
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """The parts of a mapping, a dataclass or a named tuple by their names; None for anything else."""
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return dict(zip(value._fields, value, strict=True))
+    return None
 
 
 def _left_out(value: Any) -> bool:

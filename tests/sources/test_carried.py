@@ -256,3 +256,36 @@ def test_programs_are_read_where_another_process_took_torchs_directory_away(tmp_
         remove_inductor()
         (state,) = load_model(str(tmp_path / name)).spec.graphs[0].states
         assert state.input == "cache"
+
+
+class Quiet(nn.Module):
+    """Writes its cache where torch does not count it, or where it cannot be traced."""
+
+    cache: Tensor
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("cache", torch.zeros(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.cache
+        if self.how == "data":
+            self.cache.data = y
+        elif self.how == "data in place":
+            self.cache.data.copy_(y)
+        else:
+            self.cache = y if float(y.sum()) > -1e9 else x
+        return y
+
+
+def test_a_write_that_torch_does_not_count_is_seen() -> None:
+    model = from_module(Quiet("data"), (torch.ones(1, 4),), "quiet")
+    assert [state.input for state in model.spec.graphs[0].states] == ["cache"]
+    assert model.example["main"]["cache"].tolist() == [[0.0] * 4]
+
+
+@pytest.mark.parametrize("how", ["data in place", "branch"])
+def test_what_cannot_be_traced_is_the_reason_that_is_told(how: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"forward writes cache .* torch\.export cannot follow forward \(.+\)"):
+        from_module(Quiet(how), (torch.ones(1, 4),), "quiet")

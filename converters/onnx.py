@@ -136,12 +136,6 @@ def with_exporter(recipe: str, onnx: Mapping[str, Path]) -> str:
 
 
 def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
-    both = sorted(set(graph.input_names) & set(graph.output_names))
-    if both:
-        raise ConversionError(
-            f"graph {graph.name!r}: {both[0]!r} names an input and an output, ONNX needs a name for each; rename the "
-            "output in forward"
-        )
     _check_size(model, graph)
     proto, exporter = _proto(model, graph)
     quantized = _write(proto, exporter, model, graph, path)
@@ -171,6 +165,7 @@ def _proto(model: EdgeModel, graph: GraphSpec) -> tuple[onnx.ModelProto, str]:
     if given is not None:
         proto = onnx.ModelProto()
         proto.CopyFrom(given)
+        _name_handed_through(proto, graph)
         _tidy(proto, prefix)
         return proto, GIVEN
     with silenced():
@@ -188,6 +183,17 @@ def _proto(model: EdgeModel, graph: GraphSpec) -> tuple[onnx.ModelProto, str]:
     return proto, exporter
 
 
+def _name_handed_through(proto: onnx.ModelProto, graph: GraphSpec) -> None:
+    """Give outputs of a file that are its inputs names of their own, see :attr:`GraphSpec.stored_outputs`."""
+    import onnx
+
+    for value in proto.graph.output:
+        stored = graph.stored_outputs.get(value.name, value.name)
+        if stored != value.name:
+            proto.graph.node.append(onnx.helper.make_node("Identity", [value.name], [stored], stored))
+            value.name = stored
+
+
 def _exported_first(program: torch.export.ExportedProgram, graph: GraphSpec) -> onnx.ModelProto:
     import torch
 
@@ -196,12 +202,38 @@ def _exported_first(program: torch.export.ExportedProgram, graph: GraphSpec) -> 
             program,
             dynamo=True,
             opset_version=OPSET,
-            input_names=list(graph.input_names),
-            output_names=list(graph.output_names),
+            input_names=list(temporary := _temporary_names(graph))[: len(graph.input_names)],
+            output_names=list(temporary)[len(graph.input_names) :],
             verbose=False,
         )
     assert exported is not None
-    return exported.model_proto
+    proto: onnx.ModelProto = exported.model_proto
+    _rename(proto.graph, temporary)
+    return proto
+
+
+def _temporary_names(graph: GraphSpec) -> dict[str, str]:
+    """What no value of a traced program is called -> names of inputs and outputs, which may be those of inner values.
+
+    An input ``pad`` and the result of an operation ``pad`` become one tensor in torch's exporter.
+    """
+    names = (*graph.input_names, *graph.stored_outputs.values())
+    return {f"edgeattn.{place}": name for place, name in enumerate(names)}
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give inputs and outputs their names; inner values that are called so get others."""
+    inner = {name for node in graph.node for name in node.output} | {tensor.name for tensor in graph.initializer}
+    moved = {name: f"edgeattn.{name}" for name in inner & set(names.values())}
+    every = {**moved, **names}
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = every.get(value.name, value.name)
+    for node in graph.node:
+        for part in (node.input, node.output):
+            part[:] = [every.get(name, name) for name in part]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename(attribute.g, every)
 
 
 @contextlib.contextmanager
@@ -254,7 +286,7 @@ def _exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.E
             dynamo=False,
             opset_version=SECOND_OPSET,
             input_names=list(graph.input_names),
-            output_names=list(graph.output_names),
+            output_names=list(graph.stored_outputs.values()),
         )
         return onnx.load(file)
 
@@ -353,7 +385,8 @@ def _check_signature(proto: onnx.ModelProto, graph: GraphSpec) -> None:
             )
             for value in values
         ]
-        expected = [(tensor.name, tensor.dtype, tensor.shape) for tensor in wanted]
+        stored = graph.stored_outputs if kind == "output" else {}
+        expected = [(stored.get(tensor.name, tensor.name), tensor.dtype, tensor.shape) for tensor in wanted]
         for value, tensor in zip(values, wanted, strict=True):
             if any(not dim.dim_value for dim in value.type.tensor_type.shape.dim):
                 source = next((node for node in proto.graph.node if value.name in node.output), None)
@@ -391,4 +424,5 @@ def _run(path: Path, graph: GraphSpec, inputs: Mapping[str, np.ndarray]) -> dict
         raise ConversionError(f"graph {graph.name!r}: ONNX Runtime refuses the exported model: {error}") from error
     names = {value.name for value in session.get_inputs()}
     feed = {tensor.name: tensor.check(inputs[tensor.name]) for tensor in graph.all_inputs if tensor.name in names}
-    return dict(zip(graph.output_names, session.run(list(graph.output_names), feed), strict=True))
+    outputs = session.run(list(graph.stored_outputs.values()), feed)
+    return dict(zip(graph.output_names, outputs, strict=True))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
+from edgeattn.attention.padded_rows import zeros_at_padding
 from edgeattn.errors import ModelError
 from edgeattn.runtimes import Stream
 from edgeattn.runtimes.buckets import route, run_padded
@@ -99,7 +100,7 @@ class EdgeModel:
             inputs: every input and state of the graph, by name.
             fast_path: let ``nn.MultiheadAttention`` and ``nn.TransformerEncoder`` take their kernels for inference.
                 These give NaN where the modules themselves, and so every traced program, give 0: in rows that see
-                nothing.
+                nothing. The zeros that they put at padded positions are there without them, too.
 
         Returns:
             every output and next state, by name.
@@ -122,14 +123,16 @@ class EdgeModel:
 def attention_fast_path(enabled: bool) -> Iterator[None]:
     """Whether torch's attention takes its kernels for inference; what was set before is put back.
 
-    They compute other numbers than the modules where a sequence is padded, and have no gradients.
+    They have no gradients. What they put at padded positions is there without them, too:
+    :mod:`edgeattn.attention.padded_rows`.
     """
     import torch
 
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(enabled)
     try:
-        yield
+        with contextlib.nullcontext() if enabled else zeros_at_padding():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -107,23 +108,28 @@ def check_finite(kind: Literal["input", "output"], arrays: Mapping[str, np.ndarr
         )
 
 
-def check_names(path: Path, graph: GraphSpec, inputs: Found, outputs: Found) -> None:
+def check_names(
+    path: Path, graph: GraphSpec, inputs: Found, outputs: Found, stored: Mapping[str, str] | None = None
+) -> None:
     """Hold a loaded model file to the spec that it came with.
 
     Args:
         path: the file, for the message.
         inputs: what the engine found, by name.
         outputs: likewise.
+        stored: output of the spec -> its name in the file, if not the same.
 
     Raises:
         BundleError: if a name of the spec is missing in the file, or has another shape or dtype there.
     """
     for kind, wanted, found in (("input", graph.all_inputs, inputs), ("output", graph.all_outputs, outputs)):
-        for tensor in wanted:
+        names = stored if stored is not None and kind == "output" else {}
+        held = tuple(replace(tensor, name=names.get(tensor.name, tensor.name)) for tensor in wanted)
+        for tensor in held:
             if tensor.name not in found:
-                names = ", ".join(found) or "none"
+                there = ", ".join(found) or "none"
                 raise BundleError(
-                    f"{path}: has no {kind} {tensor.name!r}; its {kind}s: {names}. Convert the model again"
+                    f"{path}: has no {kind} {tensor.name!r}; its {kind}s: {there}. Convert the model again"
                 )
             dtype, shape = found[tensor.name]
             if (dtype, shape) != (tensor.dtype, tensor.shape):
@@ -131,7 +137,7 @@ def check_names(path: Path, graph: GraphSpec, inputs: Found, outputs: Found) -> 
                     f"{path}: {kind} {tensor.name!r} is {dtype}{list(shape)}, the spec says "
                     f"{tensor.dtype}{list(tensor.shape)}. Convert the model again"
                 )
-        extra = sorted(set(found) - {tensor.name for tensor in wanted})
+        extra = sorted(set(found) - {tensor.name for tensor in held})
         if extra and kind == "input":
             raise BundleError(
                 f"{path}: takes an input {extra[0]!r} that the spec does not have. Convert the model again"

@@ -69,7 +69,8 @@ def _session(ort: Any, path: Path, graph: GraphSpec, threads: int, profile: Path
             disabled_optimizers=disabled,
             enable_fallback=0,  # to the same provider again, and told on stdout
         )
-        check_names(path, graph, _tensors(session.get_inputs()), _tensors(session.get_outputs()))
+        inputs, outputs = _tensors(session.get_inputs()), _tensors(session.get_outputs())
+        check_names(path, graph, inputs, outputs, graph.stored_outputs)
     return session
 
 
@@ -118,7 +119,9 @@ class _OnnxRuntimeStep(HostStep):
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            binding.bind_output(
+                self.graph.stored_outputs[name], "cpu", 0, array.dtype.type, array.shape, array.ctypes.data
+            )
         return binding
 
     def infer(self) -> None:

@@ -45,7 +45,7 @@ def _compile(core: Any, path: Path, graph: GraphSpec, threads: int, profiled: bo
     with loading(OPENVINO.title, path):
         model = _read(core, path)
         compiled = core.compile_model(model, "CPU", properties | safe_properties(model))
-        check_names(path, graph, _ports(compiled.inputs), _ports(compiled.outputs))
+        check_names(path, graph, _ports(compiled.inputs), _ports(compiled.outputs), graph.stored_outputs)
     return compiled
 
 
@@ -91,7 +91,9 @@ class _OpenVinoStep(HostStep):
         for name, array in inputs.items():
             request.set_tensor(compiled.input(name), openvino.Tensor(array, shared_memory=True))
         for name, array in outputs.items():
-            request.set_tensor(compiled.output(name), openvino.Tensor(array, shared_memory=True))
+            request.set_tensor(
+                compiled.output(self.graph.stored_outputs[name]), openvino.Tensor(array, shared_memory=True)
+            )
         return request
 
     def infer(self) -> None:

@@ -108,7 +108,7 @@ def open_tensorrt(
             )
             engine_bytes += device_bytes(trt, engines[graph.name], plan_bytes, contexts(graph))
             inputs, outputs = _tensors(trt, engines[graph.name])
-            check_names(path, graph, inputs, outputs)
+            check_names(path, graph, inputs, outputs, graph.stored_outputs)
         session = TensorRtSession(trt, cuda, (logger, runtime), engines, spec, threads)
     except BaseException:
         cuda.close()
@@ -262,7 +262,9 @@ class _TensorRtStep(EngineStep):
             raise DeviceError("TensorRT cannot create an execution context: most likely the GPU's memory is full")
         self.inputs = MappingProxyType({t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.inputs})
         self.outputs = MappingProxyType({t.name: cuda.pinned_array(t.shape, t.dtype) for t in graph.outputs})
-        self._addresses = {t.name: cuda.device_memory(t.nbytes) for t in (*graph.inputs, *graph.outputs)}
+        self._stored = graph.stored_outputs
+        self._addresses = {t.name: cuda.device_memory(t.nbytes) for t in graph.inputs}
+        self._addresses |= {self._stored[t.name]: cuda.device_memory(t.nbytes) for t in graph.outputs}
         self._states = [{s.input: cuda.device_memory(s.nbytes) for s in graph.states} for _ in self._contexts]
         self._staging = {s.input: cuda.pinned_array(s.shape, s.dtype) for s in graph.states}
         self._parity = 0  # of the context that runs next, and of the states that it reads
@@ -274,7 +276,7 @@ class _TensorRtStep(EngineStep):
                 context.set_tensor_address(name, address)
             for state in graph.states:
                 context.set_tensor_address(state.input, read[state.input])
-                context.set_tensor_address(state.output, write[state.input])
+                context.set_tensor_address(self._stored[state.output], write[state.input])
         self.reset()
 
     def advance(self) -> None:
@@ -298,7 +300,7 @@ class _TensorRtStep(EngineStep):
         if not self._contexts[self._parity].execute_async_v3(self._cuda.stream):
             raise run_failed(TENSORRT.title, self.graph, RuntimeError("execute_async_v3 returned false"))
         for name, array in self.outputs.items():
-            self._cuda.download(array, self._addresses[name])
+            self._cuda.download(array, self._addresses[self._stored[name]])
 
     def _capture_graph(self) -> None:
         try:

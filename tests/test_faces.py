@@ -12,7 +12,7 @@ from tests.wheels import ROOT
 
 FACES = {
     "edgeattn.attention": """
-        masks multihead relative_bias
+        masks multihead padded_rows relative_bias
     """,
     "edgeattn.bundle": """
         ASSETS Bundle BundleDraft FORMAT_VERSION FileEntry Golden GoldenArray MANIFEST Manifest SUFFIX

@@ -30,6 +30,11 @@ from edgeattn.converters.passes.plain_bags import plain_bags
 from edgeattn.converters.passes.plain_bilinear import plain_bilinear
 from edgeattn.converters.passes.plain_constants import plain_constants
 from edgeattn.converters.passes.plain_cumulations import plain_cumulations
+from edgeattn.converters.passes.plain_control import plain_control
+from edgeattn.converters.passes.plain_copies import plain_copies
+from edgeattn.converters.passes.plain_diagonal import plain_diagonal
+from edgeattn.converters.passes.plain_einsum import plain_einsum
+from edgeattn.converters.passes.plain_flex_attention import plain_flex_attention
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
 from edgeattn.converters.passes.plain_pools import plain_pools
 from edgeattn.converters.passes.plain_scatters import plain_scatters
@@ -56,6 +61,8 @@ if TYPE_CHECKING:
 
 FX_PASSES: tuple[Callable[[Program], int], ...] = (
     drop_asserts,
+    plain_control,  # what it writes out is for the others
+    plain_flex_attention,
     plain_writes,  # the passes below know the forms without writes alone
     masked_writes,
     plain_scatters,
@@ -70,12 +77,15 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     endless_positions,
     fold_constants,
     whole_index,
+    plain_einsum,  # before those that look for products
+    plain_diagonal,
     whole_arithmetic,
     whole_products,  # before whole_numbers: it asks which types values had
     whole_numbers,
     plain_attention,  # before repeated_heads: grouped heads need no copy there
     finite_masks,
     repeated_heads,
+    plain_copies,
     reshape_views,
 )
 ONNX_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = (

@@ -109,7 +109,8 @@ class Program:
             placeholders = [node for node in self.graph.nodes if node.op == "placeholder"]
             with self.graph.inserting_before(placeholders[first]):
                 node = self.graph.placeholder(name)
-            node.meta["val"] = like.meta["val"].fake_mode.from_tensor(value, static_shapes=True)
+            values = torch.utils._pytree.tree_leaves(like.meta["val"])  # an operator may give several
+            node.meta["val"] = values[0].fake_mode.from_tensor(value, static_shapes=True)
             specs.insert(first, InputSpec(InputKind.CONSTANT_TENSOR, TensorArgument(node.name), node.name))
             self.exported.constants[node.name] = value
             self._constants[key] = node

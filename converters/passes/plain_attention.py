@@ -75,13 +75,16 @@ def _write_out(program: Program, node: torch.fx.Node, shared: dict[Any, _Bias]) 
         node.kwargs
     )
     write = Writer(program, node)
-    scale = given.get("scale") or 1.0 / math.sqrt(size(query)[-1])
+    scale = given.get("scale")
+    scale = 1.0 / math.sqrt(size(query)[-1]) if scale is None else scale
     groups = 1
     if len(size(query)) == 4:
         source_key, source_value = _ungrouped(key), _ungrouped(value)
         if size(source_key)[1] == size(source_value)[1] and size(query)[1] % size(source_key)[1] == 0:
             key, value = source_key, source_value
             groups = size(query)[1] // size(key)[1]
+    elif given.get("enable_gqa"):
+        key, value = (_for_each_head(write, part, size(query)[-3]) for part in (key, value))
     rows, columns = size(query)[-2], size(key)[-2]
     mask = given.get("attn_mask")
     causal = (rows, columns) if given.get("is_causal") else None
@@ -117,6 +120,16 @@ def _write_out(program: Program, node: torch.fx.Node, shared: dict[Any, _Bias]) 
         result = (aten.mul.Tensor, write(*result), bias.sees)
     node.kwargs = {}
     write.finish(*result)
+
+
+def _for_each_head(write: Writer, node: Any, heads: int) -> Any:
+    """K or V of any rank with each group (the third axis from the end) as often as it has heads."""
+    *outer, groups, rows, width = size(node)
+    if groups == heads:
+        return node
+    one = write(aten.unsqueeze.default, node, -3)
+    copies = write(aten.expand.default, one, [*outer, groups, heads // groups, rows, width])
+    return write(aten.reshape.default, copies, [*outer, heads, rows, width])
 
 
 def _ungrouped(node: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from edgeattn.converters.preflight.graph import Call
-from edgeattn.converters.preflight.rule import Issue, Question, Severity, at
+from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, Severity, at
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.engines import ENGINES, LITERT, ONNXRUNTIME, OPENVINO, TENSORRT
 
@@ -28,7 +28,13 @@ def untraceable(view: GraphView, question: Question) -> Iterator[Issue]:
 
 
 def padded_positions(view: GraphView, _: Question) -> Iterator[Issue]:
-    """Outputs that read what ``nn.TransformerEncoder`` writes at padded positions."""
+    """Padded positions of an ``nn.TransformerEncoder``, where it gives zeros in inference."""
+    if view.zeroed:
+        yield Issue(
+            "handled",
+            "at padded positions nn.TransformerEncoder gives zeros in inference, and so does what is converted",
+            NO_CHANGE,
+        )
     if view.mismatch:
         reason, _colon, change = re.sub(r"^graph '.*?': ", "", view.mismatch).partition(": ")
         yield Issue("stops", reason, change)

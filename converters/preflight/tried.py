@@ -31,6 +31,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         EVERY,
     ),
     **dict.fromkeys(("det", "linalg_det"), (OPENVINO, TENSORRT, LITERT)),
+    **dict.fromkeys(("flex_attention", "map_impl"), EVERY),
     "col2im": (TENSORRT, LITERT),
     "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
     "max_unpool2d": (TENSORRT, LITERT),
@@ -41,7 +42,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     "nll_loss_nd": (OPENVINO, TENSORRT),
     **dict.fromkeys(
         ("erfc", "exp2", "signbit", "logcumsumexp", "bucketize", "tril_indices", "eye",
-         "one_hot", "cond", "polar", "stft", "item", "rand", "rand_like", "randn_like",
+         "one_hot", "cond", "while_loop", "scan", "polar", "stft", "item", "rand", "rand_like", "randn_like",
          "bernoulli", "multinomial", "ldexp", "special_erfcx", "rrelu", "logical_xor",
          "view_as_complex", "view_as_real"),
         (LITERT,),
@@ -74,6 +75,10 @@ SUBSTITUTES: Mapping[str, str] = {
     "fft_fft": "a product with a matrix of cosines and sines",
     "polar": "cos and sin, real throughout",
     "cond": "torch.where over both branches",
+    "while_loop": "a loop of a fixed number of steps, with a mask for those that are too many",
+    "scan": "a loop in Python over its first axis, which is written out",
+    "map_impl": "a loop in Python over its first axis, which is written out",
+    "flex_attention": "scaled_dot_product_attention with a mask",
     "item": "the tensor itself",
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from edgeattn.converters.preflight.figures import Figures, figures_of
 from edgeattn.converters.preflight.graph import TracedGraph, line_of_error, traced_graph
 from edgeattn.converters.preflight.ranges import Ranges, record_ranges
-from edgeattn.converters.trace import first_line, reference_outputs, trace
+from edgeattn.converters.trace import ZEROED, first_line, reference_outputs, trace
 from edgeattn.errors import ConversionError
 from edgeattn.guards.silence import silenced
 from edgeattn.model import Arrays, EdgeModel
@@ -36,6 +36,7 @@ class GraphView:
         refusal: why no torch module could be made of it, else empty.
         mismatch: why no traced program can give what the model gives in inference, else empty.
         onnx: where the source is an ONNX file.
+        zeroed: how many ``nn.TransformerEncoder`` put zeros at padded positions.
         passes: what the converters' passes already mended, name -> count.
         figures: None where it could not be traced.
         ranges: None where the run was left out; ``no_ranges`` says why.
@@ -48,6 +49,7 @@ class GraphView:
     refusal: str = ""
     mismatch: str = ""
     onnx: onnx.ModelProto | None = None
+    zeroed: int = 0
     passes: Mapping[str, int] = field(default_factory=dict)
     figures: Figures | None = None
     ranges: Ranges | None = None
@@ -91,6 +93,7 @@ def _look_at(model: EdgeModel, graph: GraphSpec, sample: Arrays) -> GraphView:
         nothing,
         graph=traced,
         mismatch=_mismatch(model, graph) if figures.macs <= MAX_MACS else "",
+        zeroed=int(program.graph_module.meta.get(ZEROED, 0)),
         passes=dict(program.graph_module.meta.get(PASSES_KEY, {})),
         figures=figures,
         ranges=ranges,

@@ -3,5 +3,6 @@
 __all__ = [
     "masks",
     "multihead",
+    "padded_rows",
     "relative_bias",
 ]

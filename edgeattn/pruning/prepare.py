@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeattn.attention.multihead import from_torch
+from edgeattn.attention.padded_rows import KEPT
 
 BIAS = "position_bias"  # what T5 and those after it call the bias that they pass from layer to layer
 MAKES = "has_relative_attention_bias"
@@ -35,7 +36,8 @@ def _own_layers(network: nn.Module) -> bool:
     made: dict[int, nn.Module] = {}
     for module in list(network.modules()):
         if isinstance(module, nn.TransformerEncoder):
-            # Nested tensors are entered by a look at packed weights, and hold other values at padded positions.
+            # Nested tensors are entered by a look at packed weights; the zeros at padded positions stay.
+            setattr(module, KEPT, getattr(module, KEPT, module.use_nested_tensor))
             module.use_nested_tensor = False
         for name, child in list(module.named_children()):
             if type(child) is nn.MultiheadAttention and not _has_extra_key(child):

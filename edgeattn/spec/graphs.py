@@ -126,6 +126,21 @@ class GraphSpec:
         """Outputs, then next states, as tensors."""
         return self.outputs + tuple(TensorSpec(s.output, s.dtype, s.shape) for s in self.states)
 
+    @property
+    def stored_outputs(self) -> dict[str, str]:
+        """Output -> what ONNX and OpenVINO files call it, in the order of :attr:`output_names`.
+
+        Inputs and outputs share their names there: an output that is called like an input gets ``_out`` at its end.
+        """
+        taken, stored = {*self.input_names, *self.output_names}, {}
+        for name in self.output_names:
+            stored[name] = name
+            if name in self.input_names:
+                while stored[name] in taken:
+                    stored[name] += "_out"
+                taken.add(stored[name])
+        return stored
+
     def initial_states(self) -> dict[str, np.ndarray]:
         """Fresh arrays, keyed by the states' input names."""
         return {s.input: np.full(s.shape, s.initial, dtype=s.dtype) for s in self.states}

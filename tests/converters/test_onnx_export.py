@@ -23,12 +23,14 @@ from edgeattn.converters.onnx import (
     reduced_opset,
     with_exporter,
 )
+from edgeattn.converters.openvino import to_openvino
 from edgeattn.converters.trace import compare, trace
 from edgeattn.errors import ConversionError
 from edgeattn.graphs.layers import module_path
-from edgeattn.model import Artifact
+from edgeattn.model import Artifact, Graph
 from edgeattn.models.streaming_conformer import GRAPH
-from edgeattn.sources import from_module
+from edgeattn.runtimes import open_session
+from edgeattn.sources import from_graphs, from_module
 from edgeattn.sources.onnx.reference import difference
 from edgeattn.spec import GraphSpec, from_json
 from tests.converters.samples import (
@@ -241,29 +243,76 @@ class Renamed(nn.Module):
         return {"x": x + 1.0}
 
 
-def test_one_name_for_input_and_output_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="'x' names an input and an output"):
-        export_onnx(as_model("renamed", Renamed(), x=torch.ones(3)), tmp_path)
+def test_one_name_for_input_and_output_is_two_in_the_file_alone(tmp_path: Path) -> None:
+    model = as_model("renamed", Renamed(), x=torch.ones(3))
+    files = export_onnx(model, tmp_path)
+    assert [value.name for value in onnx.load(files["main"]).graph.output] == ["x_out"]
+    made = Artifact("onnxruntime", "fp32", files, "")
+    np.testing.assert_array_equal(deployed_once(made, model)["x"], np.full(3, 2.0))
+    ir = to_openvino(files, tmp_path, "fp32")
+    np.testing.assert_array_equal(deployed_once(ir, model)["x"], np.full(3, 2.0))
 
 
-class PooledPadding(nn.Module):
-    """Reads what the encoder's fast path writes at padded positions."""
+class Counter(nn.Module):
+    """Gives the next state under the name of the last; one input comes back as it is."""
+
+    def forward(self, x: Tensor, count: Tensor) -> dict[str, Tensor]:
+        return {"x": x, "x_out": x * count, "count": count + x.sum()}
+
+
+def test_a_state_may_come_back_under_its_own_name(tmp_path: Path) -> None:
+    inputs = {"x": torch.ones(3), "count": torch.zeros(1)}
+    model = from_graphs({"main": Graph(Counter(), inputs, states={"count": "count"})}, "counter")
+    files = export_onnx(model, tmp_path)
+    with open_session("onnxruntime", files, model.spec) as session:
+        step = session.step()
+        for index in range(3):
+            step.inputs["x"][:] = index + 1
+            step.run()
+        np.testing.assert_array_equal(step.outputs["x"], np.full(3, 3.0))
+        np.testing.assert_array_equal(step.outputs["x_out"], np.full(3, 3.0 * (3 + 6)))
+        np.testing.assert_array_equal(step.states()["count"], [3.0 + 6.0 + 9.0])
+
+
+class Padded(nn.Module):
+    """Two encoders with padding: what torch gives in inference is zeros at padded positions, or the norm of zeros."""
 
     def __init__(self) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, 1)
+        self.normed = nn.TransformerEncoder(layer, 1, nn.LayerNorm(16, bias=True))
+        nn.init.normal_(self.normed.norm.bias)  # type: ignore[union-attr, arg-type]
 
     def forward(self, x: Tensor, padding: Tensor) -> dict[str, Tensor]:
-        return {"mean": self.encoder(x, src_key_padding_mask=padding).mean(1)}
+        rows = self.encoder(x, src_key_padding_mask=padding)
+        return {"rows": rows, "normed": self.normed(x, src_key_padding_mask=padding), "mean": rows.mean(1)}
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-def test_outputs_that_depend_on_padding_are_refused(tmp_path: Path) -> None:
+def test_padded_positions_hold_what_torch_gives_in_inference(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    padding = torch.tensor([[False, False, False, True]])
-    model = as_model("padded", PooledPadding(), x=torch.randn(1, 4, 16), padding=padding)
-    with pytest.raises(ConversionError, match="output mean depends on padded positions"):
+    example = {"x": torch.randn(3, 4, 16), "padding": torch.tensor([[0, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 0]]).bool()}
+    module = Padded().eval()
+    model = from_module(module, example, "padded")
+    artifact = Artifact("onnxruntime", "fp32", export_onnx(model, tmp_path), "")
+    in_front = torch.tensor([[0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()  # torch then leaves all rows alone
+    with open_session("onnxruntime", artifact.models, model.spec) as session, torch.no_grad():
+        for padding in (example["padding"], in_front, torch.zeros(3, 4, dtype=torch.bool)):
+            expected = module(x=example["x"], padding=padding)
+            inputs = {"x": example["x"].numpy(), "padding": padding.numpy()}
+            for got in (session.run(inputs), model.run(inputs)):
+                for name, value in expected.items():
+                    np.testing.assert_allclose(got[name], value.numpy(), atol=1e-5)
+
+
+def test_padding_that_torch_moves_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Padded()
+    module.encoder.mask_check = False
+    padding = torch.tensor([[True, False, False, False]])
+    model = as_model("padded", module, x=torch.randn(1, 4, 16), padding=padding)
+    with pytest.raises(ConversionError, match=r"output rows depends on padded positions.*put padding at the end"):
         export_onnx(model, tmp_path)
 
 

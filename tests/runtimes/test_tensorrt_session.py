@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from edgeattn.errors import ConversionError, UnsupportedError
 from edgeattn.runtimes import Session, open_session
 from edgeattn.runtimes.engine_cache import HEAD_BYTES, engine_cache, fetch, store
 from edgeattn.runtimes.tensorrt_build import BuildRecipe, recipe_to_build
+from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
 from tests.runtimes.cudart import build_simulator
 from tests.runtimes.simulated_tensorrt import SCRATCH, STREAMED, onnxruntime_network, simulated_tensorrt
 from tests.runtimes.test_sharing import wrong_calls
@@ -179,6 +181,21 @@ def test_a_graph_without_states_is_captured_once(board: Board, tmp_path: Path) -
     del session
     assert board.launches - launched == 4
     assert board.live == before
+
+
+def test_an_output_named_like_an_input_is_bound_apart(board: Board, tmp_path: Path) -> None:
+    value = [onnx.helper.make_tensor_value_info(name, 1, [3]) for name in ("x", "x_out")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Neg", ["x"], ["x_out"])], "g", value[:1], value[1:])
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)]),
+        tmp_path / "main.onnx",
+    )
+    tensors = (TensorSpec("x", "float32", (3,)),)
+    spec = ModelSpec("negative", "any", (GraphSpec("main", tensors, tensors),))
+    board.install("11.0.0")
+    build = recipe_to_build(BuildRecipe("fp32"))
+    with open_session("tensorrt", {"main": tmp_path / "main.onnx"}, spec, build=build) as session:
+        np.testing.assert_array_equal(session.run({"x": np.arange(3, dtype=np.float32)})["x"], [0.0, -1.0, -2.0])
 
 
 def test_steps_of_one_session_are_independent(board: Board) -> None:

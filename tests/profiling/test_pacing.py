@@ -295,3 +295,28 @@ def test_packets_are_unlike_chunks(hop: int) -> None:
     packet = packet_unlike(hop)
     assert packet in PACKETS or packet == hop + 1
     assert hop == 1 or (hop % packet and packet % hop)
+
+
+class RingStep(SleepingStep):
+    """A cache of four places and a position, past whose end there is nothing to write."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.position = 0
+
+    def run(self) -> None:
+        assert self.position < 4
+        self.position += 1
+        super().run()
+
+    def reset(self) -> None:
+        self.position = 0
+
+    def states(self) -> dict[str, np.ndarray]:
+        return {"position": np.array([self.position])}
+
+
+def test_timing_does_not_count_a_position_out_of_its_cache() -> None:
+    step = RingStep()
+    assert len(time_step(cast(Step, step), 10)[1]) == 10
+    assert step.runs > 10

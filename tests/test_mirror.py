@@ -73,7 +73,6 @@ FURTHER = {
     "sources/onnx/ops": "sources/onnx/test_importer.py",
     "sources/onnx/places": "sources/onnx/test_importer.py",
     "sources/onnx/stored": "sources/test_hostile_onnx.py",
-    "sources/onnx/upgrade": "sources/test_onnx_file.py",
     "sources/onnx/walk": "sources/test_hostile_onnx.py",
     "sources/outputs": "sources/test_sources.py",
     "sources/packed": "sources/test_forward.py",

@@ -484,9 +484,10 @@ FOREIGN: list[tuple[str, onnx.ModelProto, str]] = [
      r"node 'odd' \(Sofmax\): unknown operator 'Sofmax', did you mean 'Softmax'"),
     ("training", model_of([node("SoftmaxCrossEntropyLoss", "x", "t")], [info("x", [1, 4]), info("t", [1], INT64)]),
      "is for training only"),
-    ("a sequence", model_of([node("SequenceConstruct", "x")]), r"node 'odd' \(SequenceConstruct\): sequences"),
+    ("a sequence", model_of([node("SequenceConstruct", "x")]), "output 'y' is a sequence; edge engines give tensors"),
     ("a sequence as input", model_of([node("SequenceAt", "s", "i")], [
-        helper.make_tensor_sequence_value_info("s", FLOAT, [1, 4]), info("i", [], INT64)]), "sequences and optionals"),
+        helper.make_tensor_sequence_value_info("s", FLOAT, [1, 4]), info("i", [], INT64)]),
+     "input 's' is of sequence type"),
     ("text", model_of([helper.make_node("Identity", ["x"], ["y"])], [info("x", [1], TensorProto.STRING)]),
      "input 'x' is string; edge engines take"),
     ("a shape that depends on values", model_of([node("NonZero", "x")]), r"node 'odd' \(NonZero\).*constant"),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 ORT = ".ort"
+NO_KERNEL = "not implemented for"  # as torch says it
 OLDEST_RUN = 7  # opset that ONNX Runtime still runs
 RUN_SECONDS = 120  # of one call on one thread; an example input of an edge model takes seconds
 Read = Callable[[Path], "onnx.ModelProto"]
@@ -226,7 +227,7 @@ class _Reader:
 
     def __init__(self, path: Path, examples: Examples, read: Read) -> None:
         from edgeattn.sources.onnx.example import declared_inputs
-        from edgeattn.sources.onnx.upgrade import widen
+        from edgeattn.sources.onnx.upgrade import in_float32
 
         self.path, self.examples = path, examples
         self.bound = examples.values()
@@ -240,8 +241,13 @@ class _Reader:
             raise type(error)(f"{path}: {error}") from error
         self.inputs = [port for port in ports if port.name not in self.bound]
         self.fixed = [port for port in ports if port.name in self.bound]
-        if widen(self.source):
+        if in_float32(self.source, "FLOAT16", "BFLOAT16"):
             self.notes = ("read as float32: the file's float16 weights and inputs are widened",)
+        self.original = self.source  # what it is compared with
+        if _has_doubles(self.source):
+            self.original = type(self.source).FromString(self.source.SerializeToString())
+            in_float32(self.source, "DOUBLE")
+            self.notes += ("read as float32: the file's float64 numbers are narrowed",)
         for name, value in self.bound.items():
             self.notes += (f"input {name} is bound to {str(value.tolist())[:60]}: the bundle has no such input",)
 
@@ -288,7 +294,7 @@ class _Reader:
 
         shapes = {name: without_constant(constant_value(array)) for name, array in example.items()}
         bound = bound_arrays(self.bound, self.fixed, self.inputs, dict(example))
-        runtime = _Runtime(self.source, {**example, **bound})
+        runtime = _Runtime(self.original, {**example, **bound})
         static = make_static(self.source, shapes, runtime.intermediate, bound)
         notes = []
         if opsets(self.source)[""] < OLDEST_RUN:
@@ -305,14 +311,19 @@ class _Reader:
         self._passes(static)
         module = import_onnx(static)
         _name_nodes(static)
+        try:
+            agreement = check_against_runtime(static, module, example, expected)
+        except RuntimeError as error:  # torch has no kernel for some of its types
+            if NO_KERNEL not in str(error):
+                raise
+            module, agreement = OnnxRuntimeModule(static, _first(error)).eval(), ""
         again = not_handed(static)
         if isinstance(module, OnnxRuntimeModule):
             notes.append(f"runs in ONNX Runtime alone: {module.unsupported}")
         elif again:
             notes.append(f"exported again for every engine: {', '.join(again)} written with plain operators")
-        notes.append(check_against_runtime(static, module, example, expected))
         whole = again and isinstance(module, ImportedModel)
-        told = tuple(note for note in notes if note)
+        told = tuple(note for note in (*notes, agreement) if note)
         return _Made(None if whole else static, module, dict(example), expected, told)
 
     def _passes(self, static: onnx.ModelProto) -> None:
@@ -347,12 +358,36 @@ class _Runtime:
 
         try:
             session = runtime_session(model)
-            wanted = {value.name for value in session.get_inputs()}
-            results = _run_bounded(session, names, {k: v for k, v in self.example.items() if k in wanted})
+            wanted = {value.name: _taker(value.type) for value in session.get_inputs()}
+            results = _run_bounded(session, names, {k: wanted[k](v) for k, v in self.example.items() if k in wanted})
         except Exception as error:
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.example.items())
             raise ModelError(f"ONNX Runtime refuses it for inputs {shapes}: {_first(error)}") from error
-        return dict(zip(names, results, strict=True))
+        return {name: _narrowed(result) for name, result in zip(names, results, strict=True)}
+
+
+def _taker(kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes an input of a file's own type."""
+    return (lambda array: array.astype(np.float64)) if kind == "tensor(double)" else lambda array: array
+
+
+def _narrowed(array: Any) -> Any:
+    return array.astype(np.float32) if getattr(array, "dtype", None) == np.float64 else array
+
+
+def _has_doubles(model: onnx.ModelProto) -> bool:
+    """Whether anything of a model is float64: weights, inputs, outputs, casts."""
+    import onnx
+
+    from edgeattn.sources.onnx.walk import graphs, tensors
+
+    double = onnx.TensorProto.DOUBLE
+    for part in graphs(model.graph):
+        if any(value.type.tensor_type.elem_type == double for value in (*part.input, *part.output)):
+            return True
+        if any(a.name == "to" and a.i == double for node in part.node for a in node.attribute):
+            return True
+    return any(tensor.data_type == double for tensor in tensors(model.graph))
 
 
 def _run_bounded(session: Any, names: list[str], inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

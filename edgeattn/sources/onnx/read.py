@@ -17,7 +17,7 @@ from edgeattn.guards.confined import regular_file
 from edgeattn.sources.onnx.external import MAX_BYTES, load_external
 from edgeattn.sources.onnx.handed import RUNTIME_OWN
 from edgeattn.sources.onnx.node_names import captured, unshadow
-from edgeattn.sources.onnx.stored import check_numbers, check_tensor
+from edgeattn.sources.onnx.stored import check_numbers, check_tensor, check_types
 from edgeattn.sources.onnx.values import SHOWN, STANDARD, describe
 from edgeattn.sources.onnx.walk import bodies, graphs, tensors
 
@@ -79,6 +79,8 @@ def checked(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         _check_versions(model)
         model = _inlined(model)
         _check_operators(model.graph)
+        check_types(model.graph)
+        _name_apart(model.graph)
         load_external(model, path)
         for tensor in tensors(model.graph):
             check_tensor(tensor)
@@ -257,10 +259,8 @@ def _check_operators(graph: onnx.GraphProto) -> None:
                     f"{describe(node)}: {unknown_operator(node.op_type[:SHOWN])}, or a node of a custom domain without "
                     "its name"
                 )
-            if node.op_type.startswith(("Sequence", "Optional")) or node.op_type in (
-                "SplitToSequence", "ConcatFromSequence",
-            ):  # fmt: skip
-                raise UnsupportedError(f"{describe(node)}: sequences and optionals are no tensors, engines have none")
+            if node.op_type.startswith("Optional") or node.op_type == "SequenceMap":
+                raise UnsupportedError(f"{describe(node)}: optionals are no tensors, and engines have none")
     for kind, values in (("input", graph.input), ("output", graph.output)):
         for value in values:
             which = value.type.WhichOneof("value")
@@ -274,6 +274,18 @@ def _check_operators(graph: onnx.GraphProto) -> None:
                 )
     if graph.sparse_initializer:
         raise UnsupportedError("sparse initializers are not read: store the weights dense")
+
+
+def _name_apart(graph: onnx.GraphProto) -> None:
+    """Nodes of one name get a number each: a name is for people, and ONNX Runtime refuses two of one."""
+    taken: set[str] = {node.name for node in graph.node}
+    seen: set[str] = set()
+    for number, node in enumerate(graph.node):
+        if node.name and node.name in seen:
+            fresh = f"{node.name}_{number}"
+            node.name = fresh if fresh not in taken else ""
+            taken.add(node.name)
+        seen.add(node.name)
 
 
 def unknown_operator(name: str) -> str:

@@ -22,6 +22,7 @@ from edgeattn.sources.onnx.control import KINDS, replaced
 from edgeattn.sources.onnx.node_names import captured, renamed
 from edgeattn.sources.onnx.older import OPSET, modern
 from edgeattn.sources.onnx.ops import Function, Node, NotImportableError, TooManyStepsError
+from edgeattn.sources.onnx.sequences import resolved
 from edgeattn.sources.onnx.values import (
     STANDARD,
     TYPES_TO_ONNX,
@@ -95,6 +96,7 @@ class Walk:
         values: what is known of every tensor so far.
         alias: name -> the name that stands for it.
         kept: the nodes that are left.
+        sequences: name -> the tensors in it.
         fresh: how many bodies were copied.
         most: nodes that are looked at.
     """
@@ -107,6 +109,7 @@ class Walk:
         self.oracle = oracle
         self.values: dict[str, Value] = {**initializers(model.graph), **inputs}
         self.inputs = inputs
+        self.sequences: dict[str, list[str]] = {}
         self.alias: dict[str, str] = {}
         self.kept: list[onnx.NodeProto] = []
         self.walked = 0
@@ -127,6 +130,8 @@ class Walk:
                     self.node(plain)
             except EdgeattnError:
                 raise
+            except NotImportableError as error:
+                raise UnsupportedError(f"{describe(node)}: {error}") from error
             except Exception as error:  # attributes and constants of any kind: no list of what can be wrong is whole
                 raise ModelError(f"{describe(node)} cannot be read: {type(error).__name__}: {_line(error)}") from error
 
@@ -152,6 +157,8 @@ class Walk:
             why = replaced(self, proto)
             if why:
                 self._guess(proto, NotImportableError(why))
+            return
+        if resolved(self, proto):
             return
         self._check_inference(proto)
         try:
@@ -345,6 +352,9 @@ class Walk:
     def _outputs(self) -> list[str]:
         """Outputs that hold anything, or all if none does: merged decoders give caches of no rows in one branch."""
         outputs = [value.name for value in self.model.graph.output]
+        for name in outputs:
+            if self.resolve(name) in self.sequences:
+                raise UnsupportedError(f"output {name!r} is a sequence; edge engines give tensors")
         return [name for name in outputs if 0 not in self.values[self.resolve(name)].shape] or outputs
 
     def _check_size(self, made: onnx.ModelProto) -> None:

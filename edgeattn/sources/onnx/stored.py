@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgeattn.errors import ModelError
+from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.graphs.layers import module_path
 from edgeattn.sources.onnx.values import describe
+from edgeattn.sources.onnx.walk import graphs
 
 if TYPE_CHECKING:
     import onnx
 
 MAX_RANK = 16
+NARROW = ("FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2")  # beginnings of element types
 
 
 def stored_bytes(tensor: onnx.TensorProto) -> int:
@@ -57,6 +59,30 @@ def check_tensor(tensor: onnx.TensorProto) -> None:
     )  # fmt: skip
     if given > 2 * math.prod(tensor.dims) or given < math.prod(tensor.dims) // 8:
         raise ModelError(f"tensor {tensor.name!r}: {given} values, its shape is {list(tensor.dims)}")
+
+
+def check_types(graph: onnx.GraphProto) -> None:
+    """Floats and integers below 8 bits are weights that are widened once, and nothing that is made while a model runs.
+
+    Raises:
+        UnsupportedError: naming the node that makes them.
+    """
+    import onnx
+
+    kinds = onnx.TensorProto.DataType
+    narrow = {code for name, code in kinds.items() if name.startswith(NARROW)}
+    for part in graphs(graph):
+        stored = {tensor.name: tensor.data_type for tensor in part.initializer}
+        for node in part.node:
+            made = [a.i for a in node.attribute if a.name in ("to", "output_dtype")]
+            if node.op_type == "QuantizeLinear" and len(node.input) > 2:
+                made.append(stored.get(node.input[2], 0))
+            found = next((kind for kind in made if kind in narrow), None)
+            if found is not None and node.op_type in ("Cast", "QuantizeLinear"):
+                raise UnsupportedError(
+                    f"{describe(node)} makes {kinds.Name(found).lower()} while it runs, which no target here computes "
+                    "with; give the model before that quantization"
+                )
 
 
 def check_numbers(graph: onnx.GraphProto) -> None:

@@ -136,15 +136,18 @@ def _to_input(graph: onnx.GraphProto, node: onnx.NodeProto, name: str, values: S
     node.attribute.extend(kept)
 
 
-def widen(model: onnx.ModelProto) -> int:
-    """Make float32 of float16 and bfloat16, in place: weights, types, casts, inputs and outputs.
+def in_float32(model: onnx.ModelProto, *others: str) -> int:
+    """Make float32 of other floats, in place: weights, types, casts, inputs and outputs.
+
+    Args:
+        others: element types, as ``FLOAT16``.
 
     Returns:
         how many tensors and casts were changed.
     """
     import onnx
 
-    narrow = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    narrow = tuple(onnx.TensorProto.DataType.Value(name) for name in others)
     changed = 0
 
     def graph(part: onnx.GraphProto) -> None:

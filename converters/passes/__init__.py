@@ -19,9 +19,11 @@ from edgeattn.converters.passes.dense_scatters import dense_scatters
 from edgeattn.converters.passes.drop_asserts import drop_asserts
 from edgeattn.converters.passes.endless_positions import endless_positions
 from edgeattn.converters.passes.explicit_padding import explicit_padding
+from edgeattn.converters.passes.fake_quantization import fake_quantization
 from edgeattn.converters.passes.finite_masks import finite_masks
 from edgeattn.converters.passes.finite_onnx_masks import finite_onnx_masks
 from edgeattn.converters.passes.fold_constants import fold_constants
+from edgeattn.converters.passes.fold_weights import fold_weights
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.graph import Program
 from edgeattn.converters.passes.masked_writes import masked_writes
@@ -35,6 +37,7 @@ from edgeattn.converters.passes.plain_copies import plain_copies
 from edgeattn.converters.passes.plain_diagonal import plain_diagonal
 from edgeattn.converters.passes.plain_einsum import plain_einsum
 from edgeattn.converters.passes.plain_flex_attention import plain_flex_attention
+from edgeattn.converters.passes.plain_likelihoods import plain_likelihoods
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
 from edgeattn.converters.passes.plain_pools import plain_pools
 from edgeattn.converters.passes.plain_scatters import plain_scatters
@@ -76,6 +79,9 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     real_rotation,
     endless_positions,
     fold_constants,
+    fake_quantization,
+    fold_weights,
+    plain_likelihoods,
     whole_index,
     plain_einsum,  # before those that look for products
     plain_diagonal,

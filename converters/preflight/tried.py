@@ -24,7 +24,7 @@ EVERY = (*EXPORT, LITERT)
 
 REFUSED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("erfinv", "lgamma", "digamma", "median", "mode", "kthvalue", "hypot", "fmax",
+        ("erfinv", "linalg_solve_triangular", "median", "mode", "kthvalue", "hypot", "fmax",
          "copysign", "searchsorted", "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
          "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp", "histc", "vander", "gcd", "polygamma", "i0",
          "special_bessel_j0", "nextafter", "frexp", "istft"),
@@ -43,7 +43,7 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("erfc", "exp2", "signbit", "logcumsumexp", "bucketize", "tril_indices", "eye",
          "one_hot", "cond", "while_loop", "scan", "polar", "stft", "item", "rand", "rand_like", "randn_like",
-         "bernoulli", "multinomial", "ldexp", "special_erfcx", "rrelu", "logical_xor",
+         "bernoulli", "multinomial", "ldexp", "special_erfcx", "rrelu",
          "view_as_complex", "view_as_real"),
         (LITERT,),
     ),
@@ -89,7 +89,8 @@ TRIED = frozenset((
     "adaptive_max_pool2d", "adaptive_max_pool3d", "add", "add_", "addbmm", "addcdiv", "addcmul", "addmm",
     "affine_grid_generator", "alias", "all", "amax", "amin", "aminmax", "any", "arange", "argmax", "argmin",
     "argsort", "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "baddbmm", "batch_norm", "bilinear", "bincount", "bitwise_and", "bitwise_not", "bitwise_or", "block_diag",
+    "baddbmm", "batch_norm", "bilinear", "binary_cross_entropy_with_logits", "bincount", "bitwise_and", "bitwise_not",
+    "bitwise_or", "block_diag",
     "bmm", "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "chain_matmul",
     "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd",
     "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
@@ -105,7 +106,7 @@ TRIED = frozenset((
     "kl_div", "kron", "kthvalue", "layer_norm", "ldexp", "le", "leaky_relu", "lerp", "lgamma", "lift_fresh_copy",
     "linalg_cholesky", "linalg_cross", "linalg_det", "linalg_eigvalsh", "linalg_inv", "linalg_matrix_norm",
     "linalg_matrix_power", "linalg_multi_dot", "linalg_norm", "linalg_pinv", "linalg_qr", "linalg_solve",
-    "linalg_svdvals", "linalg_vector_norm", "linear", "linspace", "log", "log10", "log1p", "log2", "log_sigmoid",
+    "linalg_solve_triangular", "linalg_svdvals", "linalg_vector_norm", "linear", "linspace", "log", "log10", "log1p", "log2", "log_sigmoid",
     "log_softmax", "logaddexp", "logcumsumexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit",
     "logspace", "logsumexp", "lstm", "lstm_cell", "lt", "mT", "masked_fill", "masked_fill_", "masked_scatter",
     "masked_select", "matmul", "matrix_exp", "max", "max_pool1d", "max_pool1d_with_indices", "max_pool2d",

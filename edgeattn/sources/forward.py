@@ -9,6 +9,7 @@ it was.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,41 @@ class Asis:
     floats: frozenset[str]
     packs: bool
     outputs: Tensors | None
+
+
+def freeze_observers(module: torch.nn.Module) -> bool:
+    """Let what watches activations for quantization only hand them on; whether there was any.
+
+    Fake quantization keeps the scales that training left. Modules of torch.ao.quantization go on watching in eval mode,
+    and ask buffers which of both they do, a branch that no trace can follow.
+    """
+    quantization: Any = sys.modules.get("torch.ao.quantization")
+    if quantization is None:
+        return False
+    found = False
+    for part in module.modules():
+        if isinstance(part, quantization.FakeQuantizeBase):
+            part.__class__ = _frozen(type(part), bool(part.fake_quant_enabled[0]))
+            found = True
+        elif isinstance(part, quantization.ObserverBase):
+            part.__class__ = _frozen(type(part), False)
+            found = True
+    return found
+
+
+def _frozen(kind: type, rounds: bool) -> type:
+    """A class like a fake quantizer's or an observer's, that rounds with its scales or does nothing."""
+    import torch
+
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if not rounds:
+            return x
+        zero, bounds = self.zero_point.to(torch.int32), (self.quant_min, self.quant_max)
+        if self.is_per_channel:
+            return torch.fake_quantize_per_channel_affine(x, self.scale, zero, self.ch_axis, *bounds)
+        return torch.fake_quantize_per_tensor_affine(x, self.scale.reshape(()), zero.reshape(()), *bounds)
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def looked_at(module: torch.nn.Module, inputs: Tensors) -> Asis:

@@ -14,7 +14,7 @@ from edgeattn.errors import ModelError, UnsupportedError, unknown_name
 from edgeattn.model import Arrays, EdgeModel, Graph, graph_from_example
 from edgeattn.sources.arguments import with_named_tensors
 from edgeattn.sources.carried import buffers_kept, with_carried_states
-from edgeattn.sources.forward import compared, looked_at, make_followable
+from edgeattn.sources.forward import compared, freeze_observers, looked_at, make_followable
 from edgeattn.sources.outputs import name_outputs
 from edgeattn.sources.usercode import users_code
 from edgeattn.spec import GraphSpec, ModelSpec
@@ -101,15 +101,17 @@ def _followable(graphs: Mapping[str, Graph]) -> tuple[str, ...]:
     from edgeattn.sources.single import float_tensors
 
     inputs, before = {}, {}
+    notes: list[str] = []
     for name, graph in graphs.items():
         graph.module.eval()
+        if freeze_observers(graph.module):
+            notes.append("fake quantization keeps the scales that it has; observers are off")
         inputs[name] = example_tensors(graph)
         with buffers_kept(graph.module):
             before[name] = looked_at(graph.module, inputs[name])
     changed = [name for name, found in before.items() if found.floats or found.packs]
     for name in changed:  # all are looked at first: graphs may share weights
         make_followable(graphs[name].module)
-    notes: list[str] = []
     for name in changed:
         with users_code(f"{type(graphs[name].module).__name__}.forward"), torch.no_grad():
             notes += compared(name, before[name], graphs[name].module, float_tensors(inputs[name]))

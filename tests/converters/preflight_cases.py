@@ -235,7 +235,6 @@ def inner_branch(x: Tensor) -> Tensor:
 
 OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("erfinv", lambda x: torch.erfinv(torch.tanh(x)), ENGINES),
-    ("lgamma", lambda x: torch.lgamma(x.abs() + 1), ENGINES),
     ("inverse", lambda x: torch.inverse(x[:, :, :8] + 9 * torch.ones(8).diag()), ENGINES),
     ("places of a pool", lambda x: torch.nn.functional.max_pool1d(x, 2, return_indices=True), ("tensorrt", "litert")),
     (

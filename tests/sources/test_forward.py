@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -151,3 +153,28 @@ def test_lengths_that_are_known_pack_too() -> None:
         expected = step([net], x).numpy()
     model = from_module(Layers(step, net), (x,), "known")
     np.testing.assert_allclose(model.run({"x": x.numpy()})["output"], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao.quantization says that it will move
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+def test_quantization_aware_training_leaves_its_scales(backend: str) -> None:
+    quantization: Any = importlib.import_module("torch.ao.quantization")
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).train()
+    net.qconfig = quantization.get_default_qat_qconfig(backend)
+    quantization.prepare_qat(net, inplace=True)
+    net(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
+    net.eval()
+    frozen = copy.deepcopy(net).apply(quantization.disable_observer)
+    model = from_module(net, (torch.ones(1, 4),), "qat")  # whose observers go on watching
+    assert any("keeps the scales" in note for note in model.notes)
+    x = torch.linspace(-9, 9, 4)[None]
+    with torch.no_grad():
+        expected = frozen(x).numpy()
+    np.testing.assert_array_equal(model.run({"input": x.numpy()})["output"], expected)
+    trace(model, model.spec.graphs[0])
+
+
+def test_an_output_without_elements_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"output 'output_1' has no elements \(\[1, 0\]\)"):
+        from_module(Layers(lambda _, x: (x, x[:, :0])), (torch.ones(1, 3),), "empty")

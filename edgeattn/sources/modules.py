@@ -113,8 +113,9 @@ def _followable(graphs: Mapping[str, Graph]) -> tuple[str, ...]:
     for name in changed:  # all are looked at first: graphs may share weights
         make_followable(graphs[name].module)
     for name in changed:
-        with users_code(f"{type(graphs[name].module).__name__}.forward"), torch.no_grad():
-            notes += compared(name, before[name], graphs[name].module, float_tensors(inputs[name]))
+        module = graphs[name].module
+        with users_code(f"{type(module).__name__}.forward"), torch.no_grad(), buffers_kept(module):
+            notes += compared(name, before[name], module, float_tensors(inputs[name]))
     return tuple(dict.fromkeys(notes))
 
 

@@ -178,3 +178,26 @@ def test_quantization_aware_training_leaves_its_scales(backend: str) -> None:
 def test_an_output_without_elements_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"output 'output_1' has no elements \(\[1, 0\]\)"):
         from_module(Layers(lambda _, x: (x, x[:, :0])), (torch.ones(1, 3),), "empty")
+
+
+class Counting(nn.Module):
+    """A state in a buffer of another float, which forward writes."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(3, dtype=HALF))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.total.add_(x.half())
+        return self.total.float() * 2
+
+
+def test_a_state_in_float16_becomes_one_in_float32_from_its_own_start() -> None:
+    model = from_module(Counting(), (torch.tensor([1.0, 2.0, 3.0]),), "counting")
+    graph = model.spec.graphs[0]
+    assert [(state.input, state.dtype, state.initial) for state in graph.states] == [("total", "float32", 0.0)]
+    step = model.run({"x": np.ones(3, np.float32), "total": np.full(3, 0.1, np.float32)})
+    np.testing.assert_allclose(step["output"], np.full(3, 2.2), rtol=1e-6)
+    np.testing.assert_allclose(step["next_total"], np.full(3, 1.1), rtol=1e-6)

@@ -2,8 +2,8 @@
 
 They are plain torch code, and stand here where the other engines have the operation itself. What each answers:
 
-- ``convolution``: TRANSPOSE_CONV knows neither dilation beside a stride nor a third axis, litert-torch 0.10 pads zeros
-  where ``output_padding`` adds places that have values, and CONV_3D has no groups;
+- ``convolution``: TRANSPOSE_CONV knows no third axis, no dilation beside a stride and few paddings, litert-torch 0.10
+  pads zeros where ``output_padding`` adds places that have values, and CONV_3D has no groups;
 - ``bmm`` of one batch: its converter makes FULLY_CONNECTED of A^T B^T and loses the left transpose ("324 != 8");
 - ``topk`` and ``sort``: its own sort is one that LiteRT has no kernel for;
 - sums by index and what else stands in :mod:`edgeattn.converters.litert_functions`.
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from edgeattn.converters.litert_functions import FUNCTIONS
+from edgeattn.converters.preflight.tried import convolved_otherwise
 from edgeattn.errors import load_extra
 
 aten = torch.ops.aten
@@ -72,7 +73,7 @@ def _convolution(
         if axes < 3 or groups == 1:
             return NotImplemented
         return _by_planes(_padded(x, [(p, p) for p in pads]), weight, bias, step, spread, groups)
-    if axes < 3 and not any(extra) and (max(step) == 1 or max(spread) == 1):
+    if not convolved_otherwise(tuple(weight.shape[2:]), step, pads, extra, spread):
         return NotImplemented
     if axes < 3 and max(spread) == 1:  # the whole of it, and its margin cut off afterwards
         none, one = [0] * axes, [1] * axes

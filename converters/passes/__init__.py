@@ -31,18 +31,20 @@ from edgeattn.converters.passes.plain_attention import plain_attention
 from edgeattn.converters.passes.plain_bags import plain_bags
 from edgeattn.converters.passes.plain_bilinear import plain_bilinear
 from edgeattn.converters.passes.plain_constants import plain_constants
-from edgeattn.converters.passes.plain_cumulations import plain_cumulations
 from edgeattn.converters.passes.plain_control import plain_control
 from edgeattn.converters.passes.plain_copies import plain_copies
+from edgeattn.converters.passes.plain_cumulations import plain_cumulations
 from edgeattn.converters.passes.plain_diagonal import plain_diagonal
 from edgeattn.converters.passes.plain_einsum import plain_einsum
 from edgeattn.converters.passes.plain_flex_attention import plain_flex_attention
 from edgeattn.converters.passes.plain_likelihoods import plain_likelihoods
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
+from edgeattn.converters.passes.plain_padding import plain_padding
 from edgeattn.converters.passes.plain_pools import plain_pools
 from edgeattn.converters.passes.plain_scatters import plain_scatters
+from edgeattn.converters.passes.plain_windows import plain_windows
 from edgeattn.converters.passes.plain_writes import plain_writes
-from edgeattn.converters.passes.real_rotation import real_rotation
+from edgeattn.converters.passes.real_pairs import real_pairs
 from edgeattn.converters.passes.repeated_heads import repeated_heads
 from edgeattn.converters.passes.reshape_views import reshape_views
 from edgeattn.converters.passes.scale_on_query import scale_on_query
@@ -76,7 +78,9 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     tensor_operands,
     explicit_padding,
     plain_one_hot,
-    real_rotation,
+    real_pairs,
+    plain_windows,
+    plain_padding,
     endless_positions,
     fold_constants,
     fake_quantization,

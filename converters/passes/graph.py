@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_KNOWN = 2**24  # elements; larger values are not worked out just to look at them
 RECORD = "edgeattn.passes"  # in the graph module's meta: name of the pass -> places changed
+REFUSED = "edgeattn.refused"  # in the graph module's meta: node -> why a pass could not rewrite it
 LOWEST = -HALF_MAX  # a constant at or below means "hidden": -inf, the lowest float32, -1e9; float16 ends here
 DROWNS = -1e8  # added to a score, a finite number at or below leaves nothing of it: float32 has 24 bits
 
@@ -23,14 +24,20 @@ class Program:
 
     Attributes:
         exported: the program; its graph is changed in place, its constants grow.
+        refusals: node -> why no pass could rewrite what no engine has.
     """
 
     exported: torch.export.ExportedProgram
+    refusals: dict[str, str] = field(default_factory=dict)
     _known: dict[torch.fx.Node, Any] = field(default_factory=dict)
     _written: set[torch.fx.Node] = field(default_factory=set)
     _constants: dict[tuple[bytes, tuple[int, ...], str], torch.fx.Node] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.note_writes()
+
+    def note_writes(self) -> None:
+        """Look again for what is written in place, after a pass that wrote such calls."""
         self._written = written_in_place(self.graph)
 
     @property
@@ -38,6 +45,11 @@ class Program:
         """Its nodes."""
         graph: torch.fx.Graph = self.exported.graph_module.graph
         return graph
+
+    @property
+    def written(self) -> frozenset[torch.fx.Node]:
+        """Tensors that a later operator writes into, see :func:`written_in_place`."""
+        return frozenset(self._written)
 
     def calls(self, *targets: Any) -> list[torch.fx.Node]:
         """The nodes that call one of the operators, in order; a list, so that the graph may change meanwhile."""
@@ -117,13 +129,20 @@ class Program:
         return self._constants[key]
 
     def drop_unused_constants(self) -> None:
-        """Take constants that no node reads any more out again; dead code elimination leaves inputs alone."""
+        """Take constants that no node reads any more out again; dead code elimination leaves inputs alone.
+
+        So go complex weights and tables, which engines do not have.
+        """
         specs = self.exported.graph_signature.input_specs
-        for key, node in list(self._constants.items()):
-            if not node.users:
-                specs.remove(next(spec for spec in specs if spec.arg.name == node.name))
-                del self.exported.constants[node.name], self._constants[key]
-                self.graph.erase_node(node)
+        own = {node: key for key, node in self._constants.items()}
+        for node in [node for node in self.graph.nodes if node.op == "placeholder" and not node.users]:
+            spec = next(spec for spec in specs if spec.arg.name == node.name)
+            if node in own:
+                del self.exported.constants[node.name], self._constants[own[node]]
+            elif spec.target is None or not node.meta["val"].is_complex():
+                continue  # an input of the model stays
+            specs.remove(spec)
+            self.graph.erase_node(node)
 
 
 def written_in_place(graph: torch.fx.Graph) -> set[torch.fx.Node]:
@@ -164,7 +183,7 @@ class Writer:
         for key in ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn"):
             if key in self.anchor.meta:
                 node.meta[key] = self.anchor.meta[key]
-        node.meta["val"] = _shape(node)
+        node.meta["val"] = _shape(node, self._mode)
         return node
 
     def constant(self, value: torch.Tensor) -> torch.fx.Node:
@@ -175,7 +194,12 @@ class Writer:
         """Turn the anchor itself into the last node: its name and its readers stay."""
         self.anchor.target = target
         self.anchor.args, self.anchor.kwargs = args, kwargs
-        self.anchor.meta["val"] = _shape(self.anchor)
+        self.anchor.meta["val"] = _shape(self.anchor, self._mode)
+
+    @property
+    def _mode(self) -> Any:
+        placeholders = (node for node in self.program.graph.nodes if node.op == "placeholder")
+        return next((n.meta["val"].fake_mode for n in placeholders if hasattr(n.meta.get("val"), "fake_mode")), None)
 
 
 def size(node: Any) -> tuple[int, ...]:
@@ -209,6 +233,7 @@ def rewritten(exported: torch.export.ExportedProgram, passes: Iterable[Callable[
     program.graph.lint()
     exported.graph_module.recompile()
     exported.graph_module.meta[RECORD] = counts
+    exported.graph_module.meta[REFUSED] = program.refusals
     return counts
 
 
@@ -228,12 +253,12 @@ def _detached(exported: torch.export.ExportedProgram, name: str) -> Any:
     return None if value is None else value.detach()
 
 
-def _shape(node: torch.fx.Node) -> Any:
+def _shape(node: torch.fx.Node, mode: Any) -> Any:
     import torch
 
     args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
     modes = [n.meta["val"].fake_mode for n in node.all_input_nodes if hasattr(n.meta.get("val"), "fake_mode")]
-    if not modes:
+    if mode is None and not modes:
         return node.target(*args, **kwargs)  # type: ignore[operator]
-    with modes[0], torch.no_grad():
+    with modes[0] if modes else mode, torch.no_grad():
         return node.target(*args, **kwargs)  # type: ignore[operator]

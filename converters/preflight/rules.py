@@ -19,6 +19,7 @@ from edgeattn.converters.preflight.rules_numbers import (
 )
 from edgeattn.converters.preflight.rules_operations import (
     cache_update,
+    complex_number,
     grouped_expand,
     litert_forms,
     litert_partitions,
@@ -97,6 +98,7 @@ RULES: Mapping[str, Rule] = {
     "value-dependent-shape": Rule(value_dependent_shape, every, ("stops", "risk")),
     "high-rank": Rule(high_rank, only(LITERT, TENSORRT), ("stops", "risk")),
     "unsupported-operation": Rule(unsupported_operation, every, ("stops",)),
+    "complex-number": Rule(complex_number, every, ("stops",)),
     "untried-operation": Rule(untried_operation, every, ("risk",)),
     "litert-forms": Rule(litert_forms, only(LITERT), ("handled",)),
     "litert-partitions": Rule(litert_partitions, only(LITERT), ("slow",)),

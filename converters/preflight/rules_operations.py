@@ -27,6 +27,16 @@ def unsupported_operation(view: GraphView, question: Question) -> Iterator[Issue
             yield at(call, "stops", f"{call.op}: {why}", ops.substitute(call.op))
 
 
+def complex_number(view: GraphView, question: Question) -> Iterator[Issue]:
+    """A complex tensor that no pass could tell by its real and imaginary part."""
+    if view.onnx is not None and ENGINES[question.engine].through_onnx:
+        return
+    change = "write it with real tensors: torch.view_as_real, or its real and imaginary part apart"
+    for call in view.graph.calls:
+        if call.name in view.refused:
+            yield at(call, "stops", f"{call.op} of a complex tensor {view.refused[call.name]}", change)
+
+
 def untried_operation(view: GraphView, question: Question) -> Iterator[Issue]:
     """An operation that was never converted by edgeattn's own tests."""
     for call in view.graph.calls:
@@ -43,8 +53,16 @@ def untried_operation(view: GraphView, question: Question) -> Iterator[Issue]:
 def litert_forms(view: GraphView, _: Question) -> Iterator[Issue]:
     """A convolution that LiteRT lacks, and gets in others."""
     for call in view.graph.calls:
-        kernel = len(view.graph.shape_of(call.inputs[1])) - 2 if len(call.inputs) > 1 else 0
-        if ops.convolved_otherwise(call, kernel):
+        given = dict(enumerate(call.arguments))
+        if call.op == "conv3d":
+            otherwise = given.get(6, 1) != 1
+        elif call.op.startswith("conv_transpose"):
+            kernel = [size or 1 for size in view.graph.shape_of(call.inputs[1])[2:]]
+            sizes = [list(given.get(place, default)) for place, default in ((3, [1]), (4, [0]), (5, [0]), (7, [1]))]
+            otherwise = ops.convolved_otherwise(kernel, *(s * (len(kernel) if len(s) == 1 else 1) for s in sizes))
+        else:
+            continue
+        if otherwise:
             yield at(call, "handled", f"{call.op}: LiteRT has it in plain convolutions over two axes", NO_CHANGE)
 
 

@@ -7,7 +7,7 @@ converts those that are refused again, so that a newer converter that takes one 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgeattn import engines
@@ -27,24 +27,19 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
         ("erfinv", "linalg_solve_triangular", "median", "mode", "kthvalue", "hypot", "fmax",
          "copysign", "searchsorted", "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
          "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp", "histc", "vander", "gcd", "polygamma", "i0",
-         "special_bessel_j0", "nextafter", "frexp", "istft"),
+         "special_bessel_j0", "nextafter", "frexp"),
         EVERY,
     ),
     **dict.fromkeys(("det", "linalg_det"), (OPENVINO, TENSORRT, LITERT)),
     **dict.fromkeys(("flex_attention", "map_impl"), EVERY),
-    "col2im": (TENSORRT, LITERT),
     "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
     "max_unpool2d": (TENSORRT, LITERT),
-    "fft_rfft": (OPENVINO, TENSORRT),
-    "fft_fft": (TENSORRT, LITERT),
-    "fft_irfft": (TENSORRT, LITERT),
     "cross_entropy_loss": (TENSORRT,),
     "nll_loss_nd": (OPENVINO, TENSORRT),
     **dict.fromkeys(
         ("erfc", "exp2", "signbit", "logcumsumexp", "bucketize", "tril_indices", "eye",
-         "one_hot", "cond", "while_loop", "scan", "polar", "stft", "item", "rand", "rand_like", "randn_like",
-         "bernoulli", "multinomial", "ldexp", "special_erfcx", "rrelu",
-         "view_as_complex", "view_as_real"),
+         "one_hot", "cond", "while_loop", "scan", "item", "rand", "rand_like", "randn_like",
+         "bernoulli", "multinomial", "ldexp", "special_erfcx", "rrelu"),
         (LITERT,),
     ),
 }  # fmt: skip
@@ -70,10 +65,6 @@ SUBSTITUTES: Mapping[str, str] = {
     "scatter": "a scatter whose index is no longer than the axis",
     "eye": "a buffer made in __init__",
     "tril_indices": "a buffer made in __init__",
-    "stft": "a convolution with a window's cosines and sines",
-    "fft_rfft": "a product with a matrix of cosines and sines",
-    "fft_fft": "a product with a matrix of cosines and sines",
-    "polar": "cos and sin, real throughout",
     "cond": "torch.where over both branches",
     "while_loop": "a loop of a fixed number of steps, with a mask for those that are too many",
     "scan": "a loop in Python over its first axis, which is written out",
@@ -90,44 +81,42 @@ TRIED = frozenset((
     "affine_grid_generator", "alias", "all", "amax", "amin", "aminmax", "any", "arange", "argmax", "argmin",
     "argsort", "as_strided", "asin", "asinh", "atan", "atan2", "atanh", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "baddbmm", "batch_norm", "bilinear", "binary_cross_entropy_with_logits", "bincount", "bitwise_and", "bitwise_not",
-    "bitwise_or", "block_diag",
-    "bmm", "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil", "celu", "chain_matmul",
-    "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clone", "col2im", "constant_pad_nd",
-    "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-    "copy_", "copysign", "cos", "cosh", "cosine_similarity", "count_nonzero", "cross", "cross_entropy_loss",
-    "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach", "detach_", "diag", "diag_embed",
-    "diagonal", "diff", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu", "embedding", "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv",
-    "exp", "exp2", "expand", "expand_as", "expm1", "eye", "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft",
-    "fill", "fill_", "flatten", "flip", "floor", "floor_divide", "fmax", "fmod", "frac", "frexp", "full",
-    "full_like", "gather", "gcd", "ge", "gelu", "glu", "grid_sampler", "group_norm", "gru", "gru_cell", "gt",
-    "hann_window", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "heaviside", "histc", "hypot", "i0",
-    "im2col", "index", "index_add", "index_copy", "index_fill", "index_put", "index_put_", "index_reduce",
-    "index_select", "instance_norm", "inverse", "isclose", "isfinite", "isin", "isinf", "isnan", "istft", "item",
-    "kl_div", "kron", "kthvalue", "layer_norm", "ldexp", "le", "leaky_relu", "lerp", "lgamma", "lift_fresh_copy",
-    "linalg_cholesky", "linalg_cross", "linalg_det", "linalg_eigvalsh", "linalg_inv", "linalg_matrix_norm",
-    "linalg_matrix_power", "linalg_multi_dot", "linalg_norm", "linalg_pinv", "linalg_qr", "linalg_solve",
-    "linalg_solve_triangular", "linalg_svdvals", "linalg_vector_norm", "linear", "linspace", "log", "log10", "log1p",
-    "log2", "log_sigmoid",
-    "log_softmax", "logaddexp", "logcumsumexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit",
-    "logspace", "logsumexp", "lstm", "lstm_cell", "lt", "mT", "masked_fill", "masked_fill_", "masked_scatter",
-    "masked_select", "matmul", "matrix_exp", "max", "max_pool1d", "max_pool1d_with_indices", "max_pool2d",
-    "max_pool2d_with_indices", "max_pool3d", "max_pool3d_with_indices", "max_unpool2d", "maximum", "mean", "median",
-    "meshgrid", "min", "minimum", "mish", "mm", "mode", "movedim", "mse_loss", "msort", "mul", "mul_", "mv",
-    "nan_to_num", "nanmean", "nansum", "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros",
-    "nextafter", "nll_loss_nd", "nonzero", "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad",
-    "pairwise_distance", "permute", "pixel_shuffle", "pixel_unshuffle", "polar", "polygamma", "positive", "pow",
-    "prelu", "prod", "quantile", "real", "reciprocal", "relu", "relu6", "relu_", "remainder", "renorm", "repeat",
-    "repeat_interleave", "reshape", "rms_norm", "rnn_relu", "rnn_tanh", "roll", "rot90", "round", "rrelu", "rsqrt",
-    "rsub", "scalar_tensor", "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce",
-    "searchsorted", "select", "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc",
-    "sinh", "slice", "slice_scatter", "softmax", "softplus", "softshrink", "sort", "special_bessel_j0",
-    "special_erfcx", "special_expit", "special_ndtr", "split", "split_copy", "split_with_sizes",
-    "sqrt", "square", "squeeze", "squeeze_", "stack", "std", "std_mean", "stft", "sub", "sub_", "sum", "sym_size",
-    "t", "take", "take_along_dim", "tan", "tanh", "tanh_", "tensordot", "threshold", "tile", "to", "topk", "trace",
-    "transpose", "trapezoid", "tril", "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold",
-    "unsqueeze", "unsqueeze_", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d",
-    "upsample_nearest2d", "vander", "var", "var_mean", "view", "view_as", "view_as_complex", "view_as_real",
-    "where", "xlogy", "zeros", "zeros_like",
+    "bitwise_or", "block_diag", "bmm", "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil",
+    "celu", "chain_matmul", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clone", "col2im",
+    "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
+    "conv_transpose3d", "copy_", "copysign", "cos", "cosh", "cosine_similarity", "count_nonzero", "cross",
+    "cross_entropy_loss", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach", "detach_", "diag",
+    "diag_embed", "diagonal", "diff", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu", "embedding",
+    "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as", "expm1", "eye",
+    "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten", "flip", "floor",
+    "floor_divide", "fmax", "fmod", "frac", "frexp", "full", "full_like", "gather", "gcd", "ge", "gelu", "glu",
+    "grid_sampler", "group_norm", "gru", "gru_cell", "gt", "hann_window", "hardshrink", "hardsigmoid", "hardswish",
+    "hardtanh", "heaviside", "histc", "hypot", "i0", "im2col", "index", "index_add", "index_copy", "index_fill",
+    "index_put", "index_put_", "index_reduce", "index_select", "instance_norm", "inverse", "isclose", "isfinite",
+    "isin", "isinf", "isnan", "istft", "item", "kl_div", "kron", "kthvalue", "layer_norm", "ldexp", "le",
+    "leaky_relu", "lerp", "lgamma", "lift_fresh_copy", "linalg_cholesky", "linalg_cross", "linalg_det",
+    "linalg_eigvalsh", "linalg_inv", "linalg_matrix_norm", "linalg_matrix_power", "linalg_multi_dot", "linalg_norm",
+    "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_solve_triangular", "linalg_svdvals", "linalg_vector_norm",
+    "linear", "linspace", "log", "log10", "log1p", "log2", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logspace", "logsumexp", "lstm", "lstm_cell",
+    "lt", "masked_fill", "masked_fill_", "masked_scatter", "masked_select", "matmul", "matrix_exp", "max",
+    "max_pool1d", "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
+    "max_pool3d_with_indices", "max_unpool2d", "maximum", "mean", "median", "meshgrid", "min", "minimum", "mish",
+    "mm", "mode", "movedim", "mse_loss", "msort", "mT", "mul", "mul_", "mv", "nan_to_num", "nanmean", "nansum",
+    "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros", "nextafter", "nll_loss_nd", "nonzero",
+    "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad", "pairwise_distance", "permute",
+    "pixel_shuffle", "pixel_unshuffle", "polar", "polygamma", "positive", "pow", "prelu", "prod", "quantile", "real",
+    "reciprocal", "relu", "relu6", "relu_", "remainder", "renorm", "repeat", "repeat_interleave", "reshape",
+    "rms_norm", "rnn_relu", "rnn_tanh", "roll", "rot90", "round", "rrelu", "rsqrt", "rsub", "scalar_tensor",
+    "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce", "searchsorted", "select",
+    "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc", "sinh", "slice",
+    "slice_scatter", "softmax", "softplus", "softshrink", "sort", "special_bessel_j0", "special_erfcx",
+    "special_expit", "special_ndtr", "split", "split_copy", "split_with_sizes", "sqrt", "square", "squeeze",
+    "squeeze_", "stack", "std", "std_mean", "stft", "sub", "sub_", "sum", "sym_size", "t", "take", "take_along_dim",
+    "tan", "tanh", "tanh_", "tensordot", "threshold", "tile", "to", "topk", "trace", "transpose", "trapezoid", "tril",
+    "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_",
+    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d", "vander", "var",
+    "var_mean", "view", "view_as", "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
 ))  # fmt: skip
 """Operations that were converted for every engine, whatever came of it."""
 
@@ -193,15 +182,18 @@ def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
     return False
 
 
-def convolved_otherwise(call: Call, axes: int) -> bool:
-    """Whether a convolution over that many axes reaches LiteRT as others (:mod:`edgeattn.converters.litert_forms`)."""
-    given = dict(enumerate(call.arguments))
-    if call.op == "conv3d":
-        return bool(given.get(6, 1) != 1)
-    if not call.op.startswith("conv_transpose"):
-        return False
-    stride, extra, dilation = (given.get(place, default) for place, default in ((3, [1]), (5, [0]), (7, [1])))
-    return bool(axes > 2 or any(extra) or (max(stride) > 1 and max(dilation) > 1))
+def convolved_otherwise(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], extra: Sequence[int], dilation: Sequence[int]
+) -> bool:
+    """Whether a transposed convolution reaches LiteRT as others (:mod:`edgeattn.converters.litert_forms`).
+
+    Its own takes no padding, or one that leaves an output of ``stride`` times the input.
+
+    Args:
+        extra: ``output_padding``.
+    """
+    even = all(p == 0 or k - s == 2 * p for k, s, p in zip(kernel, stride, padding, strict=True))
+    return len(kernel) > 2 or any(extra) or not even or (max(stride) > 1 and max(dilation) > 1)
 
 
 def dense_scatter(view: GraphView, call: Call) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 PASSES_KEY = "edgeattn.passes"  # graph_module.meta: name of a pass -> how often it applied
+REFUSED_KEY = "edgeattn.refused"  # graph_module.meta: node -> why a pass could not rewrite it
 MAX_MACS = 25_000_000_000  # of the run that records ranges: about two seconds on two cores
 
 
@@ -38,6 +39,7 @@ class GraphView:
         onnx: where the source is an ONNX file.
         zeroed: how many ``nn.TransformerEncoder`` put zeros at padded positions.
         passes: what the converters' passes already mended, name -> count.
+        refused: node -> why no pass could rewrite what no engine has.
         figures: None where it could not be traced.
         ranges: None where the run was left out; ``no_ranges`` says why.
     """
@@ -51,6 +53,7 @@ class GraphView:
     onnx: onnx.ModelProto | None = None
     zeroed: int = 0
     passes: Mapping[str, int] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     figures: Figures | None = None
     ranges: Ranges | None = None
     no_ranges: str = ""
@@ -95,6 +98,7 @@ def _look_at(model: EdgeModel, graph: GraphSpec, sample: Arrays) -> GraphView:
         mismatch=_mismatch(model, graph) if figures.macs <= MAX_MACS else "",
         zeroed=int(program.graph_module.meta.get(ZEROED, 0)),
         passes=dict(program.graph_module.meta.get(PASSES_KEY, {})),
+        refused=dict(program.graph_module.meta.get(REFUSED_KEY, {})),
         figures=figures,
         ranges=ranges,
         no_ranges=why,

@@ -251,7 +251,6 @@ OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("bits of integers", lambda x: (x * 10).long() | 3, ("tensorrt", "litert")),
     ("bucketize", lambda x: torch.bucketize(x, torch.tensor([0.0, 1.0])).float() + x, ("litert",)),
     ("exp2", torch.exp2, ("litert",)),
-    ("rfft", lambda x: torch.fft.rfft(x).abs(), ("openvino", "tensorrt")),
     ("cond in cond", lambda x: torch.cond(x.sum() > 0, inner_branch, torch.neg, (x,)), ("litert",)),
 )
 """Name, a module that calls it, engines that it cannot reach."""
@@ -289,6 +288,12 @@ CASES: Mapping[str, Case] = {
         )
         for name, function, engines in OPERATIONS
     },
+    "complex tanh": Case(
+        "complex-number",
+        lambda: odd(lambda x: torch.fft.rfft(x).tanh().abs()),
+        lambda: odd(lambda x: torch.fft.rfft(x).exp().abs()),
+        everywhere("stops"),
+    ),
     "cache written by index": Case(
         "cache-update",
         lambda: odd(written),

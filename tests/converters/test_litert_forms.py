@@ -45,6 +45,7 @@ def shared(made: nn.Module, axes: int, size: int = 5) -> tuple[Tensor, Tensor]:
         (2, {"stride": 3, "padding": 1, "output_padding": 2, "bias": False}),
         (2, {"stride": (2, 1), "padding": (0, 1), "output_padding": (1, 0), "groups": 4}),
         (2, {"stride": 2, "padding": 3, "dilation": 2}),
+        (2, {"stride": 2, "padding": 1}),
         (3, {"stride": 2}),
         (3, {"stride": (1, 2, 2), "padding": 1, "output_padding": (0, 1, 1), "groups": 2}),
         (3, {"padding": 1, "dilation": (1, 2, 1)}),
@@ -71,7 +72,7 @@ def test_a_grouped_convolution_over_three_axes_by_planes_is_torch_s(options: dic
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("made", [nn.Conv3d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 4, 3, 2, 1)])
+@pytest.mark.parametrize("made", [nn.Conv3d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose2d(4, 4, 4, 2, 1)])
 def test_a_convolution_that_litert_has_stays(made: nn.Module) -> None:
     assert shared(made, 3 if isinstance(made, nn.Conv3d) else 2)[1] is NotImplemented
 

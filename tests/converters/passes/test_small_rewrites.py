@@ -12,7 +12,7 @@ from edgeattn.converters.passes.explicit_padding import explicit_padding
 from edgeattn.converters.passes.fold_constants import fold_constants
 from edgeattn.converters.passes.graph import RECORD
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
-from edgeattn.converters.passes.real_rotation import real_rotation
+from edgeattn.converters.passes.real_pairs import real_pairs
 from edgeattn.converters.passes.repeated_heads import repeated_heads
 from edgeattn.converters.passes.reshape_views import reshape_views
 from edgeattn.converters.passes.tensor_operands import tensor_operands
@@ -89,7 +89,7 @@ X = torch.arange(48, dtype=torch.float32).reshape(1, 6, 8) / 7
     [
         (repeated_heads, Repeated(), torch.randn(1, 2, 5, 4), "expand"),
         (fold_constants, Slopes(), torch.randn(1, 4, 6, 6), "arange"),
-        (real_rotation, Rotated(), X, "view_as_complex"),
+        (real_pairs, Rotated(), X, "view_as_complex"),
         (whole_index, Indexed(), torch.arange(12).reshape(2, 6) % 2, "index"),
         (reshape_views, Viewed(), torch.randn(2, 3, 4), "view"),
         (plain_one_hot, OneHot(), torch.tensor([[3, 0, 6]]), "one_hot"),
@@ -141,7 +141,7 @@ def test_what_comes_from_parameters_is_not_folded() -> None:
 
 
 def test_constants_that_a_later_pass_drops_leave_no_input_behind() -> None:
-    program, _ = traced(Rotated(), {"x": X}, fold_constants, real_rotation)
+    program, _ = traced(Rotated(), {"x": X}, fold_constants, real_pairs)
     assert all(not value.is_complex() for value in program.constants.values())
     torch.testing.assert_close(run(program, {"x": X}), Rotated()(X), atol=1e-6, rtol=0)
 

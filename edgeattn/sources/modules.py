@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 GRAPH = "main"
+GATHERED = "batched_mm"  # the name in transformers
 
 
 def from_module(module: torch.nn.Module, inputs: Any, name: str, source: bytes = b"") -> EdgeModel:
@@ -104,6 +105,7 @@ def _followable(graphs: Mapping[str, Graph]) -> tuple[str, ...]:
     notes: list[str] = []
     for name, graph in graphs.items():
         graph.module.eval()
+        gather_experts(graph.module)
         if freeze_observers(graph.module):
             notes.append("fake quantization keeps the scales that it has; observers are off")
         inputs[name] = example_tensors(graph)
@@ -117,6 +119,20 @@ def _followable(graphs: Mapping[str, Graph]) -> tuple[str, ...]:
         with users_code(f"{type(module).__name__}.forward"), torch.no_grad(), buffers_kept(module):
             notes += compared(name, before[name], module, float_tensors(inputs[name]))
     return tuple(dict.fromkeys(notes))
+
+
+def gather_experts(module: torch.nn.Module) -> None:
+    """Have mixtures of experts of transformers gather the weights of each token's experts, in place.
+
+    The same sums in another order. What transformers prefers sorts tokens by expert and multiplies groups whose sizes
+    are values, which no engine has operations for.
+    """
+    part: Any
+    for part in module.modules():
+        if hasattr(part, "set_experts_implementation"):
+            chosen = set(part.get_experts_implementation().values())
+            if chosen - {None, GATHERED}:
+                part.set_experts_implementation(GATHERED)
 
 
 def _carrying(name: str, graph: Graph) -> Graph:

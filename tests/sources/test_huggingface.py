@@ -87,6 +87,7 @@ CASES: list[tuple[str, str, dict[str, Any], str, str]] = [
     ("PerceiverModel", "PerceiverConfig", {"num_latents": 4, "d_latents": 16, "d_model": 16, "num_self_attends_per_block": 1, "num_self_attention_heads": 2, "num_cross_attention_heads": 2}, "feature-extraction", "inputs"),
     ("DecisionTransformerModel", "DecisionTransformerConfig", {"state_dim": 3, "act_dim": 2, "hidden_size": 16, "n_layer": 1, "n_head": 2, "max_ep_len": 64}, "feature-extraction", "states actions rewards returns_to_go timesteps"),
     ("LlavaForConditionalGeneration", "LlavaConfig", LLAVA, "image-text-to-text", "pixel_values input_ids attention_mask"),
+    ("MixtralForCausalLM", "MixtralConfig", TEXT | {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}, "text-generation", "input_ids attention_mask"),
     ("VisualBertModel", "VisualBertConfig", TEXT | {"visual_embedding_dim": 20}, "feature-extraction", "input_ids attention_mask token_type_ids visual_embeds"),
 ]  # fmt: skip
 
@@ -133,6 +134,24 @@ def test_it_computes_what_transformers_computes(
     assert compared
     for name in compared:
         np.testing.assert_allclose(got[name], expected[name].numpy(), atol=1e-6, rtol=0)
+
+
+def test_the_weights_of_experts_are_gathered_so_that_no_size_depends_on_values(save: Save) -> None:
+    experts = TEXT | {"num_hidden_layers": 1, "num_key_value_heads": 2, "num_local_experts": 4}
+    directory = save("MixtralForCausalLM", "MixtralConfig", experts)
+    with silenced():
+        network = transformers.MixtralForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokens = {"input_ids": torch.arange(16)[None]}
+    with torch.inference_mode():
+        expected = network(**tokens, use_cache=False).logits.numpy()
+    made = load_model(str(directory))
+    example = {name: array.copy() for name, array in made.example["main"].items()}
+    example["input_ids"][...], example["attention_mask"][...] = tokens["input_ids"].numpy(), 1
+    np.testing.assert_allclose(made.run(example)["logits"], expected, atol=1e-6, rtol=0)
+    tensors = {name: torch.from_numpy(array) for name, array in example.items()}
+    traced = torch.export.export(made.modules["main"], (), tensors, strict=False)
+    called = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
+    assert not [name for name in called if "histc" in name or "grouped_mm" in name]
 
 
 def test_a_directory_without_architectures_is_its_base_model(save: Save) -> None:

@@ -35,7 +35,7 @@ from edgeattn.sources.huggingface.encoder_decoder import step_graphs
 from edgeattn.sources.huggingface.example import example_inputs
 from edgeattn.sources.huggingface.makers.text import text_dims, text_fills
 from edgeattn.sources.huggingface.source import Source
-from edgeattn.sources.modules import GRAPH, from_graphs
+from edgeattn.sources.modules import GRAPH, from_graphs, gather_experts
 from edgeattn.sources.outputs import name_outputs
 from edgeattn.sources.pruned import PRUNING
 
@@ -135,6 +135,7 @@ def load(reference: str) -> EdgeModel:
 
 def _made(model: torch.nn.Module, directory: Path, notes: tuple[str, ...]) -> EdgeModel:
     """The model with its weights as edgeattn converts it."""
+    gather_experts(model)
     graphs, fills, more = _graphs(model, directory)
     try:
         made = from_graphs(graphs, directory.resolve().name, (directory / CONFIG).read_bytes())

@@ -95,7 +95,7 @@ def test_a_loop_that_only_runs_in_onnx_runtime_is_stopped(tmp_path: Path, monkey
     constants = {**ENDLESS, "high": np.array(np.float32(1e30))}
     path = write(tmp_path / "net.onnx", [loop(body(nodes, "w", "d"))], constants)
     started = time.monotonic()
-    with pytest.raises(EdgeattnError, match=r"condition depends on values|longer than 0.5 s"):
+    with pytest.raises(EdgeattnError, match=r"longer than 0\.5 s"):
         onnx_file.load(path)
     assert time.monotonic() - started < 60  # it would not end
 

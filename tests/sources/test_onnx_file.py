@@ -658,25 +658,6 @@ def test_an_unknown_operator_is_named_and_runs_in_onnx_runtime(write: Write) -> 
         torch.export.export(module, (torch.zeros(1, 4),), strict=False)
 
 
-def test_a_branch_on_values_is_named_and_runs_in_onnx_runtime(write: Write) -> None:
-    bodies = {
-        key: helper.make_graph([helper.make_node(kind, ["x"], [kind])], key, [], [info(kind, None)])
-        for key, kind in (("then_branch", "Neg"), ("else_branch", "ReduceMax"))
-    }
-    nodes = [
-        helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
-        helper.make_node("Greater", ["s", "zero"], ["c"]),
-        helper.make_node("If", ["c"], ["y"], name="fork", **bodies),
-    ]
-    model = model_of(nodes, constants={"zero": np.array(0, np.float32)})
-    loaded = load_model(write(model))
-    module = loaded.modules["main"]
-    assert isinstance(module, OnnxRuntimeModule)
-    assert module.unsupported.startswith("node 'fork' (If) cannot be expressed in torch")
-    for x in (np.ones((1, 4), np.float32), -np.ones((1, 4), np.float32)):
-        np.testing.assert_array_equal(loaded.run({"x": x})["y"], runtime(model, {"x": x})[0])
-
-
 def test_a_wrong_importer_is_found_by_the_first_node_that_differs(
     write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,23 @@ def replaced(walk: Walk, proto: onnx.NodeProto) -> str:
     return why
 
 
+def refuse_sizes(proto: onnx.NodeProto, why: str) -> None:
+    """Refuse what cannot be replaced and whose results have sizes that depend on values; a plain loop may stay.
+
+    Raises:
+        UnsupportedError: naming the node, and what to do.
+    """
+    loop = proto.op_type == "Loop"
+    if loop and len(proto.output) <= len(proto.input) - 2:
+        return
+    why = f"{why}, and with it the size of what it collects" if loop else why
+    change = "give a fixed number of steps and a mask" if loop else "give both branches results of one shape"
+    raise UnsupportedError(
+        f"{describe(proto)}: {why}; engines plan for one size: {change}, or bind what it depends on with "
+        "--set INPUT=VALUE"
+    )
+
+
 def _taken(walk: Walk, proto: onnx.NodeProto, held: Mapping[str, onnx.GraphProto]) -> None:
     condition = walk.values[proto.input[0]].constant
     assert condition is not None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgeattn.errors import EdgeattnError, ModelError, UnsupportedError
-from edgeattn.sources.onnx.control import KINDS, replaced
+from edgeattn.sources.onnx.control import KINDS, refuse_sizes, replaced
 from edgeattn.sources.onnx.node_names import captured, renamed
 from edgeattn.sources.onnx.older import OPSET, modern
 from edgeattn.sources.onnx.ops import Function, Node, NotImportableError, TooManyStepsError
@@ -156,6 +156,7 @@ class Walk:
         if proto.op_type in KINDS and not proto.domain:
             why = replaced(self, proto)
             if why:
+                refuse_sizes(proto, why)
                 self._guess(proto, NotImportableError(why))
             return
         if resolved(self, proto):
@@ -298,6 +299,9 @@ class Walk:
                 raise UnsupportedError(f"{describe(proto)}: the shape of {name!r} depends on values")
             self.values[name] = without_constant(value)
         if proto.op_type in KINDS:
+            for name, start in zip(proto.output, proto.input[2:], strict=False):
+                if name and self.values[name].shape != self.values[start].shape:
+                    raise UnsupportedError(f"{describe(proto)}: the shape of {name!r} depends on values")
             proto = renamed(proto, {}, copied=True)
             proto.doc_string = str(why)  # for who asks why it is still there
         self.kept.append(proto)

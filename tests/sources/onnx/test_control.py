@@ -16,6 +16,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeattn.errors import UnsupportedError
 from edgeattn.model import EdgeModel
 from edgeattn.sources import read_model
 from edgeattn.sources.onnx.imported import ImportedModel
@@ -104,14 +105,27 @@ def test_a_branch_on_values_becomes_a_choice_between_what_both_branches_make(rea
     agrees(model, read(model), {"x": np.ones((1, 4), np.float32)}, {"x": -(normal(1, 4) ** 2)})
 
 
-def test_branches_of_different_shapes_stay_and_say_so_also_without_a_name(read: Read) -> None:
-    source = read(forked(other=[1]))
-    module = source.modules["main"]
-    assert isinstance(module, OnnxRuntimeModule)
-    assert module.unsupported == (
-        "node 'y' (If) cannot be expressed in torch: its condition depends on values, and its branches make [1, 4] "
-        "and [1, 1] of 'y'"
+def test_branches_of_different_shapes_are_refused_also_without_a_name(read: Read) -> None:
+    with pytest.raises(
+        UnsupportedError,
+        match=r"node 'y' \(If\): its condition depends on values, and its branches make \[1, 4\] and \[1, 1\] of 'y'; "
+        r"engines plan for one size: give both branches results of one shape, or bind .* with --set INPUT=VALUE",
+    ):
+        read(forked(other=[1]))
+
+
+def test_a_loop_whose_rows_depend_on_values_is_refused(read: Read) -> None:
+    step = body(
+        [node("Identity", ["c"], ["c_out"]), node("Identity", ["i"], ["row"])],
+        [info("c_out", [], BOOL), info("row", [], INT64)],
+        [info("i", [], INT64), info("c", [], BOOL)],
     )
+    nodes = [node("Loop", ["n", "go"], ["y"], name="counted", body=step)]
+    model = model_of(nodes, [info("n", [], INT64)], ["y"], {"go": np.array(True)})
+    with pytest.raises(
+        UnsupportedError, match=r"node 'counted' \(Loop\): how often it runs depends on values, and with"
+    ):
+        read(model)
 
 
 def test_a_merged_decoder_whose_branches_name_what_the_if_names_is_read(read: Read) -> None:

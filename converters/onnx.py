@@ -174,7 +174,7 @@ def _proto(model: EdgeModel, graph: GraphSpec) -> tuple[onnx.ModelProto, str]:
             proto, exporter = _exported_first(program, graph), FIRST
         except Exception as error:  # noqa: BLE001  # exporters raise anything
             try:
-                proto, exporter = _exported_second(model, graph, program), SECOND
+                proto, exporter = exported_second(model, graph, program), SECOND
             except Exception:  # noqa: BLE001  # whatever it is, the first exporter says more about the model
                 raise conversion_error(error, program, graph.name, "torch's ONNX exporter", prefix) from error
     _tidy(proto, prefix)
@@ -262,7 +262,7 @@ def exact_rules() -> Iterator[None]:
         matcher._match_constant = original  # noqa: SLF001
 
 
-def _exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.ExportedProgram) -> onnx.ModelProto:
+def exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.ExportedProgram) -> onnx.ModelProto:
     """The TorchScript exporter on the program that torch.export traced: no branch of forward is baked in unseen."""
     import onnx
     import torch
@@ -288,7 +288,23 @@ def _exported_second(model: EdgeModel, graph: GraphSpec, program: torch.export.E
             input_names=list(graph.input_names),
             output_names=list(graph.stored_outputs.values()),
         )
-        return onnx.load(file)
+        proto = onnx.load(file)
+    _keep_unread_inputs(proto, graph)
+    return proto
+
+
+def _keep_unread_inputs(proto: onnx.ModelProto, graph: GraphSpec) -> None:
+    """Inputs that no node reads stay inputs; the TorchScript exporter leaves them out."""
+    import onnx
+
+    found = {value.name: value for value in proto.graph.input}
+    inputs = []
+    for tensor in graph.all_inputs:
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+        declared = onnx.helper.make_tensor_value_info(tensor.name, dtype, tensor.shape)
+        inputs.append(found.get(tensor.name, declared))
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
 
 
 def _rewrite(proto: onnx.ModelProto, graph: GraphSpec) -> None:

@@ -58,6 +58,7 @@ def to_openvino(onnx: Mapping[str, Path], directory: Path, precision: Literal["f
     models = {}
     for graph, path in onnx.items():
         model = read_onnx(path, graph)
+        stable_choices(model)
         _check_shapes(model, path, graph)
         forget_inner_names(model, path)
         models[graph] = save_ir(model, directory / f"{graph}.xml", compress_to_fp16=precision == "fp16")
@@ -84,6 +85,26 @@ def read_onnx(path: Path, graph: str) -> openvino.Model:
                 "an operation whose result size depends on values (nonzero, masked select) causes this: take it out"
             )
     return model
+
+
+def stable_choices(model: openvino.Model) -> None:
+    """Let every TopK put the lower index of equal values first, as ONNX defines it; OpenVINO does on request alone."""
+    OPENVINO.load()
+    from openvino import opset11
+
+    for op in model.get_ordered_ops():
+        given = op.get_attributes() if op.get_type_name() == "TopK" else {}
+        if given.get("sort") != "value" or given.get("stable"):
+            continue
+        count = op.input_value(1)
+        made = opset11.topk(
+            op.input_value(0), count, given["axis"], given["mode"], "value", given["index_element_type"], stable=True
+        )
+        made.set_friendly_name(op.get_friendly_name())
+        for old, new in zip(op.outputs(), made.outputs(), strict=True):
+            names = old.get_names()
+            old.replace(new)
+            new.add_names(names)
 
 
 def _check_shapes(model: openvino.Model, path: Path, graph: str) -> None:

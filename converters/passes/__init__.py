@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from edgeattn.converters.passes.dense_scatters import dense_scatters
 from edgeattn.converters.passes.drop_asserts import drop_asserts
 from edgeattn.converters.passes.endless_positions import endless_positions
+from edgeattn.converters.passes.even_bounds import even_bounds
 from edgeattn.converters.passes.explicit_padding import explicit_padding
 from edgeattn.converters.passes.fake_quantization import fake_quantization
 from edgeattn.converters.passes.finite_masks import finite_masks
@@ -35,19 +36,23 @@ from edgeattn.converters.passes.plain_control import plain_control
 from edgeattn.converters.passes.plain_copies import plain_copies
 from edgeattn.converters.passes.plain_cumulations import plain_cumulations
 from edgeattn.converters.passes.plain_diagonal import plain_diagonal
+from edgeattn.converters.passes.plain_distances import plain_distances
 from edgeattn.converters.passes.plain_einsum import plain_einsum
 from edgeattn.converters.passes.plain_flex_attention import plain_flex_attention
+from edgeattn.converters.passes.plain_fmod import plain_fmod
 from edgeattn.converters.passes.plain_likelihoods import plain_likelihoods
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
 from edgeattn.converters.passes.plain_padding import plain_padding
 from edgeattn.converters.passes.plain_pools import plain_pools
 from edgeattn.converters.passes.plain_scatters import plain_scatters
+from edgeattn.converters.passes.plain_sort import plain_sort
 from edgeattn.converters.passes.plain_windows import plain_windows
 from edgeattn.converters.passes.plain_writes import plain_writes
 from edgeattn.converters.passes.real_pairs import real_pairs
 from edgeattn.converters.passes.repeated_heads import repeated_heads
 from edgeattn.converters.passes.reshape_views import reshape_views
 from edgeattn.converters.passes.scale_on_query import scale_on_query
+from edgeattn.converters.passes.stable_log_sigmoid import stable_log_sigmoid
 from edgeattn.converters.passes.tensor_operands import tensor_operands
 from edgeattn.converters.passes.whole_arithmetic import whole_arithmetic
 from edgeattn.converters.passes.whole_index import whole_index
@@ -76,6 +81,11 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     plain_cumulations,
     plain_bilinear,
     tensor_operands,
+    even_bounds,
+    stable_log_sigmoid,
+    plain_sort,
+    plain_distances,
+    plain_fmod,
     explicit_padding,
     plain_one_hot,
     real_pairs,

@@ -20,6 +20,7 @@ from edgeattn.converters.onnx import (
     SPEC_KEY,
     exact_rules,
     export_onnx,
+    exported_second,
     reduced_opset,
     with_exporter,
 )
@@ -27,6 +28,7 @@ from edgeattn.converters.openvino import to_openvino
 from edgeattn.converters.trace import compare, trace
 from edgeattn.errors import ConversionError
 from edgeattn.graphs.layers import module_path
+from edgeattn.guards.silence import silenced
 from edgeattn.model import Artifact, Graph
 from edgeattn.models.streaming_conformer import GRAPH
 from edgeattn.runtimes import open_session
@@ -402,3 +404,16 @@ def test_a_hidden_place_widens_no_bound(hidden: float) -> None:
         with pytest.raises(ConversionError, match="output y of the ONNX model"):
             compare({"y": expected}, got, 1e-4, "main", "ONNX")
         assert difference(expected, got["y"]) > 1e-3
+
+
+def test_an_input_that_no_node_reads_stays_an_input_in_the_older_exporter_too() -> None:
+    class Half(nn.Module):
+        def forward(self, unread: Tensor, x: Tensor) -> dict[str, Tensor]:
+            return {"y": x * 2}
+
+    model = as_model("half", Half(), unread=torch.ones(1, 3, dtype=torch.int64), x=torch.randn(1, 5, 4))
+    graph = model.spec.graph("main")
+    with silenced():
+        proto = exported_second(model, graph, trace(model, graph))
+    assert [value.name for value in proto.graph.input] == ["unread", "x"]
+    onnx.checker.check_model(proto)

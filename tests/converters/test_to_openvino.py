@@ -74,3 +74,15 @@ def test_nothing_is_printed_and_no_consent_file_is_needed(tmp_path: Path, capfd:
     from openvino_telemetry.main import ConsentCheckResult, OptInChecker
 
     assert OptInChecker().check(enable_opt_in_dialog=False) == ConsentCheckResult.DECLINED
+
+
+def test_of_equal_values_the_lower_place_comes_first(tmp_path: Path) -> None:
+    class Ranked(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            falling = x.sort(dim=-1, descending=True, stable=True)[1]
+            return {"places": torch.cat((x.argsort(dim=-1, stable=True), falling, x.argmax(-1, keepdim=True)), -1)}
+
+    model = as_model("ranked", Ranked(), x=torch.tensor([[2.0, 1, 1, 2, 0, 0, 1, 2], [3.0] * 8]))
+    artifact = to_openvino(export_onnx(model, tmp_path), tmp_path, "fp32")
+    got = deployed_once(artifact, model)["places"]
+    np.testing.assert_array_equal(got, model.run(model.example["main"])["places"])

@@ -8,13 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeattn.converters.passes.drop_asserts import drop_asserts
+from edgeattn.converters.passes.even_bounds import even_bounds
 from edgeattn.converters.passes.explicit_padding import explicit_padding
 from edgeattn.converters.passes.fold_constants import fold_constants
 from edgeattn.converters.passes.graph import RECORD
+from edgeattn.converters.passes.plain_distances import plain_distances
+from edgeattn.converters.passes.plain_fmod import plain_fmod
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
+from edgeattn.converters.passes.plain_sort import plain_sort
 from edgeattn.converters.passes.real_pairs import real_pairs
 from edgeattn.converters.passes.repeated_heads import repeated_heads
 from edgeattn.converters.passes.reshape_views import reshape_views
+from edgeattn.converters.passes.stable_log_sigmoid import stable_log_sigmoid
 from edgeattn.converters.passes.tensor_operands import tensor_operands
 from edgeattn.converters.passes.whole_index import whole_index
 from tests.converters.passes.tracing import Pass, operators, run, traced
@@ -81,6 +86,30 @@ class Reversed(nn.Module):
         return 1.0 - mask
 
 
+class Bounded(nn.Module):
+    """Both orders: an integer below a float, a float below an integer; and bounds of one type, which stay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(1e-3, 1) + x.clamp(min=0, max=2.5) + x.clamp(0, 1)
+
+
+class LogSigmoid(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.logsigmoid(x) + torch.log(torch.sigmoid(x + 1.0))
+
+
+class Ranked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        values, places = torch.sort(x, dim=1, descending=True, stable=True)
+        return values + places + x.argsort(dim=-1, stable=True)
+
+
+class Apart(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        centres = x[:, :3] + 0.05
+        return sum((torch.cdist(x, centres, p=p) for p in (1.0, 3.0, float("inf"))), torch.cdist(x, centres))
+
+
 X = torch.arange(48, dtype=torch.float32).reshape(1, 6, 8) / 7
 
 
@@ -93,6 +122,7 @@ X = torch.arange(48, dtype=torch.float32).reshape(1, 6, 8) / 7
         (whole_index, Indexed(), torch.arange(12).reshape(2, 6) % 2, "index"),
         (reshape_views, Viewed(), torch.randn(2, 3, 4), "view"),
         (plain_one_hot, OneHot(), torch.tensor([[3, 0, 6]]), "one_hot"),
+        (plain_distances, Apart(), torch.linspace(-0.1, 0.1, 40).reshape(2, 5, 4), "cdist"),
         (tensor_operands, Reversed(), torch.tensor([[1, 0, 1]]), "rsub"),
         (drop_asserts, Slopes(), torch.randn(1, 4, 6, 6), "_assert_tensor_metadata"),
     ],
@@ -156,3 +186,47 @@ def test_a_table_that_is_written_in_place_is_left_to_the_exporter() -> None:
 
     program, _ = traced(Written(), {"x": X}, fold_constants)
     torch.testing.assert_close(run(program, {"x": X}), Written()(X), atol=0, rtol=0)
+
+
+def test_bounds_of_two_types_become_floats() -> None:
+    program, counts = traced(Bounded(), {"x": X}, even_bounds)
+    assert counts == {"even_bounds": 2}
+    bounds = [node.args[1:] for node in program.graph.nodes if "clamp" in str(node.target)]
+    assert bounds == [(1e-3, 1.0), (0.0, 2.5), (0, 1)]
+    torch.testing.assert_close(run(program, {"x": X}), Bounded()(X), atol=0, rtol=0)
+
+
+def test_a_logarithm_of_a_sigmoid_is_finite_where_torch_s_is() -> None:
+    given = torch.tensor([-1e4, -200.0, -80.0, -30.0, -17.5, -1.0, 0.0, 1.0, 30.0, 1e4])
+    program, counts = traced(LogSigmoid(), {"x": given}, stable_log_sigmoid)
+    assert counts == {"stable_log_sigmoid": 2}
+    assert "sigmoid" not in operators(program)
+    torch.testing.assert_close(run(program, {"x": given}), LogSigmoid()(given), atol=1e-6, rtol=1e-6)
+
+
+def test_distances_of_many_points_stay() -> None:
+    class Far(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cdist(x, x)
+
+    _, counts = traced(Far(), {"x": torch.zeros(1, 2049, 1)}, plain_distances)
+    assert counts == {"plain_distances": 0}
+
+
+def test_a_stable_sort_is_a_plain_one_with_the_lower_place_first() -> None:
+    given = torch.tensor([[[1.0, 2.0, 1.0], [2.0, 2.0, 0.0]]])
+    program, counts = traced(Ranked(), {"x": given}, plain_sort)
+    assert counts == {"plain_sort": 2}
+    assert "stable" not in str(program.graph)
+    torch.testing.assert_close(run(program, {"x": given}), Ranked()(given), atol=0, rtol=0)
+
+
+def test_fmod_of_integers_keeps_the_sign_of_what_is_divided() -> None:
+    class Rest(nn.Module):
+        def forward(self, ids: Tensor) -> Tensor:
+            return torch.fmod(ids, 3) + 10 * torch.fmod(ids, ids[:, :1]) + torch.fmod(ids / 2, 3)
+
+    given = torch.tensor([[-4, -7, -3, 0, 2, 8]])
+    program, counts = traced(Rest(), {"ids": given}, plain_fmod)
+    assert counts == {"plain_fmod": 2}
+    torch.testing.assert_close(run(program, {"ids": given}), Rest()(given), atol=0, rtol=0)

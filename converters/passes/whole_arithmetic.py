@@ -2,7 +2,8 @@
 
 LiteRT has no kernel for ``argmax``, ``abs``, ``sign``, ``fmod`` and ``pow`` of 64 bits, nor for exclusive or of
 booleans; TensorRT and LiteRT have no bits of integers, and TensorRT looks for the largest along one of two axes at
-least. All of it is exact: ``argmax`` is the first place that equals the maximum, a shift is a product or a quotient.
+least; LiteRT's mean takes no type. All of it is exact: ``argmax`` is the first place that equals the maximum, a shift
+is a product or a quotient.
 """
 
 from __future__ import annotations
@@ -135,6 +136,19 @@ def _unequal(_: Program, write: Writer, node: torch.fx.Node) -> bool:
     return True
 
 
+def _typed_mean(_: Program, write: Writer, node: torch.fx.Node) -> bool:
+    """A mean that names its type, which LiteRT's converter does not read."""
+    kind = node.kwargs.get("dtype")
+    if kind is None:
+        return False
+    source: Any = node.args[0]
+    source = source if _kind(source) is kind else write(aten.to.dtype, source, kind)
+    options = {key: value for key, value in node.kwargs.items() if key != "dtype"}
+    node.kwargs = {}
+    write.finish(node.target, source, *node.args[1:], **options)
+    return True
+
+
 def _number(program: Program, value: Any) -> int | None:
     known = program.known(value)
     return int(known) if known is not None and known.numel() == 1 and not known.is_floating_point() else None
@@ -180,6 +194,8 @@ REWRITES: dict[Any, Rewrite] = {
     aten.sign.default: _sign,
     aten.pow.Tensor_Scalar: _power,
     aten.fmod.Scalar: _rest,
+    aten.mean.default: _typed_mean,
+    aten.mean.dim: _typed_mean,
     aten.logical_xor.default: _unequal,
     aten.bitwise_xor.Tensor: _unequal,
     aten.__xor__.Tensor: _unequal,

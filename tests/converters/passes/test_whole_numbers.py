@@ -44,6 +44,7 @@ ARITHMETIC: dict[str, tuple[Step, str]] = {
     "fmod": (lambda x: torch.fmod(x - 9, 4), "fmod"),
     "xor": (lambda x: ((x > 3) ^ (x < 9), torch.logical_xor(x, x > 4)), "logical_xor"),
     "low bits": (lambda x: (x & 7, torch.bitwise_and(x, torch.tensor(3))), "__and__"),
+    "mean": (lambda x: (x.mean(dtype=torch.float32), (x > 3).mean(-1, keepdim=True, dtype=torch.float32)), "none"),
     "shifts": (lambda x: (x >> 1, x << 2, ~x), "__rshift__"),
 }
 

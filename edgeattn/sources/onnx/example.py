@@ -273,7 +273,11 @@ def _taken(file: Path, given: Opened, arrays: Mapping[str, np.ndarray]) -> np.nd
         raise ModelError(
             f"{file}: {given.name!r} is {array.dtype}{list(array.shape)}, the model takes {given.dtype}{shape}"
         )
-    return np.ascontiguousarray(array).reshape(array.shape).astype(kind)
+    with np.errstate(over="ignore"):
+        made = np.ascontiguousarray(array).reshape(array.shape).astype(kind)
+    if kind.kind == "f" and not np.array_equal(np.isfinite(made), np.isfinite(array)):
+        raise ModelError(f"{file}: {given.name!r} holds values beyond {given.dtype}, as which the model is read")
+    return made
 
 
 def bound_arrays(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 17
+LARGEST = float(np.finfo(np.float32).max)
 AXES = ("Squeeze", "Unsqueeze", "ReduceSum")  # axes: an attribute before 13, an input from there on
 SOFTMAX = ("Softmax", "LogSoftmax", "Hardmax")
 SAME = frozenset((
@@ -171,7 +172,10 @@ def in_float32(model: onnx.ModelProto, *others: str) -> int:
     def tensor(stored: onnx.TensorProto) -> None:
         nonlocal changed
         if stored.data_type in narrow:
-            wide = onnx.numpy_helper.to_array(stored).astype(np.float32)
+            numbers = onnx.numpy_helper.to_array(stored)
+            if numbers.dtype == np.float64:  # its lowest number, which hides, is none of float32
+                numbers = np.where(np.isfinite(numbers), np.clip(numbers, -LARGEST, LARGEST), numbers)
+            wide = numbers.astype(np.float32)
             stored.CopyFrom(onnx.numpy_helper.from_array(wide, stored.name))
             changed += 1
 

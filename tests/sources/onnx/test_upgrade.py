@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime", reason="the oracle is ONNX Runtime: edgeattn[
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeattn.errors import UnsupportedError
+from edgeattn.errors import ModelError, UnsupportedError
 from edgeattn.sources import read_model
 from edgeattn.sources.onnx.imported import ImportedModel
 from edgeattn.sources.onnx.reference import OnnxRuntimeModule, runtime_session
@@ -46,6 +46,17 @@ def test_doubles_become_float32_and_are_compared_with_the_file_as_it_is(tmp_path
     x = np.random.default_rng(1).standard_normal((1, 4))
     expected = runtime_session(model).run(None, {"x": x})[0]
     np.testing.assert_allclose(source.run({"x": x.astype(np.float32)})["y"], expected, atol=1e-6)
+
+
+def test_the_lowest_double_of_a_mask_is_the_lowest_float_and_an_example_beyond_is_refused(tmp_path: Path) -> None:
+    low = numpy_helper.from_array(np.array([0, 0, np.finfo(np.float64).min, -np.inf]), "low")
+    nodes = [node("Add", ["x", "low"], ["h"]), node("Softmax", ["h"], ["y"])]
+    onnx.save(model_of(nodes, TensorProto.DOUBLE, TensorProto.DOUBLE, [low]), tmp_path / "net.onnx")
+    given = read_model(str(tmp_path / "net.onnx")).run({"x": np.zeros((1, 4), np.float32)})["y"]
+    np.testing.assert_array_equal(given, [[0.5, 0.5, 0, 0]])
+    np.savez(tmp_path / "net.npz", x=np.full((1, 4), 1e300))
+    with pytest.raises(ModelError, match="'x' holds values beyond float32"):
+        read_model(str(tmp_path / "net.onnx"))
 
 
 @pytest.mark.parametrize("kind", ["FLOAT8E4M3FN", "FLOAT8E5M2", "INT4", "UINT4"])

@@ -136,8 +136,13 @@ def _is_inf(node: Node) -> Function:
     return lambda x: (x == infinity) if positive or negative else torch.zeros_like(x, dtype=torch.bool)
 
 
+FEW_BITS = (21, 22, 25, 26)  # element types that torch holds as 8-bit ones
+
+
 @op("Cast")
 def _cast(node: Node) -> Function:
+    if node.integer("to") in FEW_BITS:
+        raise NotImportableError("a cast to integers of 2 or 4 bits is not imported, QuantizeLinear to them is")
     return _caster(node.dtype(), torch_type(node.integer("to")))
 
 

@@ -129,7 +129,7 @@ def _imported(case: Any, given: Sequence[Any], wanted: Sequence[Any]) -> tuple[s
     from edgeattn.errors import EdgeattnError
     from edgeattn.sources.onnx.example import declared_inputs
     from edgeattn.sources.onnx.read import MAX_OPSET, checked
-    from edgeattn.sources.onnx.upgrade import widen
+    from edgeattn.sources.onnx.upgrade import in_float32
     from edgeattn.sources.onnx.values import STANDARD
 
     model = onnx.ModelProto()
@@ -139,7 +139,7 @@ def _imported(case: Any, given: Sequence[Any], wanted: Sequence[Any]) -> tuple[s
             entry.version = min(entry.version, MAX_OPSET)
     model = checked(model, Path("case.onnx"))
     declared_inputs(model.graph)
-    widen(model)
+    in_float32(model, "FLOAT16", "BFLOAT16", "DOUBLE")
     stored = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in stored]
     inputs = {name: _widened(np.asarray(array)) for name, array in zip(names, given, strict=False)}
@@ -169,7 +169,7 @@ def _bound(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 def _widened(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
+    return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16", "float64") else array
 
 
 def _run(model: Any, inputs: Mapping[str, np.ndarray], wanted: Sequence[Any], case: Any) -> tuple[str, str]:

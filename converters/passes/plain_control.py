@@ -4,11 +4,12 @@
 - ``while_loop`` whose condition depends on no input: as many bodies as it runs, at most :data:`MAX_STEPS`;
 - ``scan`` and ``map``: one body for each element of the first axis.
 
-A body that holds such an operator itself is left as it is, and so is a loop whose length depends on values.
+Bodies may hold such operators themselves. A loop whose length depends on values is left as it is.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,23 +55,38 @@ def inline(write: Writer, body: Any, arguments: Sequence[Any]) -> list[Any] | No
     """The operators of a body before the anchor; its results, or None where it holds what is no plain operator.
 
     Args:
-        body: the ``get_attr`` node of a graph module.
+        body: a graph module, or the ``get_attr`` node of one in the program.
         arguments: a node or number for each input of the body.
     """
-    module: Any = write.program.exported.graph_module
-    graph = getattr(module, str(body.target)).graph
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    if any(node.op == "get_attr" for node in graph.nodes) or any(_name(node) for node in calls):
-        return None
+    module: Any = _module(write.program.exported.graph_module, body) if isinstance(body, torch.fx.Node) else body
+    graph = module.graph
     values: dict[torch.fx.Node, Any] = dict(
         zip((node for node in graph.nodes if node.op == "placeholder"), arguments, strict=True)
     )
-    for node in calls:
-        args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda inner: values[inner])
-        values[node] = write(node.target, *args, **kwargs)
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            values[node] = _module(module, node)
+            if values[node] is None:  # a tensor of the body's own
+                return None
+        elif node.op == "call_function":
+            args, kwargs = torch.fx.node.map_arg((node.args, dict(node.kwargs)), lambda inner: values[inner])
+            if not _name(node):
+                taken = node.target is operator.getitem and isinstance(args[0], list)
+                values[node] = args[0][args[1]] if taken else write(node.target, *args, **kwargs)
+                continue
+            write_out = KINDS.get(_name(node))
+            values[node] = None if write_out is None else write_out(write.program, write, args)
+            if values[node] is None:
+                return None
     results = next(node for node in graph.nodes if node.op == "output").args[0]
     results = results if isinstance(results, (tuple, list)) else (results,)
     return [values[result] if isinstance(result, torch.fx.Node) else result for result in results]
+
+
+def _module(parent: Any, node: torch.fx.Node) -> Any:
+    """The graph module that a ``get_attr`` node stands for; None where it is none."""
+    found = getattr(parent, str(node.target), None)
+    return found if isinstance(found, torch.fx.GraphModule) else None
 
 
 def _cond(_: Program, write: Writer, args: Sequence[Any]) -> list[Any] | None:

@@ -227,12 +227,6 @@ def written(x: Tensor) -> Tensor:
     return x.index_copy(1, position, x[:, :1] * 2)
 
 
-def inner_branch(x: Tensor) -> Tensor:
-    """A branch inside of a branch, which no pass writes out."""
-    result: Tensor = torch.cond(x.amax() > 1, lambda y: y * 2, lambda y: y + 1, (x,))
-    return result
-
-
 OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("erfinv", lambda x: torch.erfinv(torch.tanh(x)), ENGINES),
     ("inverse", lambda x: torch.inverse(x[:, :, :8] + 9 * torch.ones(8).diag()), ENGINES),
@@ -251,7 +245,6 @@ OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("bits of integers", lambda x: (x * 10).long() | 3, ("tensorrt", "litert")),
     ("bucketize", lambda x: torch.bucketize(x, torch.tensor([0.0, 1.0])).float() + x, ("litert",)),
     ("exp2", torch.exp2, ("litert",)),
-    ("cond in cond", lambda x: torch.cond(x.sum() > 0, inner_branch, torch.neg, (x,)), ("litert",)),
 )
 """Name, a module that calls it, engines that it cannot reach."""
 

@@ -54,9 +54,16 @@ def chosen(x: Tensor) -> Tensor:
     return result
 
 
+def nested(x: Tensor) -> Tensor:
+    """A branch and a loop inside of a branch."""
+    result: Tensor = torch.cond(x.sum() > 0, lambda y: chosen(y - 1) * counted(y), torch.neg, (x,))
+    return result
+
+
 @pytest.mark.parametrize(
     ("function", "gone"),
     [
+        (nested, "cond"),
         (counted, "while_loop"),
         (scanned, "scan"),
         (chosen, "cond"),

@@ -1,6 +1,6 @@
-"""Sums and extremes by index in plain torch, for LiteRT alone: a part of :mod:`edgeattn.converters.litert_forms`.
+"""Operations without a lowering in plain torch, for LiteRT alone: a part of :mod:`edgeattn.converters.litert_forms`.
 
-STABLEHLO_SCATTER takes no reduction that litert-torch writes.
+Sums and extremes by index have one, and STABLEHLO_SCATTER takes no reduction that litert-torch writes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,27 @@ def _neutral(reduce: str, dtype: torch.dtype) -> float:
     return limits.min if reduce == "amax" else limits.max
 
 
+def _exp2(x: Tensor) -> Tensor:
+    return torch.exp(x * math.log(2))
+
+
+def _erfc(x: Tensor) -> Tensor:
+    return 1 - torch.erf(x)
+
+
+def _signbit(x: Tensor) -> Tensor:
+    return (x < 0) | (1 / x < 0)  # 1 / -0.0 is -inf
+
+
+def _logical_xor(a: Tensor, b: Tensor) -> Tensor:
+    return (a != 0) != (b != 0)
+
+
 FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scatter_add.default: _scatter_add,
     aten.scatter_reduce.two: _scatter_reduce,
+    aten.exp2.default: _exp2,
+    aten.erfc.default: _erfc,
+    aten.signbit.default: _signbit,
+    aten.logical_xor.default: _logical_xor,
 }

@@ -24,9 +24,9 @@ EVERY = (*EXPORT, LITERT)
 
 REFUSED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("erfinv", "linalg_solve_triangular", "median", "mode", "kthvalue", "hypot", "fmax",
-         "copysign", "searchsorted", "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
-         "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp", "histc", "vander", "gcd", "polygamma", "i0",
+        ("fill_diagonal_", "erfinv", "linalg_solve_triangular", "median", "mode", "kthvalue",
+         "inverse", "linalg_solve", "linalg_cholesky", "linalg_svdvals", "linalg_eigvalsh",
+         "linalg_qr", "linalg_pinv", "linalg_inv", "matrix_exp", "vander", "gcd", "polygamma", "i0",
          "special_bessel_j0", "nextafter", "frexp"),
         EVERY,
     ),
@@ -34,22 +34,20 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("flex_attention", "map_impl"), EVERY),
     "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
     "max_unpool2d": (TENSORRT, LITERT),
+    "histc": (LITERT,),
     "cross_entropy_loss": (TENSORRT,),
     "nll_loss_nd": (OPENVINO, TENSORRT),
     **dict.fromkeys(
-        ("erfc", "exp2", "signbit", "logcumsumexp", "bucketize", "tril_indices", "eye",
+        ("logcumsumexp", "tril_indices", "eye",
          "one_hot", "cond", "while_loop", "scan", "item", "rand", "rand_like", "randn_like",
-         "bernoulli", "multinomial", "ldexp", "special_erfcx", "rrelu"),
+         "bernoulli", "multinomial", "ldexp", "special_erfcx"),
         (LITERT,),
     ),
 }  # fmt: skip
 """Operation -> engines that it cannot reach."""
 
 SUBSTITUTES: Mapping[str, str] = {
-    "erfc": "1 - torch.erf(x)",
-    "exp2": "torch.exp(x * math.log(2))",
-    "fmax": "torch.maximum",
-    "hypot": "torch.sqrt(x * x + y * y)",
+    "logcumsumexp": "torch.log(torch.cumsum(torch.exp(x - m), dim)) + m with m = x.amax(dim, keepdim=True)",
     "one_hot": "(x.unsqueeze(-1) == torch.arange(n)).float()",
     **dict.fromkeys(
         (
@@ -62,6 +60,7 @@ SUBSTITUTES: Mapping[str, str] = {
         ),
         "the same without return_indices; places by unfold and argmax",
     ),
+    **dict.fromkeys(("fill_diagonal_", "copy_"), "torch.where with torch.eye, as a mask, in place of the write"),
     "scatter": "a scatter whose index is no longer than the axis",
     "eye": "a buffer made in __init__",
     "tril_indices": "a buffer made in __init__",
@@ -83,40 +82,40 @@ TRIED = frozenset((
     "baddbmm", "batch_norm", "bilinear", "binary_cross_entropy_with_logits", "bincount", "bitwise_and", "bitwise_not",
     "bitwise_or", "block_diag", "bmm", "broadcast_tensors", "bucketize", "cartesian_prod", "cat", "cdist", "ceil",
     "celu", "chain_matmul", "channel_shuffle", "chunk", "clamp", "clamp_max", "clamp_min", "clone", "col2im",
-    "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-    "conv_transpose3d", "copy_", "copysign", "cos", "cosh", "cosine_similarity", "count_nonzero", "cross",
-    "cross_entropy_loss", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach", "detach_", "diag",
-    "diag_embed", "diagonal", "diff", "digamma", "div", "div_", "dot", "dropout", "einsum", "elu", "embedding",
-    "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand", "expand_as", "expm1", "eye",
-    "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten", "flip", "floor",
-    "floor_divide", "fmax", "fmod", "frac", "frexp", "full", "full_like", "gather", "gcd", "ge", "gelu", "glu",
-    "grid_sampler", "group_norm", "gru", "gru_cell", "gt", "hann_window", "hardshrink", "hardsigmoid", "hardswish",
-    "hardtanh", "heaviside", "histc", "hypot", "i0", "im2col", "index", "index_add", "index_copy", "index_fill",
-    "index_put", "index_put_", "index_reduce", "index_select", "instance_norm", "inverse", "isclose", "isfinite",
-    "isin", "isinf", "isnan", "istft", "item", "kl_div", "kron", "kthvalue", "layer_norm", "ldexp", "le",
-    "leaky_relu", "lerp", "lgamma", "lift_fresh_copy", "linalg_cholesky", "linalg_cross", "linalg_det",
-    "linalg_eigvalsh", "linalg_inv", "linalg_matrix_norm", "linalg_matrix_power", "linalg_multi_dot", "linalg_norm",
-    "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_solve_triangular", "linalg_svdvals", "linalg_vector_norm",
-    "linear", "linspace", "log", "log10", "log1p", "log2", "log_sigmoid", "log_softmax", "logaddexp", "logcumsumexp",
-    "logical_and", "logical_not", "logical_or", "logical_xor", "logit", "logspace", "logsumexp", "lstm", "lstm_cell",
-    "lt", "masked_fill", "masked_fill_", "masked_scatter", "masked_select", "matmul", "matrix_exp", "max",
-    "max_pool1d", "max_pool1d_with_indices", "max_pool2d", "max_pool2d_with_indices", "max_pool3d",
-    "max_pool3d_with_indices", "max_unpool2d", "maximum", "mean", "median", "meshgrid", "min", "minimum", "mish",
-    "mm", "mode", "movedim", "mse_loss", "msort", "mT", "mul", "mul_", "mv", "nan_to_num", "nanmean", "nansum",
-    "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros", "nextafter", "nll_loss_nd", "nonzero",
-    "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad", "pairwise_distance", "permute",
-    "pixel_shuffle", "pixel_unshuffle", "polar", "polygamma", "positive", "pow", "prelu", "prod", "quantile", "real",
-    "reciprocal", "relu", "relu6", "relu_", "remainder", "renorm", "repeat", "repeat_interleave", "reshape",
-    "rms_norm", "rnn_relu", "rnn_tanh", "roll", "rot90", "round", "rrelu", "rsqrt", "rsub", "scalar_tensor",
-    "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce", "searchsorted", "select",
-    "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc", "sinh", "slice",
-    "slice_scatter", "softmax", "softplus", "softshrink", "sort", "special_bessel_j0", "special_erfcx",
-    "special_expit", "special_ndtr", "split", "split_copy", "split_with_sizes", "sqrt", "square", "squeeze",
-    "squeeze_", "stack", "std", "std_mean", "stft", "sub", "sub_", "sum", "sym_size", "t", "take", "take_along_dim",
-    "tan", "tanh", "tanh_", "tensordot", "threshold", "tile", "to", "topk", "trace", "transpose", "trapezoid", "tril",
-    "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold", "unsqueeze", "unsqueeze_",
-    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d", "vander", "var",
-    "var_mean", "view", "view_as", "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
+    "column_stack", "constant_pad_nd", "contiguous", "conv1d", "conv2d", "conv3d", "conv_transpose1d",
+    "conv_transpose2d", "conv_transpose3d", "copy_", "copysign", "cos", "cosh", "cosine_similarity", "count_nonzero",
+    "cross", "cross_entropy_loss", "cummax", "cummin", "cumprod", "cumsum", "deg2rad", "det", "detach", "detach_",
+    "diag", "diag_embed", "diagonal", "diagonal_scatter", "diff", "digamma", "div", "div_", "dot", "dropout",
+    "einsum", "elu", "embedding", "embedding_bag", "empty", "eq", "erf", "erfc", "erfinv", "exp", "exp2", "expand",
+    "expand_as", "expm1", "eye", "feature_dropout", "fft_fft", "fft_irfft", "fft_rfft", "fill", "fill_", "flatten",
+    "flip", "floor", "floor_divide", "fmax", "fmin", "fmod", "frac", "frexp", "full", "full_like", "gather", "gcd",
+    "ge", "gelu", "glu", "grid_sampler", "group_norm", "gru", "gru_cell", "gt", "hann_window", "hardshrink",
+    "hardsigmoid", "hardswish", "hardtanh", "heaviside", "histc", "hstack", "hypot", "i0", "im2col", "index",
+    "index_add", "index_copy", "index_fill", "index_put", "index_put_", "index_reduce", "index_select",
+    "instance_norm", "inverse", "isclose", "isfinite", "isin", "isinf", "isnan", "istft", "item", "kl_div", "kron",
+    "kthvalue", "layer_norm", "ldexp", "le", "leaky_relu", "lerp", "lgamma", "lift_fresh_copy", "linalg_cholesky",
+    "linalg_cross", "linalg_det", "linalg_eigvalsh", "linalg_inv", "linalg_matrix_norm", "linalg_matrix_power",
+    "linalg_multi_dot", "linalg_norm", "linalg_pinv", "linalg_qr", "linalg_solve", "linalg_solve_triangular",
+    "linalg_svdvals", "linalg_vector_norm", "linear", "linspace", "log", "log10", "log1p", "log2", "log_sigmoid",
+    "log_softmax", "logaddexp", "logcumsumexp", "logical_and", "logical_not", "logical_or", "logical_xor", "logit",
+    "logspace", "logsumexp", "lstm", "lstm_cell", "lt", "mT", "masked_fill", "masked_fill_", "masked_scatter",
+    "masked_select", "matmul", "matrix_exp", "max", "max_pool1d", "max_pool1d_with_indices", "max_pool2d",
+    "max_pool2d_with_indices", "max_pool3d", "max_pool3d_with_indices", "max_unpool2d", "maximum", "mean", "median",
+    "meshgrid", "min", "minimum", "mish", "mm", "mode", "movedim", "mse_loss", "msort", "mul", "mul_", "mv",
+    "nan_to_num", "nanmean", "nansum", "narrow", "native_layer_norm", "ne", "neg", "new_ones", "new_zeros",
+    "nextafter", "nll_loss_nd", "nonzero", "norm", "numpy_T", "one_hot", "ones", "ones_like", "outer", "pad",
+    "pairwise_distance", "pdist", "permute", "pixel_shuffle", "pixel_unshuffle", "polar", "polygamma", "positive",
+    "pow", "prelu", "prod", "quantile", "real", "reciprocal", "relu", "relu6", "relu_", "remainder", "renorm",
+    "repeat", "repeat_interleave", "reshape", "rms_norm", "rnn_relu", "rnn_tanh", "roll", "rot90", "round", "rrelu",
+    "rsqrt", "rsub", "scalar_tensor", "scaled_dot_product_attention", "scatter", "scatter_add", "scatter_reduce",
+    "searchsorted", "select", "select_scatter", "selu", "sgn", "sigmoid", "sign", "signbit", "silu", "sin", "sinc",
+    "sinh", "slice", "slice_scatter", "softmax", "softplus", "softshrink", "sort", "special_bessel_j0",
+    "special_erfcx", "special_expit", "special_ndtr", "split", "split_copy", "split_with_sizes", "sqrt", "square",
+    "squeeze", "squeeze_", "stack", "std", "std_mean", "stft", "sub", "sub_", "sum", "sym_size", "t", "take",
+    "take_along_dim", "tan", "tanh", "tanh_", "tensordot", "threshold", "tile", "to", "topk", "trace", "transpose",
+    "trapezoid", "tril", "tril_indices", "triu", "trunc", "type_as", "unbind", "unflatten", "unfold", "unsqueeze",
+    "unsqueeze_", "upsample_bicubic2d", "upsample_bilinear2d", "upsample_linear1d", "upsample_nearest2d", "vander",
+    "var", "var_mean", "view", "view_as", "view_as_complex", "view_as_real", "where", "xlogy", "zeros", "zeros_like",
 ))  # fmt: skip
 """Operations that were converted for every engine, whatever came of it."""
 
@@ -169,6 +168,9 @@ def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
         return engine in (TENSORRT, LITERT)
     if call.op == "pow" and call.dtype in WHOLE:
         return engine == LITERT
+    if call.op == "copy_":  # a write into a diagonal, which exporters have no way to follow
+        made = view.graph.maker(call.inputs[0])
+        return made is not None and made.op == "diagonal"
     if call.op == "scatter":  # TensorRT takes no index that is longer than the axis
         shape, index = view.graph.shape_of(call.inputs[0]), view.graph.shape_of(str(call.arguments[2]))
         axis = call.arguments[1] % max(len(shape), 1)

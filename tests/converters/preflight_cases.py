@@ -227,6 +227,11 @@ def written(x: Tensor) -> Tensor:
     return x.index_copy(1, position, x[:, :1] * 2)
 
 
+def zero_diagonal(x: Tensor) -> Tensor:
+    x.diagonal().mul_(2.0)
+    return x
+
+
 OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("erfinv", lambda x: torch.erfinv(torch.tanh(x)), ENGINES),
     ("inverse", lambda x: torch.inverse(x[:, :, :8] + 9 * torch.ones(8).diag()), ENGINES),
@@ -243,8 +248,10 @@ OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ),
     ("det", lambda x: torch.det(x[:, :, :8]), ("openvino", "tensorrt", "litert")),
     ("bits of integers", lambda x: (x * 10).long() | 3, ("tensorrt", "litert")),
-    ("bucketize", lambda x: torch.bucketize(x, torch.tensor([0.0, 1.0])).float() + x, ("litert",)),
-    ("exp2", torch.exp2, ("litert",)),
+    ("logcumsumexp", lambda x: torch.logcumsumexp(x, -1), ("litert",)),
+    ("diagonal filled", lambda x: (x * 1).reshape(8, 16).fill_diagonal_(0.0), ENGINES),
+    ("diagonal written", lambda x: zero_diagonal(x[0, :, :8] * 1), ENGINES),
+    ("place of a median", lambda x: x.median(-1), ENGINES),
 )
 """Name, a module that calls it, engines that it cannot reach."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,3 +63,17 @@ def test_graph_attention_runs_on_litert(tmp_path: Path) -> None:
     with open_session("litert", artifact.models, model.spec, threads=1) as session:
         (got,) = session.run({name: tensor.numpy() for name, tensor in other.items()}, "main").values()
     torch.testing.assert_close(torch.from_numpy(got), GraphAttention()(**other), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("operator", "function"),
+    [(aten.exp2.default, torch.exp2), (aten.erfc.default, torch.erfc), (aten.signbit.default, torch.signbit)],
+)
+def test_a_function_of_numbers_is_torch_s(operator: Any, function: Any) -> None:
+    x = torch.tensor([-30.0, -1.5, -0.0, 0.0, 0.3, 2.0, 30.0])
+    torch.testing.assert_close(FUNCTIONS[operator](x), function(x), atol=1e-6, rtol=1e-5)
+
+
+def test_exclusive_or_of_numbers_is_torch_s() -> None:
+    a, b = torch.tensor([0.0, 2.0, 3.0, 0.0]), torch.tensor([0, 1, 0, 4])
+    assert torch.equal(FUNCTIONS[aten.logical_xor.default](a, b), torch.logical_xor(a, b))

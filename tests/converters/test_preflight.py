@@ -140,9 +140,9 @@ def test_nothing_stops_a_good_architecture(name: str) -> None:
 
 
 def test_rows_of_one_reason_are_one_row_with_a_count() -> None:
-    model = from_graphs({"main": odd(lambda x: torch.exp2(torch.exp2(x) * 2))}, "twice")
+    model = from_graphs({"main": odd(lambda x: torch.logcumsumexp(torch.logcumsumexp(x, -1) * 2, -1))}, "twice")
     (row,) = [r for r in preflight(model, TARGETS["litert"], "litert", ("fp32",)) if r.severity == "stops"]
-    assert (row.count, row.node) == (2, "exp2")
+    assert (row.count, row.node) == (2, "logcumsumexp")
     assert "1 more" in str(row)
 
 
@@ -152,7 +152,11 @@ def test_the_line_of_the_users_code_is_named() -> None:
         r for r in findings(CASES["branch on values"], made("branch on values"), "openvino") if r.rule == "untraceable"
     ]
     assert row.line == f"preflight_cases.py:{branch}"
-    (row,) = [r for r in findings(CASES["operation exp2"], made("operation exp2"), "litert") if r.severity == "stops"]
+    (row,) = [
+        r
+        for r in findings(CASES["operation logcumsumexp"], made("operation logcumsumexp"), "litert")
+        if r.severity == "stops"
+    ]
     assert row.line.startswith("preflight_cases.py:")
 
 
@@ -181,10 +185,10 @@ def test_a_position_table_ends_where_its_offset_says() -> None:
 
 
 def test_a_refusal_lists_what_stops_why_and_what_helps() -> None:
-    rows = findings(CASES["operation exp2"], made("operation exp2"), "litert")
+    rows = findings(CASES["operation logcumsumexp"], made("operation logcumsumexp"), "litert")
     with pytest.raises(
         UnsupportedError,
-        match=r"litert on android-arm64: graph 'main' at node 'exp2' of module encoder\.odd .*torch\.exp",
+        match=r"litert on android-arm64: graph 'main' at node 'logcumsumexp' of module encoder\.odd .*torch\.exp",
     ):
         refuse(rows)
 
@@ -201,7 +205,7 @@ def with_memory(target: Target, size: int | None) -> Target:
 
 
 def test_a_model_larger_than_the_memory_stops() -> None:
-    model = replace(made("operation exp2", good=True), source_size_bytes=4_000_000_000)
+    model = replace(made("operation logcumsumexp", good=True), source_size_bytes=4_000_000_000)
     target = with_memory(TARGETS["openvino"], 3_000_000_000)
     (row,) = [r for r in preflight(model, target, "openvino", ("fp32",)) if r.rule == "memory"]
     assert row.severity == "stops"
@@ -209,7 +213,7 @@ def test_a_model_larger_than_the_memory_stops() -> None:
 
 
 def test_a_precision_that_fits_makes_it_a_risk() -> None:
-    model = replace(made("operation exp2", good=True), source_size_bytes=4_000_000_000)
+    model = replace(made("operation logcumsumexp", good=True), source_size_bytes=4_000_000_000)
     target = with_memory(TARGETS["openvino"], 3_000_000_000)
     rows = [r for r in preflight(model, target, "openvino", ("fp32", "fp16")) if r.rule == "memory"]
     assert [r.severity for r in rows] == ["risk", "risk"]  # fp32 is too large, fp16 takes more than half
@@ -217,7 +221,7 @@ def test_a_precision_that_fits_makes_it_a_risk() -> None:
 
 @pytest.mark.parametrize("size", [None, 64_000_000_000])
 def test_a_model_that_fits_is_no_matter(size: int | None) -> None:
-    model = replace(made("operation exp2", good=True), source_size_bytes=4_000_000_000)
+    model = replace(made("operation logcumsumexp", good=True), source_size_bytes=4_000_000_000)
     rows = preflight(model, with_memory(TARGETS["openvino"], size), "openvino", ("fp32",))
     assert "memory" not in {row.rule for row in rows}
 
@@ -261,7 +265,7 @@ def test_a_large_table_that_is_no_weight() -> None:
 
 
 def test_weights_beyond_a_tflite_file_stop_there_only() -> None:
-    model = replace(made("operation exp2", good=True), source_size_bytes=2**31)
+    model = replace(made("operation logcumsumexp", good=True), source_size_bytes=2**31)
     rules = {engine: {r.rule for r in preflight(model, TARGETS[engine], engine, ("fp32",))} for engine in ENGINES}
     assert [engine for engine, found in rules.items() if "file-size" in found] == ["litert"]
 

@@ -19,6 +19,7 @@ from edgeattn.converters.passes.masked_writes import masked_writes
 from edgeattn.converters.passes.plain_bags import plain_bags
 from edgeattn.converters.passes.plain_bilinear import plain_bilinear
 from edgeattn.converters.passes.plain_cumulations import plain_cumulations
+from edgeattn.converters.passes.plain_functions import plain_functions
 from edgeattn.converters.passes.plain_pools import plain_pools
 from edgeattn.converters.passes.plain_scatters import plain_scatters
 from edgeattn.converters.passes.plain_writes import plain_writes
@@ -316,3 +317,47 @@ def test_the_passes_run_in_an_order_that_lets_each_see_the_forms_it_knows() -> N
     assert counts["plain_writes"] == 3
     inputs = drawn(1, *EDGES)
     np.testing.assert_allclose(run(program, inputs), attention(*inputs.values()), atol=TOLERANCE)
+
+
+# Functions -----------------------------------------------------------------------------------------------------------
+
+BOUNDARIES = torch.tensor([-1.0, 0.0, 1.0])
+
+
+def losses(x: Tensor) -> tuple[Tensor, ...]:
+    target, weight = (x > 0).float(), x.abs()
+    entropy = functional.binary_cross_entropy_with_logits
+    return entropy(x, target), entropy(x, target, weight, pos_weight=weight + 1, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("function", "gone"),
+    [
+        (lambda x: functional.logsigmoid(x * 90), "log_sigmoid"),
+        (lambda x: torch.logaddexp(x * 200, -x * 200), "logaddexp"),
+        (lambda x: torch.logaddexp(x / torch.relu(x - 1), x / torch.relu(x - 1)), "logaddexp"),  # infinities
+        (losses, "binary_cross_entropy_with_logits"),
+        (lambda x: torch.fmax(torch.log(x), x.flip(0)), "fmax"),
+        (lambda x: torch.fmin(x, torch.log(x)), "fmin"),
+        (lambda x: torch.hypot(x, x + 1), "hypot"),
+        (lambda x: torch.copysign(x, torch.relu(x.flip(0)) * -1.0), "copysign"),  # -0.0 among them
+        (lambda x: torch.kthvalue(x, 3, 0, keepdim=True)[0], "kthvalue"),
+        (lambda x: (x.median(), x.median(-1)[0]), "median"),
+        (lambda x: torch.searchsorted(BOUNDARIES, x.round(), right=True), "searchsorted"),
+        (lambda x: torch.searchsorted(x[:, :5].sort(-1)[0], x, side="left", out_int32=True), "searchsorted"),
+        (lambda x: torch.bucketize(x.round(), BOUNDARIES), "bucketize"),
+        (lambda x: (torch.cdist(x, x[:2], 1.0), torch.cdist(x, x, torch.inf), torch.cdist(x, x * 2, 3.0)), "cdist"),
+        (lambda x: (torch.cdist(x, x, 0.0), functional.pdist(x)), "pdist"),
+        (lambda x: (torch.hstack([x, x]), torch.hstack([x[0], x[0]]), torch.column_stack([x, x[:, 0]])), "hstack"),
+        (functional.rrelu, "rrelu"),
+        (lambda x: x[:, :4].diagonal_scatter(torch.ones(3), 1), "diagonal_scatter"),
+        (lambda x: x.reshape(1, 6, 6).diagonal_scatter(torch.ones(1, 5), 1, 2, 1), "diagonal_scatter"),
+    ],
+)
+def test_a_function_is_said_in_others(function: Function, gone: str) -> None:
+    check(function, ((4, 9),), (plain_functions,), gone)
+
+
+def test_a_median_whose_place_is_read_stays() -> None:
+    _, counts = traced(Apply(lambda x: x.median(-1)), drawn(0, (4, 9)), plain_functions)
+    assert counts == {"plain_functions": 0}

@@ -5,6 +5,8 @@ They are plain torch code, and stand here where the other engines have the opera
 - ``convolution``: TRANSPOSE_CONV knows no third axis, no dilation beside a stride and few paddings, litert-torch 0.10
   pads zeros where ``output_padding`` adds places that have values, and CONV_3D has no groups;
 - ``bmm`` of one batch: its converter makes FULLY_CONNECTED of A^T B^T and loses the left transpose ("324 != 8");
+- ``grid_sampler`` with reflection: its converter compares int8 then ("failed to legalize operation 'tfl.equal'");
+- ``pow`` and ``relu`` of many axes: the kernels take four and five, and both look at each number alone;
 - ``topk`` and ``sort``: its own sort is one that LiteRT has no kernel for;
 - sums by index and what else stands in :mod:`edgeattn.converters.litert_functions`.
 """
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 
 from edgeattn.converters.litert_functions import FUNCTIONS
-from edgeattn.converters.preflight.tried import convolved_otherwise
+from edgeattn.converters.transposed import convolved_otherwise
 from edgeattn.errors import load_extra
 
 aten = torch.ops.aten
@@ -31,7 +33,8 @@ def litert_forms() -> Iterator[None]:
     decompositions: Any = load_extra("litert_torch.fx_infra.decomp", "tflite")
     tables = (decompositions._pre_convert_decomp, decompositions._pre_lower_decomp)  # noqa: SLF001  # put back after
     saved = [{operator: table[operator] for operator in FORMS if operator in table} for table in tables]
-    own = {operator: _or_else(form, tables[0].get(operator)) for operator, form in FORMS.items()}
+    known = {operator: before[operator] for before in reversed(saved) for operator in before}
+    own = {operator: _or_else(form, known.get(operator)) for operator, form in FORMS.items()}
     decompositions.update_pre_convert_decomp(own)
     try:
         yield
@@ -147,6 +150,24 @@ def _bmm(a: torch.Tensor, b: torch.Tensor) -> Any:
     return torch.ops.tfl.batch_matmul(a, b)
 
 
+def _grid_sampler(x: torch.Tensor, grid: torch.Tensor, kind: int, padding: int, corners: bool) -> Any:
+    if padding != 2 or kind == 2:  # torch's numbers: reflection, bicubic
+        return NotImplemented
+    turns = (grid + 1) / 4
+    reflected = 1 - (4 * (turns - turns.floor()) - 2).abs()  # -1 and 1 are the edges, or the outer places with corners
+    return aten.grid_sampler_2d.default(x, reflected, kind, 1, corners)
+
+
+def _power(x: torch.Tensor, exponent: float) -> Any:
+    if x.dim() <= 4:
+        return NotImplemented
+    return aten.pow.Tensor_Scalar(x.reshape(-1), exponent).reshape(x.shape)
+
+
+def _relu(x: torch.Tensor) -> Any:
+    return NotImplemented if x.dim() <= 5 else aten.relu.default(x.reshape(-1)).reshape(x.shape)
+
+
 def _topk(
     x: torch.Tensor,
     k: int,
@@ -180,6 +201,9 @@ def _stable_sort(
 FORMS: Mapping[Any, Callable[..., Any]] = {
     aten.convolution.default: _convolution,
     aten.bmm.default: _bmm,
+    aten.grid_sampler_2d.default: _grid_sampler,
+    aten.pow.Tensor_Scalar: _power,
+    aten.relu.default: _relu,
     aten.topk.default: _topk,
     aten.sort.default: _sort,
     aten.sort.stable: _stable_sort,

@@ -28,6 +28,7 @@ from edgeattn.converters.passes.fold_weights import fold_weights
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.graph import Program
 from edgeattn.converters.passes.masked_writes import masked_writes
+from edgeattn.converters.passes.plain_antialias import plain_antialias
 from edgeattn.converters.passes.plain_attention import plain_attention
 from edgeattn.converters.passes.plain_bags import plain_bags
 from edgeattn.converters.passes.plain_bilinear import plain_bilinear
@@ -93,6 +94,7 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     real_pairs,
     plain_windows,
     plain_padding,
+    plain_antialias,
     endless_positions,
     fold_constants,
     fake_quantization,

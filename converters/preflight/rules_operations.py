@@ -12,6 +12,7 @@ from edgeattn.converters.preflight.graph import PRODUCTS, SOFTMAX, VIEWS, Call
 from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, at
 from edgeattn.converters.preflight.rules_tracing import MAX_RANK
 from edgeattn.converters.preflight.view import GraphView
+from edgeattn.converters.transposed import convolved_otherwise
 from edgeattn.engines import ENGINES, LITERT, TENSORRT
 
 PARTITIONS = 2  # of the LiteRT delegate that cost nothing worth a row
@@ -59,7 +60,7 @@ def litert_forms(view: GraphView, _: Question) -> Iterator[Issue]:
         elif call.op.startswith("conv_transpose"):
             kernel = [size or 1 for size in view.graph.shape_of(call.inputs[1])[2:]]
             sizes = [list(given.get(place, default)) for place, default in ((3, [1]), (4, [0]), (5, [0]), (7, [1]))]
-            otherwise = ops.convolved_otherwise(kernel, *(s * (len(kernel) if len(s) == 1 else 1) for s in sizes))
+            otherwise = convolved_otherwise(kernel, *(s * (len(kernel) if len(s) == 1 else 1) for s in sizes))
         else:
             continue
         if otherwise:

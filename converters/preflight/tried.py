@@ -7,7 +7,7 @@ converts those that are refused again, so that a newer converter that takes one 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgeattn import engines
@@ -32,7 +32,6 @@ REFUSED: Mapping[str, tuple[str, ...]] = {
     ),
     **dict.fromkeys(("det", "linalg_det"), (OPENVINO, TENSORRT, LITERT)),
     **dict.fromkeys(("flex_attention", "map_impl"), EVERY),
-    "_upsample_bicubic2d_aa": (TENSORRT, LITERT),
     "max_unpool2d": (TENSORRT, LITERT),
     "histc": (LITERT,),
     "cross_entropy_loss": (TENSORRT,),
@@ -177,25 +176,11 @@ def _refused_with(view: GraphView, call: Call, engine: str) -> bool:
         return engine == TENSORRT and bool(shape) and (index[axis] or 0) > (shape[axis] or 0)
     if call.op in POOLS_WITH_PLACES:
         return engine in (TENSORRT, LITERT) or (call.op in ADAPTIVE and not _divides(view, call))
-    if call.op == "pad" and len(call.arguments) > 2 and call.arguments[2] == "circular":
-        return engine == OPENVINO
-    if call.op == "relu" and len(call.shape) > 5:  # becomes tfl.maximum, which broadcasts over 5 axes
+    if call.op == "grid_sampler" and len(call.shape) > 4:
+        return engine in (OPENVINO, LITERT)
+    if call.op == "grid_sampler" and call.arguments[2:4] == (2, 2):  # bicubic, reflected at each of its sixteen places
         return engine == LITERT
     return False
-
-
-def convolved_otherwise(
-    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], extra: Sequence[int], dilation: Sequence[int]
-) -> bool:
-    """Whether a transposed convolution reaches LiteRT as others (:mod:`edgeattn.converters.litert_forms`).
-
-    Its own takes no padding, or one that leaves an output of ``stride`` times the input.
-
-    Args:
-        extra: ``output_padding``.
-    """
-    even = all(p == 0 or k - s == 2 * p for k, s, p in zip(kernel, stride, padding, strict=True))
-    return len(kernel) > 2 or any(extra) or not even or (max(stride) > 1 and max(dilation) > 1)
 
 
 def dense_scatter(view: GraphView, call: Call) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgeattn.converters.litert import to_tflite
 from edgeattn.converters.litert_forms import FORMS
+from edgeattn.converters.transposed import convolved_otherwise
 from tests.converters.samples import as_model, deployed_once
 
 aten = torch.ops.aten
@@ -77,6 +78,22 @@ def test_a_convolution_that_litert_has_stays(made: nn.Module) -> None:
     assert shared(made, 3 if isinstance(made, nn.Conv3d) else 2)[1] is NotImplemented
 
 
+def test_native_transposed_convolutions_are_those_that_double_or_have_no_padding() -> None:
+    assert not convolved_otherwise([4, 4], [2, 2], [1, 1], [0, 0], [1, 1])
+    assert not convolved_otherwise([3], [2], [0], [0], [1])
+    assert convolved_otherwise([3], [2], [1], [0], [1])
+
+
+@pytest.mark.parametrize("corners", [True, False])
+@pytest.mark.parametrize("kind", [0, 1])
+def test_a_reflected_grid_is_torch_s(kind: int, corners: bool) -> None:
+    torch.manual_seed(0)
+    x, grid = torch.randn(1, 2, 5, 6).double(), 3 * torch.randn(1, 4, 3, 2).double()
+    expected = aten.grid_sampler_2d.default(x, grid, kind, 2, corners)
+    form = FORMS[aten.grid_sampler_2d.default](x, grid, kind, 2, corners)
+    torch.testing.assert_close(form, expected, atol=1e-9, rtol=0)
+
+
 class Volume(nn.Module):
     """A 3-D U-Net's ends, upsampling with ``output_padding``, and queries from a map against keys from vectors."""
 
@@ -91,8 +108,9 @@ class Volume(nn.Module):
     def forward(self, x: Tensor, regions: Tensor) -> dict[str, Tensor]:
         volume = self.up(self.depthwise(x))
         image = self.wide(x[:, :, 0])
+        image = nn.functional.grid_sample(image, image[:, :2].permute(0, 2, 3, 1), "bilinear", "reflection", False)
         queries = torch.relu(self.queries(image).flatten(2).mT)
-        return {"volume": volume, "scores": queries @ self.keys(regions).mT}
+        return {"volume": volume.abs().unsqueeze(-1).relu() ** 0.75, "scores": queries @ self.keys(regions).mT}
 
 
 @pytest.mark.slow

@@ -41,8 +41,8 @@ from edgeattn.converters.passes.plain_distances import plain_distances
 from edgeattn.converters.passes.plain_einsum import plain_einsum
 from edgeattn.converters.passes.plain_flex_attention import plain_flex_attention
 from edgeattn.converters.passes.plain_fmod import plain_fmod
-from edgeattn.converters.passes.plain_likelihoods import plain_likelihoods
 from edgeattn.converters.passes.plain_functions import plain_functions
+from edgeattn.converters.passes.plain_likelihoods import plain_likelihoods
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
 from edgeattn.converters.passes.plain_padding import plain_padding
 from edgeattn.converters.passes.plain_pools import plain_pools

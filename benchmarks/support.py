@@ -32,7 +32,7 @@ HEAD = """\
 
 Small models with random weights from `tests/architectures.py`, converted from each kind of source and run by the
 runtime that ships; the oracle is the model's own torch module. Any other attention model takes the same way: nothing in
-edgeattn depends on a name in these tables.
+edgeattn depends on a name in these tables. The classes of transformers are tried in the same way: [sweep](sweep.md).
 
 A cell reads **fp32 / fp16 / int8**. fp32: the largest difference to the source, relative to the largest value where
 that is above 1 (bound: 1e-4). fp16 and int8: signal to quantization noise in dB (bound of fp16: 50 dB; int8 has none,

@@ -37,7 +37,6 @@ from edgeattn.converters.passes.plain_control import plain_control
 from edgeattn.converters.passes.plain_copies import plain_copies
 from edgeattn.converters.passes.plain_cumulations import plain_cumulations
 from edgeattn.converters.passes.plain_diagonal import plain_diagonal
-from edgeattn.converters.passes.plain_distances import plain_distances
 from edgeattn.converters.passes.plain_einsum import plain_einsum
 from edgeattn.converters.passes.plain_flex_attention import plain_flex_attention
 from edgeattn.converters.passes.plain_fmod import plain_fmod
@@ -87,7 +86,6 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     even_bounds,
     stable_log_sigmoid,
     plain_sort,
-    plain_distances,
     plain_fmod,
     explicit_padding,
     plain_one_hot,

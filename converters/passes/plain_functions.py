@@ -1,7 +1,7 @@
 """Functions that torch's ONNX exporter lacks, or writes so that large numbers overflow, by what every engine has.
 
-``log(sigmoid(x))`` and ``log(exp(a) + exp(b))``, as the exporter has them, are -inf and inf for numbers around 100,
-which the example inputs need not show. Searches compare each number with each boundary.
+``log(exp(a) + exp(b))``, as the exporter has it, is inf for numbers around 100, which the example inputs need not show.
+Searches compare each number with each boundary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from edgeattn.converters.passes.graph import Program
 from edgeattn.converters.passes.replacing import is_read, replace, replace_calls
 
 aten = torch.ops.aten
+MAX_DIFFERENCES = 2**22  # of points, beyond which Euclid's distances are left to the older exporter, by a product
 
 
 def plain_functions(program: Program) -> int:
@@ -28,26 +29,10 @@ def plain_functions(program: Program) -> int:
     return changed
 
 
-def _log_sigmoid(x: Tensor) -> Tensor:
-    return x.clamp(max=0) - torch.log1p(torch.exp(-x.abs()))
-
-
 def _logaddexp(a: Tensor, b: Tensor) -> Tensor:
     # Of two equal infinities the difference is NaN, which the choice leaves out.
     more = torch.where(a == b, math.log(2), torch.log1p(torch.exp(-(a - b).abs())))
     return torch.maximum(a, b) + more
-
-
-def _binary_cross_entropy(
-    x: Tensor, target: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1
-) -> Tensor:
-    loss = torch.log1p(torch.exp(-x.abs())) + (-x).clamp(min=0)
-    if pos_weight is not None:
-        loss = loss * (target * (pos_weight - 1) + 1)
-    loss = loss + x * (torch.ones(()) - target)
-    if weight is not None:
-        loss = loss * weight
-    return loss if reduction == 0 else loss.mean() if reduction == 1 else loss.sum()
 
 
 def _fmax(a: Tensor, b: Tensor) -> Tensor:
@@ -100,7 +85,9 @@ def _bucketize(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right:
 
 
 def _cdist(a: Tensor, b: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Any:  # noqa: ARG001
-    return NotImplemented if p == 2 else _norm(a[..., :, None, :] - b[..., None, :, :], p)
+    if p == 2 and a.numel() * b.shape[-2] > MAX_DIFFERENCES:
+        return NotImplemented
+    return _norm(a[..., :, None, :] - b[..., None, :, :], p)
 
 
 def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
@@ -143,9 +130,7 @@ def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0,
 
 
 FUNCTIONS: dict[Any, Any] = {
-    aten.log_sigmoid.default: _log_sigmoid,
     aten.logaddexp.default: _logaddexp,
-    aten.binary_cross_entropy_with_logits.default: _binary_cross_entropy,
     aten.fmax.default: _fmax,
     aten.fmin.default: _fmin,
     aten.hypot.default: _hypot,

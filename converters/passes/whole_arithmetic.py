@@ -1,6 +1,6 @@
 """Arithmetic on integers and booleans that engines lack, by arithmetic that they have.
 
-LiteRT has no kernel for ``argmax``, ``abs``, ``sign``, ``fmod`` and ``pow`` of 64 bits, nor for exclusive or of
+LiteRT has no kernel for ``argmax``, ``abs``, ``sign`` and ``pow`` of 64 bits, nor for exclusive or of
 booleans; TensorRT and LiteRT have no bits of integers, and TensorRT looks for the largest along one of two axes at
 least; LiteRT's mean takes no type. All of it is exact: ``argmax`` is the first place that equals the maximum, a shift
 is a product or a quotient.
@@ -113,16 +113,6 @@ def _power(_: Program, write: Writer, node: torch.fx.Node) -> bool:
     return True
 
 
-def _rest(_: Program, write: Writer, node: torch.fx.Node) -> bool:
-    """Fmod."""
-    source, divisor = node.args
-    if _kind(source) not in WIDE or not isinstance(divisor, int):
-        return False
-    quotient = write(aten.div.Scalar_mode, source, divisor, rounding_mode="trunc")
-    write.finish(aten.sub.Tensor, source, write(aten.mul.Tensor, quotient, divisor))
-    return True
-
-
 def _unequal(_: Program, write: Writer, node: torch.fx.Node) -> bool:
     """Exclusive or of booleans."""
     logical = node.target is aten.logical_xor.default
@@ -193,7 +183,6 @@ REWRITES: dict[Any, Rewrite] = {
     aten.abs.default: _magnitude,
     aten.sign.default: _sign,
     aten.pow.Tensor_Scalar: _power,
-    aten.fmod.Scalar: _rest,
     aten.mean.default: _typed_mean,
     aten.mean.dim: _typed_mean,
     aten.logical_xor.default: _unequal,

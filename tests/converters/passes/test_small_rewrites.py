@@ -12,8 +12,8 @@ from edgeattn.converters.passes.even_bounds import even_bounds
 from edgeattn.converters.passes.explicit_padding import explicit_padding
 from edgeattn.converters.passes.fold_constants import fold_constants
 from edgeattn.converters.passes.graph import RECORD
-from edgeattn.converters.passes.plain_distances import plain_distances
 from edgeattn.converters.passes.plain_fmod import plain_fmod
+from edgeattn.converters.passes.plain_functions import plain_functions
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
 from edgeattn.converters.passes.plain_sort import plain_sort
 from edgeattn.converters.passes.real_pairs import real_pairs
@@ -122,7 +122,7 @@ X = torch.arange(48, dtype=torch.float32).reshape(1, 6, 8) / 7
         (whole_index, Indexed(), torch.arange(12).reshape(2, 6) % 2, "index"),
         (reshape_views, Viewed(), torch.randn(2, 3, 4), "view"),
         (plain_one_hot, OneHot(), torch.tensor([[3, 0, 6]]), "one_hot"),
-        (plain_distances, Apart(), torch.linspace(-0.1, 0.1, 40).reshape(2, 5, 4), "cdist"),
+        (plain_functions, Apart(), torch.linspace(-0.1, 0.1, 40).reshape(2, 5, 4), "cdist"),
         (tensor_operands, Reversed(), torch.tensor([[1, 0, 1]]), "rsub"),
         (drop_asserts, Slopes(), torch.randn(1, 4, 6, 6), "_assert_tensor_metadata"),
     ],
@@ -209,8 +209,8 @@ def test_distances_of_many_points_stay() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cdist(x, x)
 
-    _, counts = traced(Far(), {"x": torch.zeros(1, 2049, 1)}, plain_distances)
-    assert counts == {"plain_distances": 0}
+    _, counts = traced(Far(), {"x": torch.zeros(1, 2049, 1)}, plain_functions)
+    assert counts == {"plain_functions": 0}
 
 
 def test_a_stable_sort_is_a_plain_one_with_the_lower_place_first() -> None:

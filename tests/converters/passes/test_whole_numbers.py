@@ -41,7 +41,6 @@ ARITHMETIC: dict[str, tuple[Step, str]] = {
     "abs": (lambda x: (x - 9).abs(), "abs"),
     "sign": (lambda x: (x - 9).sign(), "sign"),
     "pow": (lambda x: ((x - 9) ** 2, x**1, (x - 5) ** 3), "pow"),
-    "fmod": (lambda x: torch.fmod(x - 9, 4), "fmod"),
     "xor": (lambda x: ((x > 3) ^ (x < 9), torch.logical_xor(x, x > 4)), "logical_xor"),
     "low bits": (lambda x: (x & 7, torch.bitwise_and(x, torch.tensor(3))), "__and__"),
     "mean": (lambda x: (x.mean(dtype=torch.float32), (x > 3).mean(-1, keepdim=True, dtype=torch.float32)), "none"),

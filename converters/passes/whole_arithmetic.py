@@ -1,9 +1,9 @@
 """Arithmetic on integers and booleans that engines lack, by arithmetic that they have.
 
-LiteRT has no kernel for ``argmax``, ``abs``, ``sign`` and ``pow`` of 64 bits, nor for exclusive or of
-booleans; TensorRT and LiteRT have no bits of integers, and TensorRT looks for the largest along one of two axes at
-least; LiteRT's mean takes no type. All of it is exact: ``argmax`` is the first place that equals the maximum, a shift
-is a product or a quotient.
+LiteRT has no kernel for ``argmax``, ``abs``, ``sign`` and ``pow`` of 64 bits, nor for exclusive or of booleans, and
+its mean takes no type; TensorRT and LiteRT have no bits of integers, and TensorRT looks for the largest, and takes a
+softmax, of two axes at least. All of it is exact: ``argmax`` is the first place that equals the maximum, a shift is a
+product or a quotient.
 """
 
 from __future__ import annotations
@@ -139,6 +139,17 @@ def _typed_mean(_: Program, write: Writer, node: torch.fx.Node) -> bool:
     return True
 
 
+def _of_one_axis(_: Program, write: Writer, node: torch.fx.Node) -> bool:
+    """A softmax over all that there is, which TensorRT takes of two axes at least."""
+    source: Any = node.args[0]
+    if len(size(source)) != 1:
+        return False
+    row = write(node.target, write(aten.unsqueeze.default, source, 0), -1, *node.args[2:], **node.kwargs)
+    node.kwargs = {}
+    write.finish(aten.squeeze.dim, row, 0)
+    return True
+
+
 def _number(program: Program, value: Any) -> int | None:
     known = program.known(value)
     return int(known) if known is not None and known.numel() == 1 and not known.is_floating_point() else None
@@ -183,6 +194,8 @@ REWRITES: dict[Any, Rewrite] = {
     aten.abs.default: _magnitude,
     aten.sign.default: _sign,
     aten.pow.Tensor_Scalar: _power,
+    aten.softmax.int: _of_one_axis,
+    aten.log_softmax.int: _of_one_axis,
     aten.mean.default: _typed_mean,
     aten.mean.dim: _typed_mean,
     aten.logical_xor.default: _unequal,

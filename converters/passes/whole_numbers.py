@@ -70,7 +70,7 @@ def _widen(program: Program, node: torch.fx.Node, wide: dict[torch.fx.Node, torc
         if _dtype(node) is torch.int32:
             wide[node] = small
         return 0
-    if not from_wide and all(user.op == "output" or _is_cast(user) for user in node.users):
+    if not from_wide and all(user.op == "output" for user in node.users):
         return 0  # made and handed on
     args, kwargs = torch.fx.node.map_aggregate(
         (node.args, dict(node.kwargs)), lambda leaf: torch.int32 if leaf in SMALL else leaf

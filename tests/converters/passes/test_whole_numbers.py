@@ -57,6 +57,15 @@ def test_integer_arithmetic_is_exact_without_the_operation(case: str) -> None:
     same(step(NUMBERS), run(program, {"x": NUMBERS}))
 
 
+def test_a_softmax_of_one_axis_is_one_of_two() -> None:
+    x = torch.linspace(-2, 3, 6)
+    program, counts = traced(Stepped(lambda x: (x.softmax(0), x.log_softmax(-1))), {"x": x}, whole_arithmetic)
+    assert counts["whole_arithmetic"] == 2
+    assert operators(program).count("squeeze") == 2
+    for expected, got in zip((x.softmax(0), x.log_softmax(-1)), run(program, {"x": x}), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
 def test_exclusive_or_of_unknown_integers_stays() -> None:
     program, counts = traced(Stepped(lambda x: x ^ x.flip(-1)), {"x": NUMBERS}, whole_arithmetic)
     assert not counts["whole_arithmetic"]
@@ -83,7 +92,7 @@ def test_small_integers_are_computed_in_int32_and_wrap_as_torchs(kind: torch.dty
 def test_what_is_only_cast_stays_small() -> None:
     module = Stepped(lambda x: x)
     stored = module.get_buffer("stored")
-    module.step = lambda x: (x.float() @ stored.float(), (x.float() * 9).to(torch.uint8))
+    module.step = lambda x: (x.float() @ stored.float(), (x.float() * 9).to(torch.uint8))  # the latter goes out
     _, counts = traced(module, {"x": torch.ones(2, 4, dtype=torch.uint8)}, drop_asserts, whole_numbers)
     assert not counts["whole_numbers"]
     assert stored.dtype is torch.int8

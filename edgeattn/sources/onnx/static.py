@@ -60,6 +60,7 @@ ARITHMETIC = frozenset((
     "Where", "Xor",
 ))  # fmt: skip
 """Operators whose output is bounded by the product of their inputs' sizes, whatever their attributes say."""
+SMALL_FLOATS = (17, 18, 19, 20, 23, 24)  # element types: FLOAT8*, FLOAT4E2M1
 BROADCAST = 2**18  # elements that several tiny constants may become
 Oracle = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
@@ -285,6 +286,11 @@ class Walk:
     def _guess(self, proto: onnx.NodeProto, why: NotImportableError) -> None:
         """An operator without a builder: its outputs' shapes from one run."""
         wanted = [name for name in proto.output if name]
+        if self._makes_small_floats(proto):
+            raise UnsupportedError(
+                f"{describe(proto)} makes floats of 8 bits or fewer, which are in no edge engine here: give the float "
+                "model, or one quantized to int8"
+            )
         if self.older < OPSET and any(bodies(proto)):
             raise UnsupportedError(f"{describe(proto)}: {why}; export to opset {OPSET} or newer, where it is kept")
         try:
@@ -305,6 +311,14 @@ class Walk:
             proto = renamed(proto, {}, copied=True)
             proto.doc_string = str(why)  # for who asks why it is still there
         self.kept.append(proto)
+
+    def _makes_small_floats(self, proto: onnx.NodeProto) -> bool:
+        """Whether a node rounds to a type of 8 bits or fewer that torch has not, as FP8 files do."""
+        attributes = [a.i for a in proto.attribute if a.name in ("to", "output_dtype")]
+        zero = self.values.get(proto.input[2]) if len(proto.input) > 2 else None
+        kind = "" if zero is None or zero.constant is None else zero.constant.dtype.name
+        quantizes = proto.op_type == "QuantizeLinear" and kind.startswith(("float8", "float4"))
+        return quantizes or any(element in SMALL_FLOATS for element in attributes)
 
     def resolve(self, name: str) -> str:
         """What a name stands for now."""

@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime", reason="ONNX sources need edgeattn[convert]")
 import onnx
 from onnx import helper, numpy_helper
 
+from edgeattn.errors import UnsupportedError
 from edgeattn.sources import load_model
 from edgeattn.sources.onnx.handed import not_handed
 from edgeattn.sources.onnx.imported import ImportedModel
@@ -68,3 +69,26 @@ def test_packed_weights_stay_packed_for_the_engines_that_read_them(tmp_path: Pat
     model = write(tmp_path / "m.onnx", node, {"b": codes, "s": GAMMA[:5]})
     assert not_handed(model) == ()
     assert load_model(str(tmp_path / "m.onnx")).onnx
+
+
+def test_floats_of_8_bits_are_refused_by_the_node_that_makes_them(tmp_path: Path) -> None:
+    node = helper.make_node(
+        "QuantizeLinear", ["x", "s"], ["q"], name="small", output_dtype=onnx.TensorProto.FLOAT8E4M3FN
+    )
+    back = helper.make_node("DequantizeLinear", ["q", "s"], ["y"])
+    model = write(tmp_path / "m.onnx", node, {"s": np.ones((), np.float32)}, opset=21)
+    model.graph.node.append(back)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match=r"node 'small' \(QuantizeLinear\) makes floats of 8 bits"):
+        load_model(str(tmp_path / "m.onnx"))
+
+
+def test_an_operator_that_onnx_runtime_has_for_gpus_alone_is_refused_as_such(tmp_path: Path) -> None:
+    node = helper.make_node("MultiHeadAttention", ["p"], ["y"], domain="com.microsoft", num_heads=2)
+    packed = helper.make_node("Reshape", ["x", "sizes"], ["p"])
+    model = write(tmp_path / "m.onnx", packed, {"sizes": np.array([1, 4, 2, 3, -1])})
+    model.graph.node.append(node)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 24
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match="not implemented for CPU"):
+        load_model(str(tmp_path / "m.onnx"))

@@ -91,7 +91,12 @@ def trace(model: EdgeModel, graph: GraphSpec) -> torch.export.ExportedProgram:
     key = (graph, passes.FX_PASSES, _weights_key(module))
     if key not in traces:
         program = _traced(model, graph)
-        rewritten(program, passes.FX_PASSES)
+        try:
+            rewritten(program, passes.FX_PASSES)
+        except Exception:
+            if _is_static(program):
+                raise
+            return _traced(model, graph)  # passes ask for sizes that depend on values; preflight says where these are
         for stale in [old for old in traces if old[:2] == key[:2]]:  # weights that are gone
             del traces[stale]
         if not _is_static(program):  # torch's decompositions use up the sizes that depend on values

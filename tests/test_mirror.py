@@ -68,7 +68,6 @@ FURTHER = {
     "runtimes/session": "runtimes/test_sessions.py",
     "runtimes/stream": "runtimes/test_streams.py",
     "sources/builtin": "sources/test_sources.py",
-    "sources/code": "sources/test_sources.py",
     "sources/data": "sources/test_sources.py",
     "sources/modules": "sources/test_sources.py",
     "sources/names": "cli/test_early.py",

@@ -67,6 +67,16 @@ VALUE_SIZED = frozenset(
     ("nonzero", "masked_select", "unique_consecutive", "_unique2", "unique_dim", "item", "_local_scalar_dense")
 )
 
+SELECTED = "keep all rows and return the mask beside them (torch.where, masked sum), or take a fixed number with topk"
+PADDED_FORM = {
+    "unique_consecutive": "return every step and a mask (ids[1:] != ids[:-1]); a CTC decoder drops repeats after it",
+    "_unique2": "sort, and return which values differ from the one before",
+    "unique_dim": "sort, and return which rows differ from the one before",
+    "repeat_interleave": "repeat by a fixed number, or gather with fixed positions and a mask",
+    **dict.fromkeys(("nonzero", "index", "where", "masked_select"), SELECTED),
+}
+"""Operation -> the form of a fixed size that is usual in its place."""
+
 
 def value_dependent_shape(view: GraphView, question: Question) -> Iterator[Issue]:
     """A size that depends on values: nonzero, masked_select, a mask as an index, item."""
@@ -81,7 +91,7 @@ def value_dependent_shape(view: GraphView, question: Question) -> Iterator[Issue
             call,
             severity,
             f"the size of what {call.op} makes depends on values; {question.engine} needs static shapes",
-            "keep the full size and give a mask (torch.where, masked sum)",
+            PADDED_FORM.get(call.op, "keep the full size and give a mask (torch.where, masked sum)"),
         )
 
 

@@ -32,6 +32,7 @@ Buckets = Mapping[str, Sequence[int]]
 
 MAX_GRAPHS = 64  # per graph of the model; each is converted, compiled and measured
 MAX_SIZE = 2**24
+BATCH = ("batch", "batch_size")  # names of the first axis, where a model declares none
 SHORTER = ((3, 4), (1, 2), (7, 8), (1, 1))  # shares of a bucket to try as the length of the input that is padded
 
 
@@ -100,7 +101,7 @@ def with_buckets(model: EdgeModel, buckets: Buckets, fills: Mapping[str, float] 
 
     Args:
         model: whose :attr:`~edgeattn.model.EdgeModel.dims` say which axes vary. Where it declares none, a name stands
-            for axis 1 of every input of rank 2 or more that is there as long as in the first such input; and
+            for axis 1 (``batch`` for axis 0) of every input that is there as long as in the first such input; and
             ``INPUT.AXIS``, or several joined by ``+``, always names axes themselves.
         buckets: dimension -> sizes. Several dimensions of one graph give every combination. A model that declares
             buckets itself has the others from there.
@@ -206,8 +207,9 @@ def _axes(model: EdgeModel, graph: GraphSpec, buckets: Buckets) -> tuple[tuple[s
         if named is not None:
             axes += [(name, axis, dim) for name, axis in named if name in shapes]
         elif not any(model.dims.values()):
-            long = {name: shape[1] for name, shape in shapes.items() if len(shape) > 1}
-            axes += [(name, 1, dim) for name, size in long.items() if size == next(iter(long.values()))]
+            place = 0 if dim in BATCH else 1
+            long = {name: shape[place] for name, shape in shapes.items() if len(shape) > place}
+            axes += [(name, place, dim) for name, size in long.items() if size == next(iter(long.values()))]
     for name, axis, dim in axes:
         if name in states:
             raise InputError(f"{dim} is axis {axis} of the state {name!r}: a state keeps its size from step to step")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop as torch_while_loop
 from torch.nn import functional
 
 from edgeattn.model import EdgeModel, Graph
@@ -232,6 +233,13 @@ def zero_diagonal(x: Tensor) -> Tensor:
     return x
 
 
+def until_large(x: Tensor) -> Tensor:
+    """A loop whose length depends on values, which no pass writes out."""
+    result: Tensor = while_loop(lambda y: y.sum() < 9, lambda y: (y + 1,), (x,))[0]
+    return result
+
+
+while_loop: Any = torch_while_loop
 OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("erfinv", lambda x: torch.erfinv(torch.tanh(x)), ENGINES),
     ("inverse", lambda x: torch.inverse(x[:, :, :8] + 9 * torch.ones(8).diag()), ENGINES),
@@ -252,6 +260,7 @@ OPERATIONS: tuple[tuple[str, Function, tuple[str, ...]], ...] = (
     ("diagonal filled", lambda x: (x * 1).reshape(8, 16).fill_diagonal_(0.0), ENGINES),
     ("diagonal written", lambda x: zero_diagonal(x[0, :, :8] * 1), ENGINES),
     ("place of a median", lambda x: x.median(-1), ENGINES),
+    ("while_loop", until_large, ("litert",)),
 )
 """Name, a module that calls it, engines that it cannot reach."""
 

@@ -25,6 +25,7 @@ from edgeattn.converters.onnx import (
     with_exporter,
 )
 from edgeattn.converters.openvino import to_openvino
+from edgeattn.converters.preflight.judge import preflight
 from edgeattn.converters.trace import compare, trace
 from edgeattn.errors import ConversionError
 from edgeattn.graphs.layers import module_path
@@ -35,6 +36,7 @@ from edgeattn.runtimes import open_session
 from edgeattn.sources import from_graphs, from_module
 from edgeattn.sources.onnx.reference import difference
 from edgeattn.spec import GraphSpec, from_json
+from edgeattn.targets import get_target
 from tests.converters.samples import (
     AttentionBlock,
     Nested,
@@ -153,6 +155,20 @@ def test_a_decomposed_operation_is_still_named_with_its_module(tmp_path: Path) -
 def test_a_branch_on_values_names_the_module_and_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match=r"forward of module encoder\.odd \(Apply\) .* torch\.where"):
         export_onnx(nested(lambda x: x * 2 if x.sum() > 0 else x), tmp_path)
+
+
+def collapsed(x: Tensor) -> Tensor:
+    """What a CTC decoder keeps."""
+    ids: Tensor = torch.unique_consecutive(x.argmax(-1))
+    return ids[ids != 0]
+
+
+def test_a_ctc_collapse_is_refused_with_the_padded_form() -> None:
+    model = nested(collapsed)
+    rows = preflight(model, get_target("cpu"), "openvino", ("fp32",))
+    stops = next(row for row in rows if row.severity == "stops")
+    assert (stops.rule, stops.node) == ("value-dependent-shape", "unique_consecutive")
+    assert "a CTC decoder drops repeats after it" in stops.change
 
 
 def test_a_branch_on_values_names_its_line(tmp_path: Path) -> None:

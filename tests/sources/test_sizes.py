@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from edgeattn.converters.litert import to_tflite as to_litert
+from edgeattn.converters.onnx import export_onnx
+from edgeattn.converters.openvino import to_openvino
 from edgeattn.errors import InputError
 from edgeattn.model import EdgeModel, Graph
+from edgeattn.runtimes import open_session
 from edgeattn.sources import from_graphs
 from edgeattn.sources.sizes import MAX_GRAPHS, checked_buckets, parse_buckets, parse_fills, with_buckets
 from edgeattn.spec import CutAxis, PaddedAxis
@@ -255,3 +260,24 @@ def test_fills_are_read_and_what_is_none_is_refused() -> None:
             parse_fills([option])
     with pytest.raises(InputError, match="--fill mask is given twice"):
         parse_fills(["mask=1", "mask=0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["openvino", "litert"])
+def test_a_batch_is_a_bucket_like_others(engine: str, tmp_path: Path) -> None:
+    built = encoder()
+    sized = with_buckets(model(dims={}), {"batch": (1, 4)})
+    assert [graph.inputs[0].shape for graph in sized.spec.graphs] == [(1, 10), (4, 10)]
+    if engine == "openvino":
+        made = to_openvino(export_onnx(sized, tmp_path), tmp_path, "fp32")
+    else:
+        made = to_litert(sized, tmp_path, "fp32")
+    with open_session(engine, made.models, sized.spec) as session:
+        for rows in (1, 3, 4):
+            ids, mask = torch.arange(rows * 10).reshape(rows, 10) % 20, torch.ones(rows, 10, dtype=torch.int64)
+            mask[-1, 6:] = 0
+            with torch.no_grad():
+                expected = built(ids, mask)
+            got = session.run({"ids": ids.numpy(), "mask": mask.numpy()})
+            for name, value in expected.items():
+                np.testing.assert_allclose(got[name], value.numpy(), atol=1e-5)

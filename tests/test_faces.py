@@ -90,7 +90,8 @@ FACES = {
         jetson load onnxruntime open_session openvino selftest step tensorrt_build
     """,
     "edgeattn.sources": """
-        Examples code from_graphs from_module load_data load_model names read_loaded sizes text
+        Examples code from_graphs from_module load_data load_model names outputs read_loaded read_model
+        sizes text
     """,
     "edgeattn.sources.huggingface": """
         checkpoint directory

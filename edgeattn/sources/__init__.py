@@ -33,7 +33,9 @@ __all__ = [
     "load_data",
     "load_model",
     "names",
+    "outputs",
     "read_loaded",
+    "read_model",
     "sizes",
     "text",
 ]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgeattn.converters.trace import first_line
 from edgeattn.errors import UnsupportedError
 from edgeattn.sources.onnx.control import KINDS
 from edgeattn.sources.onnx.imported import ImportedModel, OnnxConstants, OnnxNode, Step
@@ -60,7 +61,10 @@ def import_onnx(model: onnx.ModelProto) -> nn.Module:
     try:
         return _Importer(model).module()
     except UnsupportedError as error:
-        return OnnxRuntimeModule(model, str(error)).eval()
+        try:
+            return OnnxRuntimeModule(model, str(error)).eval()
+        except Exception as refusal:  # noqa: BLE001  # as for operators of opset 6, or of GPUs alone
+            raise UnsupportedError(f"{error}; ONNX Runtime refuses it too: {first_line(refusal)}") from error
 
 
 class _Importer:

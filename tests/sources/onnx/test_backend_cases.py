@@ -9,8 +9,8 @@ pytest.importorskip("onnxruntime", reason="ONNX sources need edgeattn[convert]")
 
 import onnx
 
-from benchmarks.onnx_table import PAGE, SEVERAL, cases, outcome, rows
 from edgeattn.sources.onnx.ops import TABLE
+from tests.sources.onnx.backend import PAGE, SEVERAL, cases, outcome, rows
 
 PARTS = 6
 RUNTIME = {"test_resize_downsample_scales_cubic_align_corners", "test_resize_downsample_scales_linear_align_corners"}
@@ -30,7 +30,7 @@ def test_every_case_is_right_or_refused_and_the_table_says_so(part: int) -> None
     if f"(onnx {onnx.__version__}:" not in page:
         pytest.skip(f"docs/onnx.md is of another onnx than {onnx.__version__}")
     stale = [row for row in rows(found).values() if f"{row}\n" not in page]
-    assert stale == [], "run python -m benchmarks.onnx_table"
+    assert stale == [], "run python -m tests.sources.onnx.backend"
 
 
 def test_three_quarters_of_the_cases_of_imported_operators_are_right() -> None:

@@ -71,18 +71,6 @@ def test_packed_weights_stay_packed_for_the_engines_that_read_them(tmp_path: Pat
     assert load_model(str(tmp_path / "m.onnx")).onnx
 
 
-def test_floats_of_8_bits_are_refused_by_the_node_that_makes_them(tmp_path: Path) -> None:
-    node = helper.make_node(
-        "QuantizeLinear", ["x", "s"], ["q"], name="small", output_dtype=onnx.TensorProto.FLOAT8E4M3FN
-    )
-    back = helper.make_node("DequantizeLinear", ["q", "s"], ["y"])
-    model = write(tmp_path / "m.onnx", node, {"s": np.ones((), np.float32)}, opset=21)
-    model.graph.node.append(back)
-    onnx.save(model, tmp_path / "m.onnx")
-    with pytest.raises(UnsupportedError, match=r"node 'small' \(QuantizeLinear\) makes floats of 8 bits"):
-        load_model(str(tmp_path / "m.onnx"))
-
-
 def test_an_operator_that_onnx_runtime_has_for_gpus_alone_is_refused_as_such(tmp_path: Path) -> None:
     node = helper.make_node("MultiHeadAttention", ["p"], ["y"], domain="com.microsoft", num_heads=2)
     packed = helper.make_node("Reshape", ["x", "sizes"], ["p"])

@@ -223,4 +223,6 @@ def _swish(node: Node) -> Function:
 @op("BitCast")
 def _bit_cast(node: Node) -> Function:
     wanted = torch_type(node.integer("to"))
+    if wanted.itemsize != node.dtype().itemsize:  # a double is read as float32
+        raise NotImportableError(f"the bits of {node.dtype()} are none of {wanted}")
     return lambda x: x.view(wanted)

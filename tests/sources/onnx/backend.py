@@ -1,6 +1,6 @@
 """Imports onnx's own backend tests, and writes the table of operators of docs/onnx.md.
 
-    python -m benchmarks.onnx_table
+    python -m tests.sources.onnx.backend
 
 A case is a model, inputs and outputs, with a tolerance. It is read as a file is, with float16 and bfloat16 widened,
 made static, imported into torch and run on its inputs. Cases of an opset that is newer than those that are read are
@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 
-PAGE = Path(__file__).parents[1] / "docs" / "onnx.md"
+PAGE = Path(__file__).parents[3] / "docs" / "onnx.md"
 MARK = "## Operators\n"
 SEVERAL = "several"  # operators in one case: bodies of functions, models
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 RUNTIME = 1e-5  # of the largest value
+FLOAT32 = 1e-6  # of doubles, which are read as float32
 BFLOAT16 = 2**-6  # two of its steps, as onnx's own runner allows
 REASON = 90  # characters of a reason in the table
 HEAD = """\
@@ -38,7 +39,7 @@ HEAD = """\
 onnx's own backend tests (onnx {version}: {kinds})
 by the importer, a row per operator; cases with several operators are the last row. {right} of {all} are right to their
 tolerance, the others are refused by name{but}. Cases of opsets beyond {newest} are read as of {newest}.
-`python -m benchmarks.onnx_table` writes this table.
+`python -m tests.sources.onnx.backend` writes this table.
 
 | operator | right | refused | most often because |
 |---|---|---|---|
@@ -142,7 +143,7 @@ def _imported(case: Any, given: Sequence[Any], wanted: Sequence[Any]) -> tuple[s
     in_float32(model, "FLOAT16", "BFLOAT16", "DOUBLE")
     stored = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in stored]
-    inputs = {name: _widened(np.asarray(array)) for name, array in zip(names, given, strict=False)}
+    inputs = {name: _as_float32(np.asarray(array)) for name, array in zip(names, given, strict=False)}
     ways = [{}, {n: a for n, a in inputs.items() if a.dtype.kind in "iub"}, dict(list(inputs.items())[1:]), inputs]
     error: EdgeattnError | None = None
     for bound in (way for i, way in enumerate(ways) if not i or way.keys() not in [w.keys() for w in ways[:i]]):
@@ -168,7 +169,11 @@ def _bound(model: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return made
 
 
-def _widened(array: np.ndarray) -> np.ndarray:
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    from edgeattn.errors import UnsupportedError
+
+    if array.dtype == np.float64 and np.abs(array[np.isfinite(array)]).max(initial=0.0) > np.finfo(np.float32).max:
+        raise UnsupportedError("its float64 numbers are beyond float32")
     return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16", "float64") else array
 
 
@@ -207,6 +212,8 @@ def _is_of_runtime(model: Any, inputs: Mapping[str, np.ndarray], got: Mapping[st
 
 def _difference(ours: np.ndarray, theirs: np.ndarray, case: Any) -> str:
     narrow = theirs.dtype.name in ("float16", "bfloat16")
+    double = theirs.dtype == np.float64 and ours.dtype == np.float32
+    ours = ours.astype(np.float64) if double else ours
     rtol = max(case.rtol, BFLOAT16) if theirs.dtype.name == "bfloat16" else case.rtol
     if narrow:  # both as the narrow type holds them
         ours, theirs = ours.astype(theirs.dtype).astype(np.float64), theirs.astype(np.float64)
@@ -214,7 +221,7 @@ def _difference(ours: np.ndarray, theirs: np.ndarray, case: Any) -> str:
         return f"{ours.dtype}{list(ours.shape)}, wanted {theirs.dtype}{list(theirs.shape)}"
     if theirs.dtype.kind != "f":
         return "" if np.array_equal(ours, theirs) else "other values"
-    same = np.isclose(ours, theirs, rtol=rtol, atol=case.atol, equal_nan=True)
+    same = np.isclose(ours, theirs, rtol=rtol, atol=max(case.atol, FLOAT32) if double else case.atol, equal_nan=True)
     return "" if bool(same.all()) else f"{int((~same).sum())} of {same.size} values beyond the tolerance"
 
 

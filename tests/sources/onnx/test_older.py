@@ -164,7 +164,7 @@ def test_a_form_of_an_older_opset_gives_what_onnx_runtime_gives_on_the_file(case
             * STATISTICS["scale"][:, None, None] + STATISTICS["bias"][:, None, None],
         ),
     ],
-    ids=str,
+    ids=["Add", "Mul", "PRelu", "Dropout", "BatchNormalization"],
 )  # fmt: skip
 def test_opset_6_which_onnx_runtime_does_not_run_means_what_its_changelog_says(
     case: Old, expected: Callable[[np.ndarray], np.ndarray], tmp_path: Path

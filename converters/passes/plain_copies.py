@@ -4,6 +4,8 @@
   Each repeated axis becomes a Concat, or an expand of three axes where that would be long.
 - ``expand`` of a batch or of heads that only products read (multi-query attention: one key for all heads): a product
   spreads an axis of size 1 by itself, and LiteRT loses the shape of a transposed BROADCAST_TO.
+- ``expand`` of an operand of arithmetic (a gate per channel, ``x * gate.expand_as(x)``), which spreads it anyway:
+  LiteRT's converter turns the images around it and forgets the BROADCAST_TO between.
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from edgeattn.converters.passes.repeated_heads import MAX_COPIES
 
 aten = torch.ops.aten
 REPEAT_AXES = 4
+ARITHMETIC = (
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.maximum.default, aten.minimum.default,
+    aten.where.self,
+)  # fmt: skip
 TURNED = (aten.transpose.int, aten.permute.default, aten.mT.default)
 
 
@@ -30,6 +36,8 @@ def plain_copies(program: Program) -> int:
             changed += 1
     for node in program.calls(aten.matmul.default):
         changed += _spread_by_product(program, node)
+    for node in program.calls(*ARITHMETIC):
+        changed += _spread_by_arithmetic(node)
     return changed
 
 
@@ -75,6 +83,20 @@ def _spread_by_product(program: Program, node: torch.fx.Node) -> int:
             continue  # what the product sums over was expanded
         shapes = [list(size(source))[:-2], list(size(other))[:-2]]
         if [max(pair) for pair in zip(*shapes, strict=True)] == whole[:-2]:
+            node.update_arg(place, source)
+            done += 1
+    return done
+
+
+def _spread_by_arithmetic(node: torch.fx.Node) -> int:
+    """Give an operation its operands as they are before an expand, where that leaves its shape; how many these were."""
+    done = 0
+    for place, operand in enumerate(node.args):
+        if not isinstance(operand, torch.fx.Node) or operand.target is not aten.expand.default:
+            continue
+        source: Any = operand.args[0]
+        others = [size(arg) for at, arg in enumerate(node.args) if at != place and isinstance(arg, torch.fx.Node)]
+        if torch.broadcast_shapes(size(source), *others) == tuple(size(node)):
             node.update_arg(place, source)
             done += 1
     return done

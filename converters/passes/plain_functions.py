@@ -129,7 +129,22 @@ def _diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0,
     return torch.where(on, torch.diag_embed(source, offset, dim1, dim2), x)
 
 
+def _expand_as(x: Tensor, other: Tensor) -> Tensor:
+    return x.expand(other.shape)  # what other passes know
+
+
+def _all(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return NotImplemented if x.dtype is torch.bool else (x != 0).all(*args, **kwargs)
+
+
+def _any(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return NotImplemented if x.dtype is torch.bool else (x != 0).any(*args, **kwargs)
+
+
 FUNCTIONS: dict[Any, Any] = {
+    aten.expand_as.default: _expand_as,
+    **dict.fromkeys((aten.all.default, aten.all.dim, aten.all.dims), _all),
+    **dict.fromkeys((aten.any.default, aten.any.dim, aten.any.dims), _any),
     aten.logaddexp.default: _logaddexp,
     aten.fmax.default: _fmax,
     aten.fmin.default: _fmin,

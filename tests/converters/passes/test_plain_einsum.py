@@ -78,6 +78,7 @@ def test_attention_by_einsum_is_two_products_of_four_axes() -> None:
         (plain_copies, lambda x: x.repeat(2, 1, 3, 1, 1), torch.randn(2, 3, 1, 4, 5), "repeat"),
         (plain_copies, lambda x: x.repeat(1, 2, 1, 40, 1), torch.randn(2, 3, 4), "repeat"),
         (plain_copies, lambda x: torch.ones(2, 4, 3, 5) @ x.expand(2, 4, -1, -1).mT, torch.randn(2, 1, 6, 5), "expand"),
+        (plain_copies, lambda x: torch.ones(2, 6, 5) * x.expand(2, 6, 5), torch.randn(6, 1), "expand"),
     ],
 )
 def test_diagonals_and_copies_are_written_out(
@@ -106,3 +107,10 @@ def test_an_expand_that_a_product_sums_over_stays() -> None:
     program, counts = traced(Apply(lambda x: torch.ones(2, 3, 5) @ x.expand(2, 6, 5).mT), {"a": given}, plain_copies)
     assert counts == {"plain_copies": 0}
     torch.testing.assert_close(run(program, {"a": given}), torch.ones(2, 3, 5) @ given.expand(2, 6, 5).mT)
+
+
+def test_an_expand_that_makes_the_result_s_shape_stays() -> None:
+    given = torch.randn(6, 1)
+    program, counts = traced(Apply(lambda x: 2 * x.expand(2, 6, 5) + x[:, 0].sum()), {"a": given}, plain_copies)
+    assert counts == {"plain_copies": 0}
+    assert "expand" in operators(program)

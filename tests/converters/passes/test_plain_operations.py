@@ -342,6 +342,7 @@ BOUNDARIES = torch.tensor([-1.0, 0.0, 1.0])
         (lambda x: (torch.cdist(x, x, 0.0), functional.pdist(x)), "pdist"),
         (lambda x: (torch.hstack([x, x]), torch.hstack([x[0], x[0]]), torch.column_stack([x, x[:, 0]])), "hstack"),
         (functional.rrelu, "rrelu"),
+        (lambda x: (torch.relu(x).all(), torch.relu(x).any(-1, keepdim=True), (x * 2).long().all(0)), "none"),
         (lambda x: x[:, :4].diagonal_scatter(torch.ones(3), 1), "diagonal_scatter"),
         (lambda x: x.reshape(1, 6, 6).diagonal_scatter(torch.ones(1, 5), 1, 2, 1), "diagonal_scatter"),
     ],

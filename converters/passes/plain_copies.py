@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from edgeattn.converters.passes.graph import Program, Writer, size
@@ -96,7 +97,7 @@ def _spread_by_arithmetic(node: torch.fx.Node) -> int:
             continue
         source: Any = operand.args[0]
         others = [size(arg) for at, arg in enumerate(node.args) if at != place and isinstance(arg, torch.fx.Node)]
-        if torch.broadcast_shapes(size(source), *others) == tuple(size(node)):
+        if np.broadcast_shapes(size(source), *others) == tuple(size(node)):
             node.update_arg(place, source)
             done += 1
     return done

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from edgeattn.converters.preflight.rule import Issue, Question, Rule, every, half, is_first, only, ranged, through_onnx
 from edgeattn.converters.preflight.rules_numbers import (
     decomposed_norm,
+    hidden_scores,
     large_constant_value,
     large_square,
     large_value,
@@ -114,6 +115,7 @@ RULES: Mapping[str, Rule] = {
     "large-square": Rule(large_square, half, ("risk",)),
     "large-value": Rule(large_value, half, ("risk",)),
     "residual-outliers": Rule(residual_outliers, ranged, ("risk",)),
+    "hidden-scores": Rule(hidden_scores, every, ("risk",)),
     "softmax-range": Rule(softmax_range, half, ("risk",)),
     "large-constant-value": Rule(large_constant_value, half, ("risk",)),
     "small-product": Rule(small_product, through_onnx, ("stops", "slow", "risk")),

@@ -163,6 +163,21 @@ def softmax_range(view: GraphView, question: Question) -> Iterator[Issue]:
             )
 
 
+def hidden_scores(view: GraphView, _: Question) -> Iterator[Issue]:
+    """Scores so large that a mask no longer hides what it should: it becomes -1e4."""
+    if view.ranges is None:
+        return
+    for call in view.graph.calls:
+        largest = view.ranges.scores.get(call.name, 0.0)
+        if largest > -HIDDEN / 2:
+            yield at(
+                call,
+                "risk",
+                f"scores reach {largest:.3g}, and what a mask hides is {-HIDDEN:.0f} below the others: it would show",
+                "normalise or scale queries and keys",
+            )
+
+
 def _half_step(value: float) -> float:
     return float(2.0 ** (math.floor(math.log2(value)) - 10))
 

@@ -427,6 +427,12 @@ CASES: Mapping[str, Case] = {
         everywhere("risk", "tensorrt", "onnxruntime"),
         ("fp16",),
     ),
+    "scores beyond a mask": Case(
+        "hidden-scores",
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4) * 400)),
+        lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4) * 4)),
+        everywhere("risk"),
+    ),
     "large scores": Case(
         "softmax-range",
         lambda: odd(lambda x: attention(x.reshape(1, 4, 8, 4) * 40)),

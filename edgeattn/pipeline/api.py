@@ -7,6 +7,7 @@ Each does what its command does and gives the object behind the command's ``--js
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -50,7 +51,7 @@ def convert(
     model: Model,
     *,
     targets: Targets = "cpu",
-    bound: Sequence[str] = (),
+    constants: Mapping[str, object] | None = None,
     data: str | Path | Data | None = None,
     split: str | None = None,
     samples: int = SAMPLES,
@@ -75,7 +76,7 @@ def convert(
 
     Args:
         model: see :data:`Model`.
-        bound: inputs of an .onnx file that are constants, "use_cache=false".
+        constants: inputs of a model file that are constants, {"use_cache_branch": False}; as ``--set``.
         data: to calibrate with and to measure the metric on, see docs/data.md. Without it int8 ships only where an
             engine needs no ranges, and no accuracy is told.
         split: of the data that the metric uses.
@@ -120,7 +121,7 @@ def convert(
         accept_unproved=accept_unproved,
     )
     refuse_early(expected_name(str(model)) if isinstance(model, (str, Path)) else None, options, options.suffix)
-    source = loaded(model, follow, bound, data)
+    source = loaded(model, follow, constants, data)
     return _convert.convert(source, data_of(model, source, data, split, samples), options, follow)
 
 
@@ -128,7 +129,7 @@ def check(
     bundle: str | Path,
     *,
     model: str | Path | None = None,
-    bound: Sequence[str] = (),
+    constants: Mapping[str, object] | None = None,
     data: str | Path | None = None,
     split: str | None = None,
     samples: int = SAMPLES,
@@ -148,7 +149,7 @@ def check(
     Args:
         bundle: directory or .zip.
         model: MODEL that it came from; without it parity is that of the golden outputs.
-        bound: as for :func:`convert`.
+        constants: as for :func:`convert`.
         data: to measure the metric on; ``split`` and ``samples`` as for :func:`convert`.
         backend: engine to run on, if not the bundle's own.
         device: where to measure, as ``--device``: "ssh://pi@board", "adb:SERIAL"; None for this machine.
@@ -168,7 +169,7 @@ def check(
         measure=MeasureOptions(deadline_ms=deadline_ms, paced_seconds=seconds, threads=threads),
         backend=backend,
         model=None if model is None else str(model),
-        bound=tuple(bound),
+        bound=options_of(constants),
         data=None if data is None else str(data),
         split=split,
         samples=samples,
@@ -232,7 +233,7 @@ def inspect(
     model: Model,
     *,
     targets: Targets = "cpu",
-    bound: Sequence[str] = (),
+    constants: Mapping[str, object] | None = None,
     data: str | Path | Data | None = None,
     split: str | None = None,
     samples: int = 60,
@@ -244,7 +245,7 @@ def inspect(
     """Tell in seconds what would fail or be slow on each target, and what of a model can be pruned.
 
     Args:
-        bound: as for :func:`convert`.
+        constants: as for :func:`convert`.
         data: of which one sample shows the value ranges of use.
         sensitivity: measure what quantizing each layer costs, on at most ``samples`` of the data.
 
@@ -262,7 +263,7 @@ def inspect(
     )
     _inspect.check_targets(options)
     follow = progress or Quiet()
-    source = loaded(model, follow, bound, data)
+    source = loaded(model, follow, constants, data)
     return _inspect.inspect(source, data_of(model, source, data, split, samples if sensitivity else 1), options, follow)
 
 
@@ -280,7 +281,10 @@ def chosen(targets: Targets) -> tuple[Target, ...]:
 
 
 def loaded(
-    model: Model, progress: Progress, bound: Sequence[str] = (), data: str | Path | Data | None = None
+    model: Model,
+    progress: Progress,
+    constants: Mapping[str, object] | None = None,
+    data: str | Path | Data | None = None,
 ) -> EdgeModel:
     """The model, looked at as one that is named on the command line.
 
@@ -290,15 +294,22 @@ def loaded(
     if isinstance(model, (str, Path)):
         progress.begin(f"loading {model}")
         beside = str(data) if isinstance(data, (str, Path)) else None
-        return load_model(str(model), Examples(bound=tuple(bound), data=beside))
-    if bound:
+        return load_model(str(model), Examples(bound=options_of(constants), data=beside))
+    if constants:
         raise InputError(
-            f"bound {bound[0]}: binds inputs of an .onnx or .tflite file; give a module its constants itself"
+            f"constants ({', '.join(constants)}) are for inputs of an .onnx or .tflite file; a module has its own"
         )
     if isinstance(model, EdgeModel):
         return read_loaded(model)
     module, inputs = model
     return read_loaded(from_module(module, inputs, MEMORY_NAME))
+
+
+def options_of(constants: Mapping[str, object] | None) -> tuple[str, ...]:
+    """Constants as ``--set`` takes them: numbers, bools, lists and arrays."""
+    import numpy as np
+
+    return tuple(f"{name}={json.dumps(np.asarray(value).tolist())}" for name, value in (constants or {}).items())
 
 
 def data_of(

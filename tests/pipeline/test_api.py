@@ -133,3 +133,23 @@ def test_importing_edgeattn_and_asking_for_load_brings_no_workstation(tmp_path: 
         [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_constants_are_no_inputs_any_more_whatever_form_they_have(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    nodes = [onnx.helper.make_node("Mul", ["x", "gain"], ["h"]), onnx.helper.make_node("Add", ["h", "row"], ["y"])]
+    ports = [onnx.helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("x", "gain", "row", "y")]
+    graph = onnx.helper.make_graph(nodes, "main", ports[:3], ports[3:])
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)]), path)
+    found = edgeattn.inspect(path, targets="cpu", constants={"gain": np.float32(2), "row": np.ones((1, 4))})
+    assert [port["name"] for port in found.to_json()["graphs"][0]["inputs"]] == ["x"]
+    with pytest.raises(InputError, match="unknown input 'gains'"):
+        edgeattn.inspect(path, targets="cpu", constants={"gains": 2})
+
+
+def test_constants_of_a_module_are_its_own(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(InputError, match=r"constants \(x\) are for inputs of an \.onnx or \.tflite file"):
+        edgeattn.inspect((torch.nn.ReLU(), (torch.ones(1, 2),)), targets="cpu", constants={"x": 2})

@@ -287,7 +287,7 @@ def _graph_spec(name: str, graph: Graph, module: torch.nn.Module, example: Array
                 "dropout or another random op is active in eval mode"
             )
     empty = next((key for key, value in first.items() if not value.size), None)
-    if empty is not None:
+    if empty is not None and all(value.size for value in example.values()):  # else the input is what is wrong
         raise UnsupportedError(
             f"graph {name!r}: output {empty!r} has no elements ({list(first[empty].shape)}), and engines have no such "
             "tensors; leave it out"

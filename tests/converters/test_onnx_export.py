@@ -195,7 +195,7 @@ def test_where_the_first_exporter_fails_the_second_is_taken_and_told(
 
 @pytest.mark.slow
 def test_where_both_exporters_fail_the_first_one_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeattn.converters.onnx._exported_second", failing)
+    monkeypatch.setattr("edgeattn.converters.onnx.exported_second", failing)
     with pytest.raises(ConversionError, match=r"'linalg_eig' \(aten\.linalg_eig\.default\) of module encoder\.odd: "):
         export_onnx(nested(lambda x: torch.linalg.eigvals(x).real), tmp_path)
 

@@ -85,7 +85,7 @@ def test_a_model_that_is_none_is_refused(edgeattn: Command) -> None:
 def test_the_sizes_of_a_bundle_are_its_own(edgeattn: Command, small_bundle: Path) -> None:
     outcome = edgeattn("profile", small_bundle, "--bucket", "seq=8")
     assert outcome.code == 2
-    assert "--bucket and --fill are for a MODEL" in outcome.error
+    assert "--bucket, --fill and --set are for a MODEL" in outcome.error
 
 
 def test_devices_beside_several_targets_are_refused(edgeattn: Command) -> None:

@@ -88,7 +88,8 @@ DISTRIBUTIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("case", DISTRIBUTIONS)
-def test_distributions_are_traced_in_spite_of_their_checks(case: str) -> None:
+def test_distributions_are_traced_in_spite_of_their_checks(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # dynamo switches it off for good
     inputs = {"x": LOGITS / 90, "t": TARGETS}
     expected = DISTRIBUTIONS[case](*inputs.values())
     with unchecked_arguments():

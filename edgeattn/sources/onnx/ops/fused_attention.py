@@ -7,7 +7,7 @@ what is later in the sequence than a query is left out whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,16 +91,22 @@ def _packed_sizes(node: Node, width: int) -> tuple[list[int], list[int]]:
     return widths, [w // heads for w in widths]
 
 
+def _parted(packed: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Queries, keys and values of as many heads as there are: pruning takes some out."""
+    heads = packed.shape[-1] // sum(sizes)
+    return torch.split(packed, [heads * size for size in sizes], -1)
+
+
 def _mixing(node: Node, width: int) -> Mixed:
     """Attention on a packed product (N, T, queries + keys + values), a mask, a past and a bias of the scores."""
-    widths, sizes = _packed_sizes(node, width)
+    _, sizes = _packed_sizes(node, width)
     scores = Scores.of(node, sizes[0])
     wanted = len(node.outputs) > 1 and node.outputs[1]
 
     def mixed(
         qkv: Tensor, mask: Tensor | None, past: Tensor | None, extra: Tensor | None
     ) -> Tensor | tuple[Tensor, ...]:
-        q, k, v = (split_heads(t, n) for t, n in zip(torch.split(qkv, widths, -1), sizes, strict=True))
+        q, k, v = (split_heads(t, n) for t, n in zip(_parted(qkv, sizes), sizes, strict=True))
         if past is not None:
             k, v = torch.cat((past[0], k), 2), torch.cat((past[1], v), 2)
         y = scores.attend(q, k, v, mask, extra, k.shape[2] - q.shape[2])
@@ -179,7 +185,7 @@ def _multi_head_attention(node: Node) -> Function:
     _check_mask(node, 4, batch)
     scores = Scores.of(node, size)
     wanted = any(node.outputs[1:])
-    widths = [heads * size, heads * size, heads * value_size]
+    sizes = [size, size, value_size]
 
     def apply(
         q: Tensor, k: Tensor | None = None, v: Tensor | None = None, bias: Tensor | None = None,
@@ -192,8 +198,8 @@ def _multi_head_attention(node: Node) -> Function:
             k, v = (part.flatten(2) for part in k.unbind(3))
         assert k is not None
         assert v is not None
-        added = (None, None, None) if bias is None else torch.split(bias, widths)
-        q, k, v = (_biased(*one) for one in zip((q, k, v), added, (size, size, value_size), strict=True))
+        added = (None, None, None) if bias is None else _parted(bias, sizes)
+        q, k, v = (_biased(*one) for one in zip((q, k, v), added, sizes, strict=True))
         past = 0
         if past_k is not None and past_v is not None:
             past = past_k.shape[2]

@@ -324,6 +324,7 @@ def test_padded_positions_hold_what_torch_gives_in_inference(tmp_path: Path) -> 
                     np.testing.assert_allclose(got[name], value.numpy(), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_padding_that_torch_moves_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Padded()

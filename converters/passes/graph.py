@@ -70,7 +70,7 @@ class Program:
 
     def forget(self) -> None:
         """Look again at which tensors are written and what is known, after a pass took writes away."""
-        self._written = written_in_place(self.graph)
+        self.note_writes()
         self._known.clear()
 
     def _work_out(self, node: torch.fx.Node) -> Any:

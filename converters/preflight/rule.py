@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from edgeattn.converters.onnx_operators import takes
 from edgeattn.converters.preflight.graph import Call
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.engines import ENGINES, Engine
@@ -84,6 +85,13 @@ def every(_: Engine) -> bool:
 def through_onnx(row: Engine) -> bool:
     """Those that are reached through an ONNX file."""
     return row.through_onnx
+
+
+def given_as_file(view: GraphView, question: Question) -> bool:
+    """Whether the engine gets the user's own ONNX file, and not what is exported of its torch module."""
+    if view.onnx is None or not ENGINES[question.engine].through_onnx:
+        return False
+    return bool(view.refusal) or takes(question.engine, view.onnx)
 
 
 def half(row: Engine) -> bool:

@@ -6,22 +6,21 @@ import math
 import re
 from collections.abc import Iterator
 
-from edgeattn.converters.onnx_operators import takes
 from edgeattn.converters.preflight import tried as ops
 from edgeattn.converters.preflight.graph import PRODUCTS, SOFTMAX, VIEWS, Call
-from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, at
+from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, at, given_as_file
 from edgeattn.converters.preflight.rules_tracing import MAX_RANK
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.converters.transposed import convolved_otherwise
-from edgeattn.engines import ENGINES, LITERT, TENSORRT
+from edgeattn.engines import LITERT, TENSORRT
 
 PARTITIONS = 2  # of the LiteRT delegate that cost nothing worth a row
 
 
 def unsupported_operation(view: GraphView, question: Question) -> Iterator[Issue]:
     """An operation that the engine or its converter lacks."""
-    if view.onnx is not None and ENGINES[question.engine].through_onnx and takes(question.engine, view.onnx):
-        return  # the file itself goes to the engine
+    if given_as_file(view, question):
+        return
     for call in view.graph.calls:
         why = ops.refused(view, call, question.engine)
         if why:
@@ -30,7 +29,7 @@ def unsupported_operation(view: GraphView, question: Question) -> Iterator[Issue
 
 def complex_number(view: GraphView, question: Question) -> Iterator[Issue]:
     """A complex tensor that no pass could tell by its real and imaginary part."""
-    if view.onnx is not None and ENGINES[question.engine].through_onnx:
+    if given_as_file(view, question):
         return
     change = "write it with real tensors: torch.view_as_real, or its real and imaginary part apart"
     for call in view.graph.calls:

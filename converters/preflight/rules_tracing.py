@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 
 from edgeattn.converters.preflight.graph import Call
-from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, Severity, at
+from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, Severity, at, given_as_file
 from edgeattn.converters.preflight.view import GraphView
-from edgeattn.engines import ENGINES, LITERT, ONNXRUNTIME, OPENVINO, TENSORRT
+from edgeattn.engines import LITERT, ONNXRUNTIME, OPENVINO, TENSORRT
 
 MAX_RANK = 4  # of the mobile GPU delegate
 TENSORRT_MAX_RANK = 8
@@ -17,8 +17,7 @@ BROADCAST_MAX_RANK = 6  # of TFLite
 
 def untraceable(view: GraphView, question: Question) -> Iterator[Issue]:
     """A forward that torch.export cannot follow, such as a branch on values."""
-    from_onnx = view.onnx is not None and ENGINES[question.engine].through_onnx
-    if view.error and not from_onnx:
+    if view.error and not given_as_file(view, question):
         told = re.sub(r"^graph '.*?': ", "", view.error)
         reason = re.split(r" \(unhinted| {2}\(Size-like| A branch depends", told)[0]
         change = "take the branch on values out of forward, or write it with torch.where; fix sizes and give a mask"

@@ -10,7 +10,8 @@ import time
 from tests.attacks.kinds import KINDS
 from tests.attacks.run import run
 
-SHARES = {"onnx": 0.5, "pt2": 0.5, "device": 0.5, "graph": 1.0}  # of an even share: slower, and each kind is many
+SHARES = {**dict.fromkeys(("onnx", "ort", "tflite", "pt2", "device"), 0.5), "graph": 1.0}
+"""Of an even share: slower, and each kind is many."""
 
 
 def main() -> int:

@@ -57,6 +57,27 @@ def model_bytes() -> bytes:
 
 
 @lru_cache(maxsize=1)
+def ort_bytes() -> bytes:
+    """The same in ONNX Runtime's own format."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder() / "net.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(model_bytes(), options, providers=["CPUExecutionProvider"])
+    return Path(options.optimized_model_filepath).read_bytes()
+
+
+@lru_cache(maxsize=1)
+def tflite_bytes() -> bytes:
+    """A linear layer."""
+    from tests.sources.tflite.files import Written, normal, write
+
+    layer = Written("FULLY_CONNECTED", [(1, 4), normal(3, 4), normal(3)], [(1, 3)])
+    return write(folder() / "net.tflite", layer).read_bytes()
+
+
+@lru_cache(maxsize=1)
 def program_files() -> dict[str, bytes]:
     """The parts of a small .pt2."""
     import zipfile

@@ -357,6 +357,18 @@ def onnx_file(rng: random.Random, folder: Path, mark: str) -> Attack:
     return maybe_json(rng, "inspect", path.name)
 
 
+def ort_file(rng: random.Random, folder: Path, mark: str) -> Attack:
+    """A file in ONNX Runtime's own format."""
+    (folder / "net.ort").write_bytes(spoiled(rng, bases.ort_bytes()))
+    return maybe_json(rng, "inspect", "net.ort")
+
+
+def tflite_file(rng: random.Random, folder: Path, mark: str) -> Attack:
+    """A TFLite file."""
+    (folder / "net.tflite").write_bytes(spoiled(rng, bases.tflite_bytes()))
+    return maybe_json(rng, "inspect", "net.tflite")
+
+
 def program(rng: random.Random, folder: Path, mark: str) -> Attack:
     """A .pt2 of torch.export."""
     files = dict(bases.program_files())
@@ -508,6 +520,8 @@ KINDS: Mapping[str, Callable[[random.Random, Path, str], Attack]] = {
     "settings": settings,
     "words": words,
     "onnx": onnx_file,
+    "ort": ort_file,
+    "tflite": tflite_file,
     "pt2": program,
     "device": device,
     "phone": phone,

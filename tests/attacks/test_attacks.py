@@ -17,8 +17,8 @@ from tests.attacks.worker import Outcome, judge
 pytestmark = pytest.mark.slow
 
 SEED = 13
-SLOW = ("device", "onnx", "pt2")
-FRAMEWORKS = ("onnx", "onnxruntime", "soundfile", "torch")  # make or run what attacks start from
+SLOW = ("device", "onnx", "ort", "pt2", "tflite")
+FRAMEWORKS = ("ai_edge_litert", "onnx", "onnxruntime", "soundfile", "torch")  # make or run what attacks start from
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,21 +88,22 @@ def prepare(kind: str) -> None:
     rng = generator(kind, -1, 0)
     from tests.attacks import bases
     from tests.attacks.kinds import KINDS
+    from tests.attacks.zips import packed
 
     with contextlib.chdir(bases.folder()) if hasattr(contextlib, "chdir") else _at(bases.folder()):
         scratch = bases.folder() / "scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         KINDS[kind](rng, scratch, "mark")
-        if kind in ("onnx", "pt2"):
-            name = "whole.onnx" if kind == "onnx" else "whole.pt2"
-            if kind == "onnx":
-                Path(name).write_bytes(bases.model_bytes())
-            else:
-                from tests.attacks.zips import packed
-
-                Path(name).write_bytes(packed(list(bases.program_files().items())))
-            command(("inspect", name))
+        whole: dict[str, Callable[[], bytes]] = {
+            "onnx": bases.model_bytes,
+            "ort": bases.ort_bytes,
+            "tflite": bases.tflite_bytes,
+            "pt2": lambda: packed(list(bases.program_files().items())),
+        }
+        if kind in whole:
+            Path(f"whole.{kind}").write_bytes(whole[kind]())
+            command(("inspect", f"whole.{kind}"))
 
 
 @contextlib.contextmanager

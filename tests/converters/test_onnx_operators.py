@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from onnx import helper, numpy_helper
 
 from edgeattn.converters.onnx_operators import lacks, takes
 from edgeattn.converters.preflight.judge import preflight
+from edgeattn.converters.preflight.rule import given_as_file
 from edgeattn.pipeline.steps.baseline import Baseline
 from edgeattn.pipeline.steps.exports import Exports
 from edgeattn.sources import load_model
@@ -76,3 +79,14 @@ def test_an_operator_of_its_own_that_torch_has_not_stops_tensorrt_in_preflight(t
     assert [(row.severity, row.rule) for row in found if row.severity == "stops"] == [
         ("stops", "onnx-unsupported-operation")
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "refusal", "as_file"),
+    [("onnxruntime", "", True), ("tensorrt", "", False), ("tensorrt", "not imported", True), ("litert", "", False)],
+)
+def test_preflight_asks_of_a_file_what_the_engine_gets(engine: str, refusal: str, as_file: bool) -> None:
+    node = onnx.helper.make_node("FusedMatMul", ["x", "x"], ["y"], domain="com.microsoft")
+    view: Any = SimpleNamespace(onnx=onnx.ModelProto(graph=onnx.GraphProto(node=[node])), refusal=refusal)
+    question: Any = SimpleNamespace(engine=engine)
+    assert given_as_file(view, question) is as_file

@@ -1,0 +1,30 @@
+"""A metric: what one sample says, and what all of them say together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric of answers against targets.
+
+    What a sample says is kept apart from what all of them make of it, so that an interval can leave samples out.
+
+    Attributes:
+        name: as the field calls it, in lower case with hyphens: ``macro-f1``.
+        higher_is_better: else lower is.
+        unit: "%" for a fraction that is told in percent, "dB", or "" for a plain number.
+        statistics: of an answer and its target: float64, of any shape that ``value`` takes; counts where they will do.
+        value: of the statistics of all samples, at least one, in any order: as a fraction for "%".
+    """
+
+    name: str
+    higher_is_better: bool = True
+    unit: str = "%"
+    statistics: Callable[[Any, Any], np.ndarray]
+    value: Callable[[Sequence[np.ndarray]], float]

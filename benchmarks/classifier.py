@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.convert_cost import default_directory
 from edgeattn.guards.silence import silenced
-from edgeattn.sources.text import read_texts
+from edgeattn.tasks.tables import read_table
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,8 @@ class Sentence:
 
 def read_split(data: Path, split: str) -> list[tuple[str, int]]:
     """Texts and labels of DATA/SPLIT.tsv or DATA/SPLIT.tsv.gz."""
-    return [(row.text, int(row.label)) for row in read_texts(data) if row.split == split]
+    rows = read_table(data, ("text", "label"))
+    return [(row.cells["text"], int(row.cells["label"])) for row in rows if row.split == split]
 
 
 def tokenized(tokenizer: Any, rows: Sequence[tuple[str, int]]) -> list[Sentence]:

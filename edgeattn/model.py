@@ -19,6 +19,7 @@ from edgeattn.errors import ModelError
 from edgeattn.runtimes import Stream
 from edgeattn.runtimes.buckets import route, run_padded
 from edgeattn.spec import DTYPES, DType, GraphSpec, ModelSpec, StateSpec, TensorSpec
+from edgeattn.tasks import Task
 
 if TYPE_CHECKING:
     import onnx
@@ -75,6 +76,7 @@ class EdgeModel:
         notes: what its user should know about how it was read, for the result.
         network: the module that all graphs run, with the paths that its author knows; None where there is none, as of
             a program of torch.export, or an ONNX file with an operator that is not imported.
+        task: what it is for, where that is known.
         rebuild: a changed copy of ``network`` -> the model of it, with states, examples and spec of its own.
     """
 
@@ -92,6 +94,7 @@ class EdgeModel:
     notes: tuple[str, ...] = ()
     network: torch.nn.Module | None = None
     rebuild: Callable[[torch.nn.Module], EdgeModel] | None = None
+    task: Task | None = None
 
     def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None, fast_path: bool = False) -> Arrays:
         """The float32 reference: one call of a graph, or of the smallest of its sizes that fits.

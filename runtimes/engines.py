@@ -90,6 +90,7 @@ def load(path: Path | str, backend: str | None = None, threads: int = 1, check_f
         files = {name: entry.sha256 for name, entry in manifest.files.items()}
         session = open_session(backend or manifest.backend, models, manifest.spec, threads, manifest.build, files)
         session.assets = {name: bundle.asset(name) for name in bundle.assets}
+        session.task = manifest.task
         session.check_finite = check_finite
         session.keep(opened)  # an unpacked zip must live as long as the engine may map its files
         stack.pop_all()

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from edgeattn.runtimes.stream import Stream
+    from edgeattn.tasks import Pipeline
 
 Census = dict[str, dict[str, int]]
 """Op type -> {dtype: how many}."""
@@ -69,6 +70,7 @@ class Session(abc.ABC):
         load_ms: from the first touch of the model files to ready, the engine's import left out.
         engine_bytes: memory that the loaded engine takes by its own account, weights included; None where it is silent.
         assets: name -> file that came with the model, such as its tokenizer; there until the session is closed.
+        task: what the model is for, as the bundle's manifest has it; None where it does not say.
         check_finite: refuse NaN and infinity in inputs, outputs and states of every run from now on, by name.
     """
 
@@ -84,6 +86,7 @@ class Session(abc.ABC):
         self.load_ms = 0.0
         self.engine_bytes: int | None = None
         self.assets: Mapping[str, Path] = {}
+        self.task: Mapping[str, Any] | None = None
         self.check_finite = False
         self._gate = Gate()
         self._lock = threading.RLock()  # what creates, releases and lists the engine's objects
@@ -131,6 +134,18 @@ class Session(abc.ABC):
         with self._lock:
             self.check_usable()
             return self.layer_times(arrays, runs, chosen)
+
+    def pipeline(self) -> Pipeline:
+        """The model asked in its task's own terms: ``session.pipeline()("a text")`` gives labels with scores.
+
+        Raises:
+            InputError: for a bundle that does not say what its model is for.
+            MissingExtraError: without a library that the task's inputs need, such as tokenizers.
+        """
+        from edgeattn.tasks import Pipeline  # what streams alone needs none of it
+
+        self.check_usable()
+        return Pipeline(self, self.task, self.assets)
 
     def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None) -> Arrays:
         """Run a graph once; any number of threads may call this at once.

@@ -489,7 +489,7 @@ def bucket(name: str = "any", graphs: Sequence[str] = ("main",), axis: int = 1, 
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "future": (lambda v: v.update(format_version=FORMAT_VERSION + 1), "format version 3, this edgeattn reads up to 2"),
+    "future": (lambda v: v.update(format_version=FORMAT_VERSION + 1), "format version 4, this edgeattn reads up to 3"),
     "far future": (lambda v: v.update(format_version=10**30), "update edgeattn"),
     "no version": (lambda v: v.pop("format_version"), "no format_version"),
     "version as text": (lambda v: v.update(format_version="1"), "no format_version"),

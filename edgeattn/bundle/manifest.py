@@ -14,7 +14,7 @@ from edgeattn.errors import BundleError, InputError
 from edgeattn.guards.plain import strict_json
 from edgeattn.spec import ModelSpec, from_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 SUFFIX = ".edge"
 ASSETS = "assets"  # directory of what travels with the model: a tokenizer, labels
@@ -68,6 +68,7 @@ class Manifest:
     measured: Mapping[str, Any]  # parity, accuracy, latency as measured when the bundle was made
     golden: Golden | None = None
     build: Mapping[str, Any] | None = None  # how the device builds its engine, where it must (TensorRT)
+    task: Mapping[str, Any] | None = None  # what the model is for, with its pre- and post-processing: edgeattn.tasks
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 

@@ -19,6 +19,7 @@ def check(
     ] = None,
     bound: o.Bound = [],  # noqa: B006
     data: Annotated[str | None, typer.Option(help="As for convert; without it the metric is not measured.")] = None,
+    metric: o.MetricName = None,
     split: o.Split = None,
     samples: o.Samples = o.DEFAULT_SAMPLES,
     max_drop: o.MaxDropAsked = None,
@@ -122,6 +123,7 @@ def check(
             model=model,
             bound=tuple(bound),
             data=data,
+            metric=metric,
             split=split,
             samples=samples,
             device=device,

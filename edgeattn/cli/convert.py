@@ -25,6 +25,8 @@ def convert(
     precision: o.PrecisionName = "auto",
     backend: o.TargetBackend = None,
     data: o.ModelData = None,
+    task: o.TaskName = None,
+    metric: o.MetricName = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     bound: o.Bound = [],  # noqa: B006
@@ -82,7 +84,7 @@ def convert(
             dla=dla,
             own=own,
         )
-        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples, bound)
+        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples, bound, task, metric)
         refuse_early(inputs, settings, settings.suffix)
         from edgeattn.pipeline.convert import convert as run
 

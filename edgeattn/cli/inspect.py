@@ -35,6 +35,7 @@ def inspect(
     data: Annotated[
         str | None, typer.Option(help="As for convert: one sample of it shows the value ranges of use.")
     ] = None,
+    task: o.TaskName = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     bound: o.Bound = [],  # noqa: B006
@@ -71,7 +72,9 @@ def inspect(
         check_targets(settings)  # before anything is loaded
         with progress_bar() as bar:
             # Preflight needs one sample; a built-in model brings its own data.
-            source, given = load(Inputs(model, bucket, fill, data, split, samples if sensitivity else 1, 0, bound), bar)
+            source, given = load(
+                Inputs(model, bucket, fill, data, split, samples if sensitivity else 1, 0, bound, task), bar
+            )
             found = run(source, given, settings, bar)
             if found.sensitivity is not None and plot is not None:
                 from edgeattn.results.sensitivity import sensitivity_figure
@@ -233,12 +236,12 @@ def measured(figures: Mapping[str, Any]) -> dict[str, str]:
     """What was measured when the bundle was made, as lines."""
     lines = {}
     for name, field, form in (
-        ("metric", "accuracy", "{metric} {deployed:.2f} %"),
+        ("metric", "accuracy", "{metric} {deployed:.2f} {unit}"),
         ("latency", "latency", "p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms, {kind}"),
     ):
         if figures.get(field):
             try:
-                lines[name] = form.format(**figures[field])
+                lines[name] = form.format(**{"unit": "%", **figures[field]}).rstrip()
             except (
                 TypeError,
                 KeyError,

@@ -32,6 +32,8 @@ class Inputs:
     samples: int
     calibration_samples: int
     bound: Sequence[str] = ()
+    task: str | None = None
+    metric: str | None = None
 
 
 def chosen_targets(names: Sequence[str]) -> tuple[Target, ...]:
@@ -210,17 +212,23 @@ def load(inputs: Inputs, bar: Bar) -> tuple[EdgeModel, Data | None]:
     Raises:
         EdgeattnError: if either cannot be used.
     """
+    from edgeattn.errors import InputError
     from edgeattn.evaluation.data import enough_to_calibrate
-    from edgeattn.sources import Examples, load_data, load_model
+    from edgeattn.sources import Examples, load_data, load_model, with_task
+    from edgeattn.sources.metrics import with_metric
     from edgeattn.sources.sizes import parse_buckets, parse_fills, with_buckets
 
     buckets, fills = parse_buckets(inputs.buckets), parse_fills(inputs.fills)
     examples = Examples(bound=tuple(inputs.bound), data=inputs.data)
     examples.values()  # refused before any waiting
     bar.begin(f"loading {inputs.model}")
-    source = with_buckets(load_model(inputs.model, examples), buckets, fills)
-    loaded = load_data(inputs.model, source.spec, inputs.data, inputs.split, inputs.samples, source.assets)
+    source = with_task(with_buckets(load_model(inputs.model, examples), buckets, fills), inputs.task)
+    loaded = load_data(inputs.model, source.spec, inputs.data, inputs.split, inputs.samples, source.assets, source.task)
     enough_to_calibrate(loaded, inputs.calibration_samples)
+    if inputs.metric is not None:
+        if loaded is None:
+            raise InputError(f"--metric {inputs.metric}: there is nothing to measure it on: give --data")
+        loaded = with_metric(loaded, source.spec, inputs.metric)
     return source, loaded
 
 

@@ -64,6 +64,13 @@ def complete_precision(incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def complete_task(incomplete: str) -> list[str]:
+    """Names of tasks, for a shell."""
+    from edgeattn.tasks import TASKS
+
+    return [name for name in TASKS if name.startswith(incomplete)]
+
+
 def complete_device(incomplete: str) -> list[str]:
     """How the name of a device begins, for a shell."""
     return [name for name in ("local", "ssh://", "adb:", "qemu:aarch64") if name.startswith(incomplete)]
@@ -135,7 +142,28 @@ ModelData = Annotated[
     typer.Option(
         "--data",
         metavar="DATA",
-        help="transcripts.tsv directory, labelled texts (.tsv), npz or file.py:function: to calibrate and measure on.",
+        help="To calibrate and measure on: the form of the model's task (edgeattn tasks), npz or file.py:function.",
+    ),
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="NAME",
+        rich_help_panel=DATA,
+        show_default=False,
+        autocompletion=complete_task,
+        help="What the model is for, where it does not say so itself: see edgeattn tasks.",
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME",
+        rich_help_panel=DATA,
+        show_default=False,
+        help="What gates: another metric of the task's, or file.py:function of an answer and its target.",
     ),
 ]
 Split = Annotated[

@@ -77,6 +77,8 @@ def prune(
     ] = None,
     backend: o.TargetBackend = None,
     data: o.ModelData = None,
+    task: o.TaskName = None,
+    metric: o.MetricName = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     bound: o.Bound = [],  # noqa: B006
@@ -128,7 +130,7 @@ def prune(
         )
         if plot is not None:
             check_picture(plot)
-        inputs = Inputs(model, bucket, fill, data, split, samples, 0, bound)
+        inputs = Inputs(model, bucket, fill, data, split, samples, 0, bound, task, metric)
         refuse_early(inputs, settings, ".pruned")
         from edgeattn.pipeline.prune import PruneOptions
         from edgeattn.pipeline.prune import prune as run

@@ -19,6 +19,8 @@ def quantize(
     precision: o.PrecisionName = "auto",
     backend: o.TargetBackend = None,
     data: o.ModelData = None,
+    task: o.TaskName = None,
+    metric: o.MetricName = None,
     bucket: o.Buckets = [],  # noqa: B006
     fill: o.Fills = [],  # noqa: B006
     bound: o.Bound = [],  # noqa: B006
@@ -56,7 +58,7 @@ def quantize(
             own=own,
             accept_unproved=accept_unproved,
         )
-        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples, bound)
+        inputs = Inputs(model, bucket, fill, data, split, samples, calibration_samples, bound, task, metric)
         refuse_early(inputs, settings, ".quantized")
         from edgeattn.pipeline.quantize import quantize as run
 

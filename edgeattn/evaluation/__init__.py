@@ -7,10 +7,12 @@ __all__ = [
     "confidence",
     "data",
     "identity",
+    "influence",
     "kinds",
     "parity",
     "probing",
     "replay",
     "speech",
+    "task_data",
     "word_error",
 ]

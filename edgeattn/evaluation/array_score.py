@@ -170,7 +170,8 @@ class _Values:
             broken = (
                 f"the error is {100 * value:.0f} % of the targets' own spread, no better than always saying their mean"
             )
-        return Score(REGRESSION, value, bootstrap_ci95(errors, weights), tuple(errors), tuple(weights), broken)
+        interval = bootstrap_ci95(errors, weights)
+        return Score(REGRESSION, value, interval, tuple(errors), tuple(weights), broken, higher_is_better=False)
 
     def _spread(self, name: str) -> float:
         """Mean absolute deviation of an output's targets; in each place of its own, where all samples have as many."""

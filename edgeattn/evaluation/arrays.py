@@ -103,8 +103,7 @@ class ArrayData(Data):
         """See :class:`~edgeattn.evaluation.data.Data`."""
         return self.calibration[0].inputs if self.calibration else None
 
-    @classmethod
-    def score(cls, runner: Runner, samples: Iterable[ArraySample], on_sample: Callable[[], None]) -> Score | None:
+    def score(self, runner: Runner, samples: Iterable[ArraySample], on_sample: Callable[[], None]) -> Score | None:
         """As :func:`~edgeattn.evaluation.array_score.score_arrays`."""
         return score_arrays(runner.run, samples, on_sample)
 

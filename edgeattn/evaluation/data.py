@@ -155,9 +155,24 @@ class Data(abc.ABC):
 
     # --- the metric ---------------------------------------------------------------------------------------------------
 
+    def about(self) -> Mapping[str, Any]:
+        """What :meth:`score` needs to know beside the samples, as JSON can say it; it travels to a device with them."""
+        return {}
+
     @classmethod
+    def scorer(cls, about: Mapping[str, Any]) -> Self:  # noqa: ARG003
+        """Data without samples, to score those that come: :meth:`about` of what was sent."""
+        return cls("", (), ())
+
+    def agreeing(self, source: Runner, on_sample: Callable[[], None]) -> Self | None:  # noqa: ARG002
+        """The same samples with the source's own answers as targets, where none has a target; None if there are some.
+
+        What is measured on them is how far what replaces the source agrees with it.
+        """
+        return None
+
     @abc.abstractmethod
-    def score(cls, runner: Runner, samples: Iterable[Any], on_sample: Callable[[], None]) -> Score | None:
+    def score(self, runner: Runner, samples: Iterable[Any], on_sample: Callable[[], None]) -> Score | None:
         """The task's metric of what runs the model, None without targets.
 
         Args:

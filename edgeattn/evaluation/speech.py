@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeattn.audio import Floats, read_audio
 from edgeattn.errors import DataError
-from edgeattn.evaluation.accuracy import Score
+from edgeattn.evaluation.accuracy import WER, Score
 from edgeattn.evaluation.data import (
     CALIBRATION_STEPS,
     MAX_ROWS,
@@ -88,8 +88,7 @@ class SpeechData(Data):
             stream.flush()
         return {spec.graphs[0].name: tuple(tuple(run) for run in feeds.runs if run)}
 
-    @classmethod
-    def score(cls, runner: Runner, samples: Iterable[Utterance], on_sample: Callable[[], None]) -> Score:
+    def score(self, runner: Runner, samples: Iterable[Utterance], on_sample: Callable[[], None]) -> Score:
         """As :func:`score_speech`."""
         return score_speech(runner.stream(), samples, on_sample)
 
@@ -171,7 +170,7 @@ def score_speech(stream: Stream, utterances: Iterable[Utterance], on_sample: Cal
     rate = total(parts).rate
     broken = f"word error is {100 * rate:.0f} %: nothing of what is said is recognised" if rate >= 1.0 else ""
     interval = bootstrap_ci95(errors, weights)
-    return Score("wer", rate, interval, tuple(errors), tuple(weights), broken, tuple(unlabelled))
+    return Score(WER, rate, interval, tuple(errors), tuple(weights), broken, tuple(unlabelled), higher_is_better=False)
 
 
 # --- transcripts.tsv --------------------------------------------------------------------------------------------------

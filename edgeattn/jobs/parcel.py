@@ -42,14 +42,14 @@ class Parcel:
         reference: what the steps were recorded on, in words.
         steps: by graph.
         probes: see :mod:`edgeattn.evaluation.probing`.
-        data: the kind of the samples of a metric; None where there is none to measure.
+        data: what scores the samples of a metric, without samples of its own; None where there is none to measure.
         samples: of that kind.
     """
 
     reference: str
     steps: Mapping[str, Steps]
     probes: Sequence[Probe] = ()
-    data: type[Data] | None = None
+    data: Data | None = None
     samples: Iterable[Any] = ()
 
 
@@ -83,7 +83,7 @@ def pack(steps: Mapping[str, Steps], reference: str, data: Data | None, probes: 
         for probe in probes
     ]
     if data is not None:
-        index["data"] = data.kind
+        index["data"] = {"kind": data.kind, "about": dict(data.about())}
         index["samples"] = [
             {"arrays": {group: add(own) for group, own in packed.arrays.items()}, "facts": packed.facts}
             for packed in map(data.pack, data.evaluation)
@@ -118,12 +118,14 @@ def unpacked(path: Path) -> Iterator[Parcel]:
             for p in index["probes"]
         ]
 
-        def samples(kind: type[Data]) -> Iterator[Any]:
+        def samples(kind: Data) -> Iterator[Any]:
             for row in index["samples"]:
                 arrays = {group: named(numbers) for group, numbers in row["arrays"].items()}
                 yield kind.unpack(Packed(arrays, row["facts"]))
 
-        data = KINDS[index["data"]] if "data" in index else None
+        data = None
+        if "data" in index:
+            data = KINDS[index["data"]["kind"]].scorer(index["data"]["about"])
         yield Parcel(index["reference"], steps, probes, data, () if data is None else samples(data))
 
 

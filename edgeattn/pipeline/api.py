@@ -29,7 +29,7 @@ from edgeattn.pruning import parse_request
 from edgeattn.quantize.plan import Plan, read_plan
 from edgeattn.results.gates import DEFAULT_MAX_DROP, Gates
 from edgeattn.results.report import Report
-from edgeattn.sources import Examples, from_module, load_data, load_model, read_loaded
+from edgeattn.sources import Examples, from_module, load_data, load_model, read_loaded, with_task
 from edgeattn.sources.names import expected_name
 from edgeattn.targets import Target, get_target
 
@@ -53,6 +53,7 @@ def convert(
     targets: Targets = "cpu",
     constants: Mapping[str, object] | None = None,
     data: str | Path | Data | None = None,
+    task: str | None = None,
     split: str | None = None,
     samples: int = SAMPLES,
     precision: str = "auto",
@@ -79,6 +80,7 @@ def convert(
         constants: inputs of a model file that are constants, {"use_cache_branch": False}; as ``--set``.
         data: to calibrate with and to measure the metric on, see docs/data.md. Without it int8 ships only where an
             engine needs no ranges, and no accuracy is told.
+        task: what the model is for, where it does not say so itself: a name of docs/tasks.md.
         split: of the data that the metric uses.
         samples: at most this many to measure on.
         precision: "auto" (the fastest that keeps the metric), a precision, or a recipe such as "int8-static".
@@ -121,7 +123,7 @@ def convert(
         accept_unproved=accept_unproved,
     )
     refuse_early(expected_name(str(model)) if isinstance(model, (str, Path)) else None, options, options.suffix)
-    source = loaded(model, follow, constants, data)
+    source = loaded(model, follow, constants, data, task)
     return _convert.convert(source, data_of(model, source, data, split, samples), options, follow)
 
 
@@ -235,6 +237,7 @@ def inspect(
     targets: Targets = "cpu",
     constants: Mapping[str, object] | None = None,
     data: str | Path | Data | None = None,
+    task: str | None = None,
     split: str | None = None,
     samples: int = 60,
     precision: str = "auto",
@@ -263,7 +266,7 @@ def inspect(
     )
     _inspect.check_targets(options)
     follow = progress or Quiet()
-    source = loaded(model, follow, constants, data)
+    source = loaded(model, follow, constants, data, task)
     return _inspect.inspect(source, data_of(model, source, data, split, samples if sensitivity else 1), options, follow)
 
 
@@ -285,6 +288,7 @@ def loaded(
     progress: Progress,
     constants: Mapping[str, object] | None = None,
     data: str | Path | Data | None = None,
+    task: str | None = None,
 ) -> EdgeModel:
     """The model, looked at as one that is named on the command line.
 
@@ -294,15 +298,15 @@ def loaded(
     if isinstance(model, (str, Path)):
         progress.begin(f"loading {model}")
         beside = str(data) if isinstance(data, (str, Path)) else None
-        return load_model(str(model), Examples(bound=options_of(constants), data=beside))
+        return with_task(load_model(str(model), Examples(bound=options_of(constants), data=beside)), task)
     if constants:
         raise InputError(
             f"constants ({', '.join(constants)}) are for inputs of an .onnx or .tflite file; a module has its own"
         )
     if isinstance(model, EdgeModel):
-        return read_loaded(model)
+        return with_task(read_loaded(model), task) if task is not None or model.task is None else read_loaded(model)
     module, inputs = model
-    return read_loaded(from_module(module, inputs, MEMORY_NAME))
+    return with_task(read_loaded(from_module(module, inputs, MEMORY_NAME)), task)
 
 
 def options_of(constants: Mapping[str, object] | None) -> tuple[str, ...]:
@@ -322,5 +326,7 @@ def data_of(
     """
     if data is None or isinstance(data, (str, Path)):
         reference = str(model) if isinstance(model, (str, Path)) else ""
-        return load_data(reference, source.spec, None if data is None else str(data), split, samples, source.assets)
+        return load_data(
+            reference, source.spec, None if data is None else str(data), split, samples, source.assets, source.task
+        )
     return data

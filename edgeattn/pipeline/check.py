@@ -55,9 +55,11 @@ from edgeattn.results.verdicts import (
 from edgeattn.runtimes import Session, load
 from edgeattn.runtimes.selftest import selftest
 from edgeattn.sources import Examples, load_data, load_model
+from edgeattn.sources.metrics import with_metric
 from edgeattn.sources.sizes import with_buckets
 from edgeattn.spec import ModelSpec, from_json
 from edgeattn.targets.devices import Device, parse_device
+from edgeattn.tasks import restored
 
 EVALUATION = "edgeattn.jobs.evaluate"
 SLOWEST_SAMPLE = 10.0  # seconds of a board for one sample, a recording of some seconds among them
@@ -72,6 +74,7 @@ class CheckOptions:
         model: MODEL that it came from; without it parity is that of the golden outputs.
         bound: inputs of that MODEL that are constants, as ``--set``.
         data: as ``--data`` of convert; without it the metric is not measured.
+        metric: as ``--metric`` of convert; None for the first of the task.
         samples: at most this many samples to measure on.
         device: as ``--device``; golden outputs, executed precision, time and memory are those found there. None for
             this machine, whose clock then judges the target ``cpu`` alone; "local" says that it is the target.
@@ -83,6 +86,7 @@ class CheckOptions:
     model: str | None = None
     bound: tuple[str, ...] = ()
     data: str | None = None
+    metric: str | None = None
     split: str | None = None
     samples: int = SAMPLES
     device: str | None = None
@@ -246,12 +250,23 @@ def _source(
     if options.model is None:
         if options.data is None:
             return None, None
-        return None, load_data(manifest.name, spec, options.data, options.split, options.samples, assets)
+        own = None if manifest.task is None else restored(manifest.task)
+        return None, _measured(
+            load_data(manifest.name, spec, options.data, options.split, options.samples, assets, own), spec, options
+        )
     model = _sized(load_model(options.model, Examples(bound=options.bound, data=options.data)), spec)
+    if manifest.task is not None:
+        model = replace(model, task=restored(manifest.task))
     if model.spec != spec:
         raise InputError(f"{options.model} is not what this bundle was made from: names, shapes or states differ")
-    data = load_data(options.model, model.spec, options.data, options.split, options.samples, model.assets)
-    return baseline(model, data, progress), data
+    data = load_data(options.model, model.spec, options.data, options.split, options.samples, model.assets, model.task)
+    source = baseline(model, _measured(data, spec, options), progress)
+    return source, source.data
+
+
+def _measured(data: Data | None, spec: ModelSpec, options: CheckOptions) -> Data | None:
+    """The data with the metric that was asked for."""
+    return data if data is None or options.metric is None else with_metric(data, spec, options.metric)
 
 
 def _sized(model: EdgeModel, spec: ModelSpec) -> EdgeModel:

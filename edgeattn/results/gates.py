@@ -106,8 +106,9 @@ def accuracy_failures(figures: Accuracy, max_drop: float) -> list[Failure]:
     drop = figures.drop
     if drop is None or drop <= max_drop + 1e-9:  # rates are ratios of counts: equality must not hang on rounding
         return []
-    wanted = f"{figures.metric} within {max_drop:g} points of the source's {figures.source:.2f} %"
-    return [Failure("accuracy", wanted, f"{figures.deployed:.2f} %")]
+    assert figures.source is not None, "a drop is told against one"
+    wanted = f"{figures.metric} within {max_drop:g} points of the source's {figures.text(figures.source)}"
+    return [Failure("accuracy", wanted, figures.text(figures.deployed))]
 
 
 def deadline_failures(profile: Profile, deadline_ms: float | None) -> list[Failure]:

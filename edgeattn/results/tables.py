@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgeattn.evaluation.accuracy import PERCENT, told_text
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.printable import one_line
 from edgeattn.results.grid import ABSENT, Column, Grid, Row
@@ -58,7 +59,7 @@ def candidate_table(results: Sequence[Result]) -> Grid:
                 result.target,
                 row.scheme or row.precision,
                 ABSENT if row.latency_ms is None else f"{row.latency_ms:.2f}",
-                ABSENT if row.accuracy is None else f"{row.accuracy:.2f} %",
+                ABSENT if row.accuracy is None else told_text(row.accuracy, _unit(result)),
                 lost,
                 ABSENT if row.size_bytes is None else f"{row.size_bytes / 1e6:.2f} MB",
                 "yes" if row.kept else "",
@@ -91,7 +92,7 @@ def pruning_table(results: Sequence[Result]) -> Grid:
             _times(facts["predicted_speedup"], f"\n{facts['kind']}"),
             _times(facts["speedup"], f"\n{ms}"),
             _times(facts.get("shipped_speedup")),
-            ABSENT if score is None else f"{score['metric']} {score['original']:.2f} -> {score['pruned']:.2f} %",
+            ABSENT if score is None else _score_text(score),
         )
         rows.append(Row(cells=cells))
     columns = (
@@ -100,6 +101,11 @@ def pruning_table(results: Sequence[Result]) -> Grid:
         Column(name="metric"),
     )
     return Grid(columns=columns, rows=tuple(rows), title="pruning")
+
+
+def _score_text(score: Mapping[str, Any]) -> str:
+    after = told_text(score["pruned"], score.get("unit", PERCENT))
+    return f"{score['metric']} {score['original']:.2f} -> {after}"
 
 
 def kept_text(facts: Mapping[str, Any]) -> str:
@@ -185,13 +191,19 @@ def _left_out(parity: Parity | None) -> list[str]:
     ]
 
 
+def _unit(result: Result) -> str:
+    return PERCENT if result.accuracy is None else result.accuracy.unit
+
+
 def _metric(result: Result) -> str:
     accuracy = result.accuracy
     if accuracy is None:
         return "no metric" if any(gate.gate == "accuracy" for gate in result.gates) else ABSENT
     low, high = accuracy.ci95
     source = "" if accuracy.source is None else f"source {accuracy.source:.2f}, "
-    cell = f"{accuracy.metric} {accuracy.deployed:.2f} %\n{source}CI {low:.1f}..{high:.1f}"
+    cell = f"{accuracy.metric} {accuracy.text(accuracy.deployed)}\n{source}CI {low:.1f}..{high:.1f}"
+    for name, beside in accuracy.others.items():
+        cell += f"\n{name} {beside.deployed:.2f}"
     if accuracy.drop_upper is None:
         return cell
     verdict = "" if accuracy.proved is None else ", proved" if accuracy.proved else ", not proved"

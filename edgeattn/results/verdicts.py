@@ -163,13 +163,13 @@ def executed_judged(precision: str, failures: Sequence[Failure], told: bool) -> 
 def metric_judged(figures: Accuracy, gates: Gates) -> list[Judgement]:
     """The absolute gates on the metric, ``--min-metric`` and ``--max-metric``, in the unit that it is printed in."""
     rows = []
-    got = f"{figures.deployed:.2f} % on {figures.samples} samples of {figures.data}"
+    got = f"{figures.text(figures.deployed)} on {figures.samples} samples of {figures.data}"
     for limit, sign, kept in (
         (gates.min_metric, ">=", figures.deployed >= (gates.min_metric or 0.0) - 1e-9),
         (gates.max_metric, "<=", figures.deployed <= (gates.max_metric or 0.0) + 1e-9),
     ):
         if limit is not None:
-            wanted = f"{figures.metric} {sign} {limit:g} %"
+            wanted = f"{figures.metric} {sign} {limit:g} {figures.unit}".rstrip()
             rows.append(Judgement("metric", "passed" if kept else "failed", wanted, got, asked="flag"))
     return rows
 
@@ -212,7 +212,7 @@ def accuracy_judged(
     if figures.source is not None:
         failures = accuracy_failures(figures, gates.max_drop)
         return figures, [*drop_judged(figures, failures, gates.max_drop, asked), *absolute]
-    got = f"{figures.metric} {figures.deployed:.2f} % on {figures.samples} samples of {figures.data}"
+    got = f"{figures.metric} {figures.text(figures.deployed)} on {figures.samples} samples of {figures.data}"
     compared = None if recorded is None else replace(figures, source=recorded.source)
     if recorded is None or recorded.source is None or compared is None:
         why = "not gated: the manifest holds no metric of the source; give --model, --min-metric or --max-metric"
@@ -235,8 +235,9 @@ def drop_judged(
     figures: Accuracy, failures: Sequence[Failure], max_drop: float, asked: Asked = "default"
 ) -> list[Judgement]:
     """What was lost against the source, of which :func:`edgeattn.results.gates.accuracy_failures` gave ``failures``."""
-    wanted = f"{figures.metric} within {max_drop:g} points of the source's {figures.source:.2f} %"
-    got = f"{figures.deployed:.2f} % on {figures.samples} samples of {figures.data}"
+    source = "" if figures.source is None else f" {figures.text(figures.source)}"
+    wanted = f"{figures.metric} within {max_drop:g} points of the source's{source}"
+    got = f"{figures.text(figures.deployed)} on {figures.samples} samples of {figures.data}"
     return judged("accuracy", failures, wanted, got, asked)
 
 

@@ -22,6 +22,7 @@ from edgeattn.sources.examples import NONE, Examples
 from edgeattn.sources.huggingface import directory as huggingface
 from edgeattn.sources.modules import from_graphs, from_module
 from edgeattn.sources.onnx import file as onnx_file
+from edgeattn.sources.tasks import with_task
 from edgeattn.sources.tflite import file as tflite_file
 from edgeattn.sources.usercode import users_code
 
@@ -37,7 +38,8 @@ __all__ = [
     "read_loaded",
     "read_model",
     "sizes",
-    "text",
+    "tasks",
+    "with_task",
 ]
 
 

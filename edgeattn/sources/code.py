@@ -59,6 +59,19 @@ def load_function(reference: str) -> Callable[..., Any]:
     Raises:
         InputError: if there is no such file or function.
     """
+    called = _users_function(reference)
+    directory = Path(split_reference(reference)[0]).resolve().parent
+
+    def guarded(*given: Any) -> Any:
+        with import_path(directory), users_code(reference, InputError):
+            return called(*given)
+
+    guarded.__dict__.update(getattr(called, "__dict__", {}))  # what the user says of it
+    return guarded
+
+
+def _users_function(reference: str) -> Callable[..., Any]:
+    """The function itself, which raises as it likes; see :func:`load_function`."""
     name, function = split_reference(reference)
     path = Path(name)
     if path.suffix != ".py" or not path.is_file() or ":" not in reference:
@@ -69,12 +82,7 @@ def load_function(reference: str) -> Callable[..., Any]:
             f"{reference}: {unknown_name('function', function, functions_of(sys.modules[module_name(path)]))}"
         )
     called: Callable[..., Any] = found
-
-    def guarded(*given: Any) -> Any:
-        with import_path(path.resolve().parent), users_code(reference, InputError):
-            return called(*given)
-
-    return guarded
+    return called
 
 
 def module_name(path: Path) -> str:

@@ -14,15 +14,21 @@ from edgeattn.evaluation.array_reading import load_arrays, sample_data
 from edgeattn.evaluation.arrays import ArrayData
 from edgeattn.evaluation.data import SPLIT, TARGET_PREFIX, Data
 from edgeattn.evaluation.speech import TRANSCRIPTS, SpeechData, load_speech
+from edgeattn.evaluation.task_data import TaskData
 from edgeattn.guards.confined import regular_file
 from edgeattn.models import MODELS
 from edgeattn.printable import excerpt
 from edgeattn.sources import pruned
 from edgeattn.sources.code import functions_of, run_file, split_reference
-from edgeattn.sources.text import is_text, load_texts
+from edgeattn.sources.tasks import as_task_data, described, load_samples
 from edgeattn.sources.usercode import import_path, users_code
 from edgeattn.spec import ModelSpec
+from edgeattn.tasks import Task
+from edgeattn.tasks.anything import Anything
+from edgeattn.tasks.tables import is_table
+from edgeattn.tasks.text_classification import TextClassification
 
+ARRAYS = (".npz", ".py")
 MAX_SAMPLES, MAX_BYTES = 100_000, 2 * 2**30  # of a function: all are read, so that all can be drawn
 
 
@@ -35,6 +41,7 @@ class Given:
         path: of it, without the name of a function; it exists.
         spec: of the model.
         assets: what travels with the model, by name.
+        task: of the model; None where it is not known.
         split: what to measure on.
         limit: at most this many samples to measure on, and as many to calibrate on.
     """
@@ -45,6 +52,7 @@ class Given:
     assets: Mapping[str, Path]
     split: str | None
     limit: int
+    task: Task | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +60,7 @@ class Form:
     """One form of data.
 
     Attributes:
-        expected: what it is, for who gave something else.
+        expected: what it is, for who gave something else; empty for that of the model's task.
         recognises: whether something is of this form.
         load: reads it; raises DataError if it is not what it seemed.
     """
@@ -69,17 +77,19 @@ def load_data(
     split: str | None,
     limit: int,
     assets: Mapping[str, Path] | None = None,
+    task: Task | None = None,
 ) -> Data | None:
     """Load ``--data`` for a model.
 
     Args:
         reference: the MODEL that it is for; a built-in, pruned or not, knows the layout of its own data and brings a
             sample.
-        source: a directory with transcripts.tsv, a table of labelled texts (:mod:`edgeattn.sources.text`), an npz, a
-            directory that a built-in trains on, ``file.py:function`` yielding dicts of arrays, or None.
+        source: a directory with transcripts.tsv, the form of data of the model's task (:mod:`edgeattn.tasks`), an npz,
+            a directory that a built-in trains on, ``file.py:function`` yielding dicts of arrays, or None.
         split: what to measure on, where the data has splits.
         limit: at most this many samples to measure on, and as many to calibrate on, drawn from all that there are.
         assets: what travels with the model, by name: texts go through its tokenizer.
+        task: of the model, see :func:`edgeattn.sources.tasks.task_of`; None where it is not known.
 
     Raises:
         DataError: if it is missing or not of a form that the model can use.
@@ -90,14 +100,30 @@ def load_data(
     path = Path(split_reference(source)[0])
     if not path.exists():
         raise DataError(f"{path}: no such data")
-    given = Given(source=source, path=path, spec=spec, assets=assets or {}, split=split, limit=limit)
+    given = Given(source=source, path=path, spec=spec, assets=assets or {}, split=split, limit=limit, task=task)
     for form in FORMS:
         if form.recognises(given):
-            return form.load(given)
+            return _agreeable(form.load(given), given)
     if own is not None:
         return own.data(path, split, limit)
-    *others, last = (form.expected for form in FORMS)
-    raise DataError(f"{path}: expected {', '.join(others)}, or {last}")
+    own_forms = [] if task is None else [f"{task.forms} (the model's task is {task.name})"]
+    *others, last = [*own_forms, *(form.expected for form in FORMS if form.expected)]
+    more = "" if task is not None else "; --task names what else the model may be for, see edgeattn tasks"
+    raise DataError(f"{path}: expected {', '.join(others)}, or {last}{more}")
+
+
+def _agreeable(data: Data, given: Given) -> Data:
+    """Arrays without labels as samples of the model's task, or of any: answers can be compared with the source's.
+
+    Those of a model with several graphs, or with states, whose samples are the steps of one run, stay as they are.
+    """
+    if not isinstance(data, ArrayData) or data.others or any(graph.states for graph in given.spec.graphs):
+        return data
+    if any(sample.targets for sample in (*data.evaluation, *data.calibration)):
+        return data
+    if given.task is not None and given.task.plain:
+        return as_task_data(data, given.task)
+    return as_task_data(data, Anything.fitted(described(given.spec, given.assets)))
 
 
 def _is_speech(given: Given) -> bool:
@@ -114,12 +140,31 @@ def _load_function(given: Given) -> ArrayData:
     return _load_samples(given.source, given.spec, given.split, given.limit)
 
 
+def _is_own(task: Task, path: Path) -> bool:
+    return path.suffix not in ARRAYS and task.recognises(path)
+
+
+def _load_task(given: Given) -> TaskData:
+    task = given.task
+    if task is None:
+        try:
+            task = TextClassification.fitted(described(given.spec, given.assets))
+        except DataError as error:
+            raise DataError(f"{given.path}: {error}") from error
+    return load_samples(given.path, task, given.spec, given.assets, given.split, given.limit)
+
+
 FORMS = (
     Form(expected=f"a directory with {TRANSCRIPTS}", recognises=_is_speech, load=_load_speech),
     Form(
+        expected="",
+        recognises=lambda given: given.task is not None and _is_own(given.task, given.path),
+        load=_load_task,
+    ),
+    Form(
         expected="a .tsv of texts and labels",
-        recognises=lambda given: is_text(given.path),
-        load=lambda given: load_texts(given.path, given.spec, given.assets, given.split, given.limit),
+        recognises=lambda given: is_table(given.path),
+        load=_load_task,
     ),
     Form(
         expected="an npz",

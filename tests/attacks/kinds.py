@@ -255,10 +255,10 @@ def labelled(rng: random.Random, folder: Path, mark: str) -> Attack:
 
     def read() -> None:
         from edgeattn.cli.console import say
-        from edgeattn.sources.text import read_texts
+        from edgeattn.tasks.tables import read_table
 
-        for row in read_texts(path):
-            say(f"{row.label}: {row.text}")
+        for row in read_table(path, ("text", "label")):
+            say(f"{row.cells['label']}: {row.cells['text']}")
 
     return Attack(call=read)
 

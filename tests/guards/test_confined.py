@@ -122,14 +122,14 @@ def test_data_that_is_no_file_or_links_away_is_refused(directory: Path, secret: 
 
 def test_texts_of_a_directory_stay_inside(directory: Path, secret: Path) -> None:
     pytest.importorskip("torch", reason="sources are read with it: edgeattn[convert]")
-    from edgeattn.sources.text import read_texts
+    from edgeattn.tasks.tables import read_table
 
     (directory / "test.tsv").symlink_to(secret)
     with pytest.raises(DataError, match="lies outside"):
-        read_texts(directory)
+        read_table(directory, ("text", "label"))
     os.mkfifo(directory / "pipe.tsv")
     with pytest.raises(DataError, match="not a regular file"):
-        read_texts(directory / "pipe.tsv")
+        read_table(directory / "pipe.tsv", ("text", "label"))
 
 
 CONFIG: dict[str, Any] = {

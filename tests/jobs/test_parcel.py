@@ -40,7 +40,7 @@ def test_samples_of_any_names_and_sizes_come_back(tmp_path: Path, samples: list[
     path = tmp_path / "parcel.npz"
     path.write_bytes(pack({}, "", ArrayData("x", (), tuple(samples))))
     with unpacked(path) as opened:
-        assert opened.data is ArrayData
+        assert isinstance(opened.data, ArrayData)
         found = list(opened.samples)
     assert len(found) == len(samples)
     assert all(
@@ -54,7 +54,7 @@ def test_recordings_and_their_words_come_back(tmp_path: Path) -> None:
     path = tmp_path / "parcel.npz"
     path.write_bytes(pack({}, "", SpeechData("x", (), tuple(said))))
     with unpacked(path) as opened:
-        assert opened.data is SpeechData
+        assert isinstance(opened.data, SpeechData)
         for sent, got in zip(said, opened.samples, strict=True):
             np.testing.assert_array_equal(sent.samples, got.samples)
             assert (got.words, got.speaker) == (sent.words, "")  # who says it is nobody's business there

@@ -57,11 +57,25 @@ def baseline(model: EdgeModel, data: Data | None, progress: Progress) -> Baselin
     Raises:
         DataError: for data of another kind of model, or on which the source itself fails.
     """
+    if data is not None:
+        data = agreeing(model, data, progress) or data
     base = recorded(model, data, progress)
     score = None if data is None else source_score(model, data, "baseline", progress)
     if score is not None and data is not None:
         refuse_broken(score, data)
     return replace(base, score=score)
+
+
+def agreeing(model: EdgeModel, data: Data, progress: Progress) -> Data | None:
+    """The data with the source's own answers as targets, where none is labelled; None where some are, or none can be.
+
+    Raises:
+        DataError: as :meth:`edgeattn.evaluation.data.Data.check`.
+    """
+    data.check(model.spec)
+    progress.begin("baseline: answers of the source", len(data.evaluation))
+    with _threads(model):
+        return data.agreeing(Reference(model), progress.advance)
 
 
 def source_score(model: EdgeModel, data: Data, label: str, progress: Progress) -> Score | None:

@@ -237,7 +237,7 @@ def choose(
         Candidate(
             precision=v.artifact.precision,
             latency_ms=v.latency_ms,
-            accuracy=None if v.score is None else 100.0 * v.score.value,
+            accuracy=None if v.score is None else v.score.told,
             size_bytes=v.size_bytes,
             kept=name == kept,
             why="; ".join(str(f) for f in v.failures) or why[name],

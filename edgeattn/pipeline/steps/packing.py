@@ -34,6 +34,7 @@ from edgeattn.results.verdicts import Judgement, deadline_foreseen, deadline_jud
 from edgeattn.spec import to_json
 from edgeattn.targets import Target, host_target
 from edgeattn.targets.host import HOST
+from edgeattn.tasks import stored
 
 GOLDEN_STEPS = 6
 # What other kernels of the same precision must reach.
@@ -149,6 +150,7 @@ def draft_bundle(
         measured={},
         golden=facts,
         build=artifact.build,
+        task=None if model.task is None else stored(model.task),
     )
     draft.write_manifest(manifest)
     return manifest

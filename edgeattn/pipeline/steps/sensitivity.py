@@ -88,7 +88,7 @@ def model_sensitivity(
     return ModelSensitivity(
         data=data.origin,
         metric=None if score is None else score.metric,
-        source=None if score is None else 100.0 * score.value,
+        source=None if score is None else score.told,
         scored=0 if score is None else score.samples,
         report=report,
         attention=attention,

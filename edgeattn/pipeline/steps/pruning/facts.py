@@ -115,13 +115,13 @@ class PruneFacts:
 
 
 def score_facts(original: Score | None, pruned: Score | None, alpha: float) -> dict[str, Any] | None:
-    """The metric before and after, in percent; None without one."""
+    """The metric before and after, as it is told; None without one."""
     if original is None or pruned is None:
         return None
     drop = paired_drop(original, pruned, alpha)
     return {
-        "metric": pruned.metric, "original": 100 * original.value, "pruned": 100 * pruned.value, "drop": drop.points,
-        "drop_upper": drop.upper,
+        "metric": pruned.metric, "original": original.told, "pruned": pruned.told, "drop": drop.points,
+        "drop_upper": drop.upper, "unit": pruned.unit,
     }  # fmt: skip
 
 

@@ -125,8 +125,8 @@ def _recovered(task: PruneTask, cut: Cut, model: EdgeModel, progress: Progress) 
 
     def metric(student: EdgeModel) -> float:
         score = source_score(student, data.limited(METRIC_SAMPLES), "recovery", Quiet())
-        value = math.nan if score is None else 100 * score.value
-        progress.begin(f"pruning: recovery by distillation, {value:.2f} % so far", round(seconds))
+        value = math.nan if score is None else score.told
+        progress.begin(f"pruning: recovery by distillation, the metric {value:.2f} so far", round(seconds))
         for _ in range(spent):
             progress.advance()
         return value

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import DataError, ModelError
-from edgeattn.evaluation.array_score import score_arrays
-from edgeattn.evaluation.arrays import ArrayData, ArraySample
+from edgeattn.evaluation.task_data import TaskData, TaskSample
 from edgeattn.guards.silence import silenced
-from edgeattn.sources import load_data, load_model, text
+from edgeattn.model import Reference
+from edgeattn.sources import load_data, load_model
 from edgeattn.sources.sizes import with_buckets
-from edgeattn.sources.text import load_texts, read_texts
+from edgeattn.sources.tasks import described, load_samples
 from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+from edgeattn.tasks import tables
+from edgeattn.tasks.tables import read_table
+from edgeattn.tasks.text_classification import TextClassification
 
 tokenizers: Any = pytest.importorskip("tokenizers", reason="it makes tokens of texts: edgeattn[hf]")
 
@@ -67,6 +70,16 @@ def spec_of(
     return ModelSpec("m", "text-classification", (GraphSpec("main", taken, given),))
 
 
+def load_texts(path: Path, spec: ModelSpec, assets: Mapping[str, Path], split: str | None, limit: int) -> TaskData:
+    task = TextClassification.fitted(described(spec, assets))
+    return load_samples(path, task, spec, assets, split, limit)
+
+
+def target(sample: TaskSample) -> int:
+    """The label as training sees it."""
+    return int(sample.targets[0]["logits"][0])
+
+
 def table(tmp_path: Path, content: str | bytes = TABLE, name: str = "data.tsv") -> Path:
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
@@ -86,7 +99,7 @@ def oracle(assets: Mapping[str, Path], sentence: str, length: int | None) -> dic
     return {"input_ids": [one.ids], "attention_mask": [one.attention_mask], "token_type_ids": [one.type_ids]}
 
 
-def same(sample: ArraySample, expected: Mapping[str, list[list[int]]]) -> bool:
+def same(sample: TaskSample, expected: Mapping[str, list[list[int]]]) -> bool:
     return all(np.array_equal(sample.inputs[name], expected[name]) for name in sample.inputs)
 
 
@@ -105,8 +118,8 @@ def test_texts_are_padded_and_cut_to_a_static_length_as_the_tokenizer_does(
         sample = next(sample for sample in data.evaluation if same(sample, oracle(assets, sentence, LENGTH)))
         assert len(sample.inputs) == 3
         assert {(a.shape, str(a.dtype)) for a in sample.inputs.values()} == {((1, LENGTH), "int64")}
-        assert sample.targets["logits"].tolist() == [index % CLASSES]
-    assert data.origin == f"data.tsv/test (1 of 4 texts cut at {LENGTH} tokens)"
+        assert target(sample) == sample.target == index % CLASSES
+    assert data.origin == f"data.tsv/test (1 of 4 samples cut at {LENGTH} tokens)"
     assert len(data.calibration) == 1
     assert same(data.calibration[0], oracle(assets, "x film", LENGTH))
 
@@ -129,8 +142,11 @@ def test_without_a_mask_texts_must_fill_the_length(tmp_path: Path, assets: dict[
 @pytest.mark.parametrize("mark", ["", "\N{ZERO WIDTH NO-BREAK SPACE}"])
 def test_a_header_names_columns_in_any_order(tmp_path: Path, name: str, end: str, mark: str) -> None:
     lines = ["split\ttext\tid\tlabel", 'test\tgood "film\t7\t2', "", "\tbad\t8\t0"]
-    rows = read_texts(table(tmp_path, mark + end.join(lines), name))
-    assert [(row.text, row.label, row.split) for row in rows] == [('good "film', "2", "test"), ("bad", "0", "")]
+    rows = read_table(table(tmp_path, mark + end.join(lines), name), ("text", "label"))
+    assert [(row.cells["text"], row.cells["label"], row.split) for row in rows] == [
+        ('good "film', "2", "test"),
+        ("bad", "0", ""),
+    ]
     assert [row.place for row in rows] == [f"{tmp_path / name}:2", f"{tmp_path / name}:4"]
 
 
@@ -138,13 +154,13 @@ def test_labels_are_names_or_numbers(tmp_path: Path, assets: dict[str, Path]) ->
     content = "x\t0\n" + "".join(f"film {i}\t{label}\n" for i, label in enumerate((*LABELS, 0, 1, 2)))
     data = load_texts(table(tmp_path, content), spec_of(), assets, None, 0)
     given = [*data.calibration, *data.evaluation]
-    assert sorted(int(sample.targets["logits"][0]) for sample in given) == [0, 0, 0, 1, 1, 2, 2]
+    assert sorted(target(sample) for sample in given) == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_names_that_are_numbers_are_taken_as_names(tmp_path: Path, assets: dict[str, Path]) -> None:
     write_config(tmp_path / "assets", id2label={"0": "1", "1": "2", "2": "3"})
     data = load_texts(table(tmp_path, "x\t1\nfilm\t3\n"), spec_of(), assets, None, 0)
-    assert sorted(int(s.targets["logits"][0]) for s in (*data.calibration, *data.evaluation)) == [0, 2]
+    assert sorted(target(s) for s in (*data.calibration, *data.evaluation)) == [0, 2]
     with pytest.raises(DataError, match=r"data\.tsv:2: expected a label, one of 1, 2, 3; got '0'"):
         load_texts(table(tmp_path, "x\t1\nfilm\t0\n"), spec_of(), assets, None, 0)
 
@@ -168,22 +184,26 @@ def test_the_score_is_that_of_transformers_on_the_unpadded_texts(tmp_path: Path)
     path = table(tmp_path)
     model = with_buckets(load_model(str(tmp_path / "net")), {"seq": (4, LENGTH)})
     data = load_data("net", model.spec, str(path), None, 60, model.assets)
-    assert isinstance(data, ArrayData)
+    assert isinstance(data, TaskData)
+    beside = {"tokenizer.json": tmp_path / "net" / "tokenizer.json"}
     rows, best = [], []
     for sample in data.evaluation:
         row, expected = next(
             (row, expected)
-            for row in read_texts(path)
-            if same(sample, expected := oracle({"tokenizer.json": tmp_path / "net" / "tokenizer.json"}, row.text, None))
+            for row in read_table(path, ("text", "label"))
+            if same(
+                sample,
+                expected := oracle(beside, row.cells["text"], None),
+            )
         )
         rows.append(row)
         with torch.inference_mode():
             best.append(int(source(**{name: torch.tensor(ids) for name, ids in expected.items()}).logits.argmax()))
-    score = score_arrays(model.run, data.evaluation, lambda: None)
+    score = data.score(Reference(model), data.evaluation, lambda: None)
     assert len(set(best)) > 1
     assert score is not None
     assert score.value == pytest.approx(
-        np.mean([label == int(row.label) for label, row in zip(best, rows, strict=True)])
+        np.mean([label == int(row.cells["label"]) for label, row in zip(best, rows, strict=True)])
     )
 
 
@@ -195,7 +215,7 @@ def split_table(tmp_path: Path, splits: Sequence[str]) -> Path:
     return table(tmp_path, "text\tlabel\tsplit\n" + lines)
 
 
-def lengths(samples: Sequence[ArraySample]) -> list[int]:
+def lengths(samples: Sequence[TaskSample]) -> list[int]:
     """How often each text says "very", by which it is recognised."""
     return [int(sample.inputs["attention_mask"].sum()) - 3 for sample in samples]
 
@@ -234,7 +254,7 @@ def test_without_a_split_to_measure_a_fifth_calibrates(
 
 def test_a_label_of_minus_100_is_none(tmp_path: Path, assets: dict[str, Path]) -> None:
     data = load_texts(table(tmp_path, "good\t-100\nbad\t0\n"), spec_of(), assets, None, 0)
-    assert sorted(int(s.targets["logits"][0]) for s in (*data.calibration, *data.evaluation)) == [-100, 0]
+    assert sorted(target(s) for s in (*data.calibration, *data.evaluation)) == [-100, 0]
 
 
 def test_a_text_of_two_splits_only_measures(tmp_path: Path, assets: dict[str, Path]) -> None:
@@ -248,7 +268,7 @@ def test_a_directory_has_a_table_per_split(tmp_path: Path, assets: dict[str, Pat
     table(tmp_path, "very very good\t1\n", "set/dev.tsv")
     table(tmp_path, "no table\n", "set/notes.tsv")
     data = load_data("net", spec_of(), str(tmp_path / "set"), None, 60, assets)
-    assert isinstance(data, ArrayData)
+    assert isinstance(data, TaskData)
     assert (sorted(lengths(data.calibration)), lengths(data.evaluation), data.origin) == ([0, 1], [2], "set/dev")
     with pytest.raises(DataError, match=r"set: no split 'test'; it has dev, train"):
         load_data("net", spec_of(), str(tmp_path / "set"), "test", 60, assets)
@@ -268,10 +288,10 @@ def test_the_limit_holds_for_both_sides_and_spreads(tmp_path: Path, assets: dict
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"data\.tsv: no text to measure on; at least 2 different ones"),
-        ("text\tlabel\n", "no text to measure on"),
-        ("good\t0\n", "no text to measure on"),
-        ("good\t0\ngood\t1\n", "no text to measure on"),
+        ("", r"data\.tsv: no sample to measure on; at least 2 different ones"),
+        ("text\tlabel\n", "no sample to measure on"),
+        ("good\t0\n", "no sample to measure on"),
+        ("good\t0\ngood\t1\n", "no sample to measure on"),
         ("good\t0\nbad\n", r":2: expected 2 columns separated by tabs, text label; got 1"),
         ("good\t0\tx\n", r":1: expected 2 columns separated by tabs, text label; got 3"),
         ("text\tlabel\tsplit\ngood\t0\n", r":2: expected 3 columns separated by tabs, text label split; got 2"),
@@ -283,7 +303,7 @@ def test_the_limit_holds_for_both_sides_and_spreads(tmp_path: Path, assets: dict
         ("good\t0\nbad\t3\n", r":2: expected a label, a number from 0 to 2, .*; got '3'"),
         ("good\t0\nbad\t-1\n", r":2: expected a label, .*; got '-1'"),
         ("good\t0\nbad\t\n", r":2: expected a label, .*; got ''"),
-        ("good\t0\nbad " + "x" * 2**17 + "\t0\n", r":2: expected a text and a label, got more than 131072 bytes"),
+        ("good\t0\nbad " + "x" * 2**17 + "\t0\n", r":2: a line of more than 131072 bytes"),
     ],
     ids=[
         "empty",
@@ -354,7 +374,7 @@ def test_a_model_that_is_no_text_classifier_is_refused(
 
 def test_the_only_output_is_the_scores_whatever_it_is_called(tmp_path: Path, assets: dict[str, Path]) -> None:
     data = load_texts(table(tmp_path), spec_of(outputs={"scores": (1, CLASSES)}), assets, None, 0)
-    assert set(data.evaluation[0].targets) == {"scores"}
+    assert set(data.evaluation[0].targets[0]) == {"scores"}
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -410,6 +430,6 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, assets: dict[str, Path], k
 def test_an_endless_table_is_refused(
     tmp_path: Path, assets: dict[str, Path], monkeypatch: pytest.MonkeyPatch, bound: str, value: int
 ) -> None:
-    monkeypatch.setattr(text, bound, value)
+    monkeypatch.setattr(tables, bound, value)
     with pytest.raises(DataError, match=r"data\.tsv\.gz: more than .*; split it"):
         load_texts(table(tmp_path, TABLE, "data.tsv.gz"), spec_of(), assets, None, 0)

@@ -125,6 +125,10 @@ FACES = {
         Device DeviceSession Inventory Job Timeouts TransportError Wants on_device parse_device program
         qemu_root
     """,
+    "edgeattn.tasks.metrics": """
+        classification detection edit enhancement generation keyword language policy ranking regression
+        segmentation similarity spans tagging verification
+    """,
 }
 """Room -> its face; to widen one is a decision."""
 

@@ -20,7 +20,11 @@ class Metric:
         higher_is_better: else lower is.
         unit: "%" for a fraction that is told in percent, "dB", or "" for a plain number.
         statistics: of an answer and its target: float64, of any shape that ``value`` takes; counts where they will do.
-        value: of the statistics of all samples, at least one, in any order: as a fraction for "%".
+        value: of the statistics of all samples, at least one: as a fraction for "%". Where it is undefined, for lack of
+            what it needs among the targets, it raises DataError; it is never NaN. Samples may come as one array whose
+            first axis counts them, where their statistics have one shape: it is quicker, and the same.
+        summed: ``value`` sees the sum of the statistics alone: ``value(all) == value([sum of all])``. They are then
+            finite and of one shape, and a sample is left out by subtraction.
     """
 
     name: str
@@ -28,3 +32,4 @@ class Metric:
     unit: str = "%"
     statistics: Callable[[Any, Any], np.ndarray]
     value: Callable[[Sequence[np.ndarray]], float]
+    summed: bool = False

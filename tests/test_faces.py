@@ -121,6 +121,9 @@ FACES = {
         calibration cpu_features cpu_kernels get_target head_dim_note host host_target known_target
         list_targets roofline supports_2_4 target
     """,
+    "edgeattn.tasks.images": """
+        masks placement preprocess resize settings
+    """,
     "edgeattn.targets.devices": """
         Device DeviceSession Inventory Job Timeouts TransportError Wants on_device parse_device program
         qemu_root

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+Statistics = Sequence[np.ndarray] | np.ndarray
+"""Those of each sample; as one array, its first axis counts the samples."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -31,5 +34,5 @@ class Metric:
     higher_is_better: bool = True
     unit: str = "%"
     statistics: Callable[[Any, Any], np.ndarray]
-    value: Callable[[Sequence[np.ndarray]], float]
+    value: Callable[[Statistics], float]
     summed: bool = False

@@ -5,13 +5,12 @@ An answer is the index of a class (for the top k: the scores of all classes), a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from edgeattn.errors import DataError
-from edgeattn.tasks.metric import Metric
+from edgeattn.tasks.metric import Metric, Statistics
 from edgeattn.tasks.metrics.reading import NO_CLASS, class_index, floats, target_class, target_truth
 from edgeattn.tasks.metrics.sums import ratio_metric, total
 
@@ -71,7 +70,7 @@ def macro_f1(classes: int) -> Metric:
     Answer and target: class index. An answer that is no class is a miss of the right one.
     """
 
-    def value(statistics: Sequence[np.ndarray]) -> float:
+    def value(statistics: Statistics) -> float:
         return float(f1_scores(total(statistics)[:, :classes]).mean())
 
     return Metric(name="macro-f1", statistics=lambda a, t: _counts(a, t, classes), value=value, summed=True)
@@ -85,7 +84,7 @@ def matthews(classes: int) -> Metric:
     Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", 2004.
     """
 
-    def value(statistics: Sequence[np.ndarray]) -> float:
+    def value(statistics: Statistics) -> float:
         right, answered, true = total(statistics)
         count = true.sum()
         spread = count**2 - true @ true
@@ -103,7 +102,7 @@ def _positives(answer: Any, target: Any) -> np.ndarray:
     return np.array([said and truth, said, truth], np.float64)
 
 
-def _f1(statistics: Sequence[np.ndarray]) -> float:
+def _f1(statistics: Statistics) -> float:
     right, said, true = total(statistics)
     if true <= 0:
         raise DataError("f1 needs at least one positive target")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeattn.errors import UnsupportedError, unknown_name
-from edgeattn.tasks.metric import Metric
+from edgeattn.tasks.metric import Metric, Statistics
 from edgeattn.tasks.metrics.reading import target_texts, text
 from edgeattn.tasks.metrics.sums import ratio_metric, total
 
@@ -97,7 +97,7 @@ def bleu(tokenizer: str = "13a") -> Metric:
     return Metric(name=name, statistics=statistics, value=_bleu, summed=True)
 
 
-def _bleu(statistics: Sequence[np.ndarray]) -> float:
+def _bleu(statistics: Statistics) -> float:
     counts = [float(count) for count in total(statistics)]
     found, wanted, right, said = counts[0], counts[1], counts[2 : 2 + BLEU_ORDER], counts[2 + BLEU_ORDER :]
     if not any(right) or not all(said):

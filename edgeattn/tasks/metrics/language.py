@@ -8,14 +8,14 @@ or the list of words, characters or phones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from edgeattn.errors import DataError
 from edgeattn.printable import excerpt
-from edgeattn.tasks.metric import Metric
+from edgeattn.tasks.metric import Metric, Statistics
 from edgeattn.tasks.metrics.edit import edit_distance
 from edgeattn.tasks.metrics.reading import floats
 from edgeattn.tasks.metrics.sums import ratio_metric, total
@@ -60,7 +60,7 @@ def _surprise(answer: Any, target: Any) -> np.ndarray:
     return np.array([-likelihoods[possible].sum(), len(likelihoods), np.count_nonzero(~possible)])
 
 
-def _perplexity(statistics: Sequence[np.ndarray]) -> float:
+def _perplexity(statistics: Statistics) -> float:
     surprise, tokens, impossible = total(statistics)
     if tokens <= 0:
         raise DataError("perplexity needs at least one token among the targets")
@@ -77,7 +77,7 @@ PERPLEXITY = Metric(
 def _next(answer: Any, target: Any) -> tuple[float, float]:
     hits = count = 0
     for logits, tokens in _counted(answer, target):
-        hits += np.count_nonzero((logits.argmax(axis=1) == tokens) & ~np.isnan(logits).any(axis=1))
+        hits += int(np.count_nonzero((logits.argmax(axis=1) == tokens) & ~np.isnan(logits).any(axis=1)))
         count += len(tokens)
     return float(hits), float(count)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from edgeattn.errors import DataError
-from edgeattn.tasks.metric import Metric
+from edgeattn.tasks.metric import Metric, Statistics
 
 
-def total(statistics: Sequence[np.ndarray]) -> np.ndarray:
+def total(statistics: Statistics) -> np.ndarray:
     """The sum of the statistics of all samples, float64, of the shape of one."""
     summed: np.ndarray = np.asarray(statistics, np.float64).sum(axis=0)
     return summed
@@ -41,7 +41,7 @@ def ratio_metric(
         amount, count = parts(answer, target)
         return np.array([amount, count, 0.0] if math.isfinite(amount) else [0.0, count, 1.0])
 
-    def value(statistics: Sequence[np.ndarray]) -> float:
+    def value(statistics: Statistics) -> float:
         amount, count, broken = total(statistics)
         if count <= 0:
             raise DataError(f"{name} needs {needs}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeattn.errors import DataError
 from edgeattn.printable import excerpt
-from edgeattn.tasks.metric import Metric
+from edgeattn.tasks.metric import Metric, Statistics
 from edgeattn.tasks.metrics.sums import ratio_metric, total
 
 OUTSIDE = "O"
@@ -59,7 +59,7 @@ def _entity_counts(answer: Any, target: Any) -> np.ndarray:
     return np.array([len(found & right), len(found) + given.count(None), len(right)], np.float64)
 
 
-def _entity_f1(statistics: Sequence[np.ndarray]) -> float:
+def _entity_f1(statistics: Statistics) -> float:
     right, found, true = total(statistics)
     if true <= 0:
         raise DataError("entity-f1 needs at least one entity among the targets")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,21 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeattn.errors import DataError
-from edgeattn.tasks import Metric
 from edgeattn.tasks.metrics.classification import ACCURACY, F1, macro_f1, matthews, top_k_accuracy
+from tests.tasks.metrics.measuring import measured
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics", reason="the oracle: pip install scikit-learn")
 CLASSES = 4
 PAIRS = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=40)
-
-
-def measured(metric: Metric, pairs: list[tuple[Any, Any]]) -> float:
-    """Of (answer, target) pairs; and that it is the same of the sum of the statistics."""
-    statistics = [metric.statistics(answer, target) for answer, target in pairs]
-    value = metric.value(statistics)
-    assert metric.summed
-    assert metric.value([np.sum(statistics, axis=0)]) == pytest.approx(value, abs=1e-12)
-    return value
 
 
 @given(pairs=PAIRS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +21,7 @@ from edgeattn.tasks.metrics.generation import (
     words_13a,
     words_zh,
 )
+from tests.tasks.metrics.measuring import measured
 
 WORDS = [
     "the",
@@ -47,15 +47,6 @@ CHINESE = st.text(st.sampled_from("我们爱北京天安门，。ABC 12.5"), max
 def corpora(lines: st.SearchStrategy[str]) -> st.SearchStrategy[list[tuple[str, list[str]]]]:
     """(answer, two references) of several samples."""
     return st.lists(st.tuples(lines, st.lists(lines, min_size=2, max_size=2)), min_size=1, max_size=6)
-
-
-def measured(metric: Metric, pairs: list[tuple[Any, Any]]) -> float:
-    """Of (answer, target) pairs; and that it is the same of the sum of the statistics."""
-    statistics = [metric.statistics(answer, target) for answer, target in pairs]
-    value = metric.value(statistics)
-    assert metric.summed
-    assert metric.value([np.sum(statistics, axis=0)]) == pytest.approx(value, abs=1e-12)
-    return value
 
 
 def oracle(metric: Any, pairs: list[tuple[str, list[str]]]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +12,9 @@ from hypothesis import strategies as st
 from edgeattn.errors import DataError
 from edgeattn.tasks import Metric
 from edgeattn.tasks.metrics.language import CER, NEXT_TOKEN_ACCURACY, PER, PERPLEXITY, WER, log_likelihoods
+from tests.tasks.metrics.measuring import measured
 
 TEXTS = st.lists(st.sampled_from(["one", "two", "zwölf", "三"]), max_size=8).map(" ".join)
-
-
-def measured(metric: Metric, pairs: list[tuple[Any, Any]]) -> float:
-    """Of (answer, target) pairs; and that it is the same of the sum of the statistics."""
-    statistics = [metric.statistics(answer, target) for answer, target in pairs]
-    value = metric.value(statistics)
-    assert metric.summed
-    assert np.isfinite(statistics).all()
-    assert metric.value([np.sum(statistics, axis=0)]) == pytest.approx(value, rel=1e-12)
-    return value
 
 
 def test_perplexity_is_the_exponential_of_the_log_loss() -> None:

@@ -1,0 +1,154 @@
+"""COCO's mean average precision of boxes.
+
+An answer is the list of detections in an image, each (x1, y1, x2, y2, score, class); a target the list of the true
+boxes, each (x1, y1, x2, y2, class) or (x1, y1, x2, y2, class, crowd): what is found in a crowd (1) counts neither way.
+
+Source: Lin et al., "Microsoft COCO", ECCV 2014; as pycocotools' COCOeval of ``bbox``: area ``all``, 100 detections.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeattn.errors import DataError
+from edgeattn.printable import excerpt
+from edgeattn.tasks.metric import Metric, Statistics
+from edgeattn.tasks.metrics.reading import floats
+
+OVERLAPS = np.linspace(0.5, 0.95, 10)
+RECALLS = np.linspace(0.0, 1.0, 101)
+MOST = 100  # detections of an image and class that are looked at
+RIGHT, WRONG, NEITHER = 1.0, 0.0, -1.0
+TRUE_BOXES, DETECTION = 0.0, 1.0
+COLUMNS = 3 + len(OVERLAPS)
+
+
+def overlaps(found: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """Intersection over union, shape (found, true); for a crowd over the area of the found box alone.
+
+    Args:
+        found: boxes, float64, shape (found, 4).
+        true: boxes, float64, shape (true, 4).
+        crowd: bool, shape (true,).
+    """
+    low = np.maximum(found[:, None, :2], true[None, :, :2])
+    high = np.minimum(found[:, None, 2:], true[None, :, 2:])
+    sides = high - low
+    common = np.where((sides > 0).all(axis=2), sides[..., 0] * sides[..., 1], 0.0)
+    area = ((found[:, 2] - found[:, 0]) * (found[:, 3] - found[:, 1]))[:, None]
+    other = ((true[:, 2] - true[:, 0]) * (true[:, 3] - true[:, 1]))[None]
+    union = np.where(crowd[None], area, area + other - common)
+    shares: np.ndarray = np.divide(common, union, out=np.zeros_like(common), where=(common > 0) & (union > 0))
+    return shares
+
+
+def match(found: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """Whether each box is right at each of :data:`OVERLAPS`, shape (found, 10): RIGHT, WRONG or NEITHER (in a crowd).
+
+    Each takes the box that it overlaps most and that no better one took, of equal ones the last; a crowd is taken by
+    any number of them, if nothing else is left.
+
+    Args:
+        found: boxes, the best score first, float64, shape (found, 4).
+        true: boxes, float64, shape (true, 4).
+        crowd: bool, shape (true,).
+    """
+    order = np.argsort(crowd, kind="stable")
+    true, crowd = true[order], crowd[order]
+    common, flags = overlaps(found, true, crowd), np.full((len(found), len(OVERLAPS)), WRONG)
+    for level, least in enumerate(OVERLAPS):
+        free = np.ones(len(true), bool)
+        for index, row in enumerate(common):
+            fits = free & (row >= min(least, 1 - 1e-10))
+            for kind, flag in ((~crowd, RIGHT), (crowd, NEITHER)):
+                if (fits & kind).any():
+                    best = np.where(fits & kind, row, -1.0)
+                    taken = len(best) - 1 - int(np.argmax(best[::-1]))
+                    free[taken] = crowd[taken]
+                    flags[index, level] = flag
+                    break
+    return flags
+
+
+def _true_boxes(target: Any) -> np.ndarray:
+    """Rows (x1, y1, x2, y2, class, crowd)."""
+    if not isinstance(target, (list, tuple, np.ndarray)):
+        raise DataError(f"a target here is a list of boxes, got {excerpt(target)}")
+    rows = [floats(one) for one in target]
+    if not all(row.shape in ((5,), (6,)) and np.isfinite(row).all() for row in rows):
+        raise DataError("a true box is (x1, y1, x2, y2, class) or (x1, y1, x2, y2, class, crowd), of finite numbers")
+    boxes = np.array([row if len(row) == 6 else np.append(row, 0.0) for row in rows]).reshape(-1, 6)
+    if not (boxes[:, :2] <= boxes[:, 2:4]).all() or not np.isin(boxes[:, 5], (0, 1)).all():
+        raise DataError("a true box has x1 <= x2, y1 <= y2, and crowd is 0 or 1")
+    return boxes
+
+
+def _found_boxes(answer: Any) -> np.ndarray:
+    """Rows (x1, y1, x2, y2, score, class); one that is not finite has no box and the highest score: it is wrong."""
+    rows = floats(answer if isinstance(answer, (list, tuple, np.ndarray)) else [])
+    if rows.size and (rows.ndim != 2 or rows.shape[1] != 6):
+        raise DataError(f"an answer here has shape (n, 6): (x1, y1, x2, y2, score, class), got {rows.shape}")
+    boxes = rows.reshape(-1, 6).copy()
+    broken = ~np.isfinite(boxes[:, :5]).all(axis=1)
+    boxes[broken, :5] = 0.0, 0.0, 0.0, 0.0, np.inf
+    classified: np.ndarray = boxes[np.isfinite(boxes[:, 5])]
+    return classified
+
+
+def _matches(answer: Any, target: Any) -> np.ndarray:
+    """Rows (kind, class, score, 10 flags of :func:`match`) of detections; of true boxes, their number for the score."""
+    found, true = _found_boxes(answer), _true_boxes(target)
+    rows = [np.zeros((0, COLUMNS))]
+    for kind in np.union1d(found[:, 5], true[:, 4]):
+        theirs, own = found[found[:, 5] == kind], true[true[:, 4] == kind]
+        theirs = theirs[np.argsort(-theirs[:, 4], kind="stable")][:MOST]
+        crowd = own[:, 5] > 0
+        part = np.zeros((len(theirs) + 1, COLUMNS))
+        part[:, 1] = kind
+        part[0, :3] = TRUE_BOXES, kind, np.count_nonzero(~crowd)
+        part[1:, 0], part[1:, 2], part[1:, 3:] = DETECTION, theirs[:, 4], match(theirs[:, :4], own[:, :4], crowd)
+        rows.append(part)
+    return np.concatenate(rows)
+
+
+def _precisions(flags: np.ndarray, count: float) -> np.ndarray:
+    """Mean of the precision at the 101 recalls, of each column of flags, which are in order of their scores."""
+    right, wrong = np.cumsum(flags == RIGHT, axis=0), np.cumsum(flags == WRONG, axis=0)
+    precision = right / (right + wrong + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    means = np.zeros(flags.shape[1])
+    for column in range(flags.shape[1]):
+        at = np.searchsorted(right[:, column] / count, RECALLS, side="left")
+        means[column] = envelope[at[at < len(flags)], column].sum() / len(RECALLS)
+    return means
+
+
+def _mean_average_precision(name: str, levels: slice) -> Metric:
+    def value(statistics: Statistics) -> float:
+        rows = np.concatenate(list(statistics))
+        boxes, found = rows[rows[:, 0] == TRUE_BOXES], rows[rows[:, 0] == DETECTION]
+        classes, places = np.unique(boxes[:, 1], return_inverse=True)
+        counts = np.bincount(places, weights=boxes[:, 2], minlength=len(classes))
+        if not counts.any():
+            raise DataError(f"{name} needs at least one true box that is no crowd")
+        # By class, then by score; of equal scores the earlier sample's comes first, as in pycocotools.
+        found = found[np.lexsort((-found[:, 2], found[:, 1]))]
+        starts = np.searchsorted(found[:, 1], classes, side="left")
+        ends = np.searchsorted(found[:, 1], classes, side="right")
+        means = [
+            _precisions(found[start:end, 3:][:, levels], count)
+            for start, end, count in zip(starts, ends, counts, strict=True)
+            if count > 0
+        ]
+        return float(np.mean(means))
+
+    return Metric(name=name, statistics=_matches, value=value)
+
+
+MAP = _mean_average_precision("map", slice(None))
+"""The mean over classes with true boxes, and over overlaps from 0.5 to 0.95, of average precision at 101 recalls."""
+
+MAP_50 = _mean_average_precision("map-50", slice(0, 1))
+"""As :data:`MAP`, at an overlap of 0.5."""

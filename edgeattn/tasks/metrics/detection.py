@@ -55,20 +55,19 @@ def match(found: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> np.ndarray:
         true: boxes, float64, shape (true, 4).
         crowd: bool, shape (true,).
     """
-    order = np.argsort(crowd, kind="stable")
-    true, crowd = true[order], crowd[order]
-    common, flags = overlaps(found, true, crowd), np.full((len(found), len(OVERLAPS)), WRONG)
-    for level, least in enumerate(OVERLAPS):
-        free = np.ones(len(true), bool)
-        for index, row in enumerate(common):
-            fits = free & (row >= min(least, 1 - 1e-10))
-            for kind, flag in ((~crowd, RIGHT), (crowd, NEITHER)):
-                if (fits & kind).any():
-                    best = np.where(fits & kind, row, -1.0)
-                    taken = len(best) - 1 - int(np.argmax(best[::-1]))
-                    free[taken] = crowd[taken]
-                    flags[index, level] = flag
-                    break
+    order, own = np.argsort(crowd, kind="stable"), int(np.count_nonzero(~crowd))
+    common, flags = overlaps(found, true[order], crowd[order]), np.full((len(found), len(OVERLAPS)), WRONG)
+    least, levels = np.minimum(OVERLAPS, 1 - 1e-10)[:, None], np.arange(len(OVERLAPS))
+    free = np.ones((len(OVERLAPS), len(true)), bool)
+    for index in np.flatnonzero((common >= OVERLAPS[0]).any(axis=1)):
+        fits = free & (common[index] >= least)
+        flags[index, fits[:, own:].any(axis=1)] = NEITHER
+        if own:
+            shares = np.where(fits[:, :own], common[index, :own], -1.0)
+            best = own - 1 - shares[:, ::-1].argmax(axis=1)  # of equal ones the last
+            right = fits[levels, best]
+            flags[index, right] = RIGHT
+            free[levels[right], best[right]] = False
     return flags
 
 
@@ -113,32 +112,39 @@ def _matches(answer: Any, target: Any) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _precisions(flags: np.ndarray, count: float) -> np.ndarray:
-    """Mean of the precision at the 101 recalls, of each column of flags, which are in order of their scores."""
+def _precisions(flags: np.ndarray, count: int) -> np.ndarray:
+    """Mean of the precision at the 101 recalls, of each column of flags, which are in order of their scores.
+
+    Args:
+        flags: of a class's detections, shape (detections, overlaps).
+        count: true boxes of the class, above 0.
+    """
     right, wrong = np.cumsum(flags == RIGHT, axis=0), np.cumsum(flags == WRONG, axis=0)
     precision = right / (right + wrong + np.spacing(1))
     envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
-    means = np.zeros(flags.shape[1])
-    for column in range(flags.shape[1]):
-        at = np.searchsorted(right[:, column] / count, RECALLS, side="left")
-        means[column] = envelope[at[at < len(flags)], column].sum() / len(RECALLS)
+    reached = np.zeros((count, flags.shape[1]))  # the precision when so many boxes are found, 0 if they never are
+    rows, columns = np.nonzero(flags == RIGHT)
+    reached[right[rows, columns] - 1, columns] = envelope[rows, columns]
+    needed = np.searchsorted(np.arange(1, count + 1) / count, RECALLS, side="left")
+    means: np.ndarray = reached[needed].sum(axis=0) / len(RECALLS)
     return means
 
 
 def _mean_average_precision(name: str, levels: slice) -> Metric:
     def value(statistics: Statistics) -> float:
         rows = np.concatenate(list(statistics))
-        boxes, found = rows[rows[:, 0] == TRUE_BOXES], rows[rows[:, 0] == DETECTION]
-        classes, places = np.unique(boxes[:, 1], return_inverse=True)
-        counts = np.bincount(places, weights=boxes[:, 2], minlength=len(classes))
+        boxes, found = rows[rows[:, 0] == TRUE_BOXES, 1:3], np.flatnonzero(rows[:, 0] == DETECTION)
+        classes, places = np.unique(boxes[:, 0], return_inverse=True)
+        counts = np.bincount(places, weights=boxes[:, 1], minlength=len(classes))
         if not counts.any():
             raise DataError(f"{name} needs at least one true box that is no crowd")
         # By class, then by score; of equal scores the earlier sample's comes first, as in pycocotools.
-        found = found[np.lexsort((-found[:, 2], found[:, 1]))]
-        starts = np.searchsorted(found[:, 1], classes, side="left")
-        ends = np.searchsorted(found[:, 1], classes, side="right")
+        found = found[np.lexsort((-rows[found, 2], rows[found, 1]))]
+        starts = np.searchsorted(rows[found, 1], classes, side="left")
+        ends = np.searchsorted(rows[found, 1], classes, side="right")
+        flags = rows[:, 3:][:, levels]
         means = [
-            _precisions(found[start:end, 3:][:, levels], count)
+            _precisions(flags[found[start:end]], int(count))
             for start, end, count in zip(starts, ends, counts, strict=True)
             if count > 0
         ]

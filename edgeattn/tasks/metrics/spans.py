@@ -30,15 +30,20 @@ def squad_words(answer: str) -> list[str]:
     return ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split()
 
 
-def cmrc_characters(answer: str) -> list[str]:
-    """Lower-case Chinese characters one by one, other words whole, without the punctuation that CMRC leaves out.
-
-    Words that are not Chinese are split at white space and punctuation, where CMRC's script takes NLTK's tokenizer.
+def cmrc_text(answer: str) -> str:
+    """The text in lower case, without white space around and the punctuation that CMRC leaves out.
 
     Source: the evaluation script of CMRC 2018, https://github.com/ymcui/cmrc2018.
     """
-    kept = "".join(c for c in answer.lower().strip() if c not in CMRC_PUNCTUATION)
-    return CMRC_PARTS.findall(kept)
+    return "".join(c for c in answer.lower().strip() if c not in CMRC_PUNCTUATION)
+
+
+def cmrc_characters(answer: str) -> list[str]:
+    """The Chinese characters of :func:`cmrc_text` one by one, other words whole.
+
+    Words that are not Chinese are split at white space and punctuation, where CMRC's script takes NLTK's tokenizer.
+    """
+    return CMRC_PARTS.findall(cmrc_text(answer))
 
 
 def _harmonic(common: int, found: int, true: int) -> float:
@@ -88,8 +93,8 @@ SQUAD_EXACT_MATCH = _best("squad-exact-match", squad_words, _same)
 SQUAD_F1 = _best("squad-f1", squad_words, _squad_f1)
 """F1 of the words that an answer and the best accepted one share, in any order; without an answer: 1 for "", else 0."""
 
-CMRC_EXACT_MATCH = _best("cmrc-exact-match", cmrc_characters, _same)
-"""The answer's characters are those of an accepted one, see :func:`cmrc_characters`."""
+CMRC_EXACT_MATCH = _best("cmrc-exact-match", lambda answer: [kept] if (kept := cmrc_text(answer)) else [], _same)
+"""The answer is an accepted one, both as :func:`cmrc_text` says."""
 
 CMRC_F1 = _best("cmrc-f1", cmrc_characters, _cmrc_f1)
-"""F1 by the longest run of characters that an answer and the best accepted one share."""
+"""F1 by the longest run that an answer and the best accepted one share, see :func:`cmrc_characters`."""

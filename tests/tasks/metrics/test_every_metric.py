@@ -1,4 +1,4 @@
-"""What holds for all metrics: names, units, and that a large number of samples is left out one by one in little time."""
+"""What holds for all metrics: names, units, and that a sample among many is left out in little time."""
 
 from __future__ import annotations
 

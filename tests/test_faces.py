@@ -35,7 +35,8 @@ FACES = {
         read_checkpoint split training write_checkpoint
     """,
     "edgeattn.evaluation": """
-        accuracy array_reading arrays confidence data identity kinds parity probing replay speech word_error
+        accuracy array_reading arrays confidence data identity influence kinds parity probing replay speech
+        task_data word_error
     """,
     "edgeattn.graphs": """
         counting estimate layers work
@@ -44,7 +45,7 @@ FACES = {
         blocks children confined npz outputs plain scratch silence
     """,
     "edgeattn.jobs": """
-        evaluate measure parcel remote
+        answers evaluate measure parcel remote
     """,
     "edgeattn.models": """
         BuiltIn DEFAULT MODELS built_in training
@@ -54,7 +55,7 @@ FACES = {
         vocabulary voices weights weights_path
     """,
     "edgeattn.pipeline": """
-        api calibrate check convert inspect profile prune quantize stream
+        api calibrate check convert inspect profile prune quantize run stream
     """,
     "edgeattn.pipeline.steps": """
         adversarial baseline candidates early exports fallbacks options packing preflight recipes refusals
@@ -90,8 +91,8 @@ FACES = {
         jetson load onnxruntime open_session openvino selftest step tensorrt_build
     """,
     "edgeattn.sources": """
-        Examples code from_graphs from_module load_data load_model names outputs read_loaded read_model
-        sizes text
+        Examples code from_graphs from_module load_data load_model metrics names outputs read_loaded read_model
+        sizes tasks with_task
     """,
     "edgeattn.sources.huggingface": """
         checkpoint directory
@@ -120,6 +121,10 @@ FACES = {
         Accelerator Arch CoreCluster Cpu CpuFeatures Isa Kernels Memory Peaks Power Software Target
         calibration cpu_features cpu_kernels get_target head_dim_note host host_target known_target
         list_targets roofline supports_2_4 target
+    """,
+    "edgeattn.tasks": """
+        Described Encoded Metric Pipeline Sample TASKS Task anything labels recognised restored stored tables
+        task task_named task_of_manifest text_classification texts
     """,
     "edgeattn.tasks.images": """
         masks placement preprocess resize settings

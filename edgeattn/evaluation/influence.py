@@ -21,6 +21,7 @@ from edgeattn.evaluation.word_error import bootstrap_ci95
 from edgeattn.tasks import Metric
 
 MOST_LEFT_OUT = 1_000  # times that a metric is computed again; samples beyond are left out in groups
+FARTHEST = 1e6  # from 0: a metric that is infinitely bad counts as that
 SUMMED, PLAIN = 1.0, 0.01  # 100 of these are what is told: percent of a fraction, or the metric's own unit
 
 
@@ -38,7 +39,7 @@ def score_of_statistics(
         name: what the metric is called here, if not its own name.
         broken, unlabelled, others: see :class:`~edgeattn.evaluation.accuracy.Score`.
     """
-    value = float(metric.value(statistics))
+    value = _bounded(metric, metric.value(statistics))
     errors, weights = influences(metric, statistics, value)
     low, high = bootstrap_ci95(errors, weights)
     interval = _told_back(metric, low), _told_back(metric, high)
@@ -79,7 +80,7 @@ def _groups(samples: int) -> list[range]:
 
 
 def _without(metric: Metric, statistics: Sequence[np.ndarray], groups: Sequence[range]) -> list[float]:
-    whole = float(metric.value(statistics))
+    whole = _bounded(metric, metric.value(statistics))
     total = np.sum(statistics, axis=0) if metric.summed else np.zeros(0)
 
     def without(own: range) -> float:
@@ -88,11 +89,17 @@ def _without(metric: Metric, statistics: Sequence[np.ndarray], groups: Sequence[
         else:
             rest = [*statistics[: own.start], *statistics[own.stop :]]
         try:
-            return float(metric.value(rest))
+            return _bounded(metric, metric.value(rest))
         except DataError:  # undefined without the only sample of a class: it says nothing of the others
             return whole
 
     return [without(own) for own in groups]
+
+
+def _bounded(metric: Metric, value: float) -> float:
+    """A value that can be computed with: NaN answers make some metrics infinitely bad."""
+    worst = -FARTHEST if metric.higher_is_better else FARTHEST
+    return float(np.nan_to_num(value, nan=worst, posinf=FARTHEST, neginf=-FARTHEST))
 
 
 def _worst(metric: Metric) -> float:
@@ -107,4 +114,4 @@ def _told_back(metric: Metric, loss: float) -> float:
     """The metric's value whose loss that is."""
     value = loss / _scale(metric)
     value = _worst(metric) - value if metric.higher_is_better else value
-    return float(np.clip(value, 0.0, 1.0)) if metric.unit == PERCENT else value
+    return min(value, 1.0) if metric.unit == PERCENT and metric.higher_is_better else value

@@ -9,5 +9,6 @@ __all__ = [
     "profile",
     "prune",
     "quantize",
+    "run",
     "stream",
 ]

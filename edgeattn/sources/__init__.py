@@ -33,6 +33,7 @@ __all__ = [
     "from_module",
     "load_data",
     "load_model",
+    "metrics",
     "names",
     "outputs",
     "read_loaded",

@@ -87,7 +87,7 @@ def test_a_target_of_another_shape_is_refused() -> None:
 )
 def test_drop_is_in_points_and_positive_when_worse(metric: str, source: float, deployed: float, drop: float) -> None:
     def score(value: float) -> Score:
-        return Score(metric, value, (value, value), (0.0,), (1.0,))
+        return Score(metric, value, (value, value), (0.0,), (1.0,), higher_is_better=metric != "wer")
 
     assert accuracy(score(source), score(deployed), "x").drop == pytest.approx(drop, abs=1e-9)
     assert accuracy(score(deployed), score(source), "x").drop == pytest.approx(-drop, abs=1e-9)

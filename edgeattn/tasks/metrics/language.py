@@ -75,7 +75,7 @@ PERPLEXITY = Metric(
 
 
 def _next(answer: Any, target: Any) -> tuple[float, float]:
-    hits = count = 0
+    hits, count = 0, 0
     for logits, tokens in _counted(answer, target):
         hits += int(np.count_nonzero((logits.argmax(axis=1) == tokens) & ~np.isnan(logits).any(axis=1)))
         count += len(tokens)

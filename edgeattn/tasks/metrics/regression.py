@@ -71,5 +71,5 @@ def _determination(statistics: Statistics) -> float:
     return -math.inf if broken.any() else float(1 - errors.sum() / spread)
 
 
-R2 = Metric(name="r2", unit="", statistics=_moments, value=_determination)
+R2 = Metric(name="r2", statistics=_moments, value=_determination)
 """Coefficient of determination over all numbers of all samples: 1 all right, 0 as good as the mean of the targets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -155,7 +156,10 @@ class TaskData(Data):
             metrics[0].name != "accuracy"
         ):  # a changed answer costs it one sample at most; what it costs others is not known
             unlabelled = []
-        others = {m.name: scaled(float(m.value(s)), m.unit) for m, s in list(zip(metrics, statistics, strict=True))[1:]}
+        others = {}
+        for metric, own in zip(metrics[1:], statistics[1:], strict=True):
+            with contextlib.suppress(DataError):  # undefined on such samples, as a correlation of one class
+                others[metric.name] = scaled(float(metric.value(own)), metric.unit)
         return score_of_statistics(metrics[0], statistics[0], self._name(metrics[0]), broken, unlabelled, others)
 
     def _metrics(self) -> tuple[Metric, ...]:

@@ -13,7 +13,6 @@ import pytest
 
 from edgeattn.errors import DataError, ModelError
 from edgeattn.evaluation.task_data import TaskData, TaskSample
-from edgeattn.guards.silence import silenced
 from edgeattn.model import Reference
 from edgeattn.sources import load_data, load_model
 from edgeattn.sources.sizes import with_buckets
@@ -22,13 +21,9 @@ from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
 from edgeattn.tasks import tables
 from edgeattn.tasks.tables import read_table
 from edgeattn.tasks.text_classification import TextClassification
+from tests.texts import CLASSES, LABELS, LENGTH, PAD, TABLE, write_classifier, write_config, write_tokenizer
 
 tokenizers: Any = pytest.importorskip("tokenizers", reason="it makes tokens of texts: edgeattn[hf]")
-
-PAD, LENGTH, CLASSES = 3, 6, 3
-WORDS = ("good", "bad", "film", "plot", "very")
-LABELS = ("negative", "neutral", "positive")
-TABLE = "".join(f"{'very ' * (i % 3)}{WORDS[i % 5]} film {i}\t{i % CLASSES}\n" for i in range(20))
 
 
 @pytest.fixture
@@ -37,26 +32,6 @@ def assets(tmp_path: Path) -> dict[str, Path]:
     directory = tmp_path / "assets"
     directory.mkdir()
     return {"tokenizer.json": write_tokenizer(directory), "config.json": write_config(directory)}
-
-
-def write_tokenizer(directory: Path) -> Path:
-    vocabulary = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": PAD}
-    vocabulary |= {word: len(vocabulary) + i for i, word in enumerate(WORDS)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    tokenizer.enable_padding(length=50)
-    tokenizer.save(str(directory / "tokenizer.json"))
-    return directory / "tokenizer.json"
-
-
-def write_config(directory: Path, **changes: Any) -> Path:
-    path = directory / "config.json"
-    config = {"pad_token_id": PAD, "vocab_size": 9, "id2label": dict(enumerate(LABELS))} | changes
-    path.write_text(json.dumps(config))
-    return path
 
 
 def spec_of(
@@ -167,20 +142,8 @@ def test_names_that_are_numbers_are_taken_as_names(tmp_path: Path, assets: dict[
 
 def test_the_score_is_that_of_transformers_on_the_unpadded_texts(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="models are torch modules: edgeattn[convert]")
-    transformers: Any = pytest.importorskip("transformers", reason="directories are read by it: edgeattn[hf]")
-    settings = {"vocab_size": 9, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    with silenced(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.BertConfig(
-            **settings,
-            intermediate_size=48,
-            pad_token_id=PAD,
-            id2label=dict(enumerate(LABELS)),
-            initializer_range=1.0,  # so that not all texts get one label
-        )
-        source = transformers.BertForSequenceClassification(config).eval()
-        source.save_pretrained(tmp_path / "net")
-    write_tokenizer(tmp_path / "net")
+    pytest.importorskip("transformers", reason="directories are read by it: edgeattn[hf]")
+    source = write_classifier(tmp_path / "net")
     path = table(tmp_path)
     model = with_buckets(load_model(str(tmp_path / "net")), {"seq": (4, LENGTH)})
     data = load_data("net", model.spec, str(path), None, 60, model.assets)

@@ -11,6 +11,7 @@ __all__ = [
     "masks",
     "placement",
     "preprocess",
+    "processor",
     "resize",
     "settings",
 ]

@@ -127,7 +127,7 @@ FACES = {
         task task_named task_of_manifest text_classification texts
     """,
     "edgeattn.tasks.images": """
-        masks placement preprocess processor resize settings
+        clips masks placement preprocess processor reading resize settings
     """,
     "edgeattn.targets.devices": """
         Device DeviceSession Inventory Job Timeouts TransportError Wants on_device parse_device program

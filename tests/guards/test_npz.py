@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import InputError
-from edgeattn.guards.npz import read_npz
+from edgeattn.guards.npz import read_npy, read_npz
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -100,3 +100,35 @@ def test_what_is_no_zip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(InputError, match="not a plain npz file"):
         read_npz(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("array", [np.arange(6.0).reshape(2, 3), np.zeros((0, 4), np.uint8), np.array(3)], ids=str)
+def test_one_array_alone_is_read_as_numpy_reads_it(tmp_path: Path, array: np.ndarray) -> None:
+    np.save(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(read_npy(tmp_path / "a.npy"), array, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (npy(np.array(["a"])), "holds str32, not numbers"),
+        (npy(np.ones(3))[:-1], "promises 24 bytes and holds 23"),
+        (npy(np.ones(3)) + b"x", "promises 24 bytes and holds 25"),
+        (b"", "not a plain npy file"),
+        (headed("{'descr': '|O', 'fortran_order': False, 'shape': (2,)}"), "holds object, not numbers"),
+        (headed("{'descr': '<f8', 'fortran_order': False, 'shape': (10**9,)}"), "not a plain npy file"),
+        (headed("{'descr': '<f8', 'fortran_order': False, 'shape': (-2,)}"), "promises -16 bytes"),
+    ],
+    ids=["text", "short", "long", "empty", "object", "expression", "negative"],
+)
+def test_one_array_alone_is_not_believed_either(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(InputError, match=says):
+        read_npy(tmp_path / "a.npy")
+
+
+def test_an_npz_may_be_held_to_fewer_bytes(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.npz", **{"a.npy": npy(np.ones(1_000))})
+    assert list(read_npz(path, most=8_200)) == ["a"]
+    with pytest.raises(InputError, match="unpacks to 8128 bytes, and at most 8000 are read here"):
+        read_npz(path, most=8_000)

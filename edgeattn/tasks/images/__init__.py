@@ -8,10 +8,12 @@ needs Pillow (``edgeattn[vision]``).
 """
 
 __all__ = [
+    "clips",
     "masks",
     "placement",
     "preprocess",
     "processor",
+    "reading",
     "resize",
     "settings",
 ]

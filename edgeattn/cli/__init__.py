@@ -15,7 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 from edgeattn.cli.console import INTERRUPTED, exit_codes, tell_error
-from edgeattn.cli.ending import output_failed, refuse_arguments, run, words_of
+from edgeattn.cli.ending import output_failed, refuse_arguments, words_of
+from edgeattn.cli.ending import run as run_to_the_end  # a command is called run
 from edgeattn.cli.renamed import renamed_flags
 from edgeattn.cli.settings import read_settings
 from edgeattn.printable import one_line
@@ -106,7 +107,7 @@ for _name, _line in COMMANDS.items():
 def main() -> None:
     """Entry point of the ``edgeattn`` script: settings from edgeattn.toml become defaults, flags win."""
     leave_none("onnxruntime")  # a MODEL of the user's may import it before we do
-    sys.exit(run(dispatch))
+    sys.exit(run_to_the_end(dispatch))
 
 
 def dispatch() -> None:

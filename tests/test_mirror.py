@@ -22,6 +22,7 @@ FURTHER = {
     "cli/quantize": "cli/test_commands.py",
     "cli/selftest": "cli/test_commands.py",
     "cli/sensitivity_tables": "cli/test_inspect.py",
+    "cli/tasks": "cli/test_run.py",
     "cli/train": "cli/test_commands.py",
     "converters/conversion": "pipeline/test_recipes.py",
     "converters/onnxruntime": "pipeline/test_several.py",
@@ -34,6 +35,7 @@ FURTHER = {
     "evaluation/probing": "pipeline/test_adversarial.py",
     "graphs/files": "graphs/test_counting.py",
     "guards/children": "cli/test_ending.py",
+    "jobs/answers": "pipeline/test_run.py",
     "jobs/evaluate": "targets/devices/test_check_there.py",
     "jobs/golden": "targets/devices/test_ssh.py",
     "jobs/measure": "profiling/test_worker.py",
@@ -88,6 +90,11 @@ FURTHER = {
     "targets/devices/runner": "targets/devices/test_ssh.py",
     "targets/loader": "targets/test_targets.py",
     "targets/target": "targets/test_targets.py",
+    "tasks/labels": "tasks/test_text_classification.py",
+    "tasks/pipeline": "pipeline/test_run.py",
+    "tasks/registry": "pipeline/test_run.py",
+    "tasks/task": "evaluation/test_task_data.py",
+    "tasks/texts": "tasks/test_text_classification.py",
     "traces": "cli/test_traces.py",
 }
 """Module, or folder of modules, that no test of its room imports -> the test that goes through it."""

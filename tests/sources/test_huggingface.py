@@ -123,7 +123,7 @@ def test_it_computes_what_transformers_computes(
 ) -> None:
     directory = save(kind, config, settings)
     model = load_model(str(directory))
-    example = model.example["main"]
+    example = model.example[model.spec.graphs[0].name]  # a causal language model's is its prefill
     assert set(example) == set(names.split())
     assert model.spec.task == task
     with silenced(), torch.inference_mode():
@@ -145,11 +145,11 @@ def test_the_weights_of_experts_are_gathered_so_that_no_size_depends_on_values(s
     with torch.inference_mode():
         expected = network(**tokens, use_cache=False).logits.numpy()
     made = load_model(str(directory))
-    example = {name: array.copy() for name, array in made.example["main"].items()}
+    example = {name: array.copy() for name, array in made.example["prefill"].items()}
     example["input_ids"][...], example["attention_mask"][...] = tokens["input_ids"].numpy(), 1
     np.testing.assert_allclose(made.run(example)["logits"], expected, atol=1e-6, rtol=0)
     tensors = {name: torch.from_numpy(array) for name, array in example.items()}
-    traced = torch.export.export(made.modules["main"], (), tensors, strict=False)
+    traced = torch.export.export(made.modules["prefill"], (), tensors, strict=False)
     called = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
     assert not [name for name in called if "histc" in name or "grouped_mm" in name]
 

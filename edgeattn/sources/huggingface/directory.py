@@ -21,6 +21,7 @@ from edgeattn.guards.confined import confined_file
 from edgeattn.guards.silence import silenced
 from edgeattn.model import EdgeModel, Graph
 from edgeattn.pruning import plain_config
+from edgeattn.sources.huggingface.causal import causal_graphs
 from edgeattn.sources.huggingface.checkpoint import (
     CONFIG,
     WEIGHTS,
@@ -397,6 +398,11 @@ def _graphs(model: Any, directory: Path) -> tuple[dict[str, Graph], dict[str, fl
         if stepped is not None:
             return stepped.graphs, stepped.fills, stepped.notes
         notes.append(f"one graph over the whole target sequence, without caches: {why}")
+    elif _task(type(model).__name__) == "text-generation" and model.can_generate():
+        causal, why = causal_graphs(source)
+        if causal is not None:
+            return causal.graphs, causal.fills, causal.notes
+        notes.append(f"one graph over the whole text, without caches: {why}")
     try:
         inputs = example_inputs(source)
     except ModelError as error:

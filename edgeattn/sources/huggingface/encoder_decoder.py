@@ -20,7 +20,7 @@ graph.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +29,29 @@ import numpy as np
 from edgeattn.errors import EdgeattnError, load_extra
 from edgeattn.evaluation.parity import MAX_ABS_FP32
 from edgeattn.model import Arrays, Graph
+from edgeattn.sources.huggingface.caches import (
+    CACHE,
+    GIVEN,
+    RELATIVE,
+    SEEN,
+    TABLE,
+    TRIED,
+    as_tensors,
+    check_static,
+    empty_front,
+    fixed_layer,
+    said,
+    table_rows,
+)
 from edgeattn.sources.huggingface.example import example_inputs
 from edgeattn.sources.huggingface.makers.text import text_dims, text_fills
 from edgeattn.sources.huggingface.source import Source
-from edgeattn.spec import HIDDEN
 
 if TYPE_CHECKING:
     import torch
 
 ENCODER = "encoder"
 STEP = "decoder_step"
-CACHE = 256  # tokens that the decoder looks back on
-TRIED = 6  # tokens that are compared with the whole sequence when a model is loaded
 MASK = "attention_mask"
 
 
@@ -70,13 +81,13 @@ def step_graphs(source: Source) -> tuple[Stepped | None, str]:
     try:
         encoder = _encoder(model, taken)
         with torch.inference_mode():
-            crossed = {k: v.numpy() for k, v in encoder(**_tensors(taken)).items()}
+            crossed = {k: v.numpy() for k, v in encoder(**as_tensors(taken)).items()}
             example = _first_step(model, crossed, taken) | {
                 "input_ids": tokens[:, 1:2]
             }  # no start token, which may pad
-            expected = model(**_tensors({**taken, "decoder_input_ids": tokens[:, :TRIED]}), use_cache=False).logits
+            expected = model(**as_tensors({**taken, "decoder_input_ids": tokens[:, :TRIED]}), use_cache=False).logits
     except Exception as error:  # noqa: BLE001 - any exception means that this model works in another way
-        return None, f"its decoder does not keep keys and values apart ({_line(error)})"
+        return None, f"its decoder does not keep keys and values apart ({said(error)})"
     found = _first_that_agrees(model, example, tokens[0, :TRIED], expected.numpy())
     if isinstance(found, str):
         return None, found
@@ -90,19 +101,9 @@ def step_graphs(source: Source) -> tuple[Stepped | None, str]:
         STEP: Graph(step, last, states=states, dims=crossing | masked),
     }
     length = next(value.shape[2] for name, value in last.items() if name in states)
-    ends = "" if positions is _RELATIVE else f", at most {_table(model)} in all"
+    ends = "" if positions is RELATIVE else f", at most {table_rows(model)} in all"
     note = f"decoder_step looks back on {length} tokens{ends}"
     return Stepped(graphs, text_fills(taken, source), [note]), ""
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
-_RELATIVE, _GIVEN, _SEEN, _TABLE = "relative", "given", "seen", "table"
-"""How a step tells the decoder its position: not at all (positions count back from the newest token, which always lies
-behind a full cache); as ``decoder_position_ids``; as the number of tokens seen, a tensor; by a table of what its
-position embedding gives for each number, where that one computes with Python's integers."""
 
 
 def _first_that_agrees(
@@ -110,41 +111,21 @@ def _first_that_agrees(
 ) -> tuple[torch.nn.Module, Arrays, str] | str:
     """The first way to tell positions that gives the logits of the whole sequence, or why there is none."""
     reason = ""
-    for positions in (_RELATIVE, _GIVEN, _SEEN, _TABLE):
+    for positions in (RELATIVE, GIVEN, SEEN, TABLE):
         try:
             step = _decoder_step(model, positions, example)
             last, worst = _try_steps(step, example, tokens, expected)
             if not worst <= MAX_ABS_FP32 * max(1.0, float(np.abs(expected).max())):
                 reason = reason or f"its logits step by step differ from those of the whole sequence by {worst:.1e}"
                 continue
-            _check_static(step, last)
+            check_static(step, last)
         except EdgeattnError:
             raise
         except Exception as error:  # noqa: BLE001 - any exception means that this decoder is told in another way
-            reason = f"its decoder does not run on a cache of fixed length ({_line(error)})"
+            reason = f"its decoder does not run on a cache of fixed length ({said(error)})"
         else:
             return step, last, positions
     return reason
-
-
-def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    import torch
-
-    return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
-
-
-def _table(model: Any) -> int:
-    """Rows of the decoder's table of positions."""
-    names = (
-        "max_target_positions",
-        "max_text_positions",
-        "max_decoder_position_embeddings",
-        "max_position_embeddings",
-        "n_positions",
-    )
-    config = model.get_decoder().config if hasattr(model, "get_decoder") else model.config
-    sizes = [getattr(config, name, None) for name in names]
-    return next((size for size in sizes if isinstance(size, int) and size > 1), CACHE + 1)
 
 
 def _encoder(model: Any, taken: Arrays) -> torch.nn.Module:
@@ -200,7 +181,7 @@ def _projections(model: Any, taken: Arrays) -> dict[str, tuple[torch.nn.Module, 
 
     seen: list[tuple[torch.nn.Module, torch.Tensor]] = []
     with torch.inference_mode():
-        inputs = _tensors(taken)
+        inputs = as_tensors(taken)
         hidden = model.get_encoder()(**inputs).last_hidden_state
 
         def note(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
@@ -249,10 +230,10 @@ def _first_step(model: Any, crossed: Arrays, taken: Arrays) -> Arrays:
     model(
         encoder_outputs=_encoded(_unused_hidden(model, next(iter(crossed.values())))),
         decoder_input_ids=torch.zeros((1, 1), dtype=torch.int64),
-        past_key_values=cache_utils.EncoderDecoderCache(own, _filled(_tensors(crossed))),
+        past_key_values=cache_utils.EncoderDecoderCache(own, _filled(as_tensors(crossed))),
         use_cache=True,
     )
-    length = min(CACHE, _table(model) - 1)
+    length = min(CACHE, table_rows(model) - 1)
     example = {"input_ids": np.zeros((1, 1), np.int64), "position": np.zeros(1, np.int64)}
     if MASK in taken:
         example[MASK] = taken[MASK]
@@ -293,8 +274,8 @@ def _decoder_step(model: Any, positions: str, example: Arrays) -> torch.nn.Modul
     import torch
 
     cache_utils: Any = load_extra("transformers.cache_utils", "hf")
-    layer_of = _layer_class()
-    embedding, table = _position_table(model, example) if positions == _TABLE else (None, None)
+    layer_of = fixed_layer()
+    embedding, table = _position_table(model, example) if positions == TABLE else (None, None)
 
     class DecoderStep(torch.nn.Module):
         def __init__(self) -> None:
@@ -304,17 +285,17 @@ def _decoder_step(model: Any, positions: str, example: Arrays) -> torch.nn.Modul
 
         def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
             position, length = inputs["position"], inputs["self_key_0"].shape[2]
-            told = {"decoder_position_ids": position[None]} if positions == _GIVEN else {}
+            told = {"decoder_position_ids": position[None]} if positions == GIVEN else {}
             layers = []
             for index in range(sum(name.startswith("self_key_") for name in inputs)):
                 key, value = inputs[f"self_key_{index}"], inputs[f"self_value_{index}"]
-                layers.append(layer_of(key, value, position if positions == _SEEN else length))
+                layers.append(layer_of(key, value, position if positions == SEEN else length))
             own = cache_utils.Cache(layers=layers)
             with _answering(embedding, self.positions, position):
                 result = self.model(
                     encoder_outputs=_encoded(_unused_hidden(self.model, inputs["cross_key_0"])),
                     decoder_input_ids=inputs["input_ids"],
-                    decoder_attention_mask=_bias(position, length),
+                    decoder_attention_mask=empty_front(position, length),
                     past_key_values=cache_utils.EncoderDecoderCache(own, _filled(inputs)),
                     use_cache=True,
                     **_mask(inputs),
@@ -351,7 +332,7 @@ def _position_table(model: Any, example: Arrays) -> tuple[Any, torch.Tensor]:
             numbers = [value for value in (*args, *named.values()) if isinstance(value, int) and value == seen]
             if not numbers:
                 raise LookupError("embed_positions is not told how many tokens were seen")
-            for number in range(_table(model)):
+            for number in range(table_rows(model)):
                 told = [number if isinstance(v, int) and v == seen else v for v in args]
                 told_named = {k: number if isinstance(v, int) and v == seen else v for k, v in named.items()}
                 rows.append(found[0](*told, **told_named).reshape(-1))
@@ -363,7 +344,7 @@ def _position_table(model: Any, example: Arrays) -> tuple[Any, torch.Tensor]:
 def _try_seen(model: Any, example: Arrays, seen: int) -> None:
     """One step after ``seen`` tokens, a Python integer, for what hooks see of it."""
     cache_utils: Any = load_extra("transformers.cache_utils", "hf")
-    layer_of, tensors = _layer_class(), _tensors(example)
+    layer_of, tensors = fixed_layer(), as_tensors(example)
     layers = [
         layer_of(value, tensors[name.replace("key", "value")], seen)
         for name, value in tensors.items()
@@ -372,7 +353,7 @@ def _try_seen(model: Any, example: Arrays, seen: int) -> None:
     model(
         encoder_outputs=_encoded(_unused_hidden(model, tensors["cross_key_0"])),
         decoder_input_ids=tensors["input_ids"],
-        decoder_attention_mask=_bias(tensors["position"], tensors["self_key_0"].shape[2]),
+        decoder_attention_mask=empty_front(tensors["position"], tensors["self_key_0"].shape[2]),
         past_key_values=cache_utils.EncoderDecoderCache(cache_utils.Cache(layers=layers), _filled(tensors)),
         use_cache=True,
         **_mask(tensors),
@@ -392,52 +373,6 @@ def _answering(embedding: Any, table: Any, position: torch.Tensor) -> Iterator[N
         del embedding.forward
 
 
-def _bias(position: torch.Tensor, length: int) -> torch.Tensor:
-    """[1, 1, 1, length + 1]: 0 where a token has been, HIDDEN before; in floats, which every engine computes."""
-    import torch
-
-    before = torch.arange(length + 1, dtype=torch.float32)
-    empty = length - position.to(torch.float32)
-    return (torch.clamp(empty - before, 0.0, 1.0) * HIDDEN).reshape(1, 1, 1, length + 1)
-
-
-def _layer_class() -> Callable[..., Any]:
-    import torch
-
-    cache_utils: Any = load_extra("transformers.cache_utils", "hf")
-
-    class FixedLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc]
-        """A cache of fixed length that reads one longer: the new key behind it."""
-
-        def __init__(self, keys: torch.Tensor, values: torch.Tensor, seen: Any) -> None:
-            super().__init__()
-            self.keys, self.values, self.seen = keys, values, seen
-            self.is_initialized = True
-
-        def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-            """Nothing to do."""
-
-        def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-            """Old and new keys and values."""
-            self.keys = torch.cat([self.keys, key_states], dim=2)
-            self.values = torch.cat([self.values, value_states], dim=2)
-            return self.keys, self.values
-
-        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-            """Keys that the query sees, and the first of them."""
-            return self.keys.shape[2] + query_length, 0
-
-        def get_seq_length(self) -> Any:
-            """Tokens before this one."""
-            return self.seen
-
-        def get_max_length(self) -> int:
-            """No end."""
-            return -1
-
-    return FixedLayer
-
-
 def _try_steps(
     step: torch.nn.Module, example: Arrays, tokens: np.ndarray, expected: np.ndarray
 ) -> tuple[Arrays, float]:
@@ -448,16 +383,8 @@ def _try_steps(
     for position, token in enumerate(tokens):
         inputs |= {"input_ids": np.array([[token]], np.int64), "position": np.array([position], np.int64)}
         with torch.inference_mode():
-            result = {name: value.numpy() for name, value in step(**_tensors(inputs)).items()}
+            result = {name: value.numpy() for name, value in step(**as_tensors(inputs)).items()}
         worst = max(worst, float(np.abs(result["logits"][0, 0] - expected[0, position]).max()))
         before = inputs
         inputs = inputs | {name.removeprefix("next_"): v for name, v in result.items() if name.startswith("next_")}
     return before, worst
-
-
-def _check_static(step: torch.nn.Module, inputs: Arrays) -> None:
-    """Raise if a step branches on the values of a tensor, which no engine could follow."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        step(**{name: mode.from_tensor(value) for name, value in _tensors(inputs).items()})

@@ -16,8 +16,10 @@ import numpy as np
 
 from edgeattn.attention.padded_rows import zeros_at_padding
 from edgeattn.errors import ModelError
-from edgeattn.runtimes import Stream
+from edgeattn.runtimes import GenerateOptions, Stream
 from edgeattn.runtimes.buckets import route, run_padded
+from edgeattn.runtimes.generation import generate
+from edgeattn.runtimes.step import check_states
 from edgeattn.spec import DTYPES, DType, GraphSpec, ModelSpec, StateSpec, TensorSpec
 from edgeattn.tasks import Task
 
@@ -182,6 +184,15 @@ class ReferenceStep:
         """Copies of the states that the next step will read, by input name."""
         return {name: state.copy() for name, state in self._states.items()}
 
+    def set_states(self, values: Mapping[str, np.ndarray]) -> None:
+        """Copy in states, by input name; what else is there is not looked at.
+
+        Raises:
+            InputError: for a state that is missing or has another shape.
+        """
+        check_states(self._graph, values)
+        self._states = {name: np.array(values[name], state.dtype) for name, state in self._states.items()}
+
 
 class Reference:
     """The float32 source, run as a :class:`~edgeattn.runtimes.Session` runs what was made of it."""
@@ -189,14 +200,21 @@ class Reference:
     def __init__(self, model: EdgeModel) -> None:
         self._model = model
         self.spec = model.spec
+        self.assets = model.assets
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """One call of the first graph, in the smallest of its sizes that fits."""
-        return self._model.run(inputs)
+    def run(self, inputs: Mapping[str, np.ndarray], graph: str | None = None) -> Arrays:
+        """One call of a graph, the first by default, in the smallest of its sizes that fits."""
+        return self._model.run(inputs, graph)
 
     def step(self, graph: str | None = None) -> ReferenceStep:
         """A step of a graph, the first by default, with states of its own."""
         return ReferenceStep(self._model, graph)
+
+    def generate(
+        self, prompt: Mapping[str, np.ndarray] | Sequence[int] | np.ndarray, options: GenerateOptions | None = None
+    ) -> Iterator[int]:
+        """Write a text, token by token, as :meth:`edgeattn.runtimes.Session.generate` does."""
+        return generate(self, prompt, options)
 
     def stream(self) -> Stream:
         """Samples in, words out.

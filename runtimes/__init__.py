@@ -7,10 +7,13 @@
                 print(event.kind, event.text)
         stream.flush()
 
+A language model writes: ``session.generate(tokens)`` gives the next tokens one by one.
+
 Importing this loads numpy and nothing heavier; :func:`load` imports the one engine that the bundle needs.
 """
 
 from edgeattn.runtimes.engines import BackendStatus, backend_status, backends, load, open_session
+from edgeattn.runtimes.generation import GenerateOptions
 from edgeattn.runtimes.session import LayerTime, Session
 from edgeattn.runtimes.step import Step
 from edgeattn.runtimes.stream import Event, Stream, Word
@@ -18,6 +21,7 @@ from edgeattn.runtimes.stream import Event, Stream, Word
 __all__ = [
     "BackendStatus",
     "Event",
+    "GenerateOptions",
     "LayerTime",
     "Session",
     "Step",
@@ -27,6 +31,7 @@ __all__ = [
     "backend_status",
     "backends",
     "buckets",
+    "generation",
     "jetson",
     "load",
     "onnxruntime",

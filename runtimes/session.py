@@ -12,7 +12,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from edgeattn.runtimes.generation import GenerateOptions
     from edgeattn.runtimes.stream import Stream
     from edgeattn.tasks import Pipeline
 
@@ -249,6 +250,29 @@ class Session(abc.ABC):
         if self.spec.stream is None:
             raise InputError(f"model {self.spec.name!r} ({self.spec.task}) does not stream; use run()")
         return Stream(self.step(), self.spec.stream, self.check_usable)
+
+    def generate(
+        self, prompt: Mapping[str, np.ndarray] | Sequence[int] | np.ndarray, options: GenerateOptions | None = None
+    ) -> Iterator[int]:
+        """Write a text, token by token; a session writes any number at once, each with caches of its own.
+
+        Args:
+            prompt: token ids, or the inputs by name: of a causal model ``input_ids``, of an encoder-decoder what its
+                encoder takes.
+            options: how; None is all as the model's ``generation_config.json`` says.
+
+        Returns:
+            the new tokens as they come, without the one that ends the text.
+
+        Raises:
+            InputError: for a model that writes no text, a prompt that is not one of its, or a text longer than its
+                caches and positions; see :class:`~edgeattn.runtimes.GenerateOptions`.
+            UnsupportedError: while writing, if the engine fails or its logits hold NaN.
+        """
+        from edgeattn.runtimes.generation import generate  # device code that never writes need not pay for it
+
+        self.check_usable()
+        return generate(self, prompt, options)
 
     def asset(self, name: str) -> Path:
         """A file that came with the model, such as its tokenizer; there until the session is closed.

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from edgeattn.errors import InputError
 from edgeattn.runtimes.inputs import Arrays, check_finite
 from edgeattn.runtimes.sharing import Gate, Turn
 from edgeattn.spec import GraphSpec
@@ -106,9 +107,15 @@ class EngineStep(abc.ABC):
             return self.read_states()
 
     def set_states(self, values: Mapping[str, np.ndarray]) -> None:
-        """Copy in states, keyed by the graph's input names."""
+        """Copy in states, keyed by the graph's input names; what else is there is not looked at.
+
+        Raises:
+            InputError: for a state that is missing or has another shape, and as the class says.
+        """
+        check_states(self.graph, values)
         with self.turn:
             self.write_states(values)
+            self._runs = 0
 
     def _advance_checked(self) -> None:
         where = f"graph {self.graph.name!r}, step {self._runs}"
@@ -117,6 +124,21 @@ class EngineStep(abc.ABC):
         states, names = self.read_states(), {state.input: state.output for state in self.graph.states}
         check_finite("output", {**self.outputs, **{names[name]: array for name, array in states.items()}}, where)
         self._runs += 1
+
+
+def check_states(graph: GraphSpec, values: Mapping[str, np.ndarray]) -> None:
+    """Whether states are a graph's.
+
+    Raises:
+        InputError: for one that is missing or has another shape.
+    """
+    where = f"graph {graph.name!r}"
+    for state in graph.states:
+        if state.input not in values:
+            raise InputError(f"{where} needs state {state.input!r}; given: {', '.join(values) or 'nothing'}")
+        shape = np.shape(values[state.input])
+        if shape != state.shape:
+            raise InputError(f"state {state.input!r} of {where} must have shape {state.shape}, got {shape}")
 
 
 class HostStep(EngineStep):

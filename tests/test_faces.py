@@ -87,8 +87,11 @@ FACES = {
         gates grid importance pictures report sensitivity tables timeline verdicts
     """,
     "edgeattn.runtimes": """
-        BackendStatus Event LayerTime Session Step Stream Word agreement backend_status backends buckets
-        jetson load onnxruntime open_session openvino selftest step tensorrt_build
+        BackendStatus Event GenerateOptions LayerTime Session Step Stream Word agreement backend_status backends
+        buckets generation jetson load onnxruntime open_session openvino selftest step tensorrt_build
+    """,
+    "edgeattn.runtimes.generation": """
+        GenerateOptions generate generates
     """,
     "edgeattn.sources": """
         Examples code from_graphs from_module load_data load_model metrics names outputs read_loaded read_model

@@ -16,7 +16,7 @@ from edgeattn.errors import DeviceError, InputError, UnsupportedError
 from edgeattn.models import DEFAULT, MODELS
 
 if TYPE_CHECKING:
-    from edgeattn.profiling.figures import Board
+    from edgeattn.profiling.figures import Board, Writing
     from edgeattn.profiling.measure import MeasureOptions
     from edgeattn.results.report import Report, Result
 
@@ -215,6 +215,8 @@ def _tell(result: Result, layers: bool) -> None:
             f"peak memory {rss}, weights {memory.weights_bytes / 1e6:.2f} MB, "
             f"state {memory.state_bytes / 1e3:.1f} kB per stream"
         )
+        if latency.writing is not None:
+            note(_writing_words(latency.writing))
         if latency.device_clock is not None:
             clock = latency.device_clock
             engine = "" if memory.engine_bytes is None else f"; the engine takes {memory.engine_bytes / 1e6:.1f} MB"
@@ -225,6 +227,14 @@ def _tell(result: Result, layers: bool) -> None:
             note(f"{result.backend} tells no time per layer")
         for layer in latency.layers or ():
             console().print(f"{layer.microseconds:10.1f} us  {layer.type}  {layer.name}")
+
+
+def _writing_words(writing: Writing) -> str:
+    prompt = "" if writing.prompt_tokens is None else f" of a prompt of {writing.prompt_tokens}"
+    return (
+        f"writes: first token{prompt} after {writing.first_token_ms:.3g} ms, then {writing.tokens_per_second:.3g} "
+        f"tokens/s ({writing.new_tokens} tokens, greedy)"
+    )
 
 
 def _board_words(board: Board) -> str:

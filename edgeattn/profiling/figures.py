@@ -82,6 +82,23 @@ class DeviceTimes:
     max_ms: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How fast a language model writes one text, greedily, through the loop that ships.
+
+    Attributes:
+        prompt_tokens: of a causal model; None for an encoder-decoder, whose input is as long as its encoder takes.
+        new_tokens: that were written.
+        first_token_ms: from the prompt to the first of them.
+        tokens_per_second: of those after it.
+    """
+
+    prompt_tokens: int | None
+    new_tokens: int
+    first_token_ms: float
+    tokens_per_second: float
+
+
 @dataclass(frozen=True)
 class ClockSetting:
     """What a clock may do, and what it did when it was looked at, in MHz; None where the system does not tell."""
@@ -130,6 +147,7 @@ class Latency:
         noisy: whether that is above 3 %: another run may well report another p50.
         clocks: None where the system tells nothing.
         device_clock: of the same calls; None where the engine computes on the host.
+        writing: of a language model with a prompt and steps; None for all others.
     """
 
     kind: Kind
@@ -150,6 +168,7 @@ class Latency:
     noisy: bool | None = None
     clocks: Clocks | None = None
     device_clock: DeviceTimes | None = None
+    writing: Writing | None = None
 
 
 @dataclass(frozen=True)

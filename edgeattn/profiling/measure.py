@@ -33,6 +33,7 @@ from edgeattn.profiling.load import busy_neighbours
 from edgeattn.profiling.pacing import arrivals, follow, follow_stream, realtime
 from edgeattn.profiling.stability import NOISE_LIMIT, Warmup, block_noise, warm_up
 from edgeattn.profiling.throttling import Watch
+from edgeattn.profiling.writing import measure_writing
 from edgeattn.runtimes import LayerTime, Session, Step, Stream, load
 from edgeattn.runtimes.step import EngineStep
 from edgeattn.spec import GraphSpec, StreamSpec, TensorSpec
@@ -71,6 +72,7 @@ def _measure(path: Path, options: MeasureOptions, backend: str | None) -> Profil
         energy = _energy(session, options)
         mean = sum(timings.seconds) / len(timings.seconds)
         paced = None if asked is None else _paced(session, asked, options, mean)
+        latency = replace(latency, writing=measure_writing(session))
         if options.layers:
             latency = replace(latency, layers=_layers(session))
         return Profile(

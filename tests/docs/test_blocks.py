@@ -37,7 +37,14 @@ LITERAL = re.compile(r'"([\w./-]+)"')
 SAMPLE = Path(streaming_conformer.__file__).parent / "assets" / "sample.wav"
 PYTHON_PAGES = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 
-CONVERTING = {"README.md", "index.md", "sources.md", "sentence-encoder.md", "streaming.md"}  # a bundle or more is made
+CONVERTING = {
+    "README.md",
+    "generation.md",
+    "index.md",
+    "sources.md",
+    "sentence-encoder.md",
+    "streaming.md",
+}  # a bundle or more is made
 
 # Blocks that no test can run, by page and first line, with the reason. None today.
 NOT_RUN: Mapping[tuple[str, str], str] = {}
@@ -89,6 +96,17 @@ def write_writer(directory: Path) -> None:
     transformers.BartForConditionalGeneration(config).save_pretrained(directory)
 
 
+def write_storyteller(directory: Path) -> None:
+    """A causal language model with random weights, as save_pretrained writes it."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(
+        vocab_size=97, intermediate_size=48, max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, initializer_range=0.5, **sizes,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(directory)
+
+
 def bundle_of(model: Callable[[Path], None] | None, reference: str, *options: str) -> Callable[[Path], None]:
     """A bundle of a model in float32 for ONNX Runtime, which is the quickest to make; its name is the page's."""
 
@@ -125,6 +143,7 @@ GIVEN: Mapping[str, Callable[[Path], None]] = {
     "out/model.cpu.edge": bundle_of(write_encoder, "encoder", "--bucket", "seq=8,16"),
     "text/model.cpu.edge": bundle_of(write_encoder, "encoder", "--bucket", "seq=8,16"),
     "out/writer.cpu.edge": bundle_of(write_writer, "writer"),
+    "out/storyteller.cpu.edge": bundle_of(write_storyteller, "storyteller", "--bucket", "seq=16"),
     "out/vit.cpu.edge": bundle_of(None, "vit"),
 }
 OF_A_PAGE: Mapping[tuple[str, str], Callable[[Path], None]] = {
@@ -201,6 +220,22 @@ def test_the_python_blocks_of_a_page_run_as_written(page: str, empty: Path, spee
     if page == "sources.md":
         assert names["written"] == greedy_of_transformers(names["tokens"], names["FIRST"], names["LAST"])
 
+    if page == "generation.md":
+        assert (names["text"], names["best"]) == tuple(
+            story_of_transformers(names["prompt"], beams) for beams in (1, 4)
+        )
+        assert names["drawn"] != names["text"]
+        assert names["translated"]
+
+
+def story_of_transformers(prompt: list[int], beams: int) -> list[int]:
+    """The oracle of docs/generation.md; tokens without the one that ends the text."""
+    network = transformers.LlamaForCausalLM.from_pretrained("storyteller").eval()
+    ids = torch.tensor([prompt])
+    with torch.no_grad():
+        (row,) = network.generate(ids, max_new_tokens=20, num_beams=beams, do_sample=False).tolist()
+    return [int(token) for token in row[len(prompt) :] if token != network.config.eos_token_id]
+
 
 def greedy_of_transformers(tokens: np.ndarray, first: int, last: int) -> list[int]:
     """The oracle of the loop in docs/sources.md: the whole sequence again for each token, by transformers."""
@@ -218,7 +253,8 @@ def greedy_of_transformers(tokens: np.ndarray, first: int, last: int) -> list[in
 
 
 def test_pages_with_python_are_found() -> None:
-    assert {"README.md", "index.md", "data.md", "sources.md", "streaming.md", "buckets.md"} <= set(PYTHON_PAGES)
+    expected = {"README.md", "index.md", "data.md", "generation.md", "sources.md", "streaming.md", "buckets.md"}
+    assert expected <= set(PYTHON_PAGES)
 
 
 def test_a_block_that_is_not_run_is_there_and_has_a_reason() -> None:

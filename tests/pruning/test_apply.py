@@ -213,6 +213,25 @@ def test_caches_of_an_encoder_decoder_follow_its_heads_and_layers(family: str, t
     assert sorted(crossing) == ["cross_key_0", "cross_value_0"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["GPT-2", "Llama"])
+def test_caches_of_a_causal_model_follow_its_heads_and_layers(family: str, tmp_path: Path) -> None:
+    need(family)
+    given = prunable(directory_of(family, tmp_path / "saved"))
+    assert [graph.name for graph in given.model.spec.graphs] == ["prefill", "step"]
+    assert not given.anatomy.unknown
+    heads = unequal(given.anatomy, "attention")
+    pruned = check_against_zeroed(given, heads)
+    states = {state.input: state.shape for state in pruned.spec.graph("step").states}
+    units = [unit for unit in given.anatomy.units if unit.kind == "attention"]
+    for number, unit in enumerate(units):
+        for kind in ("key", "value"):  # grouped queries: a group is a head of keys with its queries
+            assert states[f"{kind}_{number}"][1] == len(heads.groups[unit.key])
+    fewer = prune(given, Cut({}, shallower(given.anatomy).layers))
+    assert [state.input for state in fewer.spec.graph("step").states] == ["key_0", "value_0"]
+    assert [tensor.name for tensor in fewer.spec.graph("prefill").outputs] == ["logits", "key_0", "value_0"]
+
+
 def test_configs_tell_how_many_layers_are_left() -> None:
     need("BART")
     given = prunable_of("BART")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
@@ -20,6 +20,7 @@ from edgeattn.sources.tasks import as_task_data
 from edgeattn.spec import ModelSpec
 from edgeattn.tasks import Described, Metric
 from edgeattn.tasks.anything import Anything
+from edgeattn.tasks.metric import Statistics
 
 DIRECTION = "higher_is_better"
 
@@ -90,5 +91,5 @@ class _Users:
         return np.array(numbers)
 
 
-def _mean_of_first(statistics: Sequence[np.ndarray]) -> float:
+def _mean_of_first(statistics: Statistics) -> float:
     return float(np.mean([row[0] for row in statistics]))

@@ -18,6 +18,7 @@ __all__ = [
     "Task",
     "anything",
     "labels",
+    "metric",
     "recognised",
     "restored",
     "stored",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
+
+SLOWEST = 10  # phases that are told
 
 
 class Progress(Protocol):
@@ -24,6 +28,45 @@ class Quiet:
 
     def advance(self) -> None:
         """Counts nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """How long phases of one name took, together."""
+
+    phase: str
+    seconds: float
+
+
+class Phases:
+    """A :class:`Progress` that takes the time of each phase on the way to another one."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._seconds: dict[str, float] = {}
+        self._current: tuple[str, float] | None = None
+
+    def begin(self, what: str, total: int | None = None) -> None:
+        """A new phase; the one before it is done."""
+        self._end()
+        self._current = (what, time.monotonic())
+        self._progress.begin(what, total)
+
+    def advance(self) -> None:
+        """One unit of the phase is done."""
+        self._progress.advance()
+
+    def slowest(self, most: int = SLOWEST) -> tuple[Phase, ...]:
+        """The longest phases so far, longest first."""
+        self._end()
+        found = sorted(self._seconds.items(), key=lambda item: -item[1])[:most]
+        return tuple(Phase(phase=phase, seconds=round(seconds, 3)) for phase, seconds in found)
+
+    def _end(self) -> None:
+        if self._current is not None:
+            what, began = self._current
+            self._seconds[what] = self._seconds.get(what, 0.0) + time.monotonic() - began
+            self._current = None
 
 
 def shares(progress: Progress, total: float) -> Callable[[float], None]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgeattn.cli.console import Bar, progress_bar
+from edgeattn.cli.console import progress_bar
 
 if TYPE_CHECKING:
     from edgeattn.cli.settings import TargetTable
     from edgeattn.evaluation.data import Data
     from edgeattn.model import EdgeModel
     from edgeattn.pipeline.steps.options import ConvertOptions, TargetOptions
+    from edgeattn.progress import Progress
     from edgeattn.pruning import Hook
     from edgeattn.results.report import Report
     from edgeattn.targets import Target
@@ -146,25 +147,29 @@ def report_of(
     inputs: Inputs,
     options: ConvertOptions,
     flags: frozenset[str],
-    work: Callable[[EdgeModel, Data | None, ConvertOptions, Bar], Report],
+    work: Callable[[EdgeModel, Data | None, ConvertOptions, Progress], Report],
 ) -> Report:
     """What work makes of the model, with progress; see :func:`in_sizes`.
 
     Raises:
         EdgeattnError: as :func:`load` and ``work``.
     """
+    from edgeattn.progress import Phases
+
     with progress_bar() as bar:
-        return in_sizes(
-            inputs, options.targets, flags, bar,
-            lambda model, data, members: work(model, data, replace(options, targets=members), bar),
+        phases = Phases(bar)
+        report = in_sizes(
+            inputs, options.targets, flags, phases,
+            lambda model, data, members: work(model, data, replace(options, targets=members), phases),
         )  # fmt: skip
+        return replace(report, phases=phases.slowest())
 
 
 def in_sizes(
     inputs: Inputs,
     targets: Sequence[Target],
     flags: frozenset[str],
-    bar: Bar,
+    bar: Progress,
     run: Callable[[EdgeModel, Data | None, tuple[Target, ...]], Report],
 ) -> Report:
     """Run once for each set of sizes that targets have for themselves in edgeattn.toml, mostly one; one report of all.
@@ -206,7 +211,7 @@ def one_device(target: str) -> str | None:
     return devices[0] if devices else None
 
 
-def load(inputs: Inputs, bar: Bar) -> tuple[EdgeModel, Data | None]:
+def load(inputs: Inputs, bar: Progress) -> tuple[EdgeModel, Data | None]:
     """The model in its sizes, and its data.
 
     Raises:

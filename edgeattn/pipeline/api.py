@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,7 +25,7 @@ from edgeattn.pipeline import profile as _profile
 from edgeattn.pipeline.steps.early import refuse_early
 from edgeattn.pipeline.steps.options import ConvertOptions, Effort
 from edgeattn.profiling.contract import MeasureOptions
-from edgeattn.progress import Progress, Quiet
+from edgeattn.progress import Phases, Progress, Quiet
 from edgeattn.pruning import parse_request
 from edgeattn.quantize.plan import Plan, read_plan
 from edgeattn.results.gates import DEFAULT_MAX_DROP, Gates
@@ -123,8 +124,10 @@ def convert(
         accept_unproved=accept_unproved,
     )
     refuse_early(expected_name(str(model)) if isinstance(model, (str, Path)) else None, options, options.suffix)
-    source = loaded(model, follow, constants, data, task)
-    return _convert.convert(source, data_of(model, source, data, split, samples), options, follow)
+    phases = Phases(follow)
+    source = loaded(model, phases, constants, data, task)
+    report = _convert.convert(source, data_of(model, source, data, split, samples), options, phases)
+    return replace(report, phases=phases.slowest())
 
 
 def check(

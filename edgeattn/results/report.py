@@ -10,6 +10,7 @@ from edgeattn.errors import exit_code_of
 from edgeattn.evaluation.accuracy import Accuracy
 from edgeattn.evaluation.parity import OutputParity, Parity
 from edgeattn.profiling.figures import Board, Energy, Kind, Latency, Memory, Realtime
+from edgeattn.progress import Phase
 from edgeattn.results.gates import Failure
 from edgeattn.results.verdicts import Judgement, Verdict, failed, overall
 from edgeattn.spec import ModelSpec, to_json
@@ -153,11 +154,16 @@ def with_gates(result: Result, gates: Sequence[Judgement]) -> Result:
 
 @dataclass(frozen=True)
 class Report:
-    """The ``--json`` object of convert, check and profile."""
+    """The ``--json`` object of convert, check and profile.
+
+    Attributes:
+        phases: where the time went, the slowest first; empty where nobody took it.
+    """
 
     model: Mapping[str, Any]
     results: tuple[Result, ...]
     schema: int = field(default=SCHEMA)
+    phases: tuple[Phase, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -188,7 +194,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         results = [{**to_json(result), "verdict": result.verdict} for result in self.results]
-        return {"schema": self.schema, "model": to_json(self.model), "results": results}
+        told = {"schema": self.schema, "model": to_json(self.model), "results": results}
+        return {**told, "phases": to_json(self.phases)} if self.phases else told
 
 
 def joined(reports: Sequence[Report], order: Sequence[str]) -> Report:

@@ -45,7 +45,9 @@ def is_table(path: Path, suffixes: Sequence[str] = SUFFIXES) -> bool:
     return path.name.endswith(ends) or any((path / (name + end)).is_file() for name in SPLITS for end in ends)
 
 
-def read_table(path: Path, columns: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> tuple[Line, ...]:
+def read_table(
+    path: Path, columns: Sequence[str], suffixes: Sequence[str] = SUFFIXES, optional: Sequence[str] = ()
+) -> tuple[Line, ...]:
     """The lines of a table, or of a directory's tables, whose names are the splits.
 
     A table is UTF-8 and may be compressed. The first line of a .tsv or .csv may be a header with at least the columns,
@@ -54,12 +56,13 @@ def read_table(path: Path, columns: Sequence[str], suffixes: Sequence[str] = SUF
 
     Args:
         columns: names of what every line must have.
+        optional: names that may follow; of a table without a header its first line decides whether they do.
 
     Raises:
         DataError: naming the line and what was expected there.
     """
     if not path.is_dir():
-        return tuple(_rows(regular_file(path, DataError), columns, None))
+        return tuple(_rows(regular_file(path, DataError), columns, optional, None))
     found: list[Line] = []
     for split in SPLITS:
         there = [path / (split + end) for end in suffixes if (path / (split + end)).is_file()]
@@ -67,19 +70,21 @@ def read_table(path: Path, columns: Sequence[str], suffixes: Sequence[str] = SUF
             raise DataError(f"{path}: holds {there[0].name} and {there[1].name}; keep one of them")
         for table in there:
             confined_file(table, path, DataError)
-            found += _rows(table, columns, split)
+            found += _rows(table, columns, optional, split)
     return tuple(found)
 
 
-def _rows(path: Path, columns: Sequence[str], split: str | None) -> Iterator[Line]:
+def _rows(path: Path, columns: Sequence[str], optional: Sequence[str], split: str | None) -> Iterator[Line]:
     if ".jsonl" in path.suffixes[-2:]:
         yield from _objects(path, columns, split)
         return
     comma = ".csv" in path.suffixes[-2:]
-    names: Sequence[str] = columns
+    names: Sequence[str] = (*columns, *optional)
     for index, (number, text) in enumerate(lines(path)):
         place = f"{path}:{number}"
         cells = _comma_cells(text, place) if comma else text.split("\t")
+        if index == 0 and len(cells) == len(columns):
+            names = columns
         if index == 0 and set(columns) <= set(cells):
             names = cells
             if len(set(names)) < len(names) or (split is not None and SPLIT in names):

@@ -36,7 +36,9 @@ class TextClassification(Task):
 
     name: ClassVar[str] = "text-classification"
     summary: ClassVar[str] = "a class per text: topic, sentiment, intent"
-    forms: ClassVar[str] = "a table (.tsv, .csv, .jsonl) of text and label, or a directory with one per split"
+    forms: ClassVar[str] = (
+        "a table (.tsv, .csv, .jsonl) of text and label, or of texts alone, or a directory with one per split"
+    )
     measured: ClassVar[tuple[str, ...]] = ("accuracy", "macro-f1", "matthews")
     plain: ClassVar[bool] = True
     model_tasks: ClassVar[tuple[str, ...]] = ("text-classification",)
@@ -58,11 +60,11 @@ class TextClassification(Task):
         return is_table(path)
 
     def read(self, path: Path, assets: Assets) -> Sequence[Sample]:
-        """Lines of text and label; a label of -100 is none."""
+        """Lines of text and label; a label of -100 is none, and a table may have no labels at all."""
         labels = Labels(self.labels, self.classes)
         samples = []
-        for line in read_table(path, ("text", "label")):
-            text, label = line.cells["text"], line.cells["label"]
+        for line in read_table(path, ("text",), optional=("label",)):
+            text, label = line.cells["text"], line.cells.get("label", IGNORED)
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"{line.place}: expected a text before the label, got an empty one")
             number = labels.number(str(label), line.place)

@@ -220,6 +220,15 @@ def test_a_label_of_minus_100_is_none(tmp_path: Path, assets: dict[str, Path]) -
     assert sorted(target(s) for s in (*data.calibration, *data.evaluation)) == [-100, 0]
 
 
+@pytest.mark.parametrize("head", ["", "text\n", "text\tsplit\n"])
+def test_texts_alone_have_no_labels(tmp_path: Path, assets: dict[str, Path], head: str) -> None:
+    end = "\ttest\n" if "split" in head else "\n"
+    content = head + "".join(f"{'very ' * i}good{end}" for i in range(6))
+    data = load_texts(table(tmp_path, content), spec_of(length=12), assets, None, 0)
+    given = [*data.calibration, *data.evaluation]
+    assert (len(given), {one.target for one in given}) == (6, {None})
+
+
 def test_a_text_of_two_splits_only_measures(tmp_path: Path, assets: dict[str, Path]) -> None:
     path = table(tmp_path, "text\tlabel\tsplit\ngood\t0\ttrain\nvery good\t0\ttrain\ngood\t0\ttest\n")
     data = load_texts(path, spec_of(), assets, None, 0)

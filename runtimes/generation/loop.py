@@ -51,11 +51,12 @@ def _length(opened: Opening, plan: Plan) -> int:
         InputError: as :func:`generate`.
     """
     given = len(opened.tokens)
-    room = plan.positions if plan.slide else opened.exact
+    sliding = plan.slide or (plan.window is not None and plan.window <= opened.exact)  # the model's own window
+    room = plan.positions if sliding else opened.exact
     room = min(room, plan.positions) if room is not None and plan.positions is not None else room
     most = None if room is None else room + 1  # the last token is written and never read
     if most is not None and given >= most:
-        raise InputError(f"{given} tokens are given, and there is room for {room}: {_way_out(opened, plan)}")
+        raise InputError(f"{given} tokens are given, and there is room for {room}: {_way_out(room, plan)}")
     if plan.max_new_tokens is None and plan.max_length is None:
         if most is None:
             raise InputError("the text has no end: give max_new_tokens")
@@ -68,14 +69,14 @@ def _length(opened: Opening, plan: Plan) -> int:
         if plan.asked:
             raise InputError(
                 f"{given} tokens are given and max_new_tokens is {plan.max_new_tokens}, and there is room for {room}: "
-                f"take {most - given} at most, or {_way_out(opened, plan)}"
+                f"take {most - given} at most, or {_way_out(room, plan)}"
             )
         return most
     return own
 
 
-def _way_out(opened: Opening, plan: Plan) -> str:
-    if plan.positions is not None and (plan.slide or plan.positions <= opened.exact):
+def _way_out(room: int | None, plan: Plan) -> str:
+    if plan.positions == room:
         return "the model has positions for no more"
     return "let the oldest tokens fall out of the cache with slide=True"
 

@@ -42,6 +42,7 @@ class Plan:
         start: a decoder's first token; None where the model names none.
         pad: what stands in padded places of an encoder's input.
         positions: tokens in all that the model has positions for; None where its config does not say.
+        window: tokens that the model's own attention sees; None where it sees all.
     """
 
     max_new_tokens: int | None
@@ -70,6 +71,7 @@ class Plan:
     start: int | None
     pad: int
     positions: int | None
+    window: int | None
 
 
 def plan_of(options: GenerateOptions, assets: Mapping[str, Path]) -> Plan:
@@ -118,6 +120,7 @@ def plan_of(options: GenerateOptions, assets: Mapping[str, Path]) -> Plan:
         start=next(iter(own.special("decoder_start_token_id") or own.special("bos_token_id")), None),
         pad=next(iter(own.special("pad_token_id")), 0),
         positions=_positions(config),
+        window=_window(config),
     )
 
 
@@ -130,6 +133,11 @@ def _positions(config: Values) -> int | None:
     parts = [part for name in ("decoder", "text_config") if isinstance(part := config.get(name), dict)]
     sizes = [part.get(name) for part in (*parts, config) for name in POSITIONS]
     return next((size for size in sizes if isinstance(size, int) and size > 1), None)
+
+
+def _window(config: Values) -> int | None:
+    size = config.get("sliding_window")
+    return size if isinstance(size, int) and size > 0 and config.get("use_sliding_window") is not False else None
 
 
 def _read(assets: Mapping[str, Path], name: str) -> Values:

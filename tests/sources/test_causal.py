@@ -24,6 +24,8 @@ LLAMA = SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2, "max_positi
 WHOLE = SIZES | {"num_attention_heads": 4, "max_position_embeddings": 64}
 GPT = {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
+GEMMA = LLAMA | {"head_dim": 8, "sliding_window": 8}
+
 # class, config class, config: positions from a table, rotated, rotated in part, from a table with an offset
 STEPPED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GPT-2": ("GPT2LMHeadModel", "GPT2Config", GPT),
@@ -32,7 +34,7 @@ STEPPED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "OPT": ("OPTForCausalLM", "OPTConfig", WHOLE | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
 }
 ONE_GRAPH: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "window": ("MistralForCausalLM", "MistralConfig", LLAMA | {"sliding_window": 8}, "its logits step by step differ"),
+    "windows in some layers": ("Gemma2ForCausalLM", "Gemma2Config", GEMMA, "its logits step by step differ"),
     "recurrent": ("MambaForCausalLM", "MambaConfig", SIZES | {"state_size": 8}, "its cache holds no keys"),
     "types": ("BertLMHeadModel", "BertConfig", WHOLE, "it reads token_type_ids"),
 }
@@ -133,6 +135,16 @@ def test_from_a_full_cache_the_oldest_falls_out(monkeypatch: pytest.MonkeyPatch,
     np.testing.assert_allclose(logits[:9], expected[:9], atol=TOLERANCE, rtol=TOLERANCE)
     assert np.isfinite(logits).all()
     assert np.abs(logits[15] - expected[15]).max() > TOLERANCE
+
+
+def test_a_window_of_all_layers_is_a_cache_of_that_length(tmp_path: Path) -> None:
+    settings = LLAMA | {"sliding_window": 8}
+    model, module = saved("MistralForCausalLM", "MistralConfig", settings, tmp_path / "net")
+    assert model.notes == ("step looks back on 7 tokens as all its layers do, at most 64 in all",)
+    assert model.buckets == {"seq": (16, 63)}  # a prompt may be longer than the window
+    tokens = text(40)
+    logits = stepped(model, tokens, model.spec.graph("step").initial_states(), 0)
+    np.testing.assert_allclose(logits, whole(module, tokens), atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_caches_move_by_concatenation_alone(loaded: Callable[[str], tuple[EdgeModel, Any]]) -> None:

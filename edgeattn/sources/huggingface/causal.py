@@ -13,8 +13,9 @@ new one: exact up to there, a sliding window from there on. Models with a table 
 row; their caches are never longer than it.
 
 Nothing here knows a family: a model is stepped if its steps, from an empty cache and from that of a prompt, give the
-same logits as its forward over the whole sequence, tried when it is loaded (beyond the model's own window, if that is
-shorter than a cache), and otherwise stays one graph.
+same logits as its forward over the whole sequence, tried when it is loaded, and otherwise stays one graph. Where the
+model has an attention window shorter than a cache, that is tried beyond the window; if all its layers have it, a cache
+of that length is exact.
 """
 
 from __future__ import annotations
@@ -76,8 +77,9 @@ def causal_graphs(source: Source) -> tuple[Causal | None, str]:
     others = sorted(set(taken) - {"input_ids", MASK})
     if others or "input_ids" not in taken or taken["input_ids"].ndim != 2:
         return None, f"it reads {', '.join(others) or 'no texts'}"
-    length = min(CACHE, table_rows(model) - 1)
-    tokens = np.resize(taken["input_ids"][0], _tried(source, length))
+    longest = min(CACHE, table_rows(model) - 1)
+    windows = _windows(source, longest)
+    tokens = np.resize(taken["input_ids"][0], min(max(TRIED, *(size + 2 for size in (0, *windows))), longest + 1))
     try:
         prefill = _prefill(model, taken)
         with torch.inference_mode():
@@ -87,30 +89,41 @@ def causal_graphs(source: Source) -> tuple[Causal | None, str]:
             given = {name: value.numpy() for name, value in prefill(**inputs, **shown).items()}
     except Exception as error:  # noqa: BLE001 - any exception means that this model works in another way
         return None, f"it does not keep keys and values apart ({said(error)})"
-    example = {"input_ids": taken["input_ids"][:, :1], "position": np.zeros(1, np.int64)}
-    for name, value in given.items():
-        if name != "logits":
-            example[name] = np.zeros((1, value.shape[1], length, value.shape[3]), np.float32)
-    found = _first_that_agrees(model, example, tokens, expected, given)
-    if isinstance(found, str):
-        return None, found
+    reason = ""
+    for length in (longest, *(size - 1 for size in windows)):  # one that all layers have is a cache of that length
+        example = _empty(taken, given, length)
+        found = _first_that_agrees(model, example, tokens, expected, given)
+        if not isinstance(found, str):
+            break
+        reason = reason or found
+    else:
+        return None, reason
     step, last, positions = found
     states = {name: f"next_{name}" for name in example if name not in ("input_ids", "position")}
     dims, fills = text_dims(taken, source), text_fills(taken, source)
-    sizes = tuple(sorted({size for size in SIZES if size < length} | {length}))
+    sizes = tuple(sorted({size for size in SIZES if size < longest} | {longest}))
     graphs = {
         PREFILL: Graph(prefill, taken, dims=dims, buckets={"seq": sizes}),
         STEP: Graph(step, last, states=states),
     }
+    own = "" if length == longest else " as all its layers do"
     ends = "" if positions == RELATIVE else f", at most {table_rows(model)} in all"
-    return Causal(graphs, fills, [f"{STEP} looks back on {length} tokens{ends}"]), ""
+    return Causal(graphs, fills, [f"{STEP} looks back on {length} tokens{own}{ends}"]), ""
 
 
-def _tried(source: Source, length: int) -> int:
-    """How many tokens to compare: more than an attention window of the model's, where a cache would reach beyond it."""
+def _empty(taken: Arrays, given: Arrays, length: int) -> Arrays:
+    """Inputs of the first step: a token, and caches of zeros in the shape of prefill's keys."""
+    example = {"input_ids": taken["input_ids"][:, :1], "position": np.zeros(1, np.int64)}
+    for name, value in given.items():
+        if name != "logits":
+            example[name] = np.zeros((1, value.shape[1], length, value.shape[3]), np.float32)
+    return example
+
+
+def _windows(source: Source, length: int) -> list[int]:
+    """Attention windows of the model's own that a cache of this length would reach beyond."""
     every = [getattr(config, name, None) for config in configs(source.config, PARTS["text"]) for name in WINDOWS]
-    windows = [size for size in every if isinstance(size, int) and 0 < size <= length]
-    return min(max(TRIED, *(size + 2 for size in windows)) if windows else TRIED, length + 1)
+    return sorted({size for size in every if isinstance(size, int) and 1 < size <= length})
 
 
 def _prefill(model: Any, taken: Arrays) -> torch.nn.Module:
@@ -218,8 +231,10 @@ def _handed_over(example: Arrays, given: Arrays, count: int) -> Arrays:
     filled = dict(example)
     for name, value in given.items():
         if name != "logits":
+            length = example[name].shape[2]
+            kept = min(count, length)
             filled[name] = example[name].copy()
-            filled[name][:, :, example[name].shape[2] - count :] = value[:, :, :count]
+            filled[name][:, :, length - kept :] = value[:, :, count - kept : count]
     return filled
 
 

@@ -117,7 +117,7 @@ def margin(name: str, directory: Path, inputs: Mapping[str, np.ndarray], **optio
 
 
 def _generated(name: str, directory: Path, inputs: Mapping[str, np.ndarray], options: dict[str, Any]) -> Any:
-    kind = getattr(transformers, MODELS[name][0])
+    kind = getattr(transformers, MODELS[name][0] if name in MODELS else "MistralForCausalLM")
     with silenced(), torch.inference_mode():
         module = kind.from_pretrained(directory).eval()
         given = {key: torch.from_numpy(value) for key, value in inputs.items()}

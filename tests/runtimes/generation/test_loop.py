@@ -75,6 +75,15 @@ def test_nothing_is_written_beyond_the_last_position(tmp_path: Path) -> None:
         generate(ToyModel(assets=files), [3, 1], GenerateOptions(slide=True, max_new_tokens=10))
 
 
+def test_a_window_of_the_models_own_slides_by_itself(tmp_path: Path) -> None:
+    own = assets(tmp_path, {"sliding_window": CACHE + 1, "max_position_embeddings": 64})
+    assert written(ToyModel(assets=own), [3, 1], max_new_tokens=20) == greedy([3, 1], 20, sliding=True)
+    for config in ({"sliding_window": CACHE + 2}, {"sliding_window": 4, "use_sliding_window": False}):
+        wider = assets(tmp_path, config | {"max_position_embeddings": 64})
+        with pytest.raises(InputError, match="take 6 at most, or let the oldest tokens fall out"):
+            generate(ToyModel(assets=wider), [3, 1], GenerateOptions(max_new_tokens=20))
+
+
 def test_the_same_seed_draws_the_same_text() -> None:
     texts = [written(ToyModel(), [3, 1], max_new_tokens=6, sample=True, seed=seed) for seed in (0, 0, 1, 2)]
     assert texts[0] == texts[1]

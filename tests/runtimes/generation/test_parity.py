@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -154,6 +156,30 @@ def test_a_prompt_beyond_the_largest_size_is_written_on(loaded: Load, opened: Op
     expected = of_transformers("llama", directory, {"input_ids": ids}, max_new_tokens=LENGTH)
     options = GenerateOptions(max_new_tokens=LENGTH)
     assert list(opened("llama", "onnxruntime").generate(ids[0], options)) == expected
+
+
+def test_a_full_cache_slides_as_a_model_with_such_windows(
+    loaded: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistral is a Llama whose layers see the last tokens alone, of any number: with the same weights, the oracle."""
+    from edgeattn.sources.huggingface import causal
+
+    monkeypatch.setattr(causal, "CACHE", 12)
+    _, directory = loaded("llama")
+    model = with_buckets(load_model(str(directory)), {})
+    assert [graph.name for graph in model.spec.graphs] == ["prefill_12", "step"]
+    shutil.copytree(directory, tmp_path / "mistral")
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 12 + 1}
+    (tmp_path / "mistral/config.json").write_text(json.dumps(config))
+    expected = of_transformers("mistral", tmp_path / "mistral", prompt("llama"), max_new_tokens=40)
+    assert expected != of_transformers("llama", directory, prompt("llama"), max_new_tokens=40)
+    options = GenerateOptions(max_new_tokens=40, slide=True)
+    assert list(Reference(model).generate(prompt("llama"), options)) == expected
+    with pytest.raises(InputError, match="room for 13: take 3 at most, or let the oldest tokens fall out"):
+        Reference(model).generate(prompt("llama"), GenerateOptions(max_new_tokens=40))
+    windowed = with_buckets(load_model(str(tmp_path / "mistral")), {})  # its own window: nothing to allow
+    assert list(Reference(windowed).generate(prompt("llama"), GenerateOptions(max_new_tokens=40))) == expected
 
 
 def test_positions_end_where_the_models_do(opened: Open) -> None:

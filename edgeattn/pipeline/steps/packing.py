@@ -37,6 +37,8 @@ from edgeattn.targets.host import HOST
 from edgeattn.tasks import stored
 
 GOLDEN_STEPS = 6
+LEAST_GOLDEN_STEPS = 2  # a state that is lost shows in the second
+GOLDEN_BYTES = 2**26  # unpacked, from which on fewer steps are kept: logits of long prompts would outweigh the model
 # What other kernels of the same precision must reach.
 GOLDEN_SQNR_DB = {"fp32": 60.0, "fp16": 40.0, "int8": 15.0, "int4": 10.0}
 
@@ -135,10 +137,10 @@ def draft_bundle(
         shutil.copyfile(file, draft.path / name)
     copy_assets(model.assets, draft.path)
     facts = None
-    if golden is not None:
+    if golden:
         _save_arrays(draft.path / "golden.npz", golden)
         maker = f"{ENGINES[artifact.backend].here}, edgeattn {edgeattn.__version__}"
-        facts = Golden("golden.npz", GOLDEN_STEPS, maker, GOLDEN_SQNR_DB[artifact.precision])
+        facts = Golden("golden.npz", len(next(iter(golden.values()))), maker, GOLDEN_SQNR_DB[artifact.precision])
     manifest = Manifest(
         name=model.spec.name,
         target=target.name,
@@ -174,8 +176,11 @@ def copy_assets(assets: Mapping[str, Path], draft: Path) -> None:
 
 def golden_inputs(base: Baseline) -> dict[str, list[Arrays]]:
     """The first recorded inputs of every graph, from the start again where fewer were recorded."""
+    firsts = [records[0] for records in base.records.values()]
+    size = sum(array.nbytes for first in firsts for array in (*first.inputs.values(), *first.outputs.values()))
+    steps = max(LEAST_GOLDEN_STEPS, min(GOLDEN_STEPS, GOLDEN_BYTES // max(1, size)))
     return {
-        graph: [dict(record.inputs) for record in itertools.islice(itertools.cycle(records), GOLDEN_STEPS)]
+        graph: [dict(record.inputs) for record in itertools.islice(itertools.cycle(records), steps)]
         for graph, records in base.records.items()
     }
 

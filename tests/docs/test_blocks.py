@@ -27,6 +27,7 @@ from edgeattn.targets import get_target
 from tests.conversions import BUNDLES, speech_conversion
 from tests.docs.pages import PAGES, Block, blocks
 from tests.docs.test_commands import commands, parse
+from tests.once import shared_root
 
 torch = pytest.importorskip("torch", reason="models are torch modules: edgeattn[convert]")
 transformers: Any = pytest.importorskip("transformers", reason="directories are read by it: edgeattn[hf]")
@@ -207,7 +208,7 @@ def prepare(page: str, literal: str, speech: Path) -> None:
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in model's bundle."""
-    _, out = speech_conversion(tmp_path_factory.getbasetemp())
+    _, out = speech_conversion(shared_root(tmp_path_factory))
     return out / f"streaming-conformer.{BUNDLES['cpu']}"
 
 

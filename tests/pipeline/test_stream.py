@@ -13,12 +13,13 @@ from edgeattn.pipeline.stream import stream_spec, transcribe, transcribe_paced
 from edgeattn.runtimes import Event, Session, load
 from edgeattn.sources import load_data, load_model
 from tests.conversions import BUNDLES, small_conversion, speech_conversion
+from tests.once import shared_root
 
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     pytest.importorskip("openvino", reason="the cpu target needs edgeattn[openvino]")
-    out = speech_conversion(tmp_path_factory.getbasetemp())[1]
+    out = speech_conversion(shared_root(tmp_path_factory))[1]
     with load(out / f"streaming-conformer.{BUNDLES['cpu']}") as opened:
         yield opened
 
@@ -74,7 +75,7 @@ def test_a_paced_stream_hears_the_same_and_keeps_score(session: Session, samples
 
 
 def test_a_model_that_does_not_stream_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
-    out: Path = small_conversion(tmp_path_factory.getbasetemp()).out
+    out: Path = small_conversion(shared_root(tmp_path_factory)).out
     with load(out / f"small-attention.{BUNDLES['cpu']}") as opened:
         with pytest.raises(InputError, match="does not stream"):
             stream_spec(opened)

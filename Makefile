@@ -2,7 +2,7 @@
 #
 #   make test       everything that CI runs: lint, the docs, all tests
 #   make quick      the tests that are not marked slow
-#   make matrix     every source of every architecture on every engine; `make test` takes a part of these cells
+#   make matrix     every source of every architecture and every pruned family on every engine; `make test` takes a part
 #   make coverage   all tests, and the lines and branches that they do not reach
 #   make format     what ruff can put right by itself
 #
@@ -32,7 +32,8 @@ quick: $(STAMP)
 	$(BIN)/python $(PYTEST) -m "not slow"
 
 matrix: $(STAMP)
-	$(BIN)/python $(PYTEST) --whole-matrix tests/acceptance/test_matrix.py
+	$(BIN)/python $(PYTEST) --whole-matrix tests/acceptance/test_matrix.py \
+	  tests/acceptance/test_pruned_families.py tests/acceptance/test_sentence_encoder.py
 
 coverage: $(STAMP)
 	$(BIN)/coverage erase

@@ -1,4 +1,4 @@
-"""The cells of the matrix that a run leaves out."""
+"""The cells of the matrices that a run leaves out."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ for needed in ("torch", "onnxscript", "onnxruntime", "openvino", "nncf", "litert
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--whole-matrix`` the cells that :func:`tests.acceptance.pairs.engines_of` chose are left."""
+    """Without ``--whole-matrix`` the cells that :mod:`tests.acceptance.pairs` chose are left."""
     if config.getoption("--whole-matrix"):
         return
-    from tests.acceptance.pairs import engines_of
+    from tests.acceptance.pairs import engines_of, in_turn
     from tests.architectures import FURTHER, NAMED
+    from tests.pruning.families import FAMILIES
 
-    chosen = engines_of(NAMED, FURTHER)
+    chosen, engine_of = engines_of(NAMED, FURTHER), in_turn(FAMILIES)
 
     def is_left_out(item: pytest.Item) -> bool:
         cell: Mapping[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
+        if {"pruned", "engine"} <= set(cell):
+            return bool(cell["engine"] != engine_of[cell["pruned"]])
         if not {"loaded", "engine"} <= set(cell):
             return False
         architecture, source = cell["loaded"]

@@ -42,3 +42,8 @@ def engines_of(
             had.append(engine)
             kept[engine] += 1
     return {case: tuple(had) for case, had in found.items()}
+
+
+def in_turn(names: Sequence[str]) -> Mapping[str, str]:
+    """Name -> one engine, the next in turn."""
+    return dict(zip(names, itertools.cycle(ENGINES), strict=False))

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.cells import ENGINES, SOURCES, Source, sources_of
-from tests.acceptance.pairs import LEAST, engines_of
+from tests.acceptance.pairs import LEAST, engines_of, in_turn
 from tests.architectures import FURTHER, NAMED
+from tests.pruning.families import FAMILIES, STEPPED
 
 PAIRS = [(source, engine) for source in SOURCES for engine in ENGINES]
 
@@ -66,3 +67,10 @@ def test_it_is_the_same_in_another_process() -> None:
 def test_too_few_architectures_for_six_each_are_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         engines_of(NAMED[: LEAST - 1])
+
+
+def test_every_engine_gets_six_pruned_families_and_one_with_caches() -> None:
+    engine_of = in_turn(FAMILIES)
+    assert set(engine_of) == set(FAMILIES)
+    assert all(list(engine_of.values()).count(engine) >= LEAST for engine in ENGINES)
+    assert {engine_of[family] for family in STEPPED} == set(ENGINES)

@@ -1,7 +1,8 @@
-"""Every family with a quarter of its heads and neurons removed, on every engine.
+"""Every family with a quarter of its heads and neurons removed, on one engine in turn; ``--whole-matrix``: on all.
 
 The oracle is the pruned torch module, run directly; that it equals the masked original is the business of
-tests/pruning. Encoder-decoders of transformers come as directories, so that their caches shrink with the heads.
+tests/pruning, and that each family's graphs run on each engine before they are pruned that of the matrix.
+Encoder-decoders of transformers come as directories, so that their caches shrink with the heads.
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ from edgeattn.runtimes import open_session
 from edgeattn.targets import get_target
 from tests.acceptance.cells import ENGINES, TARGETS, like
 from tests.architectures import TRANSFORMERS
-from tests.pruning.families import FAMILIES, OWN, architecture, directory_of, model_of, parameters, quarter
+from tests.pruning.families import FAMILIES, OWN, STEPPED, architecture, directory_of, model_of, parameters, quarter
 
 pytestmark = [pytest.mark.slow, pytest.mark.group_by("pruned")]
 
 CALLS = 3
-STEPPED = ("T5", "T5 (gated)", "BART", "Marian", "Whisper")
 
 
 class Pruned:

@@ -196,6 +196,8 @@ OWN: dict[str, Callable[[], EdgeModel]] = {
 }
 
 FAMILIES = (*STOCK, *OWN)
+STEPPED = ("T5", "T5 (gated)", "BART", "Marian", "Whisper")
+"""Encoder-decoders, which come as directories where a decoder's step with its caches is wanted."""
 
 
 def architecture(name: str) -> Architecture:

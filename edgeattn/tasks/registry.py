@@ -9,10 +9,13 @@ from typing import Any
 from edgeattn.errors import DataError, InputError, unknown_name
 from edgeattn.spec import from_json, to_json
 from edgeattn.tasks.anything import Anything
+from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
 from edgeattn.tasks.task import Described, Task
 from edgeattn.tasks.text_classification import TextClassification
 
-TASKS: Mapping[str, type[Task]] = {task.name: task for task in (TextClassification, Anything)}
+TASKS: Mapping[str, type[Task]] = {
+    task.name: task for task in (TextClassification, AudioClassification, KeywordSpotting, Anything)
+}
 """Name -> class, in the order in which they are listed."""
 
 

@@ -10,11 +10,21 @@ from edgeattn.errors import DataError, InputError, unknown_name
 from edgeattn.spec import from_json, to_json
 from edgeattn.tasks.anything import Anything
 from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
+from edgeattn.tasks.speaker_verification import SpeakerVerification
+from edgeattn.tasks.speech_recognition import SpeechRecognition
 from edgeattn.tasks.task import Described, Task
 from edgeattn.tasks.text_classification import TextClassification
 
 TASKS: Mapping[str, type[Task]] = {
-    task.name: task for task in (TextClassification, AudioClassification, KeywordSpotting, Anything)
+    task.name: task
+    for task in (
+        TextClassification,
+        AudioClassification,
+        KeywordSpotting,
+        SpeechRecognition,
+        SpeakerVerification,
+        Anything,
+    )
 }
 """Name -> class, in the order in which they are listed."""
 

@@ -10,7 +10,9 @@ from edgeattn.errors import DataError, InputError, unknown_name
 from edgeattn.spec import from_json, to_json
 from edgeattn.tasks.anything import Anything
 from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
+from edgeattn.tasks.link_prediction import LinkPrediction
 from edgeattn.tasks.speaker_verification import SpeakerVerification
+from edgeattn.tasks.speech_enhancement import SpeechEnhancement
 from edgeattn.tasks.speech_recognition import SpeechRecognition
 from edgeattn.tasks.task import Described, Task
 from edgeattn.tasks.text_classification import TextClassification
@@ -23,6 +25,8 @@ TASKS: Mapping[str, type[Task]] = {
         KeywordSpotting,
         SpeechRecognition,
         SpeakerVerification,
+        SpeechEnhancement,
+        LinkPrediction,
         Anything,
     )
 }

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 SUFFIX = ".txt"
-MOST_TRIALS = 10_000  # of the same speaker, and of others
+MOST_TRIALS = 5_000  # of the same speaker, and of others
+MOST_PAIRS = 50_000  # that are looked at: the metric is taken a thousand times, without one recording or the other
 CHANCE = 0.5
 HEAD = 3  # numbers of a sample's statistics before its embedding
 
@@ -152,7 +153,7 @@ def of_embeddings(metric: Metric) -> Metric:
     """A metric of trials as one of embeddings: the cosine of two is the score of their trial.
 
     An answer's first embedding counts. A target is ``{"number": its own, "speaker": n}``, where all pairs are trials
-    (of more than 10,000 of a kind that many, drawn alike each time), or ``{"number": its own, "trials": [[number of
+    (of more than 5,000 of a kind that many, drawn alike each time), or ``{"number": its own, "trials": [[number of
     another, 1 or 0], ...]}``, of which those count whose other recording is there. An embedding that holds NaN or is
     all 0 has the worst score for each of its trials.
     """
@@ -189,16 +190,38 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 
 def _pairs(numbers: np.ndarray, speakers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs of different recordings as two arrays of places, and whether each is of one speaker."""
-    first, second = np.triu_indices(len(numbers), 1)
+    first, second = _candidates(numbers)
     same = speakers[first] == speakers[second]
     # The draw is by the recordings' own numbers, so that leaving one out changes no other pair.
-    low, high = np.sort(np.stack([numbers[first], numbers[second]]).astype(np.uint64), axis=0)
-    mixed = low * np.uint64(0x9E3779B97F4A7C15) + high * np.uint64(0xC2B2AE3D27D4EB4F)  # modulo 2**64, as meant
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    place = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+    low, high = np.sort(np.stack([numbers[first], numbers[second]]), axis=0)
+    place = _mixed(low * 2.0**26 + high) / 2.0**64
     shares = [MOST_TRIALS / max(1, int((same == kind).sum())) for kind in (False, True)]
     kept = place < np.where(same, shares[1], shares[0])
     return first[kept], second[kept], same[kept].astype(np.float64)
+
+
+def _candidates(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs; of many recordings those whose numbers fall into opposite ones of some parts, so a share of them."""
+    parts = -(-len(numbers) * (len(numbers) - 1) // (2 * MOST_PAIRS))
+    part = _mixed(numbers) % np.uint64(max(1, parts))
+    first, second = [], []
+    for one in range(max(1, parts)):
+        left, right = np.flatnonzero(part == one), np.flatnonzero(part == (parts - one) % max(1, parts))
+        a, b = (grid.ravel() for grid in np.meshgrid(left, right, indexing="ij"))
+        first.append(a[a < b])
+        second.append(b[a < b])
+    return np.concatenate(first), np.concatenate(second)
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Whole numbers as ones that look random, uint64, the same each time.
+
+    Source: Stafford, "Better bit mixing", 2011 (the end of SplitMix64).
+    """
+    bits = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2**64, as meant
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(bits ^ (bits >> np.uint64(31)))
 
 
 def _listed(trials: Sequence[np.ndarray], numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

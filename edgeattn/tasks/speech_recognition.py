@@ -160,7 +160,7 @@ def _tokens(model: Described, count: int) -> tuple[str, ...]:
     if not found and TOKENIZER in model.assets:
         where, found = TOKENIZER, read_tokenizer(model.assets[TOKENIZER], None).get_vocab(with_added_tokens=True)
     if not found:
-        if len(model.labels) >= count:
+        if len(model.labels) >= count and all(model.labels[:count]):
             return model.labels[:count]
         raise DataError(
             f"what is heard needs the texts of the model's {count} tokens: a {VOCABULARY} or {TOKENIZER} beside it, or "

@@ -96,16 +96,28 @@ def test_what_is_no_number_is_the_worst_of_its_trials() -> None:
         assert metric.value([metric.statistics([row], t) for row, t in zip(rows, targets, strict=True)]) >= 0.5
 
 
-def test_more_pairs_than_the_bound_are_drawn_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("most", [200_000, 2_000])
+def test_more_pairs_than_the_bound_are_drawn_alike(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(speaker_verification, "MOST_TRIALS", 300)
-    numbers, speakers = np.arange(80.0), np.arange(80.0) // 20
+    monkeypatch.setattr(speaker_verification, "MOST_PAIRS", most)
+    numbers, speakers = np.arange(120.0), np.arange(120.0) // 30
     first, second, same = speaker_verification._pairs(numbers, speakers)
-    assert 200 < same.sum() < 400
+    assert 200 < same.sum() < 550
     assert 200 < (same == 0).sum() < 400
-    shuffled = np.random.default_rng(0).permutation(80)
+    shuffled = np.random.default_rng(0).permutation(120)
     again = speaker_verification._pairs(numbers[shuffled], speakers[shuffled])
     drawn = {frozenset((numbers[a], numbers[b])) for a, b in zip(first, second, strict=True)}
+    assert len(drawn) == len(first)
     assert drawn == {frozenset((numbers[shuffled[a]], numbers[shuffled[b]])) for a, b in zip(*again[:2], strict=True)}
+
+
+def test_pairs_of_few_recordings_are_all_there_are() -> None:
+    first, second, same = speaker_verification._pairs(np.array([4.0, 7.0, 9.0]), np.array([0.0, 0.0, 1.0]))
+    assert sorted(zip(first.tolist(), second.tolist(), same.tolist(), strict=True)) == [
+        (0, 1, 1.0),
+        (0, 2, 0.0),
+        (1, 2, 0.0),
+    ]
 
 
 def test_two_recordings_in_their_likeness_out(model: EdgeModel, tmp_path: Path) -> None:

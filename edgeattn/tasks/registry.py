@@ -10,6 +10,7 @@ from edgeattn.errors import DataError, InputError, unknown_name
 from edgeattn.spec import from_json, to_json
 from edgeattn.tasks.anything import Anything
 from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
+from edgeattn.tasks.forecasting import Forecasting, Regression
 from edgeattn.tasks.link_prediction import LinkPrediction
 from edgeattn.tasks.speaker_verification import SpeakerVerification
 from edgeattn.tasks.speech_enhancement import SpeechEnhancement
@@ -27,6 +28,8 @@ TASKS: Mapping[str, type[Task]] = {
         SpeakerVerification,
         SpeechEnhancement,
         LinkPrediction,
+        Forecasting,
+        Regression,
         Anything,
     )
 }

@@ -17,6 +17,7 @@ from edgeattn.tasks.speech_enhancement import SpeechEnhancement
 from edgeattn.tasks.speech_recognition import SpeechRecognition
 from edgeattn.tasks.task import Described, Task
 from edgeattn.tasks.text_classification import TextClassification
+from edgeattn.tasks.token_classification import TokenClassification
 
 TASKS: Mapping[str, type[Task]] = {
     task.name: task
@@ -33,6 +34,7 @@ TASKS: Mapping[str, type[Task]] = {
         Anything,
     )
 }
+TASKS: Mapping[str, type[Task]] = {task.name: task for task in (TextClassification, TokenClassification, Anything)}
 """Name -> class, in the order in which they are listed."""
 
 

@@ -12,6 +12,7 @@ from edgeattn.tasks.anything import Anything
 from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
 from edgeattn.tasks.forecasting import Forecasting, Regression
 from edgeattn.tasks.link_prediction import LinkPrediction
+from edgeattn.tasks.question_answering import QuestionAnswering
 from edgeattn.tasks.speaker_verification import SpeakerVerification
 from edgeattn.tasks.speech_enhancement import SpeechEnhancement
 from edgeattn.tasks.speech_recognition import SpeechRecognition
@@ -23,8 +24,10 @@ TASKS: Mapping[str, type[Task]] = {
     task.name: task
     for task in (
         TextClassification,
-        AudioClassification,
+        TokenClassification,
+        QuestionAnswering,
         KeywordSpotting,
+        AudioClassification,
         SpeechRecognition,
         SpeakerVerification,
         SpeechEnhancement,
@@ -34,7 +37,6 @@ TASKS: Mapping[str, type[Task]] = {
         Anything,
     )
 }
-TASKS: Mapping[str, type[Task]] = {task.name: task for task in (TextClassification, TokenClassification, Anything)}
 """Name -> class, in the order in which they are listed."""
 
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import itertools
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,35 @@ def read_table(
             confined_file(table, path, DataError)
             found += _rows(table, columns, optional, split)
     return tuple(found)
+
+
+def split_files(path: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+    """Files of a directory whose names hold a split as a word, by split: ``dev.conll``, ``en_ewt-ud-dev.conllu.gz``."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(path.iterdir()):
+        end = max((end for end in suffixes if file.name.endswith(end)), key=len, default=None)
+        if end is None or not file.is_file():
+            continue
+        named = {word for word in re.split(r"[^a-z]+", file.name[: -len(end)].lower()) if word in SPLITS}
+        if len(named) == 1:
+            found.setdefault(named.pop(), []).append(file)
+    return found
+
+
+def files_of(path: Path, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+    """A file itself, of no split; or a directory's files with their splits, see :func:`split_files`.
+
+    Raises:
+        DataError: for two files of one split, or a link out of the directory.
+    """
+    if not path.is_dir():
+        return [("", regular_file(path, DataError))]
+    found = split_files(path, suffixes)
+    for files in found.values():
+        if len(files) > 1:
+            raise DataError(f"{path}: holds {files[0].name} and {files[1].name}; keep one of them")
+        confined_file(files[0], path, DataError)
+    return [(split, files[0]) for split, files in found.items()]
 
 
 def _rows(path: Path, columns: Sequence[str], optional: Sequence[str], split: str | None) -> Iterator[Line]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeattn.errors import DataError
-from edgeattn.guards.confined import confined_file, regular_file
-from edgeattn.tasks.tables import SPLITS, lines
+from edgeattn.tasks.tables import files_of, lines, split_files
 
 UNIVERSAL = ".conllu"
 ENDS = tuple(
@@ -38,7 +37,7 @@ class Sentence:
 
 def is_tagged(path: Path) -> bool:
     """Whether a path is called as such a file is, or is a directory with one per split."""
-    return path.name.endswith(ENDS) if not path.is_dir() else bool(_of_splits(path))
+    return path.name.endswith(ENDS) if not path.is_dir() else bool(split_files(path, ENDS))
 
 
 def read_tagged(path: Path) -> tuple[Sentence, ...]:
@@ -53,27 +52,7 @@ def read_tagged(path: Path) -> tuple[Sentence, ...]:
     Raises:
         DataError: naming the line and what was expected there.
     """
-    if not path.is_dir():
-        return tuple(_sentences(regular_file(path, DataError), ""))
-    found: list[Sentence] = []
-    for split, files in _of_splits(path).items():
-        if len(files) > 1:
-            raise DataError(f"{path}: holds {files[0].name} and {files[1].name}; keep one of them")
-        confined_file(files[0], path, DataError)
-        found += _sentences(files[0], split)
-    return tuple(found)
-
-
-def _of_splits(path: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for file in sorted(path.iterdir()):
-        end = next((end for end in sorted(ENDS, key=len, reverse=True) if file.name.endswith(end)), None)
-        if end is None or not file.is_file():
-            continue
-        named = [word for word in re.split(r"[^a-z]+", file.name[: -len(end)].lower()) if word in SPLITS]
-        if len(set(named)) == 1:
-            found.setdefault(named[0], []).append(file)
-    return found
+    return tuple(sentence for split, file in files_of(path, ENDS) for sentence in _sentences(file, split))
 
 
 def _sentences(path: Path, split: str) -> Iterator[Sentence]:

@@ -222,12 +222,14 @@ def load(inputs: Inputs, bar: Progress) -> tuple[EdgeModel, Data | None]:
     from edgeattn.sources import Examples, load_data, load_model, with_task
     from edgeattn.sources.metrics import with_metric
     from edgeattn.sources.sizes import parse_buckets, parse_fills, with_buckets
+    from edgeattn.sources.text_sizes import with_sizes_of
 
     buckets, fills = parse_buckets(inputs.buckets), parse_fills(inputs.fills)
     examples = Examples(bound=tuple(inputs.bound), data=inputs.data)
     examples.values()  # refused before any waiting
     bar.begin(f"loading {inputs.model}")
     source = with_task(with_buckets(load_model(inputs.model, examples), buckets, fills), inputs.task)
+    source = with_sizes_of(source, inputs.data)
     loaded = load_data(inputs.model, source.spec, inputs.data, inputs.split, inputs.samples, source.assets, source.task)
     enough_to_calibrate(loaded, inputs.calibration_samples)
     if inputs.metric is not None:

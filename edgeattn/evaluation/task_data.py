@@ -59,6 +59,7 @@ class TaskData(Data):
         task: fitted to the model.
         agrees: the targets are the source's own answers, since the data has none.
         metrics: the first gates; None for the task's own.
+        cut: what of the evaluation samples is beyond the model's largest size, in words; empty if nothing is.
     """
 
     kind: ClassVar[str] = "task"
@@ -68,6 +69,7 @@ class TaskData(Data):
     task: Task = field(kw_only=True)
     agrees: bool = field(default=False, kw_only=True)
     metrics: tuple[Metric, ...] | None = field(default=None, kw_only=True)
+    cut: str = field(default="", kw_only=True)
 
     @cached_property
     def _arrays(self) -> ArrayData:

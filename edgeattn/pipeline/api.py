@@ -32,6 +32,7 @@ from edgeattn.results.gates import DEFAULT_MAX_DROP, Gates
 from edgeattn.results.report import Report
 from edgeattn.sources import Examples, from_module, load_data, load_model, read_loaded, with_task
 from edgeattn.sources.names import expected_name
+from edgeattn.sources.text_sizes import with_sizes_of
 from edgeattn.targets import Target, get_target
 
 if TYPE_CHECKING:
@@ -301,7 +302,8 @@ def loaded(
     if isinstance(model, (str, Path)):
         progress.begin(f"loading {model}")
         beside = str(data) if isinstance(data, (str, Path)) else None
-        return with_task(load_model(str(model), Examples(bound=options_of(constants), data=beside)), task)
+        read = with_task(load_model(str(model), Examples(bound=options_of(constants), data=beside)), task)
+        return with_sizes_of(read, beside)
     if constants:
         raise InputError(
             f"constants ({', '.join(constants)}) are for inputs of an .onnx or .tflite file; a module has its own"

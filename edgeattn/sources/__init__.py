@@ -40,6 +40,7 @@ __all__ = [
     "read_model",
     "sizes",
     "tasks",
+    "text_sizes",
     "with_task",
 ]
 

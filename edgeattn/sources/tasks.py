@@ -107,10 +107,10 @@ def encoded_data(
 
     measured, cut = encoded(evaluation)
     calibrating, _ = encoded(calibration)
-    for where, count in cut.items():  # the metric of both sides is one of shortened inputs: its reader should know
-        if where:
-            origin += f" ({count} of {len(evaluation)} samples cut {where})"
-    return TaskData(origin, calibrating, measured, task=task)
+    told = [f"{count} of {len(evaluation)} samples cut {where}" for where, count in cut.items() if where]
+    # The metric of both sides is one of shortened inputs: its reader should know.
+    origin += "".join(f" ({one})" for one in told)
+    return TaskData(origin, calibrating, measured, task=task, cut=", ".join(told))
 
 
 def as_task_data(data: ArrayData, task: Task) -> TaskData:

@@ -80,9 +80,22 @@ def test_its_good_twin_is_not(name: str) -> None:
         assert case.rule not in {row.rule for row in findings(case, made(name, good=True), engine)}
 
 
+def test_samples_that_are_cut_are_a_risk() -> None:
+    model = made(next(iter(CASES)), good=True)
+    views = look(model)
+    target = TARGETS["openvino"]
+    told = judge(views, Question(model, target, "openvino", ("fp32",), True, cut="2 of 9 samples cut at 64 tokens"))
+    (row,) = [row for row in told if row.rule == "cut-samples"]
+    assert (row.severity, row.graph) == ("risk", model.spec.graphs[0].name)
+    assert row.reason.startswith("2 of 9 samples cut at 64 tokens")
+    assert not [
+        r for r in judge(views, Question(model, target, "openvino", ("fp32",), True)) if r.rule == "cut-samples"
+    ]
+
+
 def test_every_rule_has_a_known_bad_model() -> None:
     elsewhere = {
-        "missing-precision", "memory", "varying-dimension", "large-constant", "file-size",
+        "missing-precision", "memory", "varying-dimension", "cut-samples", "large-constant", "file-size",
         "zero-point", "channel-axis", "quantized-add", "quantized-attention", "onnx-value-dependent-shape",
         "onnx-unsupported-operation",
     }  # fmt: skip  # tests of their own below, and in test_preflight_onnx.py

@@ -15,6 +15,7 @@ from edgeattn.converters.preflight.view import GraphView, look
 from edgeattn.engines import TENSORRT, TREATMENT, precision_of
 from edgeattn.errors import OutputError, UnsupportedError, unknown_name
 from edgeattn.evaluation.data import Data
+from edgeattn.evaluation.task_data import TaskData
 from edgeattn.model import Arrays, EdgeModel
 from edgeattn.pipeline.steps.options import ConvertOptions
 from edgeattn.pipeline.steps.recipes import recipes
@@ -55,7 +56,8 @@ def foresee(
     names = recipes(target, backend, options.precision)
     asked = tuple(dict.fromkeys(map(precision_of, names)))
     ranges = all(TREATMENT[name] == "int8" for name in names if precision_of(name) == "int8")
-    return judge(views, Question(model, target, backend, asked, data is not None, ranges))
+    cut = data.cut if isinstance(data, TaskData) else ""
+    return judge(views, Question(model, target, backend, asked, data is not None, ranges, cut))
 
 
 def calibration_sample(model: EdgeModel, data: Data | None) -> dict[str, Arrays]:

@@ -109,7 +109,8 @@ def test_similarities_are_the_sources(
     backend = "onnxruntime" if TARGETS[target] == "tensorrt" else None  # which runs the same file on a host
     with load(conversion.bundle(target), backend) as session:
         got = similarities(session.run, tokens)
-    np.testing.assert_allclose(got, similarity_of_the_source, atol=1e-4)
+    # Engines are within 3e-7; LayerNorms with an epsilon of 1e-5 move a cosine of two layers by 8e-5.
+    np.testing.assert_allclose(got, similarity_of_the_source, atol=1e-5)
 
 
 @pytest.mark.slow

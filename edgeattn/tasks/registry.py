@@ -12,7 +12,9 @@ from edgeattn.tasks.anything import Anything
 from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
 from edgeattn.tasks.forecasting import Forecasting, Regression
 from edgeattn.tasks.link_prediction import LinkPrediction
+from edgeattn.tasks.policy import Policy
 from edgeattn.tasks.question_answering import QuestionAnswering
+from edgeattn.tasks.recommendation import Recommendation
 from edgeattn.tasks.speaker_verification import SpeakerVerification
 from edgeattn.tasks.speech_enhancement import SpeechEnhancement
 from edgeattn.tasks.speech_recognition import SpeechRecognition
@@ -31,9 +33,11 @@ TASKS: Mapping[str, type[Task]] = {
         SpeechRecognition,
         SpeakerVerification,
         SpeechEnhancement,
+        Recommendation,
         LinkPrediction,
         Forecasting,
         Regression,
+        Policy,
         Anything,
     )
 }

@@ -24,7 +24,7 @@ from edgeattn.results.gates import (
 
 
 def score(metric: str, value: float) -> Score:
-    return Score(metric, value, (value, value), (0.0,), (1.0,))
+    return Score(metric, value, (value, value), (0.0,), (1.0,), higher_is_better=metric != "wer")
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def attention() -> Iterator[Case]:
     wide = {"w": normal(8, 16, scale=0.3), "b": normal(16, seed="b")}
     yield contrib("Attention", {"x": X}, wide, {**HALF, "qkv_hidden_sizes": [4, 4, 8]})
     coded = {"x": integers(2, 5, 8, high=255, dtype=np.uint8)}
-    held = {"w": integers(8, 24, low=-99, high=99, dtype=np.int8), "b": QKV["b"], "xs": scalar(0.02),
+    held = {"w": integers(8, 24, low=-63, high=63, dtype=np.int8), "b": QKV["b"], "xs": scalar(0.02),
             "ws": scalar(0.01), "xz": scalar(120, np.uint8), "wz": scalar(0, np.int8)}  # fmt: skip
     for given in ({}, {"m": MASK}):
         order = ("x", "w", "b", "xs", "ws", "m" if given else "", "xz", "wz")

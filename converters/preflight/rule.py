@@ -24,6 +24,7 @@ class Question:
     Attributes:
         calibrated: whether calibration data is given.
         ranges: whether every int8 that is asked for takes ranges from calibration; False if one works without.
+        cut: which samples are longer than the model's largest size, in words; empty for none.
     """
 
     model: EdgeModel
@@ -32,6 +33,7 @@ class Question:
     precisions: tuple[str, ...]
     calibrated: bool
     ranges: bool = True
+    cut: str = ""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from edgeattn.converters.preflight.rules_operations import (
 )
 from edgeattn.converters.preflight.rules_size import flatbuffer_size, large_constant, memory, small_product
 from edgeattn.converters.preflight.rules_tracing import (
+    cut_samples,
     high_rank,
     padded_positions,
     untraceable,
@@ -96,6 +97,7 @@ RULES: Mapping[str, Rule] = {
     "untraceable": Rule(untraceable, every, ("stops",)),
     "padded-positions": Rule(padded_positions, every, ("stops", "handled")),
     "varying-dimension": Rule(varying_dimension, every, ("risk",)),
+    "cut-samples": Rule(cut_samples, every, ("risk",)),
     "value-dependent-shape": Rule(value_dependent_shape, every, ("stops", "risk")),
     "high-rank": Rule(high_rank, only(LITERT, TENSORRT), ("stops", "risk")),
     "unsupported-operation": Rule(unsupported_operation, every, ("stops",)),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from edgeattn.converters.preflight.graph import Call
-from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, Severity, at, given_as_file
+from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, is_first, Severity, at, given_as_file
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.engines import LITERT, ONNXRUNTIME, OPENVINO, TENSORRT
 
@@ -75,6 +75,16 @@ PADDED_FORM = {
     **dict.fromkeys(("nonzero", "index", "where", "masked_select"), SELECTED),
 }
 """Operation -> the form of a fixed size that is usual in its place."""
+
+
+def cut_samples(view: GraphView, question: Question) -> Iterator[Issue]:
+    """Samples of the data that are longer than the model's largest size."""
+    if question.cut and is_first(view, question):
+        yield Issue(
+            "risk",
+            f"{question.cut}: what is beyond is never seen, here and in use",
+            "convert for longer ones, with a larger --bucket NAME=SIZE",
+        )
 
 
 def value_dependent_shape(view: GraphView, question: Question) -> Iterator[Issue]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,7 @@ import numpy as np
 from edgeattn.errors import DataError
 from edgeattn.spec import ModelSpec
 from edgeattn.tasks.metric import Metric
-from edgeattn.tasks.metrics.ranking import ndcg_at
-from edgeattn.tasks.metrics.sums import ratio_metric
+from edgeattn.tasks.metrics.ranking import hits_at, ndcg_at
 from edgeattn.tasks.tables import Line, is_table, read_table
 from edgeattn.tasks.task import Arrays, Assets, Described, Encoded, Sample, Task
 
@@ -207,11 +207,15 @@ def _found(answer: Any) -> list[int]:
     return [int(item) for item, _ in answer[ITEMS]]
 
 
-def _hit(answer: Any, target: Any) -> tuple[float, float]:
-    return float(bool(set(_found(answer)[:FIRST]) & set(target))), 1.0
+def _place(answer: Any, target: Any) -> float:
+    """Of the first right item, from 1; infinite where none is found."""
+    places = (place for place, item in enumerate(_found(answer), 1) if item in target)
+    return next(places, math.inf)
 
 
-_NDCG = ndcg_at(FIRST)
+_NDCG, _HITS = ndcg_at(FIRST), hits_at(FIRST)
 NDCG = replace(_NDCG, statistics=lambda answer, target: _NDCG.statistics(_found(answer), target))
-HIT_RATE = ratio_metric(f"hr@{FIRST}", _hit)
+HIT_RATE = replace(
+    _HITS, name=f"hr@{FIRST}", statistics=lambda answer, target: _HITS.statistics(_place(answer, target), None)
+)
 """How often at least one of the right items is among the first ten."""

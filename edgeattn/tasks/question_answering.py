@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,9 +13,8 @@ from edgeattn.errors import DataError
 from edgeattn.guards.plain import strict_json
 from edgeattn.spec import ModelSpec
 from edgeattn.tasks.metric import Metric
-from edgeattn.tasks.metrics.spans import CMRC_EXACT_MATCH, CMRC_F1, SQUAD_EXACT_MATCH, SQUAD_F1
-from edgeattn.tasks.metrics.sums import ratio_metric
-from edgeattn.tasks.questions import is_squad, read_bounded, read_squad
+from edgeattn.tasks.metrics.spans import SPAN_EXACT_MATCH, SPAN_F1
+from edgeattn.tasks.questions import MAX_INPUT_BYTES, is_squad, read_bounded, read_squad
 from edgeattn.tasks.task import Arrays, Assets, Described, Encoded, Sample, Task
 from edgeattn.tasks.texts import TextEncoder, check_takes_text, text_encoder
 
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 OUTPUTS = ("start_logits", "end_logits")
 STRIDE = 128  # tokens that two windows share, as in the scripts of BERT and transformers
 MAX_WINDOWS = 256  # of one context
-MAX_INPUT_BYTES = 2**22
-CHINESE = re.compile("[\u4e00-\u9fa5]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +101,7 @@ class QuestionAnswering(Task):
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """F1 gates, exact match is beside: of words as SQuAD counts, of characters as CMRC if answers are Chinese."""
-        return F1, EXACT_MATCH
+        return _of_texts(SPAN_F1), _of_texts(SPAN_EXACT_MATCH)
 
     def parsed(self, text: str) -> dict[str, Any]:
         """``{"question": ..., "context": ...}``, or a file of it; with ``"no_answer": true`` there may be none."""
@@ -204,14 +200,5 @@ def _windows(encode: TextEncoder, given: Mapping[str, Any]) -> Encoded:
     return Encoded(calls=tuple(calls), facts=facts, cut=cut)
 
 
-def _by_script(name: str, of_words: Metric, of_characters: Metric) -> Metric:
-    def parts(answer: Any, target: Any) -> tuple[float, float]:
-        metric = of_characters if any(map(CHINESE.search, target["answers"])) else of_words
-        amount, count, _ = metric.statistics(answer["text"], target["answers"])
-        return float(amount), float(count)
-
-    return ratio_metric(name, parts)
-
-
-F1 = _by_script("f1", SQUAD_F1, CMRC_F1)
-EXACT_MATCH = _by_script("exact-match", SQUAD_EXACT_MATCH, CMRC_EXACT_MATCH)
+def _of_texts(metric: Metric) -> Metric:
+    return replace(metric, statistics=lambda answer, target: metric.statistics(answer["text"], target["answers"]))

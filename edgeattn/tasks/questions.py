@@ -16,6 +16,7 @@ from edgeattn.tasks.tables import files_of, split_files
 
 ENDS = (".json", ".json.gz")
 MAX_BYTES = 2**28
+MAX_INPUT_BYTES = 2**22  # of a file that "edgeattn run" is given
 FORM = '{"data": [{"paragraphs": [{"context": ..., "qas": [{"question": ..., "answers": [{"text": ...}]}]}]}]}'
 
 

@@ -15,6 +15,8 @@ from edgeattn.tasks.link_prediction import LinkPrediction
 from edgeattn.tasks.policy import Policy
 from edgeattn.tasks.question_answering import QuestionAnswering
 from edgeattn.tasks.recommendation import Recommendation
+from edgeattn.tasks.retrieval import Retrieval
+from edgeattn.tasks.sentence_similarity import SentenceSimilarity
 from edgeattn.tasks.speaker_verification import SpeakerVerification
 from edgeattn.tasks.speech_enhancement import SpeechEnhancement
 from edgeattn.tasks.speech_recognition import SpeechRecognition
@@ -28,6 +30,8 @@ TASKS: Mapping[str, type[Task]] = {
         TextClassification,
         TokenClassification,
         QuestionAnswering,
+        SentenceSimilarity,
+        Retrieval,
         KeywordSpotting,
         AudioClassification,
         SpeechRecognition,

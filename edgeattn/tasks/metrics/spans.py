@@ -18,6 +18,7 @@ from edgeattn.tasks.metrics.sums import ratio_metric
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
+CHINESE = re.compile("[\u4e00-\u9fa5]")
 CMRC_PUNCTUATION = frozenset("-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』")
 CMRC_PARTS = re.compile(r"[\u4e00-\u9fa5]|[^\W\u4e00-\u9fa5]+|[^\w\s]")
 
@@ -98,3 +99,19 @@ CMRC_EXACT_MATCH = _best("cmrc-exact-match", lambda answer: [kept] if (kept := c
 
 CMRC_F1 = _best("cmrc-f1", cmrc_characters, _cmrc_f1)
 """F1 by the longest run that an answer and the best accepted one share, see :func:`cmrc_characters`."""
+
+
+def _by_script(name: str, of_words: Metric, of_characters: Metric) -> Metric:
+    def parts(answer: Any, target: Any) -> tuple[float, float]:
+        chinese = any(CHINESE.search(one) for one in (target_texts(target) if target else ()))
+        amount, count, _ = (of_characters if chinese else of_words).statistics(answer, target)
+        return float(amount), float(count)
+
+    return ratio_metric(name, parts)
+
+
+SPAN_F1 = _by_script("f1", SQUAD_F1, CMRC_F1)
+""":data:`CMRC_F1` where an accepted answer holds a Chinese character, :data:`SQUAD_F1` elsewhere."""
+
+SPAN_EXACT_MATCH = _by_script("exact-match", SQUAD_EXACT_MATCH, CMRC_EXACT_MATCH)
+""":data:`CMRC_EXACT_MATCH` where an accepted answer holds a Chinese character, :data:`SQUAD_EXACT_MATCH` elsewhere."""

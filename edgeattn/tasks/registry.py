@@ -11,6 +11,7 @@ from edgeattn.spec import from_json, to_json
 from edgeattn.tasks.anything import Anything
 from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
 from edgeattn.tasks.forecasting import Forecasting, Regression
+from edgeattn.tasks.language_model import LanguageModel
 from edgeattn.tasks.link_prediction import LinkPrediction
 from edgeattn.tasks.policy import Policy
 from edgeattn.tasks.question_answering import QuestionAnswering
@@ -30,6 +31,7 @@ TASKS: Mapping[str, type[Task]] = {
         TextClassification,
         TokenClassification,
         QuestionAnswering,
+        LanguageModel,
         SentenceSimilarity,
         Retrieval,
         KeywordSpotting,

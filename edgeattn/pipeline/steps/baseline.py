@@ -16,6 +16,7 @@ from edgeattn.evaluation.parity import Parity, merged_parity
 from edgeattn.evaluation.replay import Record, record_steps, record_stream, replay
 from edgeattn.model import Arrays, EdgeModel, Reference, ReferenceStep, one_thread
 from edgeattn.pipeline.steps.adversarial import Adversary
+from edgeattn.pipeline.steps.written import calibrated_steps
 from edgeattn.profiling.measure import white_noise
 from edgeattn.progress import Progress
 from edgeattn.runtimes import Session
@@ -109,7 +110,8 @@ def _recorded(model: EdgeModel, data: Data | None, progress: Progress) -> Baseli
             records[graph.name] = _made_up(model, graph)
             if graph.states:
                 carried.add(graph.name)
-    return Baseline(records, found.calibration, None, data, frozenset(carried))
+        calibration = calibrated_steps(Reference(model), found.calibration)
+    return Baseline(records, calibration, None, data, frozenset(carried))
 
 
 def _made_up(model: EdgeModel, graph: GraphSpec) -> tuple[Record, ...]:

@@ -91,7 +91,7 @@ FACES = {
         buckets generation jetson load onnxruntime open_session openvino selftest step tensorrt_build
     """,
     "edgeattn.runtimes.generation": """
-        GenerateOptions generate generates
+        GenerateOptions generate generates writers
     """,
     "edgeattn.sources": """
         Examples code from_graphs from_module load_data load_model metrics names outputs read_loaded read_model

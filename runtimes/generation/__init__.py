@@ -3,4 +3,4 @@
 from edgeattn.runtimes.generation.loop import generate, generates
 from edgeattn.runtimes.generation.options import GenerateOptions
 
-__all__ = ["GenerateOptions", "generate", "generates"]
+__all__ = ["GenerateOptions", "generate", "generates", "writers"]

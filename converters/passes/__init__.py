@@ -28,6 +28,7 @@ from edgeattn.converters.passes.fold_weights import fold_weights
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
 from edgeattn.converters.passes.graph import Program
 from edgeattn.converters.passes.masked_writes import masked_writes
+from edgeattn.converters.passes.one_orientation import one_orientation
 from edgeattn.converters.passes.plain_antialias import plain_antialias
 from edgeattn.converters.passes.plain_attention import plain_attention
 from edgeattn.converters.passes.plain_bags import plain_bags
@@ -41,6 +42,7 @@ from edgeattn.converters.passes.plain_einsum import plain_einsum
 from edgeattn.converters.passes.plain_flex_attention import plain_flex_attention
 from edgeattn.converters.passes.plain_fmod import plain_fmod
 from edgeattn.converters.passes.plain_functions import plain_functions
+from edgeattn.converters.passes.plain_interleaves import plain_interleaves
 from edgeattn.converters.passes.plain_likelihoods import plain_likelihoods
 from edgeattn.converters.passes.plain_one_hot import plain_one_hot
 from edgeattn.converters.passes.plain_padding import plain_padding
@@ -57,6 +59,7 @@ from edgeattn.converters.passes.stable_log_sigmoid import stable_log_sigmoid
 from edgeattn.converters.passes.tensor_operands import tensor_operands
 from edgeattn.converters.passes.whole_arithmetic import whole_arithmetic
 from edgeattn.converters.passes.whole_index import whole_index
+from edgeattn.converters.passes.whole_matrices import whole_matrices
 from edgeattn.converters.passes.whole_numbers import whole_numbers
 from edgeattn.converters.passes.whole_products import whole_products
 
@@ -80,6 +83,7 @@ FX_PASSES: tuple[Callable[[Program], int], ...] = (
     plain_pools,
     plain_bags,
     plain_cumulations,
+    plain_interleaves,
     plain_bilinear,
     plain_functions,
     tensor_operands,
@@ -115,5 +119,7 @@ ONNX_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = (
     fuse_layer_norm,
     scale_on_query,
     finite_onnx_masks,
+    one_orientation,
+    whole_matrices,
 )
 TENSORRT_PASSES: tuple[Callable[[onnx.ModelProto], int], ...] = (dense_scatters,)

@@ -71,7 +71,7 @@ PADDED_FORM = {
     "unique_consecutive": "return every step and a mask (ids[1:] != ids[:-1]); a CTC decoder drops repeats after it",
     "_unique2": "sort, and return which values differ from the one before",
     "unique_dim": "sort, and return which rows differ from the one before",
-    "repeat_interleave": "repeat by a fixed number, or gather with fixed positions and a mask",
+    "repeat_interleave": "give output_size, or repeat by a fixed number, or gather with fixed positions and a mask",
     **dict.fromkeys(("nonzero", "index", "where", "masked_select"), SELECTED),
 }
 """Operation -> the form of a fixed size that is usual in its place."""

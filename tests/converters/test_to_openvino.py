@@ -86,3 +86,36 @@ def test_of_equal_values_the_lower_place_comes_first(tmp_path: Path) -> None:
     artifact = to_openvino(export_onnx(model, tmp_path), tmp_path, "fp32")
     got = deployed_once(artifact, model)["places"]
     np.testing.assert_array_equal(got, model.run(model.example["main"])["places"])
+
+
+def test_a_square_weight_read_plainly_and_transposed_is_right_both_times(tmp_path: Path) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(32, 32))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            inner = x @ self.weight
+            return {"inner": inner, "y": torch.nn.functional.linear(x + 1, self.weight)}
+
+    torch.manual_seed(0)
+    model = as_model("tied", Tied(), x=torch.randn(2, 32))
+    got = deployed_once(to_openvino(export_onnx(model, tmp_path), tmp_path, "fp32"), model)
+    for output, expected in model.run(model.example["main"]).items():
+        np.testing.assert_allclose(got[output], expected, atol=1e-4)
+
+
+def test_additive_attention_with_a_soft_cap_loads(tmp_path: Path) -> None:
+    class Additive(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vector = torch.nn.Parameter(torch.randn(8))
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            scores = torch.tanh(x.unsqueeze(-2) + x.unsqueeze(-3)) @ self.vector
+            return {"y": torch.softmax(torch.tanh(scores / 30) * 30, -1) @ x}
+
+    torch.manual_seed(0)
+    model = as_model("additive", Additive(), x=torch.randn(2, 5, 8))
+    got = deployed_once(to_openvino(export_onnx(model, tmp_path), tmp_path, "fp32"), model)
+    np.testing.assert_allclose(got["y"], model.run(model.example["main"])["y"], atol=1e-5)

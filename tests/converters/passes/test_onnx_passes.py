@@ -14,8 +14,10 @@ from onnx.reference import ReferenceEvaluator
 from edgeattn.converters.passes.dense_scatters import dense_scatters
 from edgeattn.converters.passes.finite_onnx_masks import finite_onnx_masks
 from edgeattn.converters.passes.fuse_layer_norm import fuse_layer_norm
+from edgeattn.converters.passes.one_orientation import one_orientation
 from edgeattn.converters.passes.plain_constants import plain_constants
 from edgeattn.converters.passes.scale_on_query import scale_on_query
+from edgeattn.converters.passes.whole_matrices import whole_matrices
 
 FLOAT = TensorProto.FLOAT
 RNG = np.random.default_rng(0)
@@ -337,3 +339,37 @@ def test_a_scatter_that_only_writes_stays() -> None:
     node = helper.make_node("ScatterElements", ["x", "i", "u"], ["y"], axis=0)
     model = model_of([node], {"x": [6, 8], "u": [6, 8]}, i=np.zeros((6, 8), np.int64))
     assert dense_scatters(model) == 0
+
+
+@pytest.mark.parametrize(("shape", "equal", "copies"), [((8, 8), True, 1), ((8, 8), False, 0), ((8, 16), True, 0)])
+def test_a_square_weight_read_both_ways_gets_a_transposed_copy(
+    shape: tuple[int, int], equal: bool, copies: int
+) -> None:
+    weight = RNG.standard_normal(shape).astype(np.float32)
+    other = weight.copy() if equal else weight + 1
+    nodes = [
+        node("MatMul", "x one", "h"),
+        node("Gemm", "h two", "first", transB=1),
+        node("Gemm", "h two", "second", transB=1, alpha=2.0),
+        node("Add", "first second", "y"),
+    ]
+    model = model_of(nodes, {"x": [5, 8]}, one=weight, two=other)
+    x = RNG.standard_normal((5, 8)).astype(np.float32)
+    expected = run(model, x=x)
+    assert one_orientation(model) == 2 * copies
+    assert one_orientation(model) == 0
+    assert len(model.graph.initializer) == 2
+    np.testing.assert_allclose(run(model, x=x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "count"), [("Mul", 1), ("Div", 1), ("Add", 0)])
+def test_a_scaled_product_with_a_vector_is_one_with_a_matrix(scale: str, count: int) -> None:
+    vector = RNG.standard_normal(8).astype(np.float32)
+    nodes = [node("MatMul", "x vector", "scores"), node(scale, "scores factor", "y")]
+    model = model_of(nodes, {"x": [2, 5, 6, 8]}, vector=vector, factor=np.float32(3))
+    x = RNG.standard_normal((2, 5, 6, 8)).astype(np.float32)
+    expected = run(model, x=x)
+    assert whole_matrices(model) == count
+    assert whole_matrices(model) == 0
+    assert ops(model) == (["MatMul", "Reshape", scale] if count else ["MatMul", scale])
+    np.testing.assert_allclose(run(model, x=x), expected, rtol=1e-5, atol=1e-6)

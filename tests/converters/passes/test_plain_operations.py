@@ -20,9 +20,11 @@ from edgeattn.converters.passes.plain_bags import plain_bags
 from edgeattn.converters.passes.plain_bilinear import plain_bilinear
 from edgeattn.converters.passes.plain_cumulations import plain_cumulations
 from edgeattn.converters.passes.plain_functions import plain_functions
+from edgeattn.converters.passes.plain_interleaves import plain_interleaves
 from edgeattn.converters.passes.plain_pools import plain_pools
 from edgeattn.converters.passes.plain_scatters import plain_scatters
 from edgeattn.converters.passes.plain_writes import plain_writes
+from edgeattn.converters.passes.repeated_heads import repeated_heads
 from tests.converters.passes.tracing import Pass, operators, run, traced
 
 Function = Callable[..., Any]
@@ -354,3 +356,34 @@ def test_a_function_is_said_in_others(function: Function, gone: str) -> None:
 def test_a_median_whose_place_is_read_stays() -> None:
     _, counts = traced(Apply(lambda x: x.median(-1)), drawn(0, (4, 9)), plain_functions)
     assert counts == {"plain_functions": 0}
+
+
+REGULATED: tuple[tuple[Function, str], ...] = (
+    (lambda x, n: x.repeat_interleave(n, 1, output_size=12), "an axis"),
+    (lambda x, n: x[:, torch.repeat_interleave(n, output_size=12)], "places"),
+    (lambda x, n: (x * n[:, None]).flatten()[:6].repeat_interleave(n, output_size=12), "no axis"),
+)
+
+
+@pytest.mark.parametrize("repeats", [[1, 2, 0, 4, 3, 2], [0, 0, 12, 0, 0, 0], [0, 0, 0, 0, 0, 12], [2] * 6], ids=str)
+@pytest.mark.parametrize("function", [row[0] for row in REGULATED], ids=[row[1] for row in REGULATED])
+def test_a_length_regulator_of_a_known_size_has_no_interleave_left(function: Function, repeats: list[int]) -> None:
+    example = {"x": torch.randn(2, 6, 8), "n": torch.tensor([2, 2, 1, 0, 5, 2])}
+    program, counts = traced(Apply(function), example, plain_interleaves)
+    assert counts == {"plain_interleaves": 1}
+    assert "repeat_interleave" not in operators(program)
+    other = {"x": torch.randn(2, 6, 8), "n": torch.tensor(repeats)}
+    torch.testing.assert_close(run(program, other), function(*other.values()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 5, 4), (2, 3, 5, 4)], ids=str)
+@pytest.mark.parametrize("dim", [1, -2, None], ids=str)
+def test_heads_are_interleaved_by_concat(shape: tuple[int, ...], dim: int | None) -> None:
+    check(lambda x: x.repeat_interleave(3, dim), (shape,), (repeated_heads,), "repeat_interleave")
+    check(lambda x: x.repeat_interleave(3, dim=dim), (shape,), (repeated_heads,), "repeat_interleave")
+
+
+def test_repeats_without_a_size_stay_for_preflight_to_refuse() -> None:
+    module = Apply(lambda x, n: x.repeat_interleave(n, 1))
+    _, counts = traced(module, {"x": torch.randn(2, 3), "n": torch.tensor([1, 2, 0])}, plain_interleaves)
+    assert counts == {"plain_interleaves": 0}

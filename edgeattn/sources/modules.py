@@ -297,9 +297,10 @@ def _graph_spec(name: str, graph: Graph, module: torch.nn.Module, example: Array
             if name_of not in there:
                 raise ModelError(f"graph {name!r}: state {taken!r}: {unknown_name('tensor', name_of, there)}")
         if example[taken].shape != first[given].shape or example[taken].dtype != first[given].dtype:
-            raise ModelError(
+            raise UnsupportedError(
                 f"graph {name!r}: state {taken!r} is {example[taken].dtype}{list(example[taken].shape)}, but the next "
-                f"one, {given!r}, is {first[given].dtype}{list(first[given].shape)}"
+                f"one, {given!r}, is {first[given].dtype}{list(first[given].shape)}; engines have fixed sizes: keep a "
+                "cache of the longest length with a position or a mask beside it, or drop as many entries as are added"
             )
     for taken, axes in graph.dims.items():
         if taken not in example or any(not 0 <= axis < example[taken].ndim for axis in axes):

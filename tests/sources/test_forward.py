@@ -15,7 +15,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from edgeattn.converters.trace import trace
 from edgeattn.errors import UnsupportedError
+from edgeattn.model import Graph
 from edgeattn.sources import from_module
+from edgeattn.sources.modules import from_graphs
 
 HALF, BRAIN, DOUBLE = torch.float16, torch.bfloat16, torch.float64
 
@@ -178,6 +180,21 @@ def test_quantization_aware_training_leaves_its_scales(backend: str) -> None:
 def test_an_output_without_elements_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"output 'output_1' has no elements \(\[1, 0\]\)"):
         from_module(Layers(lambda _, x: (x, x[:, :0])), (torch.ones(1, 3),), "empty")
+
+
+class Growing(nn.Module):
+    """A cache that is one entry longer after each step."""
+
+    def forward(self, x: Tensor, cache: Tensor) -> dict[str, Tensor]:
+        grown = torch.cat((cache, x), 1)
+        return {"y": grown.sum(1), "next_cache": grown}
+
+
+def test_a_state_that_grows_is_refused_as_what_engines_lack() -> None:
+    graph = Graph(Growing(), {"x": torch.ones(1, 1, 4), "cache": torch.ones(1, 7, 4)}, {"cache": "next_cache"})
+    wanted = r"'cache' is float32\[1, 7, 4\], but the next one, 'next_cache', is float32\[1, 8, 4\]; engines have fixed"
+    with pytest.raises(UnsupportedError, match=wanted):
+        from_graphs({"main": graph}, "growing")
 
 
 class Counting(nn.Module):

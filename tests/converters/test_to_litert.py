@@ -251,3 +251,17 @@ def test_an_unknown_precision_is_refused_with_the_valid_ones(tmp_path: Path) -> 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     to_tflite(generic_models()["attention"], tmp_path, "fp32")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_single_head_repeated_for_all_queries_keeps_its_shape(tmp_path: Path) -> None:
+    class MultiQuery(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            queries = x.view(2, 6, 2, 4).transpose(1, 2)
+            keys = x[..., :4].unsqueeze(1).repeat_interleave(2, 1)
+            repeated = x[..., 4:].unsqueeze(1).repeat_interleave(2, 1)
+            return {"scores": queries @ keys.mT, "both": repeated @ keys.transpose(-1, -2)}
+
+    model = as_model("multi-query", MultiQuery(), x=torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0)))
+    got = deployed_once(to_tflite(model, tmp_path, "fp32"), model)
+    for name, expected in model.run(model.example["main"]).items():
+        np.testing.assert_allclose(got[name], expected, atol=1e-5)

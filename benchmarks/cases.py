@@ -156,7 +156,8 @@ def oracle(reference: str, model: Any) -> Any:
     made = getattr(sys.modules[f"_edgeattn_source_{Path(file).stem}"], factory)()
     if isinstance(made, tuple) and isinstance(made[0], torch.nn.Module):
         made[0].eval()
-    if not (isinstance(made, tuple) and isinstance(made[0], torch.nn.Module) and len(model.spec.graphs) == 1):
+    stateless = len(model.spec.graphs) == 1 and not model.spec.graphs[0].states
+    if not (isinstance(made, tuple) and isinstance(made[0], torch.nn.Module) and stateless):
         return lambda inputs, graph: list(model.run(inputs, graph).values())  # several graphs, states
 
     def run(inputs: Mapping[str, np.ndarray], _: str) -> list[np.ndarray]:

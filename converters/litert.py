@@ -14,12 +14,11 @@ import numpy as np
 
 from edgeattn.converters.conversion import Conversion
 from edgeattn.converters.trace import (
-    compare,
+    compare_with_source,
     conversion_error,
     example_tensors,
     first_line,
     named_wrapper,
-    reference_outputs,
     strip_wrapper,
     trace,
     wrapper_prefix,
@@ -110,7 +109,7 @@ def _halved(model: EdgeModel, single: Artifact) -> Artifact:
 
 def _compare_with_source(model: EdgeModel, graph: GraphSpec, path: Path, tolerance: float, tool: str) -> None:
     got = _run(path, graph, model.example[graph.name], wrapper_prefix(model.modules[graph.name]))
-    compare(reference_outputs(model, graph), got, tolerance, graph.name, tool)
+    compare_with_source(model, graph, got, tolerance, tool)
 
 
 def _convert(model: EdgeModel, directory: Path) -> dict[str, Path]:

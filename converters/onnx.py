@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgeattn.converters.trace import (
-    compare,
+    compare_with_source,
     conversion_error,
     example_tensors,
     first_line,
-    reference_outputs,
     strip_wrapper,
     trace,
     wrapper_prefix,
@@ -143,7 +142,7 @@ def _export_graph(model: EdgeModel, graph: GraphSpec, path: Path) -> Path:
     got = _run(path, graph, model.example[graph.name])
     rounds = quantized or getattr(model.modules[graph.name], "rounds", False)
     least = QUANTIZED_SQNR_DB if rounds else None
-    compare(reference_outputs(model, graph), got, MAX_ABS_FP32, graph.name, "ONNX", least)
+    compare_with_source(model, graph, got, MAX_ABS_FP32, "ONNX", least)
     return path
 
 

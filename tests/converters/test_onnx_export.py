@@ -26,7 +26,7 @@ from edgeattn.converters.onnx import (
 )
 from edgeattn.converters.openvino import to_openvino
 from edgeattn.converters.preflight.judge import preflight
-from edgeattn.converters.trace import compare, trace
+from edgeattn.converters.trace import compare, compare_with_source, trace
 from edgeattn.errors import ConversionError
 from edgeattn.graphs.layers import module_path
 from edgeattn.guards.silence import silenced
@@ -434,3 +434,15 @@ def test_an_input_that_no_node_reads_stays_an_input_in_the_older_exporter_too() 
         proto = exported_second(model, graph, trace(model, graph))
     assert [value.name for value in proto.graph.input] == ["unread", "x"]
     onnx.checker.check_model(proto)
+
+
+@pytest.mark.parametrize(("x", "reason"), [(1.0, "hangs on roundings of the example inputs"), (1.5, "please report")])
+def test_a_difference_that_torch_has_itself_is_told_from_one_that_it_has_not(x: float, reason: str) -> None:
+    class Floor(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"y": torch.floor(x)}
+
+    model = as_model("floor", Floor(), x=torch.full((2, 8), x))
+    other = {"y": model.run(model.example["main"])["y"] - 1}
+    with pytest.raises(ConversionError, match=reason):
+        compare_with_source(model, model.spec.graphs[0], other, 1e-4, "ONNX")

@@ -379,8 +379,8 @@ def compare_with_source(
         raise ConversionError(
             f"graph {graph.name!r}: output {restless} hangs on roundings of the example inputs: changed by "
             f"{ROUNDING:.0e} of themselves they give another one in torch too (a floor or a threshold at its edge, the "
-            "largest of near ties, a division by almost nothing), so no engine gives the same; give example inputs away "
-            "from such edges, or return what is computed before"
+            "largest of near ties, a division by almost nothing), so no engine gives the same; give example inputs "
+            "away from such edges, or return what is computed before"
         ) from error
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from edgeattn.converters.preflight.graph import Call
-from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, is_first, Severity, at, given_as_file
+from edgeattn.converters.preflight.rule import NO_CHANGE, Issue, Question, Severity, at, given_as_file, is_first
 from edgeattn.converters.preflight.view import GraphView
 from edgeattn.engines import LITERT, ONNXRUNTIME, OPENVINO, TENSORRT
 

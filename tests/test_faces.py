@@ -95,7 +95,7 @@ FACES = {
     """,
     "edgeattn.sources": """
         Examples code from_graphs from_module load_data load_model metrics names outputs read_loaded read_model
-        sizes tasks with_task
+        sizes tasks text_sizes with_task
     """,
     "edgeattn.sources.huggingface": """
         checkpoint directory

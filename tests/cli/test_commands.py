@@ -369,7 +369,7 @@ def test_a_bad_bundle_is_refused_in_one_line(
     message = {
         "missing": "bad.edge: no such bundle",
         "changed": "was changed",
-        "future": "format version 99, this edgeattn reads up to 2; update edgeattn",
+        "future": "format version 99, this edgeattn reads up to 3; update edgeattn",
         "outside": "'../../etc/passwd' is not a path inside the bundle",
     }[case]
     if case == "changed":

@@ -88,6 +88,8 @@ FURTHER = {
     "targets/devices/runner": "targets/devices/test_ssh.py",
     "targets/loader": "targets/test_targets.py",
     "targets/target": "targets/test_targets.py",
+    "tasks/image_inputs": "tasks/test_image_classification.py",
+    "tasks/image_labels": "tasks/test_image_classification.py",
     "tasks/labels": "tasks/test_text_classification.py",
     "tasks/pipeline": "pipeline/test_run.py",
     "tasks/texts": "tasks/test_text_classification.py",

@@ -141,7 +141,7 @@ def _load_function(given: Given) -> ArrayData:
 
 
 def _is_own(task: Task, path: Path) -> bool:
-    return path.suffix not in ARRAYS and task.recognises(path)
+    return task.recognises_arrays(path) if path.suffix in ARRAYS else task.recognises(path)
 
 
 def _load_task(given: Given) -> TaskData:

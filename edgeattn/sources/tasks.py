@@ -74,6 +74,8 @@ def load_samples(
         raise DataError(f"{path}: no sample to measure on; at least 2 different ones are needed, or a split")
     name = path.resolve().name
     origin = f"{name}/{divided.split}" if divided.split else name
+    if remark := task.remark(path):
+        origin += f" ({remark})"
     return encoded_data(
         task, spec, assets, [samples[i] for i in divided.evaluation], [samples[i] for i in divided.calibration], origin
     )

@@ -11,6 +11,7 @@ from edgeattn.spec import from_json, to_json
 from edgeattn.tasks.anything import Anything
 from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
 from edgeattn.tasks.forecasting import Forecasting, Regression
+from edgeattn.tasks.image_classification import ImageClassification
 from edgeattn.tasks.language_model import LanguageModel
 from edgeattn.tasks.link_prediction import LinkPrediction
 from edgeattn.tasks.policy import Policy
@@ -34,6 +35,7 @@ TASKS: Mapping[str, type[Task]] = {
         LanguageModel,
         SentenceSimilarity,
         Retrieval,
+        ImageClassification,
         KeywordSpotting,
         AudioClassification,
         SpeechRecognition,

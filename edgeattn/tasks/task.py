@@ -139,6 +139,11 @@ class Task(abc.ABC):
         """Whether a path looks like this task's form of data; which file it is, not whether it is right."""
         return path.exists()
 
+    @classmethod
+    def recognises_arrays(cls, path: Path) -> bool:
+        """Whether an .npz is this task's own form of data, and not arrays named like the model's inputs."""
+        return False
+
     @abc.abstractmethod
     def read(self, path: Path, assets: Assets) -> Sequence[Sample]:
         """All samples of ``--data``.
@@ -146,6 +151,10 @@ class Task(abc.ABC):
         Raises:
             DataError: naming the line or file, and what was expected there.
         """
+
+    def remark(self, path: Path) -> str:
+        """What a reader of the figures must know of how the data was read; empty for nothing."""
+        return ""
 
     def array_targets(self, target: Any, encoded: Encoded) -> tuple[Arrays, ...]:
         """What the outputs of each call should be, by output, for training; empty where that is not known."""

@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def is_left_out(item: pytest.Item) -> bool:
         cell: Mapping[str, Any] = item.callspec.params if hasattr(item, "callspec") else {}
-        if {"pruned", "engine"} <= set(cell):
+        if {"pruned", "engine"} <= set(cell) and cell["pruned"] in engine_of:  # other rooms have such names, too
             return bool(cell["engine"] != engine_of[cell["pruned"]])
         if not {"loaded", "engine"} <= set(cell):
             return False

@@ -1,0 +1,119 @@
+"""Images into classes: what is on a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from edgeattn.spec import ModelSpec
+from edgeattn.tasks.image_inputs import content_key, holds_arrays, image_files, image_input, pixels_of, to_input
+from edgeattn.tasks.image_labels import ARRAYS, numbering, read_labelled
+from edgeattn.tasks.images.settings import ImageSettings
+from edgeattn.tasks.labels import IGNORED, best_class, of_scores, scored, why_broken
+from edgeattn.tasks.metric import Metric
+from edgeattn.tasks.metrics.classification import ACCURACY, top_k_accuracy
+from edgeattn.tasks.task import Arrays, Assets, Described, Encoded, Sample, Task
+from edgeattn.tasks.text_classification import class_scores
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TOP = 5  # beside the first; it tells nothing of five classes or fewer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassification(Task):
+    """See the module.
+
+    Attributes:
+        input: that takes the pixels.
+        settings: how pixels become it.
+        output: that holds a score per class, float [1, classes].
+        classes: how many there are.
+        labels: their names, see :func:`~edgeattn.tasks.labels.names_of`.
+    """
+
+    name: ClassVar[str] = "image-classification"
+    summary: ClassVar[str] = "a class per image: what is on a picture"
+    forms: ClassVar[str] = (
+        "a folder of images per class (or such ones in train, val, test), a table (.csv, .tsv, .jsonl) of path and "
+        "label, or an .npz of images and labels"
+    )
+    measured: ClassVar[tuple[str, ...]] = ("accuracy", "top-5-accuracy")
+    plain: ClassVar[bool] = True
+    model_tasks: ClassVar[tuple[str, ...]] = ("image-classification",)
+
+    input: str
+    settings: ImageSettings
+    output: str
+    classes: int
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def fitted(cls, model: Described) -> Self:
+        """See :class:`~edgeattn.tasks.task.Task`."""
+        name, settings = image_input(model, "labelled images are for an image classifier")
+        output, classes = class_scores(model, "labelled images are for an image classifier")
+        return cls(input=name, settings=settings, output=output, classes=classes, labels=model.labels[:classes])
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """A folder, a table of files, or an npz of images and labels."""
+        return path.exists()
+
+    @classmethod
+    def recognises_arrays(cls, path: Path) -> bool:
+        """An npz of images and labels."""
+        return holds_arrays(path, ARRAYS)
+
+    def read(self, path: Path, assets: Assets) -> Sequence[Sample]:
+        """Images with the number of their class."""
+        return read_labelled(path, self.labels, self.classes, image_files, content_key)
+
+    def remark(self, path: Path) -> str:
+        """How folders were numbered, where the model does not say."""
+        return numbering(path, self.labels, self.classes)
+
+    def array_targets(self, target: Any, encoded: Encoded) -> tuple[Arrays, ...]:
+        """See :class:`~edgeattn.tasks.task.Task`."""
+        return ({self.output: np.array([IGNORED if target is None else target])},) * len(encoded.calls)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Accuracy of the best class; beside it, of more than five classes, whether the right one is among five."""
+        beside = (top_k_accuracy(TOP),) if self.classes > TOP else ()
+        return (of_scores(ACCURACY), *beside)
+
+    def parsed(self, text: str) -> np.ndarray:
+        """The pixels of an image file."""
+        return pixels_of(Path(text))
+
+    def encoder(self, spec: ModelSpec, assets: Assets) -> Callable[[Any], Encoded]:
+        """See :class:`~edgeattn.tasks.task.Task`."""
+        made = to_input(self.input, self.settings)
+        return lambda given: Encoded(calls=(made(pixels_of(given)),))
+
+    def answer(self, outputs: Sequence[Arrays], facts: Mapping[str, Any]) -> list[float]:
+        """Its scores by class."""
+        return [float(score) for score in outputs[0][self.output].ravel()]
+
+    def described(self, answer: Any) -> Any:
+        """The best classes by name, with probabilities."""
+        return scored(self.labels, np.array(answer))
+
+    def line(self, answer: Any) -> str:
+        """``tabby cat 0.98``."""
+        best = self.described(answer)[0]
+        return f"{best['label']} {best['score']:.2f}"
+
+    def as_target(self, answer: Any) -> int:
+        """The class that the source says."""
+        return best_class(answer)
+
+    def broken(self, value: float, answers: Sequence[Any], targets: Sequence[Any]) -> str:
+        """See :func:`~edgeattn.tasks.labels.why_broken`."""
+        return why_broken(value, list(map(best_class, answers)), targets)

@@ -24,6 +24,7 @@ from edgeattn.tasks.speech_enhancement import SpeechEnhancement
 from edgeattn.tasks.speech_recognition import SpeechRecognition
 from edgeattn.tasks.task import Described, Task
 from edgeattn.tasks.text_classification import TextClassification
+from edgeattn.tasks.text_generation import Dialogue, Summarization, Translation
 from edgeattn.tasks.token_classification import TokenClassification
 
 TASKS: Mapping[str, type[Task]] = {
@@ -32,6 +33,9 @@ TASKS: Mapping[str, type[Task]] = {
         TextClassification,
         TokenClassification,
         QuestionAnswering,
+        Translation,
+        Summarization,
+        Dialogue,
         LanguageModel,
         SentenceSimilarity,
         Retrieval,

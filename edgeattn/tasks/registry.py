@@ -18,6 +18,7 @@ from edgeattn.tasks.policy import Policy
 from edgeattn.tasks.question_answering import QuestionAnswering
 from edgeattn.tasks.recommendation import Recommendation
 from edgeattn.tasks.retrieval import Retrieval
+from edgeattn.tasks.segmentation import Segmentation
 from edgeattn.tasks.sentence_similarity import SentenceSimilarity
 from edgeattn.tasks.speaker_verification import SpeakerVerification
 from edgeattn.tasks.speech_enhancement import SpeechEnhancement
@@ -40,6 +41,7 @@ TASKS: Mapping[str, type[Task]] = {
         SentenceSimilarity,
         Retrieval,
         ImageClassification,
+        Segmentation,
         KeywordSpotting,
         AudioClassification,
         SpeechRecognition,

@@ -88,6 +88,7 @@ FURTHER = {
     "targets/devices/runner": "targets/devices/test_ssh.py",
     "targets/loader": "targets/test_targets.py",
     "targets/target": "targets/test_targets.py",
+    "tasks/boxes": "tasks/test_detection.py",
     "tasks/image_inputs": "tasks/test_image_classification.py",
     "tasks/image_labels": "tasks/test_image_classification.py",
     "tasks/labels": "tasks/test_text_classification.py",

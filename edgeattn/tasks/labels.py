@@ -19,7 +19,7 @@ FEWEST = 2
 
 
 def names_of(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """Names of the classes in their order, "" for one without; empty where config.json names none (``id2label``)."""
+    """Names of the classes in their order up to the last that has one, "" for one without (``id2label``)."""
     listed = config.get("id2label")
     if not isinstance(listed, dict):
         return ()
@@ -28,7 +28,7 @@ def names_of(config: Mapping[str, Any], classes: int) -> tuple[str, ...]:
         for key, name in listed.items()
         if isinstance(name, str) and re.fullmatch("[0-9]{1,9}", str(key)) and int(key) < classes
     }
-    return tuple(found.get(number, "") for number in range(classes)) if found else ()
+    return tuple(found.get(number, "") for number in range(max(found) + 1)) if found else ()
 
 
 class Labels:

@@ -10,6 +10,7 @@ from edgeattn.errors import DataError, InputError, unknown_name
 from edgeattn.spec import from_json, to_json
 from edgeattn.tasks.anything import Anything
 from edgeattn.tasks.audio_classification import AudioClassification, KeywordSpotting
+from edgeattn.tasks.detection import Detection
 from edgeattn.tasks.forecasting import Forecasting, Regression
 from edgeattn.tasks.image_classification import ImageClassification
 from edgeattn.tasks.language_model import LanguageModel
@@ -42,6 +43,7 @@ TASKS: Mapping[str, type[Task]] = {
         Retrieval,
         ImageClassification,
         Segmentation,
+        Detection,
         KeywordSpotting,
         AudioClassification,
         SpeechRecognition,

@@ -90,7 +90,6 @@ FURTHER = {
     "targets/target": "targets/test_targets.py",
     "tasks/boxes": "tasks/test_detection.py",
     "tasks/image_inputs": "tasks/test_image_classification.py",
-    "tasks/image_labels": "tasks/test_image_classification.py",
     "tasks/labels": "tasks/test_text_classification.py",
     "tasks/pipeline": "pipeline/test_run.py",
     "tasks/texts": "tasks/test_text_classification.py",

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgeattn.spec import ModelSpec
-from edgeattn.tasks.image_inputs import content_key, holds_arrays, image_files, image_input, pixels_of, to_input
+from edgeattn.tasks.image_inputs import (
+    content_key,
+    folders,
+    has_images,
+    holds_arrays,
+    image_files,
+    image_input,
+    pixels_of,
+    to_input,
+)
 from edgeattn.tasks.image_labels import ARRAYS, numbering, read_labelled
 from edgeattn.tasks.images.settings import ImageSettings
 from edgeattn.tasks.labels import IGNORED, best_class, of_scores, scored, why_broken
 from edgeattn.tasks.metric import Metric
 from edgeattn.tasks.metrics.classification import ACCURACY, top_k_accuracy
+from edgeattn.tasks.tables import is_table
 from edgeattn.tasks.task import Arrays, Assets, Described, Encoded, Sample, Task
 from edgeattn.tasks.text_classification import class_scores
 
@@ -41,7 +51,7 @@ class ImageClassification(Task):
     summary: ClassVar[str] = "a class per image: what is on a picture"
     forms: ClassVar[str] = (
         "a folder of images per class (or such ones in train, val, test), a table (.csv, .tsv, .jsonl) of path and "
-        "label, or an .npz of images and labels"
+        "label, an .npz of images and labels, or a folder of images without labels"
     )
     measured: ClassVar[tuple[str, ...]] = ("accuracy", "top-5-accuracy")
     plain: ClassVar[bool] = True
@@ -71,12 +81,14 @@ class ImageClassification(Task):
         return holds_arrays(path, ARRAYS)
 
     def read(self, path: Path, assets: Assets) -> Sequence[Sample]:
-        """Images with the number of their class."""
+        """Images with the number of their class; those of a folder without folders have none."""
+        if _is_unlabelled(path):
+            return [Sample(given=file, place=str(file), key=content_key(file)) for file in image_files(path, path)]
         return read_labelled(path, self.labels, self.classes, image_files, content_key)
 
     def remark(self, path: Path) -> str:
         """How folders were numbered, where the model does not say."""
-        return numbering(path, self.labels, self.classes)
+        return "" if _is_unlabelled(path) else numbering(path, self.labels, self.classes)
 
     def array_targets(self, target: Any, encoded: Encoded) -> tuple[Arrays, ...]:
         """See :class:`~edgeattn.tasks.task.Task`."""
@@ -117,3 +129,8 @@ class ImageClassification(Task):
     def broken(self, value: float, answers: Sequence[Any], targets: Sequence[Any]) -> str:
         """See :func:`~edgeattn.tasks.labels.why_broken`."""
         return why_broken(value, list(map(best_class, answers)), targets)
+
+
+def _is_unlabelled(path: Path) -> bool:
+    """Whether a folder holds images themselves, and none per class."""
+    return has_images(path) and not folders(path) and not is_table(path)

@@ -14,7 +14,6 @@ from edgeattn.tasks.tables import is_table
 from edgeattn.tasks.task import Sample
 
 ARRAYS = ("images", "labels")
-FEWEST = 2  # classes
 
 
 def read_labelled(
@@ -44,8 +43,8 @@ def read_labelled(
     else:
         samples = list(_folders(path, Labels(folder_names(path, names, classes), classes), listed, key))
     found = {sample.target for sample in samples} - {None}
-    if samples and len(found) < FEWEST:
-        raise DataError(f"{path}: expected samples of at least {FEWEST} classes, and all of these are of one")
+    if len(found) == 1 and len(samples) > 1:
+        raise DataError(f"{path}: expected samples of at least 2 classes, and all of these are of one")
     return samples
 
 

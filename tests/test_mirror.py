@@ -89,6 +89,7 @@ FURTHER = {
     "targets/loader": "targets/test_targets.py",
     "targets/target": "targets/test_targets.py",
     "tasks/boxes": "tasks/test_detection.py",
+    "tasks/classification": "tasks/test_text_classification.py",
     "tasks/image_inputs": "tasks/test_image_classification.py",
     "tasks/labels": "tasks/test_text_classification.py",
     "tasks/pipeline": "pipeline/test_run.py",

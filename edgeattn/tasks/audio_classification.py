@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +11,8 @@ import numpy as np
 
 from edgeattn.errors import DataError
 from edgeattn.spec import ModelSpec
-from edgeattn.tasks.labels import IGNORED, Labels, best_class, of_scores, scored, why_broken
+from edgeattn.tasks.classification import Classification, class_scores
+from edgeattn.tasks.labels import Labels, best_class, of_scores
 from edgeattn.tasks.metric import Metric
 from edgeattn.tasks.metrics.classification import ACCURACY, macro_f1
 from edgeattn.tasks.metrics.keyword import FALSE_ALARMS_PER_HOUR
@@ -26,8 +27,7 @@ from edgeattn.tasks.sounds import (
     sound_encoder,
     sound_input,
 )
-from edgeattn.tasks.task import Arrays, Assets, Described, Encoded, Sample, Task
-from edgeattn.tasks.text_classification import class_scores
+from edgeattn.tasks.task import Assets, Described, Encoded, Sample
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,27 +37,20 @@ BACKGROUND = ("_silence_", "silence", "_background_noise_", "background", "noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioClassification(Task):
+class AudioClassification(Classification):
     """See the module.
 
     Attributes:
         sound: how a recording becomes the input.
-        output: that holds a score per class, float [1, classes].
-        classes: how many there are.
-        labels: their names, see :func:`~edgeattn.tasks.labels.names_of`.
     """
 
     name: ClassVar[str] = "audio-classification"
     summary: ClassVar[str] = "a class per recording: a sound, a command, a language"
     forms: ClassVar[str] = "a directory with a folder of recordings per class, or with transcripts.tsv of path and text"
     measured: ClassVar[tuple[str, ...]] = ("accuracy", "macro-f1")
-    plain: ClassVar[bool] = True
     model_tasks: ClassVar[tuple[str, ...]] = ("audio-classification",)
 
     sound: SoundInput
-    output: str
-    classes: int
-    labels: tuple[str, ...] = ()
 
     @classmethod
     def fitted(cls, model: Described) -> Self:
@@ -89,10 +82,6 @@ class AudioClassification(Task):
 
         return [sample(heard) for heard in (listed(path) if table else in_folders(path))]
 
-    def array_targets(self, target: Any, encoded: Encoded) -> tuple[Arrays, ...]:
-        """See :class:`~edgeattn.tasks.task.Task`."""
-        return ({self.output: np.array([IGNORED if target is None else target])},)
-
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Accuracy; macro F1 beside it."""
@@ -105,27 +94,6 @@ class AudioClassification(Task):
     def encoder(self, spec: ModelSpec, assets: Assets) -> Callable[[Any], Encoded]:
         """See :class:`~edgeattn.tasks.task.Task`."""
         return sound_encoder(self.sound, spec)
-
-    def answer(self, outputs: Sequence[Arrays], facts: Mapping[str, Any]) -> list[float]:
-        """Its scores by class."""
-        return [float(score) for score in outputs[0][self.output].ravel()]
-
-    def described(self, answer: Any) -> Any:
-        """The best classes by name, with probabilities."""
-        return scored(self.labels, np.array(answer))
-
-    def line(self, answer: Any) -> str:
-        """``yes 0.98``."""
-        best = self.described(answer)[0]
-        return f"{best['label']} {best['score']:.2f}"
-
-    def as_target(self, answer: Any) -> int:
-        """The class that the source says."""
-        return best_class(answer)
-
-    def broken(self, value: float, answers: Sequence[Any], targets: Sequence[Any]) -> str:
-        """See :func:`~edgeattn.tasks.labels.why_broken`."""
-        return why_broken(value, list(map(best_class, answers)), targets)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from edgeattn.spec import ModelSpec
+from edgeattn.tasks.classification import Classification, class_scores
 from edgeattn.tasks.image_inputs import (
     content_key,
     folders,
@@ -22,12 +23,11 @@ from edgeattn.tasks.image_inputs import (
 )
 from edgeattn.tasks.image_labels import ARRAYS, numbering, read_labelled
 from edgeattn.tasks.images.settings import ImageSettings
-from edgeattn.tasks.labels import IGNORED, best_class, of_scores, scored, why_broken
+from edgeattn.tasks.labels import of_scores
 from edgeattn.tasks.metric import Metric
 from edgeattn.tasks.metrics.classification import ACCURACY, top_k_accuracy
 from edgeattn.tasks.tables import is_table
-from edgeattn.tasks.task import Arrays, Assets, Described, Encoded, Sample, Task
-from edgeattn.tasks.text_classification import class_scores
+from edgeattn.tasks.task import Assets, Described, Encoded, Sample
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,15 +36,12 @@ TOP = 5  # beside the first; it tells nothing of five classes or fewer
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageClassification(Task):
+class ImageClassification(Classification):
     """See the module.
 
     Attributes:
         input: that takes the pixels.
         settings: how pixels become it.
-        output: that holds a score per class, float [1, classes].
-        classes: how many there are.
-        labels: their names, see :func:`~edgeattn.tasks.labels.names_of`.
     """
 
     name: ClassVar[str] = "image-classification"
@@ -54,14 +51,10 @@ class ImageClassification(Task):
         "label, an .npz of images and labels, or a folder of images without labels"
     )
     measured: ClassVar[tuple[str, ...]] = ("accuracy", "top-5-accuracy")
-    plain: ClassVar[bool] = True
     model_tasks: ClassVar[tuple[str, ...]] = ("image-classification",)
 
     input: str
     settings: ImageSettings
-    output: str
-    classes: int
-    labels: tuple[str, ...] = ()
 
     @classmethod
     def fitted(cls, model: Described) -> Self:
@@ -90,10 +83,6 @@ class ImageClassification(Task):
         """How folders were numbered, where the model does not say."""
         return "" if _is_unlabelled(path) else numbering(path, self.labels, self.classes)
 
-    def array_targets(self, target: Any, encoded: Encoded) -> tuple[Arrays, ...]:
-        """See :class:`~edgeattn.tasks.task.Task`."""
-        return ({self.output: np.array([IGNORED if target is None else target])},) * len(encoded.calls)
-
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Accuracy of the best class; beside it, of more than five classes, whether the right one is among five."""
@@ -108,27 +97,6 @@ class ImageClassification(Task):
         """See :class:`~edgeattn.tasks.task.Task`."""
         made = to_input(self.input, self.settings)
         return lambda given: Encoded(calls=(made(pixels_of(given)),))
-
-    def answer(self, outputs: Sequence[Arrays], facts: Mapping[str, Any]) -> list[float]:
-        """Its scores by class."""
-        return [float(score) for score in outputs[0][self.output].ravel()]
-
-    def described(self, answer: Any) -> Any:
-        """The best classes by name, with probabilities."""
-        return scored(self.labels, np.array(answer))
-
-    def line(self, answer: Any) -> str:
-        """``tabby cat 0.98``."""
-        best = self.described(answer)[0]
-        return f"{best['label']} {best['score']:.2f}"
-
-    def as_target(self, answer: Any) -> int:
-        """The class that the source says."""
-        return best_class(answer)
-
-    def broken(self, value: float, answers: Sequence[Any], targets: Sequence[Any]) -> str:
-        """See :func:`~edgeattn.tasks.labels.why_broken`."""
-        return why_broken(value, list(map(best_class, answers)), targets)
 
 
 def _is_unlabelled(path: Path) -> bool:

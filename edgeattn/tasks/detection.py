@@ -13,6 +13,7 @@ from edgeattn.errors import DataError
 from edgeattn.spec import ModelSpec
 from edgeattn.tasks.boxes import is_boxes, read_boxes
 from edgeattn.tasks.image_inputs import image_input, pixels_of, to_input
+from edgeattn.tasks.images.masks import IGNORED, mask_to_input
 from edgeattn.tasks.images.placement import placement
 from edgeattn.tasks.images.settings import ImageSettings
 from edgeattn.tasks.metric import Metric
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 MOST = 100  # boxes of an image, the best ones, as COCO counts
+MASK = "pixel_mask"  # what transformers calls it
 SHOWN = 0.5  # score from which people are told a box
 
 
@@ -39,6 +41,8 @@ class Detection(Task):
         classes: how many there are, without "nothing".
         nothing: whether classes exclude each other and one is "nothing" (softmax, DETR); else each has a sigmoid of
             its own.
+        mask: input that says which pixels are the image and which are padding, int64 [1, h, w]; empty without. Boxes
+            are then shares of the image, as DETR learns them, and not of the padded input.
         labels: their names, see :func:`~edgeattn.tasks.labels.names_of`.
     """
 
@@ -56,13 +60,14 @@ class Detection(Task):
     boxes: str
     classes: int
     nothing: bool
+    mask: str = ""
     labels: tuple[str, ...] = ()
 
     @classmethod
     def fitted(cls, model: Described) -> Self:
         """See :class:`~edgeattn.tasks.task.Task`."""
         what = "a model that gives logits [1, boxes, classes] and pred_boxes [1, boxes, 4]"
-        name, settings = image_input(model, "images with boxes are for a detector", beside=("pixel_mask",))
+        name, settings = image_input(model, "images with boxes are for a detector", beside=(MASK,))
         scores, shape = the_output(model, 3, ("logits",), what)
         boxes, corners = the_output(model, 3, ("pred_boxes",), what)
         if scores == boxes or corners != (1, shape[1], 4):
@@ -70,10 +75,16 @@ class Detection(Task):
         named = len(model.labels)
         nothing = named == 0 or shape[2] == named + 1
         classes = shape[2] - nothing
-        labels = model.labels[:classes]
+        if named not in (0, classes):
+            raise DataError(
+                f"expected scores of the {named} classes that config.json names (id2label), or of one more for "
+                f"nothing; this model {model.told}"
+            )
+        mask = MASK if any(tensor.name == MASK for tensor in model.graph.inputs) else ""
         return cls(
-            input=name, settings=settings, scores=scores, boxes=boxes, classes=classes, nothing=nothing, labels=labels
-        )
+            input=name, settings=settings, scores=scores, boxes=boxes, classes=classes, nothing=nothing, mask=mask,
+            labels=model.labels,
+        )  # fmt: skip
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -96,21 +107,30 @@ class Detection(Task):
     def encoder(self, spec: ModelSpec, assets: Assets) -> Callable[[Any], Encoded]:
         """See :class:`~edgeattn.tasks.task.Task`."""
         made = to_input(self.input, self.settings)
+        dtypes = {tensor.name: tensor.dtype for tensor in Described(spec=spec).graph.inputs}
 
         def encoded(given: Any) -> Encoded:
             pixels = pixels_of(given)
-            return Encoded(calls=(made(pixels),), facts={"h": pixels.shape[0], "w": pixels.shape[1]})
+            call = made(pixels)
+            if self.mask:
+                seen = mask_to_input(np.zeros(pixels.shape[:2], np.uint8), self.settings) != IGNORED
+                call[self.mask] = seen[None].astype(dtypes[self.mask])
+            return Encoded(calls=(call,), facts={"h": pixels.shape[0], "w": pixels.shape[1]})
 
         return encoded
 
     def answer(self, outputs: Sequence[Arrays], facts: Mapping[str, Any]) -> list[list[float]]:
         """At most 100 boxes, best first: x_min, y_min, x_max, y_max in pixels of the image, score, class."""
         logits = np.asarray(outputs[0][self.scores][0], np.float64)
-        scores = _softmax(logits)[:, :-1] if self.nothing else 1 / (1 + np.exp(-logits))
+        scores = _softmax(logits)[:, :-1] if self.nothing else _sigmoid(logits)
         center, size = np.split(np.asarray(outputs[0][self.boxes][0], np.float64), 2, axis=-1)
         corners = np.concatenate([center - size / 2, center + size / 2], -1)
-        corners *= np.array([self.settings.width, self.settings.height] * 2)
-        corners = placement(self.settings, int(facts["h"]), int(facts["w"])).boxes_to_image(corners)
+        h, w = int(facts["h"]), int(facts["w"])
+        if self.mask:
+            corners = np.clip(corners * np.array([w, h] * 2), 0.0, np.array([w, h] * 2))
+        else:
+            corners *= np.array([self.settings.width, self.settings.height] * 2)
+            corners = placement(self.settings, h, w).boxes_to_image(corners)
         if self.nothing:
             rows, kinds = np.arange(len(scores)), scores.argmax(-1)
         else:
@@ -149,3 +169,7 @@ class Detection(Task):
 def _softmax(logits: np.ndarray) -> np.ndarray:
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1 + np.tanh(logits / 2)))  # exp would overflow

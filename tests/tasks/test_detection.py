@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from edgeattn.errors import DataError, InputError
 from edgeattn.model import EdgeModel, Reference
-from edgeattn.tasks import Pipeline, stored
+from edgeattn.spec import GraphSpec, ModelSpec, TensorSpec
+from edgeattn.tasks import Described, Pipeline, stored
 from edgeattn.tasks.detection import Detection
 from tests.tasks.end_to_end import Gives, loaded, model_for, scored_by_onnxruntime, scored_everywhere, task_of
 
@@ -183,7 +184,7 @@ def test_a_wrong_entry_is_named(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>", "without a DOCTYPE or entities"),
+        ("<!DOCTYPE x [<!ENTITY a 'b'>]><annotation/>", "without a DOCTYPE"),
         ("<annotation>", "not XML"),
         ("<annotation/>", r"expected a number in size/width, got None"),
         ("<annotation>" + " " * 2**20 + "</annotation>", "at most 1048576 bytes"),
@@ -195,6 +196,52 @@ def test_wrong_xml_is_named(tmp_path: Path, model: EdgeModel, content: str, mess
     (root / "2.xml").write_text(content)
     with pytest.raises(DataError, match=rf"2\.xml: .*{message}"):
         loaded(model, root)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_a_doctype_is_refused_in_every_encoding(tmp_path: Path, model: EdgeModel, encoding: str) -> None:
+    path = voc(tmp_path / "set")
+    file = next(path.rglob("2.xml"))
+    text = file.read_text().replace("<annotation>", "<!DOCTYPE a [<!ENTITY e 'red'>]><annotation>", 1)
+    assert "DOCTYPE" in text
+    file.write_bytes(text.encode(encoding))
+    with pytest.raises(DataError, match=r"2\.xml: expected XML without a DOCTYPE"):
+        loaded(model, path)
+
+
+def test_labels_that_fit_neither_kind_of_scores_are_refused() -> None:
+    spec = spec_of(9)
+    with pytest.raises(DataError, match=r"scores of the 3 classes that config\.json names"):
+        Detection.fitted(Described(spec=spec, labels=LABELS))
+
+
+def test_a_mask_tells_padding_and_boxes_are_shares_of_the_image() -> None:
+    spec = spec_of(4, TensorSpec("pixel_mask", "int64", (1, SIDE, SIDE)))
+    processor = {
+        "image_processor_type": "DetrImageProcessor", "do_resize": True, "do_normalize": False, "do_pad": True,
+        "size": {"shortest_edge": SIDE // 2, "longest_edge": SIDE}, "resample": 2,
+    }  # fmt: skip
+    task = Detection.fitted(Described(spec=spec, labels=LABELS, processor=processor))
+    encoded = task.encoder(spec, {})(np.full((20, 40, 3), 255, np.uint8))
+    mask = encoded.calls[0]["pixel_mask"]
+    assert mask.dtype == np.int64
+    assert np.array_equal(mask[0], np.arange(SIDE)[:, None].repeat(SIDE, 1) < SIDE // 2)  # half as tall as wide
+    logits = np.full((1, 1, 4), -800.0, np.float32)
+    logits[0, 0, 1] = 800.0
+    outputs = {"logits": logits, "pred_boxes": np.array([[[0.5, 0.5, 0.5, 1.5]]], np.float32)}
+    assert task.answer([outputs], encoded.facts) == [[10.0, 0.0, 30.0, 20.0, 1.0, 1.0]]
+
+
+def test_large_logits_do_not_overflow() -> None:
+    task = Detection.fitted(Described(spec=spec_of(3), labels=LABELS))
+    outputs = {"logits": np.array([[[-8e4, 8e4, 0]]], np.float32), "pred_boxes": np.full((1, 1, 4), 0.5, np.float32)}
+    assert [row[4] for row in task.answer([outputs], {"h": 8, "w": 8})] == [1.0, 0.5, 0.0]
+
+
+def spec_of(classes: int, *beside: TensorSpec) -> ModelSpec:
+    taken = (TensorSpec("pixel_values", "float32", (1, 3, SIDE, SIDE)), *beside)
+    given = (TensorSpec("logits", "float32", (1, 1, classes)), TensorSpec("pred_boxes", "float32", (1, 1, 4)))
+    return ModelSpec("net", "object-detection", (GraphSpec("main", taken, given),))
 
 
 def test_an_image_without_boxes_of_its_own_is_named(tmp_path: Path, model: EdgeModel) -> None:

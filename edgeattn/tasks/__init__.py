@@ -23,6 +23,7 @@ __all__ = [
     "restored",
     "stored",
     "tables",
+    "tagged",
     "task",
     "task_named",
     "task_of_manifest",

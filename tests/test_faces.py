@@ -126,8 +126,8 @@ FACES = {
         list_targets roofline supports_2_4 target
     """,
     "edgeattn.tasks": """
-        Described Encoded Metric Pipeline Sample TASKS Task anything labels metric recognised restored stored tables tagged
-        task task_named task_of_manifest text_classification texts
+        Described Encoded Metric Pipeline Sample TASKS Task anything labels metric recognised restored stored tables
+        tagged task task_named task_of_manifest text_classification texts
     """,
     "edgeattn.tasks.images": """
         clips masks placement preprocess processor reading resize settings

@@ -112,8 +112,8 @@ class EngineStep(abc.ABC):
         Raises:
             InputError: for a state that is missing or has another shape, and as the class says.
         """
-        check_states(self.graph, values)
         with self.turn:
+            check_states(self.graph, values)
             self.write_states(values)
             self._runs = 0
 

@@ -337,8 +337,8 @@ def test_a_temporary_directory_that_is_really_full_is_refused_before_any_waiting
 
 
 def phases_of(*candidates: int) -> int:
-    """Preflight, recording, its metric, then per target: build, parity, metric of each candidate, timing, profile."""
-    return 3 + sum(3 * count + 2 for count in candidates)
+    """Preflight, answers, recording, its metric, then per target: build, parity, metric of each candidate, timing, profile."""
+    return 4 + sum(3 * count + 2 for count in candidates)
 
 
 EVERY = phases_of(*(len(TRIED_BY[get_target(name).backends[0]]) for name in TARGETS))

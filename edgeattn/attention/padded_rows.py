@@ -65,7 +65,7 @@ def _zeroed(encoder: Any, result: torch.Tensor, padding: torch.Tensor) -> torch.
 
     hidden = padding.to(result.dtype) if padding.dtype == torch.bool else (padding != 0).to(result.dtype)
     if getattr(encoder, "mask_check", True) and hidden.shape[1] > 1:
-        shown_again = (hidden[:, :-1] - hidden[:, 1:]).amax((0, 1))  # 1 where something is seen behind padding
+        shown_again = (hidden[:, :-1] - hidden[:, 1:]).amax()  # 1 where something is seen behind padding
         hidden = hidden * (1.0 - shown_again.clamp(0.0, 1.0))
     zeros = result.new_zeros(result.shape[-1])
     at_padding = zeros if encoder.norm is None else encoder.norm(zeros)

@@ -45,24 +45,3 @@ def test_only_encoders_that_take_padding_out_are_told_and_torch_is_left_as_it_wa
             module(x)
     assert done == [id(several[0])]
     assert nn.TransformerEncoder.forward is forward
-
-
-def test_the_largest_is_asked_by_its_axes_as_the_onnx_exporter_wants_it() -> None:
-    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    encoder = torch.nn.TransformerEncoder(layer, 1).eval()
-    padding = torch.tensor([[False, True, False, True]])
-    with torch.no_grad(), zeros_at_padding():
-        program = torch.export.export(Padded(encoder), (torch.randn(1, 4, 8), padding), strict=False)
-    calls = [node for node in program.graph.nodes if node.target is torch.ops.aten.amax.default]
-    assert calls
-    assert all(len(node.args) > 1 for node in calls)
-
-
-class Padded(torch.nn.Module):
-    def __init__(self, encoder: torch.nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.encoder(x, src_key_padding_mask=padding)
-        return result

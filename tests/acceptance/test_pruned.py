@@ -33,6 +33,7 @@ from edgeattn.sources import load_data, load_model
 from edgeattn.targets import get_target
 from tests.conversions import Watch
 from tests.kwt1 import kwt1_data, kwt1_edge_model
+from tests.processors import needs_int8_dot
 
 SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 ARTIFACTS = (("openvino", "cpu", "fp32"), ("openvino", "cpu", "int8-static"), ("litert", "mobile", "fp32"))
@@ -81,6 +82,7 @@ def pruned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize(("engine", "target", "recipe"), ARTIFACTS)
+@needs_int8_dot
 def test_an_artifact_of_the_pruned_model_keeps_its_gates(
     pruned: tuple[EdgeModel, Exports], engine: str, target: str, recipe: str
 ) -> None:

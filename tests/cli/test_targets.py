@@ -18,6 +18,7 @@ from edgeattn.targets import get_target, list_targets
 from edgeattn.targets.calibration import calibration_path, read_calibration
 from edgeattn.targets.devices.qemu_root import EMULATOR, FACTS, Root, python_of, requirements
 from tests.cli.conftest import Command
+from tests.processors import needs_int8_dot
 
 
 def test_the_table_shows_what_estimates_are_made_from(edgeattn: Command) -> None:
@@ -61,6 +62,7 @@ def test_an_engine_that_cannot_be_calibrated_here_is_refused(
 
 
 @pytest.mark.slow
+@needs_int8_dot
 def test_calibrating_keeps_what_it_measured(edgeattn: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     few = functools.partial(calibrating.calibrate, loads=(of_size(Size(8, 64, 1)), of_size(Size(48, 96, 1))))

@@ -17,6 +17,7 @@ from edgeattn.progress import Quiet
 from edgeattn.targets import host_target
 from edgeattn.targets.calibration import Sample, keep_calibration, read_calibration, with_measured
 from edgeattn.targets.roofline import estimate
+from tests.processors import needs_int8_dot
 
 SMALL = (Size(8, 64, 1), Size(32, 96, 1), Size(64, 128, 1), Size(48, 64, 2))
 NOISE = 3.0  # a busy host's factor; estimates promise a range on a quiet one
@@ -56,6 +57,7 @@ def test_copying_has_a_bandwidth() -> None:
 
 
 @pytest.mark.slow
+@needs_int8_dot
 def test_a_model_that_was_not_fitted_lies_in_the_range_of_its_estimate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

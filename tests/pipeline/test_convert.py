@@ -337,7 +337,7 @@ def test_a_temporary_directory_that_is_really_full_is_refused_before_any_waiting
 
 
 def phases_of(*candidates: int) -> int:
-    """Preflight, answers, recording, its metric, then per target: build, parity, metric of each candidate, timing, profile."""
+    """Preflight, answers, recording, metric; per target: build, parity, metric of each candidate, timing, profile."""
     return 4 + sum(3 * count + 2 for count in candidates)
 
 

@@ -37,6 +37,7 @@ from edgeattn.runtimes import open_session
 from edgeattn.runtimes.tensorrt_build import BuildRecipe, build_engine
 from edgeattn.spec import HIDDEN
 from tests.converters.samples import Arrays, as_model
+from tests.processors import needs_int8_dot
 
 STEPS = 150
 DEFAULT_DB = 40  # what the default keeps of the speech model, at least; measured 42.7
@@ -145,6 +146,7 @@ def run_db(path: Path, source: Path, samples: Sequence[Arrays]) -> float:
 
 
 @pytest.mark.slow
+@needs_int8_dot
 def test_the_default_keeps_the_stream() -> None:
     assert streamed_db(speech().quantized) >= DEFAULT_DB
     assert streamed_db(speech().quantized, 6) >= DEFAULT_DB - 2  # the first chunks, whose caches are empty
@@ -186,6 +188,7 @@ def test_quantized_residual_adds_destroy_a_model_with_outliers(tmp_path: Path) -
     assert left <= kept - 20  # 0.5 dB
 
 
+@needs_int8_dot
 def test_quantized_residual_adds_cost_the_speech_model_2_db(tmp_path: Path) -> None:
     """Its residual stream has no outliers, so the damage is small; 16 Adds, measured 42.7 -> 40.3 dB."""
     given = speech()
@@ -284,6 +287,7 @@ def memory_stream(run: Callable[[Arrays], Mapping[str, np.ndarray]], seed: int) 
     return inputs, np.stack(outputs).astype(np.float64)
 
 
+@needs_int8_dot
 def test_calibration_on_empty_states_clips_what_a_stream_accumulates(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = as_model("memory", Memory(), x=torch.randn(1, 8, 32), state=torch.zeros(1, 32, 32))
@@ -312,6 +316,7 @@ def scales(path: Path) -> dict[str, float]:
     return {t.name: float(numpy_helper.to_array(t)) for t in graph.initializer if t.name in read}
 
 
+@needs_int8_dot
 def test_calibration_on_empty_states_costs_the_speech_model_a_little(tmp_path: Path) -> None:
     """A LayerNorm stands before nearly every layer of it and mends the ranges: measured 42.7 -> 39.1 dB."""
     given = speech()

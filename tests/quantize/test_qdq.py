@@ -46,6 +46,7 @@ from tests.converters.samples import (
     sqnr_db,
     stream_model,
 )
+from tests.processors import needs_int8_dot
 
 
 @functools.cache
@@ -102,6 +103,7 @@ def test_one_activation_is_quantized_once_for_query_key_and_value() -> None:
     assert len(sources) == len(set(sources))
 
 
+@needs_int8_dot
 def test_the_stream_keeps_20_db_and_does_not_drift() -> None:
     artifact = Artifact("onnxruntime", "int8", {GRAPH: quantized()}, "")
     expected, got = reference_stream()[1], deployed_stream(artifact)
@@ -158,6 +160,7 @@ class Tied(nn.Module):
         return {"y": torch.nn.functional.linear(torch.tanh(hidden), self.weight)}
 
 
+@needs_int8_dot
 def test_a_weight_used_both_ways_keeps_its_axes_apart(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = as_model("tied", Tied(), x=torch.randn(1, 20, 32))
@@ -248,6 +251,7 @@ def simulated(model: EdgeModel, treatment: Treatment, limit: int, scale: float) 
     ("treatment", "narrow", "limit"),
     [("int8", False, 127), ("int8", True, 63), ("int8-weights", False, 127), ("int4-weights", False, 7)],
 )
+@needs_int8_dot
 def test_each_treatment_computes_what_numpy_says(
     treatment: Treatment, narrow: bool, limit: int, shape: tuple[int, ...], tmp_path: Path
 ) -> None:
